@@ -1,0 +1,81 @@
+//! What a virtual machine is made of: the VMM's whole configuration.
+
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// Everything the VMM needs to know to build one machine.
+///
+/// Paths are opened by the VMM before it gives up its privileges; nothing is opened afterwards.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MachineConfig {
+    /// Number of vCPUs, 1 to what KVM allows.
+    pub vcpus: u32,
+    /// Guest memory, MiB.
+    pub memory_mib: u64,
+    /// Guest kernel: an ELF `vmlinux` or a `bzImage`.
+    pub kernel: PathBuf,
+    /// Guest image, loaded as the initial RAM file system.
+    pub initrd: Option<PathBuf>,
+    /// Words added to the kernel command line after the VMM's own.
+    #[serde(default)]
+    pub cmdline: String,
+    /// Where the serial console is logged; bounded, created with mode 0600. `None`: thrown away.
+    pub console_log: Option<PathBuf>,
+    /// virtio-blk devices, in order: vda, vdb, …
+    #[serde(default)]
+    pub disks: Vec<DiskConfig>,
+    /// virtio-vsock device.
+    pub vsock: Option<VsockConfig>,
+    /// virtio-fs devices.
+    #[serde(default)]
+    pub shared_dirs: Vec<FsConfig>,
+    /// How the VMM confines itself before the guest runs.
+    pub jail: JailConfig,
+}
+
+/// One virtio-blk device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskConfig {
+    /// A raw image file or a block device.
+    pub path: PathBuf,
+    /// Opened read-only on the host and offered with `VIRTIO_BLK_F_RO`.
+    pub read_only: bool,
+    /// `VIRTIO_BLK_T_GET_ID`, at most 20 bytes.
+    pub serial: String,
+}
+
+/// The virtio-vsock device. Host-initiated streams come by [`crate::control::Command::Connect`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VsockConfig {
+    /// The guest's context id, 3 or more.
+    pub guest_cid: u32,
+    /// Host ports (CID 2) that the guest may connect to; any other is reset.
+    pub host_ports: Vec<u32>,
+}
+
+/// One virtio-fs device, served by a vhost-user process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FsConfig {
+    /// Mount tag, at most 36 bytes.
+    pub tag: String,
+    /// Index, among the descriptors that came with the configuration, of a connected
+    /// vhost-user socket to the file server.
+    pub socket_fd: usize,
+}
+
+/// How the VMM confines itself before the guest runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JailConfig {
+    /// Becomes the process's uid and gid; not 0 except in tests.
+    pub uid: u32,
+    /// See `uid`.
+    pub gid: u32,
+    /// `false` only where the caller is not root (unit tests): then no namespaces, uid or root change,
+    /// but no_new_privs and the seccomp filters all the same.
+    pub namespaces: bool,
+}
