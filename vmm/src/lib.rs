@@ -1,1 +1,5 @@
-//! Placeholder.
+//! The virtual machine monitor: builds one machine from a `MachineConfig`, confines itself, runs it.
+
+pub mod bus;
+pub mod devices;
+pub mod virtio;

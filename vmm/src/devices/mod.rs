@@ -1,0 +1,1 @@
+//! Devices of the machine: each a front and a worker.

@@ -1,0 +1,3 @@
+//! The VMM process.
+
+fn main() {}
