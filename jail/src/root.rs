@@ -1,0 +1,84 @@
+//! What a confined process sees as `/`.
+
+use crate::error::{JailError, Step, StepResult};
+use rustix::fs::CWD;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags,
+    OpenTreeFlags, UnmountFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen,
+    mount_change, move_mount, open_tree, unmount,
+};
+use rustix::process::{chdir, fchdir, pivot_root};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+
+/// What a confined process sees as `/`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Root {
+    /// The file system as it is, in the caller's mount namespace.
+    Unchanged,
+    /// An empty directory that nobody can write to.
+    Empty,
+    /// A directory of the host and the mounts beneath it, and nothing else.
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// Whether what the host mounts beneath the directory later appears in the jail (never the other
+        /// way round). The directory has to lie on a mount with shared propagation.
+        receive_mounts: bool,
+    },
+}
+
+impl Root {
+    /// Changes to the root, in a mount namespace that the caller has just made.
+    pub(crate) fn enter(&self) -> Result<(), JailError> {
+        let new_root = match self {
+            Self::Unchanged => return Ok(()),
+            Self::Empty => {
+                set_propagation(MountPropagationFlags::PRIVATE)?;
+                empty_file_system()?
+            }
+            Self::Directory { path, receive_mounts } => {
+                set_propagation(if *receive_mounts {
+                    MountPropagationFlags::DOWNSTREAM
+                } else {
+                    MountPropagationFlags::PRIVATE
+                })?;
+                let flags = OpenTreeFlags::OPEN_TREE_CLONE
+                    | OpenTreeFlags::OPEN_TREE_CLOEXEC
+                    | OpenTreeFlags::AT_RECURSIVE;
+                open_tree(CWD, path, flags).step(Step::NewRoot)?
+            }
+        };
+        change_to(&new_root)
+    }
+}
+
+/// Nothing that is mounted in this namespace from now on reaches the host.
+fn set_propagation(kind: MountPropagationFlags) -> Result<(), JailError> {
+    mount_change("/", kind | MountPropagationFlags::REC).step(Step::Propagation)
+}
+
+fn empty_file_system() -> Result<OwnedFd, JailError> {
+    let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).step(Step::NewRoot)?;
+    for (key, value) in [("size", "4096"), ("nr_inodes", "1"), ("mode", "0555")] {
+        fsconfig_set_string(context.as_fd(), key, value).step(Step::NewRoot)?;
+    }
+    fsconfig_create(context.as_fd()).step(Step::NewRoot)?;
+    let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY
+        | MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NODEV
+        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes).step(Step::NewRoot)
+}
+
+/// Puts the detached mount over `/`, makes it the root and lets go of everything that was there.
+fn change_to(new_root: &OwnedFd) -> Result<(), JailError> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    move_mount(new_root.as_fd(), "", CWD, "/", flags).step(Step::ChangeRoot)?;
+    fchdir(new_root).step(Step::ChangeRoot)?;
+    // With both arguments the same, the old root ends up on top of the new one, where "." finds it:
+    // no directory has to be made for it (pivot_root(2), "pivot_root(".", ".")").
+    pivot_root(".", ".").step(Step::ChangeRoot)?;
+    unmount(".", UnmountFlags::DETACH).step(Step::ChangeRoot)?;
+    chdir("/").step(Step::ChangeRoot)
+}

@@ -1,0 +1,341 @@
+//! A jail from the inside: each case runs in a process of its own, which enters a jail and reports what
+//! it sees, while the test looks from outside.
+//!
+//! The cases need root; without it they are skipped, with a line that says so.
+
+use jail::{Capabilities, Identity, Jail, JailError, Namespaces, Root, SyscallFilter};
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Read};
+use std::os::fd::AsRawFd;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, Stdio};
+
+const CHILD: &str = "JAIL_TEST_CHILD";
+const DIRECTORY: &str = "JAIL_TEST_DIRECTORY";
+const UID: u32 = 54_321;
+
+type TestResult = Result<(), Box<dyn Error>>;
+type Test = (&'static str, fn() -> TestResult);
+
+fn main() -> TestResult {
+    if let Ok(role) = std::env::var(CHILD) {
+        return child(&role);
+    }
+    if !rustix::process::geteuid().is_root() {
+        println!("skipped: these tests need root");
+        return Ok(());
+    }
+    let tests: [Test; 8] = [
+        ("a_jail_without_rights_has_none", a_jail_without_rights_has_none),
+        ("kept_capabilities_survive_a_new_identity", kept_capabilities_survive_a_new_identity),
+        ("the_empty_root_is_empty_and_read_only", the_empty_root_is_empty_and_read_only),
+        ("a_directory_is_all_there_is", a_directory_is_all_there_is),
+        ("a_mount_made_later_arrives_and_none_goes_back", a_mount_made_later_arrives),
+        ("a_forbidden_system_call_kills", a_forbidden_system_call_kills),
+        ("a_process_with_threads_is_refused", a_process_with_threads_is_refused),
+        ("other_descriptors_are_closed", other_descriptors_are_closed),
+    ];
+    let filter = std::env::args().skip(1).find(|a| !a.starts_with('-')).unwrap_or_default();
+    for (name, test) in tests.into_iter().filter(|(name, _)| name.contains(&filter)) {
+        print!("test {name} ... ");
+        test().inspect_err(|_| println!("FAILED"))?;
+        println!("ok");
+    }
+    Ok(())
+}
+
+// ---- the child's side -------------------------------------------------------------------------
+
+fn child(role: &str) -> TestResult {
+    match role {
+        "empty" => {
+            no_rights(Root::Empty).enter()?;
+            report("listing", &listing("/"));
+            report("outside", &reachable("/etc/passwd"));
+            report("write", &outcome(File::create("/x")));
+        }
+        "keep" => {
+            let mut jail = no_rights(Root::Empty);
+            jail.capabilities = Capabilities::CHOWN | Capabilities::DAC_OVERRIDE;
+            jail.enter()?;
+        }
+        "directory" => {
+            let link = format!("{}/../..", directory());
+            no_rights(Root::Directory { path: directory().into(), receive_mounts: false })
+                .enter()?;
+            report("listing", &listing("/"));
+            report("outside", &reachable("/etc/passwd"));
+            report("parent", &listing("/../../.."));
+            report("old path", &reachable(&link));
+            report("symlink", &outcome(fs::read_to_string("/to-passwd")));
+        }
+        "mounts" => {
+            let mut jail =
+                no_rights(Root::Directory { path: directory().into(), receive_mounts: true });
+            jail.identity = None;
+            jail.capabilities = Capabilities::SYS_ADMIN;
+            jail.enter()?;
+            rustix::mount::mount(
+                "tmpfs",
+                "/own",
+                "tmpfs",
+                rustix::mount::MountFlags::empty(),
+                None,
+            )?;
+            report("before", &listing("/late"));
+            wait();
+            report("after", &listing("/late"));
+        }
+        "seccomp" => {
+            let allowed = [libc::SYS_write, libc::SYS_exit_group];
+            SyscallFilter::new().allow(&allowed).compile()?.apply()?;
+            report("alive", "");
+            let _ = rustix::process::getppid();
+            report("survived", "");
+        }
+        "threads" => {
+            let (_keep, wait) = std::sync::mpsc::channel::<()>();
+            std::thread::spawn(move || wait.recv());
+            match no_rights(Root::Empty).enter() {
+                Err(JailError::Threads { threads: 2 }) => report("refused", ""),
+                other => return Err(format!("{other:?}").into()),
+            }
+        }
+        "descriptors" => {
+            let kept = File::open("/dev/null")?;
+            let closed = std::os::fd::IntoRawFd::into_raw_fd(File::open("/dev/null")?);
+            jail::close_other_fds(&[kept.as_raw_fd(), -1, 1 << 20])?;
+            report("kept", &outcome(kept.metadata()));
+            report("closed", &reachable(&format!("/proc/self/fd/{closed}")));
+        }
+        other => return Err(format!("no role {other}").into()),
+    }
+    report("ready", "");
+    wait();
+    Ok(())
+}
+
+fn no_rights(root: Root) -> Jail {
+    Jail {
+        identity: Some(Identity { uid: UID, gid: UID }),
+        capabilities: Capabilities::empty(),
+        root,
+        namespaces: Namespaces::ALL,
+        open_files: Some(64),
+    }
+}
+
+fn report(key: &str, value: &str) {
+    println!("{key}={value}");
+}
+
+fn outcome<T>(result: std::io::Result<T>) -> String {
+    result.map_or_else(|e| format!("{:?}", e.kind()), |_| "yes".into())
+}
+
+fn reachable(path: &str) -> String {
+    outcome(fs::symlink_metadata(path))
+}
+
+fn listing(path: &str) -> String {
+    let Ok(entries) = fs::read_dir(path) else { return "unreadable".into() };
+    let mut names: Vec<_> =
+        entries.flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    names.join(" ")
+}
+
+fn directory() -> String {
+    std::env::var(DIRECTORY).unwrap_or_default()
+}
+
+/// Until the test has looked and closes standard input, or writes a byte.
+fn wait() {
+    let _ = std::io::stdin().read(&mut [0]);
+}
+
+// ---- the test's side --------------------------------------------------------------------------
+
+struct Inside {
+    process: Child,
+    output: BufReader<ChildStdout>,
+    reports: BTreeMap<String, String>,
+}
+
+impl Inside {
+    /// Starts a child and reads its reports up to and with the one called `until`.
+    fn start(role: &str, directory: &Path, until: &str) -> Result<Self, Box<dyn Error>> {
+        let mut process = Command::new(std::env::current_exe()?)
+            .env(CHILD, role)
+            .env(DIRECTORY, directory)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let output = BufReader::new(process.stdout.take().ok_or("no output")?);
+        let mut inside = Self { process, output, reports: BTreeMap::new() };
+        inside.read_until(until)?;
+        Ok(inside)
+    }
+
+    fn read_until(&mut self, until: &str) -> TestResult {
+        loop {
+            let mut line = String::new();
+            if self.output.read_line(&mut line)? == 0 {
+                return Err(format!("ended early: {:?}", self.process.wait()?).into());
+            }
+            let (key, value) = line.trim_end().split_once('=').ok_or("not a report")?;
+            self.reports.insert(key.into(), value.into());
+            if key == until {
+                return Ok(());
+            }
+        }
+    }
+
+    fn expect(&self, key: &str, value: &str) -> TestResult {
+        check(key, self.reports.get(key).map(String::as_str), value)
+    }
+
+    /// A field of /proc/PID/status.
+    fn expect_status(&self, field: &str, value: &str) -> TestResult {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.process.id()))?;
+        let found = status.lines().find_map(|l| l.strip_prefix(field)?.strip_prefix(':'));
+        let words = found.map(|f| f.split_whitespace().collect::<Vec<_>>().join(" "));
+        check(field, words.as_deref(), value)
+    }
+
+    fn expect_capabilities(&self, kept: u64) -> TestResult {
+        for set in ["CapPrm", "CapEff", "CapBnd"] {
+            self.expect_status(set, &format!("{kept:016x}"))?;
+        }
+        for set in ["CapInh", "CapAmb"] {
+            self.expect_status(set, "0000000000000000")?;
+        }
+        self.expect_status("NoNewPrivs", "1")
+    }
+
+    fn namespace(&self, kind: &str) -> std::io::Result<PathBuf> {
+        fs::read_link(format!("/proc/{}/ns/{kind}", self.process.id()))
+    }
+}
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        drop(self.process.stdin.take());
+        let _ = self.process.wait();
+    }
+}
+
+fn check(what: &str, found: Option<&str>, expected: &str) -> TestResult {
+    if found == Some(expected) {
+        return Ok(());
+    }
+    Err(format!("{what}: found {found:?}, expected {expected:?}").into())
+}
+
+fn a_jail_without_rights_has_none() -> TestResult {
+    let inside = Inside::start("empty", Path::new(""), "ready")?;
+    inside.expect_capabilities(0)?;
+    let id = UID.to_string();
+    inside.expect_status("Uid", &[id.as_str(); 4].join(" "))?;
+    inside.expect_status("Gid", &[id.as_str(); 4].join(" "))?;
+    inside.expect_status("Groups", "")?;
+    for kind in ["mnt", "net", "ipc", "uts", "cgroup"] {
+        if inside.namespace(kind)? == fs::read_link(format!("/proc/self/ns/{kind}"))? {
+            return Err(format!("the {kind} namespace is the host's").into());
+        }
+    }
+    let limits = fs::read_to_string(format!("/proc/{}/limits", inside.process.id()))?;
+    for (name, value) in [("Max core file size", "0"), ("Max open files", "64")] {
+        let line = limits.lines().find_map(|l| l.strip_prefix(name)).ok_or(name)?;
+        check(name, line.split_whitespace().next(), value)?;
+    }
+    Ok(())
+}
+
+fn kept_capabilities_survive_a_new_identity() -> TestResult {
+    let kept = Capabilities::CHOWN | Capabilities::DAC_OVERRIDE;
+    Inside::start("keep", Path::new(""), "ready")?.expect_capabilities(kept.bits())
+}
+
+fn the_empty_root_is_empty_and_read_only() -> TestResult {
+    let inside = Inside::start("empty", Path::new(""), "ready")?;
+    inside.expect("listing", "")?;
+    inside.expect("outside", "NotFound")?;
+    inside.expect("write", "ReadOnlyFilesystem")?;
+    let mounts = fs::read_to_string(format!("/proc/{}/mounts", inside.process.id()))?;
+    check("number of mounts", Some(&mounts.lines().count().to_string()), "1")
+}
+
+fn a_directory_is_all_there_is() -> TestResult {
+    let scratch = Scratch::new("directory")?;
+    fs::write(scratch.0.join("file"), "")?;
+    std::os::unix::fs::symlink("/etc/passwd", scratch.0.join("to-passwd"))?;
+    let inside = Inside::start("directory", &scratch.0, "ready")?;
+    inside.expect("listing", "file to-passwd")?;
+    inside.expect("parent", "file to-passwd")?;
+    inside.expect("outside", "NotFound")?;
+    inside.expect("old path", "NotFound")?;
+    inside.expect("symlink", "NotFound")
+}
+
+fn a_mount_made_later_arrives() -> TestResult {
+    use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
+    let scratch = Scratch::new("mounts")?;
+    rustix::mount::mount_bind(&scratch.0, &scratch.0)?;
+    rustix::mount::mount_change(&scratch.0, MountPropagationFlags::SHARED)?;
+    let late = scratch.0.join("late");
+    fs::create_dir(&late)?;
+    fs::create_dir(scratch.0.join("own"))?;
+    let result = (|| {
+        let mut inside = Inside::start("mounts", &scratch.0, "before")?;
+        inside.expect("before", "")?;
+        rustix::mount::mount("tmpfs", &late, "tmpfs", MountFlags::empty(), None)?;
+        fs::create_dir(late.join("arrived"))?;
+        std::io::Write::write_all(inside.process.stdin.as_mut().ok_or("no stdin")?, b".")?;
+        inside.read_until("ready")?;
+        inside.expect("after", "arrived")?;
+        let own = scratch.0.join("own").display().to_string();
+        let escaped = fs::read_to_string("/proc/self/mounts")?.contains(&own);
+        check("own mount on the host", Some(&escaped.to_string()), "false")
+    })();
+    let _ = rustix::mount::unmount(&late, UnmountFlags::DETACH);
+    rustix::mount::unmount(&scratch.0, UnmountFlags::DETACH)?;
+    result
+}
+
+fn a_forbidden_system_call_kills() -> TestResult {
+    let mut inside = Inside::start("seccomp", Path::new(""), "alive")?;
+    inside.process.stdin.take();
+    let status = inside.process.wait()?;
+    check("signal", status.signal().map(|s| s.to_string()).as_deref(), &libc::SIGSYS.to_string())
+}
+
+fn a_process_with_threads_is_refused() -> TestResult {
+    Inside::start("threads", Path::new(""), "ready").map(drop)
+}
+
+fn other_descriptors_are_closed() -> TestResult {
+    let inside = Inside::start("descriptors", Path::new(""), "ready")?;
+    inside.expect("kept", "yes")?;
+    inside.expect("closed", "NotFound")
+}
+
+/// A directory that goes away with its value.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(name: &str) -> std::io::Result<Self> {
+        let path = std::env::temp_dir().join(format!("jail-test-{name}-{}", std::process::id()));
+        fs::create_dir(&path)?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
