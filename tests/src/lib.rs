@@ -1,1 +1,16 @@
-//! Placeholder.
+//! The lab: a machine in which KVM is real, whatever the host.
+//!
+//! A first-level Debian runs under QEMU's software emulation, which offers nested SVM; in it the kernel's own
+//! `kvm_amd` runs our guests. Its root is built once ([`root`]), booted once and frozen ([`machine`]),
+//! and from then on resumed in about a second. [`client`] speaks to the agent in it ([`wire`]).
+
+pub mod cache;
+pub mod client;
+pub mod containerd;
+pub mod image;
+pub mod machine;
+pub mod qemu;
+pub mod qmp;
+pub mod root;
+pub mod terminal;
+pub mod wire;

@@ -1,0 +1,133 @@
+//! Where what is expensive to make is kept, by the hash of what it is made from.
+
+use crate::wire;
+use anyhow::{Context, Result};
+use nix::fcntl::{Flock, FlockArg};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// The cache's folder: `$KATA_LIKE_CACHE`, else `kata-like` in `$XDG_CACHE_HOME` or `~/.cache`.
+///
+/// # Errors
+/// When it can't be made.
+pub fn dir() -> Result<PathBuf> {
+    let var = |name| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    let dir = var("KATA_LIKE_CACHE")
+        .or_else(|| Some(var("XDG_CACHE_HOME")?.join("kata-like")))
+        .or_else(|| Some(var("HOME")?.join(".cache/kata-like")))
+        .context("set KATA_LIKE_CACHE to a folder with 8 GB of room: neither it nor HOME is set")?;
+    std::fs::create_dir_all(&dir).with_context(|| dir.display().to_string())?;
+    Ok(dir)
+}
+
+/// A short name for a set of inputs.
+pub fn key(inputs: &[&[u8]]) -> String {
+    let mut all = Vec::new();
+    for input in inputs {
+        all.extend_from_slice(&(input.len() as u64).to_le_bytes());
+        all.extend_from_slice(input);
+    }
+    wire::hash(&all)[..12].to_owned()
+}
+
+/// Makes `dir` by `make` unless it is there. `make` gets a folder to fill, which becomes `dir` when it is
+/// complete, so that an interrupted one is never taken for whole; one process at a time does it.
+///
+/// # Errors
+/// Those of `make`, and of the file system.
+pub fn once(dir: &Path, make: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    if dir.exists() {
+        return Ok(());
+    }
+    let _lock = lock(&beside(dir, "lock"))?;
+    if dir.exists() {
+        return Ok(());
+    }
+    let part = beside(dir, "part");
+    remove(&part)?;
+    std::fs::create_dir_all(&part)?;
+    make(&part)?;
+    std::fs::rename(&part, dir).with_context(|| dir.display().to_string())
+}
+
+fn beside(dir: &Path, suffix: &str) -> PathBuf {
+    let mut name = dir.as_os_str().to_owned();
+    name.push(".");
+    name.push(suffix);
+    name.into()
+}
+
+/// Removes a folder and all in it, if there is one.
+///
+/// # Errors
+/// When something in it can't be removed.
+pub fn remove(dir: &Path) -> Result<()> {
+    match std::fs::remove_dir_all(dir) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            Err(e).with_context(|| dir.display().to_string())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Waits until this process alone holds the lock file.
+///
+/// # Errors
+/// When the file can't be made.
+pub fn lock(file: &Path) -> Result<Flock<File>> {
+    let open = || File::create(file).with_context(|| file.display().to_string());
+    match Flock::lock(open()?, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => return Ok(lock),
+        Err(_) => eprintln!("waiting for another process that holds {}", file.display()),
+    }
+    Flock::lock(open()?, FlockArg::LockExclusive)
+        .map_err(|(_, e)| e)
+        .with_context(|| file.display().to_string())
+}
+
+/// A step that takes long enough to be told about: says what is done and how long it usually takes.
+pub struct Step {
+    name: &'static str,
+    start: Instant,
+}
+
+impl Step {
+    /// Says that the step begins.
+    pub fn begin(name: &'static str, usually: &str) -> Self {
+        eprintln!("[{name}] … (usually {usually})");
+        Self { name, start: Instant::now() }
+    }
+
+    /// Says that it is done, and how long it took.
+    pub fn end(self) {
+        eprintln!("[{}] done in {:.1} s", self.name, self.start.elapsed().as_secs_f32());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_interrupted_make_leaves_nothing_that_looks_whole() {
+        let dir = std::env::temp_dir().join(format!("lab-cache-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let thing = dir.join("thing");
+        once(&thing, |part| {
+            std::fs::write(part.join("half"), "")?;
+            anyhow::bail!("interrupted")
+        })
+        .unwrap_err();
+        assert!(!thing.exists());
+        once(&thing, |part| Ok(std::fs::write(part.join("whole"), "")?)).unwrap();
+        once(&thing, |_| unreachable!("it is there")).unwrap();
+        assert!(thing.join("whole").exists() && !thing.join("half").exists());
+        remove(&dir).unwrap();
+    }
+
+    #[test]
+    fn keys_tell_where_one_input_ends() {
+        assert_ne!(key(&[b"ab", b"c"]), key(&[b"a", b"bc"]));
+    }
+}

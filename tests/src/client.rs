@@ -1,0 +1,180 @@
+//! The host's side of the lab's agent.
+
+use crate::wire::{self, Entry, EntryKind, Exec, Kind, Request};
+use anyhow::{Context, Result, bail};
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
+use std::path::Path;
+use std::time::{Duration, Instant, SystemTime};
+
+/// Where a lab's agent is reached.
+#[derive(Debug, Clone, Copy)]
+pub struct Client {
+    address: SocketAddr,
+}
+
+/// How much a [`Client::put`] moved.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Moved {
+    /// Files that had changed.
+    pub files: usize,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+impl Client {
+    /// The agent behind a port of this host.
+    pub fn new(port: u16) -> Self {
+        Self { address: (Ipv4Addr::LOCALHOST, port).into() }
+    }
+
+    fn request(&self, request: &Request) -> Result<TcpStream> {
+        let mut stream = TcpStream::connect_timeout(&self.address, Duration::from_secs(2))
+            .context("the lab does not answer; `cargo xtask lab up` starts it")?;
+        stream.set_nodelay(true)?;
+        wire::write_json(&mut stream, Kind::Request, request)?;
+        Ok(stream)
+    }
+
+    /// Whether the agent answers within `limit`.
+    pub fn is_alive(&self, limit: Duration) -> bool {
+        let ping = || -> Result<()> {
+            let mut stream = self.request(&Request::Ping)?;
+            stream.set_read_timeout(Some(limit))?;
+            wire::read_json(&mut stream, Kind::Answer)
+        };
+        ping().is_ok()
+    }
+
+    /// Waits for the agent, at most `limit`.
+    ///
+    /// # Errors
+    /// When it doesn't answer in time.
+    pub fn wait_alive(&self, limit: Duration) -> Result<()> {
+        let end = Instant::now() + limit;
+        while !self.is_alive(Duration::from_millis(500)) {
+            if Instant::now() > end {
+                bail!("the lab's agent did not answer within {} s", limit.as_secs());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+
+    /// Gives the lab this host's time.
+    ///
+    /// # Errors
+    /// When the agent refuses or is gone.
+    pub fn set_clock(&self) -> Result<()> {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?;
+        let mut stream = self.request(&Request::SetClock(now.as_nanos() as u64))?;
+        wire::read_json(&mut stream, Kind::Answer)
+    }
+
+    /// Brings files and folders to the lab, moving only what changed.
+    ///
+    /// # Errors
+    /// When a file can't be read or written, or the agent is gone.
+    pub fn put(&self, pairs: &[(&Path, &Path)]) -> Result<Moved> {
+        let mut found = Vec::new();
+        for (local, remote) in pairs {
+            found.extend(wire::list_entries(local, remote)?);
+        }
+        let entries = found.iter().map(|(_, entry)| entry.clone()).collect();
+        let mut stream = self.request(&Request::Put(entries))?;
+        let wanted: Vec<usize> = wire::read_json(&mut stream, Kind::Answer)?;
+        let mut moved = Moved::default();
+        for i in wanted {
+            let (local, entry) =
+                found.get(i).context("the agent asked for what was not offered")?;
+            if let EntryKind::File { size, .. } = entry.kind {
+                wire::send_file(&mut stream, local, size)?;
+                moved.files += 1;
+                moved.bytes += size;
+            }
+        }
+        wire::read_json::<()>(&mut stream, Kind::Answer)?;
+        Ok(moved)
+    }
+
+    /// Brings a file or folder from the lab.
+    ///
+    /// # Errors
+    /// When it isn't there, can't be written here, or the agent is gone.
+    pub fn get(&self, remote: &Path, local: &Path) -> Result<()> {
+        let mut stream = self.request(&Request::Get(remote.to_owned()))?;
+        while let Some(entry) = wire::read_json::<Option<Entry>>(&mut stream, Kind::Answer)? {
+            let path = if entry.path.as_os_str().is_empty() {
+                local.to_owned()
+            } else {
+                local.join(&entry.path)
+            };
+            wire::receive_entry(&mut stream, &Entry { path, ..entry })?;
+        }
+        Ok(())
+    }
+
+    /// Runs a command, its output to ours, its input from `stdin`; answers its exit status.
+    ///
+    /// # Errors
+    /// When it can't be started or the connection breaks.
+    pub fn exec(&self, exec: Exec, stdin: Option<Box<dyn Read + Send>>) -> Result<i32> {
+        let mut stream = self.request(&Request::Exec(exec))?;
+        let mut input = stream.try_clone()?;
+        std::thread::spawn(move || {
+            if let Some(mut stdin) = stdin {
+                let mut chunk = vec![0u8; wire::CHUNK];
+                while let Ok(n) = stdin.read(&mut chunk) {
+                    if n == 0 || wire::write_frame(&mut input, Kind::Stdin, &chunk[..n]).is_err() {
+                        break;
+                    }
+                }
+            }
+            wire::write_frame(&mut input, Kind::StdinEnd, &[])
+        });
+        let status = carry(&mut stream, &mut std::io::stdout(), &mut std::io::stderr());
+        let _ = stream.shutdown(Shutdown::Both); // wakes the thread above, if it still writes
+        status
+    }
+
+    /// Runs a command without input and answers its exit status, output and errors.
+    ///
+    /// # Errors
+    /// As [`Client::exec`].
+    pub fn output(&self, argv: &[&str]) -> Result<(i32, String, String)> {
+        let argv = argv.iter().map(|&s| s.to_owned()).collect();
+        let mut stream = self.request(&Request::Exec(Exec { argv, ..Exec::default() }))?;
+        wire::write_frame(&mut stream, Kind::StdinEnd, &[])?;
+        let (mut out, mut err) = (Vec::new(), Vec::new());
+        let status = carry(&mut stream, &mut out, &mut err)?;
+        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+        Ok((status, text(out), text(err)))
+    }
+
+    /// Runs a command on a terminal like ours, which is put into raw mode meanwhile.
+    ///
+    /// # Errors
+    /// As [`Client::exec`].
+    pub fn shell(&self, exec: Exec) -> Result<i32> {
+        let _raw = crate::terminal::Raw::enter()?;
+        let tty = Some(crate::terminal::size());
+        self.exec(Exec { tty, ..exec }, Some(Box::new(std::io::stdin())))
+    }
+}
+
+/// Copies the command's output until it exits.
+fn carry(stream: &mut TcpStream, out: &mut dyn Write, err: &mut dyn Write) -> Result<i32> {
+    while let Some((kind, body)) = wire::read_frame(stream)? {
+        match kind {
+            Kind::Stdout => out.write_all(&body).and_then(|()| out.flush())?,
+            Kind::Stderr => err.write_all(&body).and_then(|()| err.flush())?,
+            Kind::Exit => {
+                let code = body.try_into().map_err(|_| anyhow::anyhow!("malformed exit status"))?;
+                return Ok(i32::from_le_bytes(code));
+            }
+            Kind::Error => bail!("{}", String::from_utf8_lossy(&body)),
+            other => bail!("unexpected frame {other:?}"),
+        }
+    }
+    bail!("the lab went away while the command ran")
+}

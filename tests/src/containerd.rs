@@ -1,0 +1,172 @@
+//! The containerds that the tests run against: where each lives, and how it is started.
+
+use anyhow::{Context, Result, bail};
+use std::fs::File;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// The archive of the test image inside the lab.
+pub const IMAGE_ARCHIVE: &str = "/lab/busybox.tar";
+
+/// The test image's name.
+pub const IMAGE: &str = "docker.io/library/busybox:lab";
+
+/// A containerd release line; each has its own files, sockets and state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Version {
+    /// Debian trixie's 1.7, in the places that a package uses.
+    V1_7,
+    /// The newest 2.x, built from its Go module, side by side.
+    V2_4,
+}
+
+impl Version {
+    /// Both, oldest first.
+    pub const ALL: [Self; 2] = [Self::V1_7, Self::V2_4];
+
+    /// As people write it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::V1_7 => "1.7",
+            Self::V2_4 => "2.4",
+        }
+    }
+
+    /// The version of that name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|v| v.name() == name)
+    }
+
+    /// The folder of `containerd` and `ctr`.
+    pub fn bin_dir(self) -> &'static str {
+        match self {
+            Self::V1_7 => "/usr/bin",
+            Self::V2_4 => "/opt/containerd-2.4/bin",
+        }
+    }
+
+    fn suffix(self) -> &'static str {
+        match self {
+            Self::V1_7 => "",
+            Self::V2_4 => "-2.4",
+        }
+    }
+
+    /// Its socket.
+    pub fn address(self) -> String {
+        format!("/run/containerd{}/containerd.sock", self.suffix())
+    }
+
+    /// Its state folder, on tmpfs.
+    pub fn state(self) -> String {
+        format!("/run/containerd{}", self.suffix())
+    }
+
+    /// Its root folder, on disk.
+    pub fn root(self) -> String {
+        format!("/var/lib/containerd{}", self.suffix())
+    }
+
+    /// Where its log, and with it the shims' log, goes.
+    pub fn log(self) -> String {
+        format!("/var/log/containerd{}.log", self.suffix())
+    }
+
+    /// Holds its process id.
+    pub fn pid_file(self) -> String {
+        format!("/run/containerd{}.pid", self.suffix())
+    }
+
+    /// Its configuration: as the README says for users, with the places above.
+    pub fn config(self) -> String {
+        let (root, state, address) = (self.root(), self.state(), self.address());
+        let (version, runtimes) = match self {
+            Self::V1_7 => (2, r#"plugins."io.containerd.grpc.v1.cri".containerd.runtimes"#),
+            Self::V2_4 => (3, r#"plugins."io.containerd.cri.v1.runtime".containerd.runtimes"#),
+        };
+        format!(
+            "version = {version}\nroot = {root:?}\nstate = {state:?}\n\n[grpc]\naddress = {address:?}\n\n\
+             [{runtimes}.kata-like]\nruntime_type = \"io.containerd.kata-like.v2\"\n"
+        )
+    }
+
+    /// `ctr`, speaking to this containerd.
+    pub fn ctr(self) -> Command {
+        let mut ctr = Command::new(PathBuf::from(self.bin_dir()).join("ctr"));
+        ctr.arg("--address").arg(self.address());
+        ctr
+    }
+
+    /// Whether it answers.
+    pub fn is_up(self) -> bool {
+        let quiet = self
+            .ctr()
+            .args(["--connect-timeout", "1s", "version"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status();
+        quiet.is_ok_and(|status| status.success())
+    }
+
+    /// Starts it unless it answers, and waits until it does; its log goes on where it stood.
+    ///
+    /// # Errors
+    /// When it doesn't answer within 60 s; the end of its log is in the message.
+    pub fn start(self) -> Result<()> {
+        if self.is_up() {
+            return Ok(());
+        }
+        let config = format!("/etc/containerd{}/config.toml", self.suffix());
+        std::fs::create_dir_all(format!("/etc/containerd{}", self.suffix()))?;
+        std::fs::write(&config, self.config())?;
+        let log = File::options().append(true).create(true).open(self.log())?;
+        let path = std::env::var("PATH").unwrap_or_default();
+        let mut child = Command::new(PathBuf::from(self.bin_dir()).join("containerd"))
+            .args(["--config", &config, "--log-level", "debug"])
+            .env("PATH", format!("{}:{path}", self.bin_dir()))
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .process_group(0)
+            .spawn()
+            .context("start containerd")?;
+        std::fs::write(self.pid_file(), child.id().to_string())?;
+        let end = Instant::now() + Duration::from_secs(60);
+        while !self.is_up() {
+            if let Some(status) = child.try_wait()? {
+                bail!("containerd {} ended ({status}): {}", self.name(), self.log_tail());
+            }
+            if Instant::now() > end {
+                bail!("containerd {} does not answer: {}", self.name(), self.log_tail());
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Ok(())
+    }
+
+    fn log_tail(self) -> String {
+        let log = std::fs::read_to_string(self.log()).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().rev().take(5).collect();
+        lines.into_iter().rev().collect::<Vec<_>>().join("\n")
+    }
+
+    /// Imports the test image.
+    ///
+    /// # Errors
+    /// When `ctr` says so.
+    pub fn import_image(self) -> Result<()> {
+        let mut import = self.ctr();
+        let output = import
+            .args(["images", "import", IMAGE_ARCHIVE])
+            .stdin(Stdio::null())
+            .output()
+            .context("run ctr")?;
+        if !output.status.success() {
+            bail!("import the test image: {}", String::from_utf8_lossy(&output.stderr));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,279 @@
+//! A lab: frozen once, resumed in about a second, used until it is taken down.
+
+use crate::cache::{self, Step};
+use crate::client::Client;
+use crate::qemu::{self, Files, Start};
+use crate::qmp::Qmp;
+use crate::root::{Root, run};
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::json;
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+const INIT: &[u8] = include_bytes!("../lab/init");
+const INITRAMFS_INIT: &[u8] = include_bytes!("../lab/initramfs-init");
+
+/// What decides the state that is frozen: the agent in it, by its sources, so that a rebuilt but unchanged
+/// agent or another compiler doesn't cost a new freeze.
+const FROZEN_FROM: [&[u8]; 7] = [
+    INIT,
+    INITRAMFS_INIT,
+    include_bytes!("wire.rs"),
+    include_bytes!("containerd.rs"),
+    include_bytes!("qemu.rs"),
+    include_bytes!("bin/lab_agent/main.rs"),
+    include_bytes!("bin/lab_agent/exec.rs"),
+];
+
+/// One lab on this host, up or not; several may be up beside each other under different names.
+#[derive(Debug)]
+pub struct Lab {
+    run: PathBuf,
+}
+
+impl Lab {
+    /// The lab that `$KATA_LIKE_LAB` names, else `main`.
+    ///
+    /// # Errors
+    /// When the cache's folder can't be made.
+    pub fn named_by_environment() -> Result<Self> {
+        let name = std::env::var("KATA_LIKE_LAB").unwrap_or_else(|_| "main".to_owned());
+        if name.is_empty() || name.contains(['/', '.']) {
+            bail!("KATA_LIKE_LAB is {name:?}: use letters, digits and dashes");
+        }
+        Ok(Self { run: cache::dir()?.join("run").join(name) })
+    }
+
+    /// The agent of the lab that is up.
+    ///
+    /// # Errors
+    /// When none is.
+    pub fn client(&self) -> Result<Client> {
+        self.running().context("no lab is up; `cargo xtask lab up` starts one")
+    }
+
+    fn running(&self) -> Option<Client> {
+        let port = std::fs::read_to_string(self.run.join("port")).ok()?.parse().ok()?;
+        let client = Client::new(port);
+        (self.pid().is_some() && client.is_alive(Duration::from_secs(10))).then_some(client)
+    }
+
+    /// The QEMU process, if it is alive and really ours.
+    fn pid(&self) -> Option<Pid> {
+        let text = std::fs::read_to_string(self.run.join("pid")).ok()?;
+        let pid: i32 = text.trim().parse().ok()?;
+        let cmdline = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+        let ours = self.run.display().to_string();
+        String::from_utf8_lossy(&cmdline).contains(&ours).then_some(Pid::from_raw(pid))
+    }
+
+    /// Brings the lab up: as it is, when it is up; else resumed from the frozen state, which is made if
+    /// need be. `agent` is the lab's agent, static.
+    ///
+    /// # Errors
+    /// When a step fails; the message says what to do.
+    pub fn up(&self, agent: &Path) -> Result<Client> {
+        let frozen = Frozen::prepare(agent)?;
+        let made_from = frozen.dir.display().to_string();
+        let is_current =
+            || std::fs::read_to_string(self.run.join("frozen")).is_ok_and(|f| f == made_from);
+        if is_current()
+            && let Some(client) = self.running()
+        {
+            return Ok(client);
+        }
+        self.down()?;
+        let client = self.resume(&frozen)?;
+        std::fs::write(self.run.join("frozen"), made_from)?;
+        Ok(client)
+    }
+
+    fn resume(&self, frozen: &Frozen) -> Result<Client> {
+        let start = Instant::now();
+        let files = Files { root: &frozen.root, state: &frozen.dir, run: &self.run };
+        let client = spawn(&files, Start::Resume)?;
+        let mut qmp = Qmp::connect(&qemu::monitor(&self.run), Duration::from_secs(10))
+            .with_context(|| self.qemu_said())?;
+        qmp.keep_memory_in_file()?;
+        let state = format!("file:{}", files.devices().display());
+        qmp.call("migrate-incoming", &json!({ "uri": state }))?;
+        // `cont` before the state is in would be lost.
+        qmp.wait_status("query-status", "paused", Duration::from_secs(60))?;
+        qmp.call("cont", &json!({}))?;
+        client.wait_alive(Duration::from_secs(20)).with_context(|| self.qemu_said())?;
+        client.set_clock()?; // it stood still
+        eprintln!("[lab] resumed in {:.1} s", start.elapsed().as_secs_f32());
+        Ok(client)
+    }
+
+    /// Boots a lab whose clock counts instructions; for figures, not for tests.
+    ///
+    /// # Errors
+    /// When it doesn't come up.
+    pub fn up_counting(&self, agent: &Path) -> Result<Client> {
+        self.down()?;
+        let frozen = Frozen::prepare(agent)?;
+        let files = Files { root: &frozen.root, state: &frozen.dir, run: &self.run };
+        let step = Step::begin("lab: boot, counting instructions", "30 s");
+        let client = spawn(&files, Start::Counting)?;
+        client.wait_alive(Duration::from_secs(240)).with_context(|| self.qemu_said())?;
+        client.set_clock()?;
+        start_services(&client)?;
+        step.end();
+        Ok(client)
+    }
+
+    fn qemu_said(&self) -> String {
+        let read = |file: PathBuf| std::fs::read_to_string(file).unwrap_or_default();
+        let (said, console) = (read(self.run.join("qemu.log")), read(qemu::console(&self.run)));
+        format!("QEMU: {said}\nconsole of the lab: {console}")
+    }
+
+    /// The lab's console.
+    pub fn console(&self) -> PathBuf {
+        qemu::console(&self.run)
+    }
+
+    /// Takes the lab down, if it is up.
+    ///
+    /// # Errors
+    /// When its process can't be ended.
+    pub fn down(&self) -> Result<()> {
+        if let Some(pid) = self.pid() {
+            kill(pid, Signal::SIGKILL).context("end QEMU")?;
+            let end = Instant::now() + Duration::from_secs(10);
+            while self.pid().is_some() {
+                if Instant::now() > end {
+                    bail!("QEMU (process {pid}) does not end");
+                }
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
+        cache::remove(&self.run)
+    }
+}
+
+/// A lab saved right after it came up: memory file, disk, device state.
+#[derive(Debug)]
+struct Frozen {
+    dir: PathBuf,
+    root: Root,
+}
+
+impl Frozen {
+    fn prepare(agent: &Path) -> Result<Self> {
+        let root = Root::prepare()?;
+        let key = cache::key(&FROZEN_FROM);
+        let dir = root.dir.join(format!("frozen-{key}"));
+        let fresh = !dir.exists();
+        cache::once(&dir, |part| {
+            let agent = std::fs::read(agent).with_context(|| agent.display().to_string())?;
+            freeze(part, &root, &agent)
+        })?;
+        if fresh {
+            forget_older(&root.dir, &dir)?;
+        }
+        Ok(Self { dir, root })
+    }
+}
+
+/// Frozen states are over a gigabyte each: keeps only the newest (labs that run keep theirs open).
+fn forget_older(root: &Path, keep: &Path) -> Result<()> {
+    for entry in std::fs::read_dir(root)? {
+        let path = entry?.path();
+        let is_frozen = path.file_name().is_some_and(|n| {
+            n.to_string_lossy().starts_with("frozen-") && path.extension().is_none()
+        });
+        if is_frozen && path != keep {
+            cache::remove(&path)?;
+        }
+    }
+    Ok(())
+}
+
+fn freeze(dir: &Path, root: &Root, agent: &[u8]) -> Result<()> {
+    let step = Step::begin("lab: boot and freeze", "30 s");
+    let files = Files { root, state: dir, run: &dir.join("run") };
+    write_initramfs(&files.initramfs(), root, agent)?;
+    run(Command::new("cp")
+        .arg("--sparse=always")
+        .arg(root.dir.join("disk.img"))
+        .arg(files.disk()))?;
+    let lab = Lab { run: files.run.to_owned() };
+    let result = boot_and_freeze(&files).map_err(|error| error.context(lab.qemu_said()));
+    lab.down()?;
+    result?;
+    step.end();
+    Ok(())
+}
+
+fn boot_and_freeze(files: &Files<'_>) -> Result<()> {
+    let client = spawn(files, Start::Cold)?;
+    client.wait_alive(Duration::from_secs(120))?;
+    client.set_clock()?;
+    start_services(&client)?;
+    client.output(&["sync"])?;
+    let mut qmp = Qmp::connect(&qemu::monitor(files.run), Duration::from_secs(10))?;
+    qmp.call("stop", &json!({}))?;
+    qmp.keep_memory_in_file()?;
+    qmp.call("migrate", &json!({ "uri": format!("file:{}", files.devices().display()) }))?;
+    qmp.wait_status("query-migrate", "completed", Duration::from_secs(60))?;
+    qmp.call("quit", &json!({})).map(drop).or(Ok(())) // it may close the monitor first
+}
+
+/// Starts both containerds and imports the image.
+fn start_services(client: &Client) -> Result<()> {
+    let (status, out, err) = client.output(&["/run/lab/lab-agent", "services"])?;
+    if status != 0 {
+        bail!("the lab's services did not start: {out}{err}");
+    }
+    Ok(())
+}
+
+fn spawn(files: &Files<'_>, start: Start) -> Result<Client> {
+    std::fs::create_dir_all(files.run)?;
+    let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
+    qemu::spawn(files, start, port)?;
+    std::fs::write(files.run.join("port"), port.to_string())?;
+    Ok(Client::new(port))
+}
+
+/// The module for the disk, busybox to mount it, and what goes along to `/run/lab`.
+fn write_initramfs(file: &Path, root: &Root, agent: &[u8]) -> Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    let tree = file.with_extension("tree");
+    for name in ["bin", "dev", "root", "lab"] {
+        std::fs::create_dir_all(tree.join(name))?;
+    }
+    let source = root.dir.join("root");
+    std::fs::copy(source.join("usr/bin/busybox"), tree.join("bin/busybox"))?;
+    std::os::unix::fs::symlink("busybox", tree.join("bin/sh"))?;
+    let modules = source.join("usr/lib/modules").join(root.kernel_version()?);
+    std::fs::copy(modules.join("kernel/drivers/block/virtio_blk.ko"), tree.join("virtio_blk.ko"))?;
+    for (path, bytes) in [("init", INITRAMFS_INIT), ("lab/init", INIT), ("lab/lab-agent", agent)] {
+        std::fs::write(tree.join(path), bytes)?;
+        std::fs::set_permissions(tree.join(path), PermissionsExt::from_mode(0o755))?;
+    }
+    let archive = std::fs::File::create(file)?;
+    let status = Command::new("sh")
+        .args(["-c", "find . | cpio --quiet -o -H newc"])
+        .current_dir(&tree)
+        .stdout(archive)
+        .status()?;
+    if !status.success() {
+        bail!("cpio failed ({status}): `cargo xtask setup` installs it");
+    }
+    cache::remove(&tree)
+}
+
+/// Builds and freezes the lab unless that is done; `agent` is the lab's agent, static.
+///
+/// # Errors
+/// When a step fails.
+pub fn freeze_ahead(agent: &Path) -> Result<()> {
+    Frozen::prepare(agent).map(drop)
+}

@@ -1,0 +1,198 @@
+//! The lab's root: Debian trixie with containerd, a kernel and QEMU; and the disk made of it.
+
+use crate::cache::{self, Step};
+use crate::image;
+use anyhow::{Context, Result, bail};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+const PACKAGES: &str = include_str!("../lab/packages");
+const SUITE: &str = "trixie";
+
+/// The newest containerd, by its Go module.
+const CONTAINERD_MODULE: &str = "github.com/containerd/containerd/v2";
+const CONTAINERD_VERSION: &str = "v2.4.2";
+const CONTAINERD_GO_MOD: &str = "module lab/containerd\ngo 1.26.6\n";
+
+/// Raised when the recipe below changes in a way that its other inputs don't show.
+const RECIPE: &[u8] = b"1";
+
+/// A finished root: `root/`, `disk.img`, `vmlinuz`.
+#[derive(Debug, Clone)]
+pub struct Root {
+    /// The folder that holds them.
+    pub dir: PathBuf,
+}
+
+impl Root {
+    /// The root in the cache, made if need be (about two minutes; some of it is kept for next time).
+    ///
+    /// # Errors
+    /// When a tool is missing or a step fails.
+    pub fn prepare() -> Result<Self> {
+        let cache = cache::dir()?;
+        let inputs = [
+            PACKAGES.as_bytes(),
+            SUITE.as_bytes(),
+            CONTAINERD_VERSION.as_bytes(),
+            CONTAINERD_GO_MOD.as_bytes(),
+            image::RECIPE,
+            RECIPE,
+        ];
+        let dir = cache.join(format!("lab-{}", cache::key(&inputs)));
+        cache::once(&dir, |part| build(part, &containerd(&cache)?))?;
+        Ok(Self { dir })
+    }
+
+    /// The kernel's version, which names its folder of modules.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn kernel_version(&self) -> Result<String> {
+        kernel_version(&self.dir.join("root"))
+    }
+}
+
+fn kernel_version(root: &Path) -> Result<String> {
+    let entry = std::fs::read_dir(root.join("usr/lib/modules"))?
+        .next()
+        .context("the lab's root has no kernel")??;
+    Ok(entry.file_name().to_string_lossy().into_owned())
+}
+
+fn build(dir: &Path, containerd: &Path) -> Result<()> {
+    let root = dir.join("root");
+    debootstrap(&root)?;
+    let step = Step::begin("lab: disk", "20 s");
+    let bin = root.join("opt/containerd-2.4/bin");
+    std::fs::create_dir_all(&bin)?;
+    for entry in std::fs::read_dir(containerd)? {
+        let entry = entry?;
+        std::fs::copy(entry.path(), bin.join(entry.file_name()))?;
+    }
+    let version = kernel_version(&root)?;
+    std::fs::copy(root.join(format!("boot/vmlinuz-{version}")), dir.join("vmlinuz"))?;
+    unpack_modules(&root, &version)?;
+    std::fs::create_dir_all(root.join("lab"))?;
+    image::write_busybox(&root.join("usr/bin/busybox"), &root.join("lab/busybox.tar"))?;
+    let disk = dir.join("disk.img");
+    std::fs::File::create(&disk)?.set_len(8 << 30)?;
+    run(Command::new("mke2fs")
+        .args(["-q", "-t", "ext4", "-O", "^has_journal", "-E", "lazy_itable_init=1", "-d"])
+        .arg(&root)
+        .arg(&disk))?;
+    step.end();
+    Ok(())
+}
+
+fn debootstrap(root: &Path) -> Result<()> {
+    let packages: Vec<&str> =
+        PACKAGES.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with('#')).collect();
+    let step = Step::begin("lab: Debian root", "40 to 70 s");
+    run(Command::new("mmdebstrap")
+        .args(["--quiet", "--variant=minbase", "--mode=root"])
+        .arg("--keyring=/usr/share/keyrings/debian-archive-keyring.gpg")
+        .arg("--aptopt=Acquire::Check-Valid-Until \"false\"")
+        .arg("--aptopt=APT::Install-Recommends \"false\"")
+        .arg("--dpkgopt=path-exclude=/usr/share/man/*")
+        .arg("--dpkgopt=path-exclude=/usr/share/doc/*")
+        .arg("--dpkgopt=path-exclude=/usr/share/locale/*")
+        .arg("--dpkgopt=path-exclude=/boot/initrd*")
+        .arg(format!("--include={}", packages.join(",")))
+        .arg(SUITE)
+        .arg(root)
+        .arg(mirror()?))?;
+    step.end();
+    Ok(())
+}
+
+/// The Debian mirror of this machine's own apt configuration.
+fn mirror() -> Result<String> {
+    let mut files = vec![PathBuf::from("/etc/apt/sources.list")];
+    if let Ok(folder) = std::fs::read_dir("/etc/apt/sources.list.d") {
+        files.extend(folder.flatten().map(|entry| entry.path()));
+    }
+    let text: String = files.iter().flat_map(std::fs::read_to_string).collect();
+    find_mirror(&text).context(
+        "no Debian mirror found: name one in /etc/apt/sources.list, as in `deb URL/debian trixie main`",
+    )
+}
+
+/// The first address in apt's sources that serves the main Debian archive.
+fn find_mirror(sources: &str) -> Option<String> {
+    sources
+        .lines()
+        .filter(|line| line.starts_with("deb ") || line.starts_with("URIs:"))
+        .flat_map(str::split_whitespace)
+        .find(|word| word.contains("://") && word.trim_end_matches('/').ends_with("/debian"))
+        .map(str::to_owned)
+}
+
+/// Unpacks the kernel's modules: xz is slow under emulation.
+fn unpack_modules(root: &Path, version: &str) -> Result<()> {
+    let modules = root.join("usr/lib/modules").join(version);
+    run(Command::new("sh")
+        .args(["-c", "find . -name '*.ko.xz' -print0 | xargs -0 -P2 -n40 xz -d"])
+        .current_dir(&modules))?;
+    run(Command::new("chroot").arg(root).args(["depmod", version]))
+}
+
+/// A folder with containerd, ctr and the runc shim of [`CONTAINERD_VERSION`].
+fn containerd(cache: &Path) -> Result<PathBuf> {
+    let key = cache::key(&[CONTAINERD_VERSION.as_bytes(), CONTAINERD_GO_MOD.as_bytes()]);
+    let dir = cache.join(format!("containerd-{CONTAINERD_VERSION}-{key}"));
+    cache::once(&dir, |part| {
+        let step = Step::begin("lab: containerd 2.4", "1 to 4 minutes");
+        let module = part.join("module");
+        std::fs::create_dir_all(&module)?;
+        let require = format!("require {CONTAINERD_MODULE} {CONTAINERD_VERSION}\n");
+        std::fs::write(module.join("go.mod"), format!("{CONTAINERD_GO_MOD}{require}"))?;
+        let version = CONTAINERD_VERSION.trim_start_matches('v');
+        run(Command::new("go")
+            .args(["build", "-mod=mod", "-trimpath", "-ldflags"])
+            .arg(format!("-s -w -X {CONTAINERD_MODULE}/version.Version={version}"))
+            .args(["-o", "../bin/"])
+            .args(
+                ["containerd", "ctr", "containerd-shim-runc-v2"]
+                    .map(|command| format!("{CONTAINERD_MODULE}/cmd/{command}")),
+            )
+            .env("CGO_ENABLED", "0")
+            .current_dir(&module))?;
+        cache::remove(&module)?;
+        step.end();
+        Ok(())
+    })?;
+    Ok(dir.join("bin"))
+}
+
+/// Runs a command to its end; its output is shown only when it fails.
+///
+/// # Errors
+/// When it can't be started or fails.
+pub fn run(command: &mut Command) -> Result<()> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("{program} is missing: `cargo xtask setup` installs it"))?;
+    if !output.status.success() {
+        let said = [output.stdout, output.stderr].concat();
+        bail!("{program} failed ({}):\n{}", output.status, String::from_utf8_lossy(&said));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_mirror_is_found_in_both_forms_of_sources() {
+        let classic =
+            "# deb http://no/debian x\ndeb [signed-by=/k] http://m.test/debian bookworm main\n";
+        assert_eq!(find_mirror(classic).as_deref(), Some("http://m.test/debian"));
+        let deb822 = "Types: deb\nURIs: http://s.test/debian-security http://m.test/debian/\n";
+        assert_eq!(find_mirror(deb822).as_deref(), Some("http://m.test/debian/"));
+        assert_eq!(find_mirror("deb http://m.test/ubuntu noble main"), None);
+    }
+}
