@@ -2,4 +2,5 @@
 
 pub mod bus;
 pub mod devices;
+pub mod io_loop;
 pub mod virtio;

@@ -2,13 +2,32 @@
 //!
 //! A device is two objects: the *front* ([`VirtioDevice`]: features, configuration space; called by
 //! vCPU threads) and the *worker* ([`Worker`]: queues and backend; owned by one I/O thread, without
-//! locks). `activate` turns the first into the second, `Worker::stop` gives it back.
+//! locks). `activate` turns the first into the second; [`Worker::stop`] gives the queues back to the
+//! transport and the backend back to the front, so that a pause is a stop and a resume is another
+//! activation with the same queues.
 
-use std::os::fd::RawFd;
+pub mod chain;
+pub mod interrupt;
+pub mod iovec;
+pub mod mmio;
+pub mod queue;
+pub mod snapshot;
+#[cfg(test)]
+pub mod testing;
+
+use crate::io_loop::Watcher;
 use std::sync::Arc;
-use virtio_queue::Queue;
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
+
+pub use queue::ActiveQueue;
+
+/// The driver accepts virtio 1.0 and later; without it no device is activated (virtio 1.3 §6).
+pub const F_VERSION_1: u64 = 1 << 32;
+/// Descriptors may point to tables of descriptors (virtio 1.3 §6).
+pub const F_INDIRECT_DESC: u64 = 1 << 28;
+/// Notifications and interrupts are suppressed by ring index (virtio 1.3 §6).
+pub const F_EVENT_IDX: u64 = 1 << 29;
 
 /// How a device tells the driver of used buffers and configuration changes (virtio 1.3 §4.2.2, InterruptStatus).
 pub trait Interrupt: Send + Sync {
@@ -18,14 +37,12 @@ pub trait Interrupt: Send + Sync {
     fn signal_config(&self);
     /// The device is broken: sets `DEVICE_NEEDS_RESET` (virtio 1.3 §2.1.2) and tells the driver.
     fn signal_needs_reset(&self);
-}
-
-/// One queue as the driver set it up, frozen at activation, and the eventfd of its notifications.
-pub struct ActiveQueue {
-    /// The queue; already checked by `Queue::is_valid`.
-    pub queue: Queue,
-    /// Becomes readable when the driver notifies (an ioeventfd on QueueNotify).
-    pub notify: EventFd,
+    /// A descriptor by which another process raises the interrupt for used buffers itself. It can't
+    /// set a bit in InterruptStatus, so from this call until the reset that bit always reads as one.
+    ///
+    /// # Errors
+    /// When no more descriptors can be opened.
+    fn share_used(&self) -> std::io::Result<EventFd>;
 }
 
 /// What a device gets at DRIVER_OK.
@@ -40,15 +57,43 @@ pub struct Activation {
     pub features: u64,
 }
 
+impl Activation {
+    /// Takes queue `index`.
+    ///
+    /// # Errors
+    /// [`ActivateError::MissingQueue`] when the driver left it disabled.
+    pub fn take_queue(&mut self, index: usize) -> Result<ActiveQueue, ActivateError> {
+        self.queues.get_mut(index).and_then(Option::take).ok_or(ActivateError::MissingQueue(index))
+    }
+}
+
 /// Why a device could not be activated: the transport answers with `DEVICE_NEEDS_RESET`.
 #[derive(Debug, thiserror::Error)]
 pub enum ActivateError {
     /// The driver left out a queue that the device can't work without.
     #[error("queue {0} is not set up")]
     MissingQueue(usize),
-    /// The backend refused.
+    /// A queue that the driver made ready can't be one (virtio 1.3 §2.7).
+    #[error("queue {index} is not usable: {reason}")]
+    BadQueue {
+        /// Which queue.
+        index: usize,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The backend is gone or refused.
     #[error("backend")]
     Backend(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// Saved state is of another device or version.
+#[derive(Debug, thiserror::Error)]
+#[error("saved state of {device} can't be restored: {reason}")]
+pub struct RestoreError {
+    /// Which device.
+    pub device: &'static str,
+    /// What does not fit.
+    pub reason: String,
 }
 
 /// The front of a device.
@@ -63,13 +108,22 @@ pub trait VirtioDevice: Send {
     fn read_config(&self, offset: u64, data: &mut [u8]);
     /// Writes the configuration space; ignored by most devices.
     fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
-    /// The driver is ready: hands over the queues, gets the worker to be run.
+    /// The driver is ready, or the machine goes on after a pause: hands over the queues, gets the
+    /// worker to be run. Must not block: what may take time belongs in [`Worker::start`].
     ///
     /// # Errors
     /// See [`ActivateError`].
     fn activate(&mut self, activation: Activation) -> Result<Box<dyn Worker>, ActivateError>;
+    /// The driver reset the device, after its worker stopped: forgets what belonged to the driver.
+    fn reset(&mut self) {}
     /// The device's state besides its queues, for a snapshot: a version and plain data.
+    /// Called while no worker runs.
     fn save(&self) -> serde_json::Value;
+    /// Takes over what [`Self::save`] returned, before the device is first activated.
+    ///
+    /// # Errors
+    /// [`RestoreError`] when the state is not of this device or version.
+    fn restore(&mut self, state: &serde_json::Value) -> Result<(), RestoreError>;
 }
 
 /// A worker failed for a reason that lies with the driver or the backend; the device needs a reset.
@@ -82,16 +136,37 @@ pub struct WorkerError {
     pub reason: String,
 }
 
-/// The data path of an activated device.
+impl WorkerError {
+    /// An error with its causes written out.
+    pub fn new(device: &'static str, error: &dyn std::error::Error) -> Self {
+        let mut reason = error.to_string();
+        let mut source = error.source();
+        while let Some(cause) = source {
+            reason = format!("{reason}: {cause}");
+            source = cause.source();
+        }
+        Self { device, reason }
+    }
+}
+
+/// The data path of an activated device, run by an I/O loop.
 pub trait Worker: Send {
-    /// Descriptors to watch, as (fd, epoll events, token); asked again after each `handle`
-    /// that returns `true`.
-    fn watches(&self) -> Vec<(RawFd, u32, u64)>;
-    /// A watched descriptor is ready. `Ok(true)`: the set of watches changed.
+    /// First call, on the I/O thread: registers the descriptors to watch, and serves what is waiting.
     ///
     /// # Errors
-    /// [`WorkerError`]: the loop stops the worker and signals `DEVICE_NEEDS_RESET`.
-    fn handle(&mut self, token: u64, events: u32) -> Result<bool, WorkerError>;
-    /// Ends the data path and gives the queues back, for a reset or a snapshot.
+    /// As [`Self::handle`].
+    fn start(&mut self, watcher: &mut Watcher<'_>) -> Result<(), WorkerError>;
+    /// A watched descriptor is ready: `events` are epoll's.
+    ///
+    /// # Errors
+    /// [`WorkerError`]: the loop parks the worker and signals `DEVICE_NEEDS_RESET`.
+    fn handle(
+        &mut self,
+        token: u32,
+        events: u32,
+        watcher: &mut Watcher<'_>,
+    ) -> Result<(), WorkerError>;
+    /// Ends the data path: gives the queues back to the transport and the backend to the front,
+    /// for a reset, a pause or a snapshot.
     fn stop(self: Box<Self>) -> Vec<Option<ActiveQueue>>;
 }

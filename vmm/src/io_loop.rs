@@ -1,0 +1,316 @@
+//! Threads that run device workers: one epoll set each.
+//!
+//! Devices whose workers never block (rng, vsock) share a loop; a disk and a file system have one
+//! each, because a read of a slow disk or a handshake with a server must not stall the others.
+//! A loop exists, and takes requests, before its thread does: devices are built first, then the
+//! process is confined, and only then are the threads started, under their seccomp filters.
+
+use crate::devices::events::{DeviceEvent, EventSender};
+use crate::virtio::{ActiveQueue, Interrupt, Worker, WorkerError};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+/// How long a vCPU that resets a device waits for its worker to let go.
+const REMOVE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Events taken from the kernel at a time.
+const BATCH: usize = 32;
+/// Worker id of the loop's own wake-up descriptor.
+const WAKE: u32 = 0;
+
+/// Called first on the new thread: applies its seccomp filter. An error ends the thread.
+pub type ThreadStart = Box<dyn FnOnce() -> io::Result<()> + Send>;
+
+/// What a worker left behind: its queues.
+type Stopped = Vec<Option<ActiveQueue>>;
+
+enum Request {
+    Add { id: u32, worker: Box<dyn Worker>, interrupt: Arc<dyn Interrupt> },
+    Remove { id: u32, reply: SyncSender<Stopped> },
+    Exit,
+}
+
+/// The worker did not stop: its thread is gone, or stuck in a system call.
+#[derive(Debug, thiserror::Error)]
+#[error("the I/O thread does not answer")]
+pub struct LoopStuck;
+
+/// A worker in a loop.
+#[derive(Debug, PartialEq, Eq)]
+pub struct WorkerId(u32);
+
+/// Gives workers to a loop and takes them back; cheap to clone.
+#[derive(Clone)]
+pub struct IoHandle {
+    requests: Sender<Request>,
+    wake: Arc<EventFd>,
+    next_id: Arc<AtomicU32>,
+    events: EventSender,
+}
+
+impl IoHandle {
+    /// Tells the rest of the VMM that a device failed.
+    pub fn report(&self, error: WorkerError) {
+        // When the queue is full of other news, this one is lost; the driver knows all the same.
+        let _ = self.events.send(DeviceEvent::Fault(error));
+    }
+
+    /// Hands over a worker; it starts as soon as the thread gets to it.
+    pub fn add(&self, worker: Box<dyn Worker>, interrupt: Arc<dyn Interrupt>) -> WorkerId {
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        self.request(Request::Add { id, worker, interrupt });
+        WorkerId(id)
+    }
+
+    /// Stops a worker and waits for its queues. Takes the id by value: it is good for one removal.
+    ///
+    /// # Errors
+    /// [`LoopStuck`] after five seconds, or when the thread has ended.
+    #[allow(clippy::needless_pass_by_value)]
+    pub fn remove(&self, id: WorkerId) -> Result<Vec<Option<ActiveQueue>>, LoopStuck> {
+        let (reply, answer) = sync_channel(1);
+        self.request(Request::Remove { id: id.0, reply });
+        answer.recv_timeout(REMOVE_TIMEOUT).map_err(|_| LoopStuck)
+    }
+
+    /// Ends the thread, after what was requested before.
+    pub fn exit(&self) {
+        self.request(Request::Exit);
+    }
+
+    fn request(&self, request: Request) {
+        // Fails when the thread has ended: then `remove` says so.
+        let _ = self.requests.send(request);
+        let _ = self.wake.write(1);
+    }
+}
+
+/// Registers a worker's descriptors in its loop's epoll set.
+pub struct Watcher<'a> {
+    epoll: &'a Epoll,
+    id: u32,
+    fds: &'a mut BTreeSet<RawFd>,
+}
+
+impl Watcher<'_> {
+    /// Watches `fd` for `events` (epoll's); they arrive with `token`.
+    ///
+    /// # Errors
+    /// The system call's.
+    pub fn add(&mut self, fd: &impl AsRawFd, events: EventSet, token: u32) -> io::Result<()> {
+        let event = EpollEvent::new(events, u64::from(self.id) << 32 | u64::from(token));
+        self.epoll.ctl(ControlOperation::Add, fd.as_raw_fd(), event)?;
+        self.fds.insert(fd.as_raw_fd());
+        Ok(())
+    }
+
+    /// No longer watches `fd`; to be called before it is closed.
+    pub fn remove(&mut self, fd: &impl AsRawFd) {
+        if self.fds.remove(&fd.as_raw_fd()) {
+            // It was added, so this can't fail.
+            let _ = self.epoll.ctl(ControlOperation::Delete, fd.as_raw_fd(), EpollEvent::default());
+        }
+    }
+
+    fn clear(&mut self) {
+        for fd in std::mem::take(self.fds) {
+            let _ = self.epoll.ctl(ControlOperation::Delete, fd, EpollEvent::default());
+        }
+    }
+}
+
+/// A worker and what the loop knows about it.
+struct Slot {
+    worker: Box<dyn Worker>,
+    interrupt: Arc<dyn Interrupt>,
+    fds: BTreeSet<RawFd>,
+    /// It failed, and is only waiting to be removed.
+    parked: bool,
+}
+
+/// A loop whose thread does not run yet.
+pub struct IoLoop {
+    name: String,
+    epoll: Epoll,
+    requests: Receiver<Request>,
+    handle: IoHandle,
+    slots: BTreeMap<u32, Slot>,
+}
+
+impl IoLoop {
+    /// A loop that reports faults of its workers to `events`. `name` is the thread's, at most 15 bytes.
+    ///
+    /// # Errors
+    /// When no more descriptors can be opened.
+    pub fn new(name: &str, events: EventSender) -> io::Result<Self> {
+        let epoll = Epoll::new()?;
+        let wake = Arc::new(EventFd::new(EFD_NONBLOCK)?);
+        let token = u64::from(WAKE) << 32;
+        let event = EpollEvent::new(EventSet::IN, token);
+        epoll.ctl(ControlOperation::Add, wake.as_raw_fd(), event)?;
+        let (sender, requests) = channel();
+        let next_id = Arc::new(AtomicU32::new(WAKE + 1));
+        let handle = IoHandle { requests: sender, wake, next_id, events };
+        Ok(Self { name: name.to_owned(), epoll, requests, handle, slots: BTreeMap::new() })
+    }
+
+    /// The thread's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// A handle to this loop, usable before and after [`Self::spawn`].
+    pub fn handle(&self) -> IoHandle {
+        self.handle.clone()
+    }
+
+    /// Starts the thread; `start` runs on it first. The thread ends with `start`'s error, with one
+    /// of epoll, or after [`IoHandle::exit`].
+    ///
+    /// # Errors
+    /// When no thread can be started.
+    pub fn spawn(mut self, start: ThreadStart) -> io::Result<JoinHandle<io::Result<()>>> {
+        std::thread::Builder::new().name(self.name.clone()).spawn(move || {
+            start()?;
+            self.run()
+        })
+    }
+
+    fn run(&mut self) -> io::Result<()> {
+        let mut ready = [EpollEvent::default(); BATCH];
+        loop {
+            let count = match self.epoll.wait(-1, &mut ready) {
+                Ok(count) => count,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                Err(e) => return Err(e),
+            };
+            for event in &ready[..count] {
+                let (id, token) = ((event.data() >> 32) as u32, event.data() as u32);
+                if id != WAKE {
+                    self.dispatch(id, |worker, watcher| {
+                        worker.handle(token, event.events(), watcher)
+                    });
+                } else if self.serve_requests() {
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    /// Calls a worker; one that fails is parked until it is removed. An event may be left over from
+    /// a worker that has just gone.
+    fn dispatch(
+        &mut self,
+        id: u32,
+        call: impl FnOnce(&mut dyn Worker, &mut Watcher<'_>) -> Result<(), WorkerError>,
+    ) {
+        let Some(slot) = self.slots.get_mut(&id).filter(|slot| !slot.parked) else { return };
+        let mut watcher = Watcher { epoll: &self.epoll, id, fds: &mut slot.fds };
+        if let Err(error) = call(slot.worker.as_mut(), &mut watcher) {
+            watcher.clear();
+            slot.parked = true;
+            slot.interrupt.signal_needs_reset();
+            self.handle.report(error);
+        }
+    }
+
+    /// Serves what is requested; `true` when the thread is to end.
+    fn serve_requests(&mut self) -> bool {
+        let _ = self.handle.wake.read();
+        while let Ok(request) = self.requests.try_recv() {
+            match request {
+                Request::Add { id, worker, interrupt } => {
+                    let slot = Slot { worker, interrupt, fds: BTreeSet::new(), parked: false };
+                    self.slots.insert(id, slot);
+                    self.dispatch(id, |worker, watcher| worker.start(watcher));
+                }
+                Request::Remove { id, reply } => {
+                    if let Some(mut slot) = self.slots.remove(&id) {
+                        Watcher { epoll: &self.epoll, id, fds: &mut slot.fds }.clear();
+                        // The one who asked may have given up waiting.
+                        let _ = reply.send(slot.worker.stop());
+                    }
+                }
+                Request::Exit => return true,
+            }
+        }
+        false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::devices::events;
+    use crate::virtio::testing::TestInterrupt;
+
+    /// Counts notifications; fails at the third.
+    struct Counter {
+        input: EventFd,
+        output: Sender<u64>,
+    }
+
+    impl Worker for Counter {
+        fn start(&mut self, watcher: &mut Watcher<'_>) -> Result<(), WorkerError> {
+            watcher.add(&self.input, EventSet::IN, 5).unwrap();
+            Ok(())
+        }
+        fn handle(&mut self, token: u32, _: u32, _: &mut Watcher<'_>) -> Result<(), WorkerError> {
+            assert_eq!(token, 5);
+            let n = self.input.read().unwrap();
+            if n == 3 {
+                return Err(WorkerError { device: "counter", reason: "three".into() });
+            }
+            self.output.send(n).unwrap();
+            Ok(())
+        }
+        fn stop(self: Box<Self>) -> Vec<Option<ActiveQueue>> {
+            vec![None, None]
+        }
+    }
+
+    #[test]
+    fn a_worker_runs_fails_once_and_comes_back() {
+        let (sender, faults) = events::channel().unwrap();
+        let io = IoLoop::new("test", sender).unwrap();
+        let handle = io.handle();
+        let input = EventFd::new(EFD_NONBLOCK).unwrap();
+        let (output, results) = channel();
+        let interrupt = Arc::new(TestInterrupt::default());
+        let worker = Counter { input: input.try_clone().unwrap(), output };
+        // Before the thread runs.
+        let id = handle.add(Box::new(worker), interrupt.clone());
+        let thread = io.spawn(Box::new(|| Ok(()))).unwrap();
+
+        input.write(2).unwrap();
+        assert_eq!(results.recv(), Ok(2));
+        input.write(3).unwrap();
+        while !interrupt.needs_reset() {
+            std::thread::yield_now();
+        }
+        // Parked: nothing arrives any more, and stopping it still works.
+        input.write(1).unwrap();
+        assert_eq!(handle.remove(id).unwrap().len(), 2);
+        assert!(results.recv().is_err(), "the worker and its sender are gone");
+        assert!(matches!(faults.next(), Some(DeviceEvent::Fault(e)) if e.reason == "three"));
+        assert!(faults.next().is_none());
+        handle.exit();
+        thread.join().unwrap().unwrap();
+        assert!(handle.remove(WorkerId(99)).is_err());
+    }
+
+    #[test]
+    fn a_thread_that_can_not_be_confined_does_not_run() {
+        let (sender, _faults) = events::channel().unwrap();
+        let io = IoLoop::new("test", sender).unwrap();
+        let thread = io.spawn(Box::new(|| Err(io::ErrorKind::PermissionDenied.into()))).unwrap();
+        assert!(thread.join().unwrap().is_err());
+    }
+}

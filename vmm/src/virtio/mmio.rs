@@ -1,0 +1,466 @@
+//! The virtio-mmio transport, version 2 (virtio 1.3 §4.2): one window of registers per device.
+//!
+//! vCPU threads come here for set-up, interrupt status and configuration; the data path does not:
+//! notifications are ioeventfds on [`register::QUEUE_NOTIFY`], interrupts are irqfds.
+//! Everything the driver writes is remembered as written and checked once, at DRIVER_OK, when it is
+//! handed to the worker by value: registers written later change nothing.
+
+use super::interrupt::IrqLine;
+use super::snapshot::{DeviceState, QueueSetup, VERSION};
+use super::{
+    ActivateError, Activation, ActiveQueue, F_EVENT_IDX, F_VERSION_1, Interrupt, RestoreError,
+    VirtioDevice, WorkerError,
+};
+use crate::bus::BusDevice;
+use crate::io_loop::{IoHandle, LoopStuck, WorkerId};
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use virtio_queue::QueueT;
+use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+/// Bytes of a device's window, a page.
+pub const WINDOW: u64 = 0x1000;
+
+/// Offsets of the registers (virtio 1.3 §4.2.2); all are 32 bits wide.
+#[allow(missing_docs)]
+pub mod register {
+    pub const MAGIC: u64 = 0x000;
+    pub const VERSION: u64 = 0x004;
+    pub const DEVICE_ID: u64 = 0x008;
+    pub const VENDOR_ID: u64 = 0x00c;
+    pub const DEVICE_FEATURES: u64 = 0x010;
+    pub const DEVICE_FEATURES_SEL: u64 = 0x014;
+    pub const DRIVER_FEATURES: u64 = 0x020;
+    pub const DRIVER_FEATURES_SEL: u64 = 0x024;
+    pub const QUEUE_SEL: u64 = 0x030;
+    pub const QUEUE_SIZE_MAX: u64 = 0x034;
+    pub const QUEUE_SIZE: u64 = 0x038;
+    pub const QUEUE_READY: u64 = 0x044;
+    pub const QUEUE_NOTIFY: u64 = 0x050;
+    pub const INTERRUPT_STATUS: u64 = 0x060;
+    pub const INTERRUPT_ACK: u64 = 0x064;
+    pub const STATUS: u64 = 0x070;
+    pub const QUEUE_DESC_LOW: u64 = 0x080;
+    pub const QUEUE_DESC_HIGH: u64 = 0x084;
+    pub const QUEUE_DRIVER_LOW: u64 = 0x090;
+    pub const QUEUE_DRIVER_HIGH: u64 = 0x094;
+    pub const QUEUE_DEVICE_LOW: u64 = 0x0a0;
+    pub const QUEUE_DEVICE_HIGH: u64 = 0x0a4;
+    pub const SHM_LEN_LOW: u64 = 0x0b0;
+    pub const SHM_LEN_HIGH: u64 = 0x0b4;
+    pub const SHM_BASE_LOW: u64 = 0x0b8;
+    pub const SHM_BASE_HIGH: u64 = 0x0bc;
+    pub const CONFIG_GENERATION: u64 = 0x0fc;
+    pub const CONFIG: u64 = 0x100;
+}
+
+/// Bits of the Status register (virtio 1.3 §2.1).
+#[allow(missing_docs)]
+pub mod status {
+    pub const ACKNOWLEDGE: u32 = 1;
+    pub const DRIVER: u32 = 2;
+    pub const DRIVER_OK: u32 = 4;
+    pub const FEATURES_OK: u32 = 8;
+    pub const NEEDS_RESET: u32 = 64;
+    pub const FAILED: u32 = 128;
+}
+
+const MAGIC: u32 = u32::from_le_bytes(*b"virt");
+const TRANSPORT_VERSION: u32 = 2;
+const VENDOR: u32 = u32::from_le_bytes(*b"kata");
+
+/// A device behind its registers.
+pub struct MmioTransport {
+    irq: Arc<IrqLine>,
+    notify: Vec<EventFd>,
+    front: Mutex<Front>,
+}
+
+/// What the registers stand for; locked for set-up only, never while data flows.
+struct Front {
+    device: Box<dyn VirtioDevice>,
+    memory: GuestMemoryMmap,
+    io: IoHandle,
+    irq: Arc<IrqLine>,
+    notify: Vec<EventFd>,
+    status: u32,
+    device_features_sel: u32,
+    driver_features_sel: u32,
+    driver_features: u64,
+    queue_sel: u32,
+    queues: Vec<QueueSetup>,
+    worker: Option<WorkerId>,
+    /// The worker never came back: the device can't be used again.
+    lost: bool,
+}
+
+impl MmioTransport {
+    /// Puts registers before a device, whose workers will run in the loop of `io`.
+    ///
+    /// # Errors
+    /// When no more descriptors can be opened.
+    pub fn new(
+        device: Box<dyn VirtioDevice>,
+        memory: GuestMemoryMmap,
+        io: IoHandle,
+    ) -> io::Result<Self> {
+        let irq = Arc::new(IrqLine::new()?);
+        let notify: Vec<EventFd> = device
+            .queue_max_sizes()
+            .iter()
+            .map(|_| EventFd::new(EFD_NONBLOCK))
+            .collect::<io::Result<_>>()?;
+        let front = Front {
+            queues: empty_queues(device.as_ref()),
+            device,
+            memory,
+            io,
+            irq: irq.clone(),
+            notify: notify.iter().map(EventFd::try_clone).collect::<io::Result<_>>()?,
+            status: 0,
+            device_features_sel: 0,
+            driver_features_sel: 0,
+            driver_features: 0,
+            queue_sel: 0,
+            worker: None,
+            lost: false,
+        };
+        Ok(Self { irq, notify, front: Mutex::new(front) })
+    }
+
+    /// The interrupt: to be made an irqfd on the device's edge-triggered line.
+    pub fn irq(&self) -> &EventFd {
+        self.irq.line()
+    }
+
+    /// The notifications: to be made ioeventfds at [`register::QUEUE_NOTIFY`], 4 bytes wide,
+    /// matching the index in this list.
+    pub fn notifications(&self) -> &[EventFd] {
+        &self.notify
+    }
+
+    /// Takes the queues back from the worker. The registers can't be used until [`Self::resume`];
+    /// vCPUs have to be stopped.
+    ///
+    /// # Errors
+    /// [`LoopStuck`] when the worker doesn't let go in time.
+    pub fn pause(&self) -> Result<(), LoopStuck> {
+        self.front().stop_worker()
+    }
+
+    /// Gives the queues to a worker again, after [`Self::pause`] or [`Self::restore`].
+    pub fn resume(&self) {
+        let mut front = self.front();
+        if front.status & status::DRIVER_OK != 0 && !front.irq.needs_reset() {
+            front.activate();
+        }
+    }
+
+    /// The whole device as data; call it between [`Self::pause`] and [`Self::resume`].
+    pub fn save(&self) -> DeviceState {
+        let front = self.front();
+        DeviceState {
+            version: VERSION,
+            device_type: front.device.device_type(),
+            status: front.status,
+            needs_reset: self.irq.needs_reset(),
+            interrupt_status: self.irq.status(),
+            generation: self.irq.generation(),
+            device_features_sel: front.device_features_sel,
+            driver_features_sel: front.driver_features_sel,
+            driver_features: front.driver_features,
+            queue_sel: front.queue_sel,
+            queues: front.queues.clone(),
+            device: front.device.save(),
+        }
+    }
+
+    /// Takes over what [`Self::save`] returned; on a new device, before [`Self::resume`].
+    ///
+    /// # Errors
+    /// [`RestoreError`] when the state is of another device, version or shape.
+    pub fn restore(&self, state: &DeviceState) -> Result<(), RestoreError> {
+        let mut front = self.front();
+        let misfit =
+            |reason: &str| RestoreError { device: "virtio-mmio", reason: reason.to_owned() };
+        if state.version != VERSION {
+            return Err(misfit("it is of another version"));
+        }
+        if state.device_type != front.device.device_type() {
+            return Err(misfit("it is of another type of device"));
+        }
+        if state.queues.len() != front.queues.len() {
+            return Err(misfit("the number of queues differs"));
+        }
+        front.device.restore(&state.device)?;
+        front.status = state.status;
+        front.device_features_sel = state.device_features_sel;
+        front.driver_features_sel = state.driver_features_sel;
+        front.driver_features = state.driver_features;
+        front.queue_sel = state.queue_sel;
+        front.queues.clone_from(&state.queues);
+        self.irq.restore(state.interrupt_status, state.needs_reset, state.generation);
+        Ok(())
+    }
+
+    fn front(&self) -> MutexGuard<'_, Front> {
+        // A panic of another vCPU thread ends the process; a poisoned lock is never seen in earnest.
+        self.front.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl BusDevice for MmioTransport {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        data.fill(0);
+        if offset >= register::CONFIG {
+            self.front().device.read_config(offset - register::CONFIG, data);
+        } else if let Ok(word) = <&mut [u8; 4]>::try_from(data) {
+            let value = match offset {
+                register::INTERRUPT_STATUS => self.irq.status(),
+                register::CONFIG_GENERATION => self.irq.generation(),
+                _ => self.front().read(offset),
+            };
+            *word = value.to_le_bytes();
+        }
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        if offset >= register::CONFIG {
+            self.front().device.write_config(offset - register::CONFIG, data);
+        } else if let Ok(word) = <[u8; 4]>::try_from(data) {
+            let value = u32::from_le_bytes(word);
+            match offset {
+                register::INTERRUPT_ACK => self.irq.acknowledge(value),
+                register::QUEUE_NOTIFY => self.notify(value),
+                _ => self.front().write(offset, value),
+            }
+        }
+    }
+}
+
+impl MmioTransport {
+    /// A notification that no ioeventfd took. Before DRIVER_OK it waits in the eventfd, harmless.
+    fn notify(&self, queue: u32) {
+        if let Some(notify) = self.notify.get(queue as usize) {
+            // Fails only when the counter is full: then the worker is notified already.
+            let _ = notify.write(1);
+        }
+    }
+}
+
+impl Front {
+    fn read(&self, offset: u64) -> u32 {
+        let queue = self.queues.get(self.queue_sel as usize);
+        match offset {
+            register::MAGIC => MAGIC,
+            register::VERSION => TRANSPORT_VERSION,
+            register::DEVICE_ID => self.device.device_type(),
+            register::VENDOR_ID => VENDOR,
+            register::DEVICE_FEATURES => half(self.offered(), self.device_features_sel),
+            register::QUEUE_SIZE_MAX => {
+                let sizes = self.device.queue_max_sizes();
+                sizes.get(self.queue_sel as usize).copied().unwrap_or(0).into()
+            }
+            register::QUEUE_READY => queue.is_some_and(|q| q.ready).into(),
+            register::STATUS if self.irq.needs_reset() => self.status | status::NEEDS_RESET,
+            register::STATUS => self.status,
+            // There is no shared memory region (§4.2.2): all ones.
+            register::SHM_LEN_LOW
+            | register::SHM_LEN_HIGH
+            | register::SHM_BASE_LOW
+            | register::SHM_BASE_HIGH => u32::MAX,
+            _ => 0,
+        }
+    }
+
+    fn write(&mut self, offset: u64, value: u32) {
+        match offset {
+            register::DEVICE_FEATURES_SEL => self.device_features_sel = value,
+            register::DRIVER_FEATURES_SEL => self.driver_features_sel = value,
+            register::DRIVER_FEATURES if self.status & status::FEATURES_OK == 0 => {
+                match self.driver_features_sel {
+                    0 => set_low(&mut self.driver_features, value),
+                    1 => set_high(&mut self.driver_features, value),
+                    _ => {}
+                }
+            }
+            register::QUEUE_SEL => self.queue_sel = value,
+            register::STATUS => self.write_status(value),
+            _ => self.write_queue(offset, value),
+        }
+    }
+
+    /// Registers of the selected queue: open between FEATURES_OK and DRIVER_OK only, and its
+    /// addresses and size only while it is not ready.
+    fn write_queue(&mut self, offset: u64, value: u32) {
+        let open = self.status & (status::FEATURES_OK | status::DRIVER_OK) == status::FEATURES_OK;
+        let Some(queue) = self.queues.get_mut(self.queue_sel as usize).filter(|_| open) else {
+            return;
+        };
+        if offset == register::QUEUE_READY {
+            queue.ready = value == 1;
+        } else if !queue.ready {
+            match offset {
+                register::QUEUE_SIZE => queue.size = value,
+                register::QUEUE_DESC_LOW => set_low(&mut queue.descriptors, value),
+                register::QUEUE_DESC_HIGH => set_high(&mut queue.descriptors, value),
+                register::QUEUE_DRIVER_LOW => set_low(&mut queue.available, value),
+                register::QUEUE_DRIVER_HIGH => set_high(&mut queue.available, value),
+                register::QUEUE_DEVICE_LOW => set_low(&mut queue.used, value),
+                register::QUEUE_DEVICE_HIGH => set_high(&mut queue.used, value),
+                _ => {}
+            }
+        }
+    }
+
+    /// One step of the device's initialisation (virtio 1.3 §3.1.1); steps out of order are ignored.
+    fn write_status(&mut self, value: u32) {
+        use status::{ACKNOWLEDGE, DRIVER, DRIVER_OK, FAILED, FEATURES_OK, NEEDS_RESET};
+        const ACKNOWLEDGED: u32 = ACKNOWLEDGE;
+        const DRIVEN: u32 = ACKNOWLEDGE | DRIVER;
+        const NEGOTIATED: u32 = DRIVEN | FEATURES_OK;
+        const RUNNING: u32 = NEGOTIATED | DRIVER_OK;
+
+        if value == 0 {
+            self.reset();
+            return;
+        }
+        match (self.status, value & !NEEDS_RESET) {
+            (0, ACKNOWLEDGED) | (ACKNOWLEDGED, DRIVEN) => self.status = value & !NEEDS_RESET,
+            (DRIVEN, NEGOTIATED) => {
+                let accepted = self.driver_features & !self.offered() == 0
+                    && self.driver_features & F_VERSION_1 != 0;
+                if accepted {
+                    self.status = NEGOTIATED;
+                }
+            }
+            (NEGOTIATED, RUNNING) => {
+                self.status = RUNNING;
+                self.activate();
+            }
+            (_, new) if new & FAILED != 0 => self.status |= FAILED,
+            _ => {}
+        }
+    }
+
+    fn offered(&self) -> u64 {
+        self.device.features() | F_VERSION_1
+    }
+
+    fn activate(&mut self) {
+        let activation = match self.activation() {
+            Ok(activation) => activation,
+            Err(error) => return self.fail(&error),
+        };
+        match self.device.activate(activation) {
+            Ok(worker) => self.worker = Some(self.io.add(worker, self.irq.clone())),
+            Err(error) => self.fail(&error),
+        }
+    }
+
+    fn fail(&self, error: &dyn std::error::Error) {
+        self.irq.signal_needs_reset();
+        self.io.report(WorkerError::new("virtio-mmio", error));
+    }
+
+    fn activation(&self) -> Result<Activation, ActivateError> {
+        if self.lost {
+            return Err(ActivateError::Backend(Box::new(LoopStuck)));
+        }
+        let queues =
+            (0..self.queues.len()).map(|i| self.active_queue(i)).collect::<Result<_, _>>()?;
+        Ok(Activation {
+            memory: self.memory.clone(),
+            queues,
+            interrupt: self.irq.clone(),
+            features: self.driver_features,
+        })
+    }
+
+    /// Queue `index`, checked: size, alignment, and that each of its parts lies in guest memory.
+    fn active_queue(&self, index: usize) -> Result<Option<ActiveQueue>, ActivateError> {
+        let setup = &self.queues[index];
+        if !setup.ready {
+            return Ok(None);
+        }
+        let event_idx = self.driver_features & F_EVENT_IDX != 0;
+        let queue = setup
+            .to_queue(self.device.queue_max_sizes()[index], event_idx)
+            .map_err(|reason| ActivateError::BadQueue { index, reason: reason.to_string() })?;
+        let size = usize::from(queue.size());
+        // Table, available ring and used ring, with the event fields at the rings' ends (§2.7).
+        let parts = [
+            (queue.desc_table(), 16 * size),
+            (queue.avail_ring(), 6 + 2 * size),
+            (queue.used_ring(), 6 + 8 * size),
+        ];
+        let inside = |&(at, len): &(u64, usize)| self.memory.check_range(GuestAddress(at), len);
+        if !parts.iter().all(inside) {
+            let reason = "it lies outside guest memory".to_owned();
+            return Err(ActivateError::BadQueue { index, reason });
+        }
+        let notify =
+            self.notify[index].try_clone().map_err(|e| ActivateError::Backend(e.into()))?;
+        Ok(Some(ActiveQueue { queue, notify }))
+    }
+
+    fn stop_worker(&mut self) -> Result<(), LoopStuck> {
+        let Some(worker) = self.worker.take() else { return Ok(()) };
+        let stopped = self.io.remove(worker).inspect_err(|_| self.lost = true)?;
+        for (setup, active) in self.queues.iter_mut().zip(stopped) {
+            if let Some(active) = active {
+                setup.take_back(&active.queue);
+            }
+        }
+        Ok(())
+    }
+
+    /// Back to the state after power-on. A worker that doesn't let go leaves the device in need of
+    /// a reset for good: it may still write to memory that the driver thinks is its own again.
+    fn reset(&mut self) {
+        if let Err(error) = self.stop_worker() {
+            return self.fail(&error);
+        }
+        if self.lost {
+            return;
+        }
+        self.device.reset();
+        self.irq.clear();
+        self.status = 0;
+        self.device_features_sel = 0;
+        self.driver_features_sel = 0;
+        self.driver_features = 0;
+        self.queue_sel = 0;
+        self.queues = empty_queues(self.device.as_ref());
+        for notify in &self.notify {
+            // A notification of the driver's former life; there may be none.
+            let _ = notify.read();
+        }
+    }
+}
+
+fn empty_queues(device: &dyn VirtioDevice) -> Vec<QueueSetup> {
+    let size = |&max: &u16| QueueSetup { size: max.into(), ..QueueSetup::default() };
+    device.queue_max_sizes().iter().map(size).collect()
+}
+
+fn half(value: u64, select: u32) -> u32 {
+    match select {
+        0 => value as u32,
+        1 => (value >> 32) as u32,
+        _ => 0,
+    }
+}
+
+fn set_low(target: &mut u64, value: u32) {
+    *target = (*target & !0xffff_ffff) | u64::from(value);
+}
+
+fn set_high(target: &mut u64, value: u32) {
+    *target = (*target & 0xffff_ffff) | u64::from(value) << 32;
+}
+
+#[cfg(test)]
+#[path = "mmio_tests.rs"]
+mod tests;

@@ -1,0 +1,275 @@
+use super::*;
+use crate::devices::events::{self, EventReceiver};
+use crate::devices::rng::Rng;
+use crate::io_loop::IoLoop;
+use crate::virtio::testing::{Dice, TestQueue, memory};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// A transport before an rng, and the thread of its worker.
+struct Rig {
+    transport: MmioTransport,
+    memory: GuestMemoryMmap,
+    events: EventReceiver,
+    io: IoHandle,
+    thread: Option<JoinHandle<io::Result<()>>>,
+}
+
+impl Rig {
+    fn new() -> Self {
+        let (sender, events) = events::channel().unwrap();
+        let io_loop = IoLoop::new("test", sender).unwrap();
+        let io = io_loop.handle();
+        let memory = memory();
+        let transport =
+            MmioTransport::new(Box::new(Rng), memory.clone(), io_loop.handle()).unwrap();
+        let thread = Some(io_loop.spawn(Box::new(|| Ok(()))).unwrap());
+        Self { transport, memory, events, io, thread }
+    }
+
+    fn read(&self, register: u64) -> u32 {
+        let mut data = [0xffu8; 4];
+        self.transport.read(register, &mut data);
+        u32::from_le_bytes(data)
+    }
+
+    fn write(&self, register: u64, value: u32) {
+        self.transport.write(register, &value.to_le_bytes());
+    }
+
+    /// The driver's steps of virtio 1.3 §3.1.1 up to FEATURES_OK.
+    fn negotiate(&self) {
+        for status in [0, 1, 3] {
+            self.write(register::STATUS, status);
+        }
+        self.write(register::DRIVER_FEATURES_SEL, 1);
+        self.write(register::DRIVER_FEATURES, (F_VERSION_1 >> 32) as u32);
+        self.write(register::STATUS, 11);
+        assert_eq!(self.read(register::STATUS), 11);
+    }
+
+    fn set_up(&self, queue: &QueueSetup) {
+        self.write(register::QUEUE_SEL, 0);
+        self.write(register::QUEUE_SIZE, queue.size);
+        self.write(register::QUEUE_DESC_LOW, queue.descriptors as u32);
+        self.write(register::QUEUE_DESC_HIGH, (queue.descriptors >> 32) as u32);
+        self.write(register::QUEUE_DRIVER_LOW, queue.available as u32);
+        self.write(register::QUEUE_DRIVER_HIGH, (queue.available >> 32) as u32);
+        self.write(register::QUEUE_DEVICE_LOW, queue.used as u32);
+        self.write(register::QUEUE_DEVICE_HIGH, (queue.used >> 32) as u32);
+        self.write(register::QUEUE_READY, 1);
+    }
+
+    fn start(&self, queue: &QueueSetup) {
+        self.negotiate();
+        self.set_up(queue);
+        self.write(register::STATUS, 15);
+    }
+
+    fn needs_reset(&self) -> bool {
+        self.read(register::STATUS) & status::NEEDS_RESET != 0
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        self.io.exit();
+        self.thread.take().unwrap().join().unwrap().unwrap();
+    }
+}
+
+fn wait_for<T>(mut poll: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        if let Some(value) = poll() {
+            return value;
+        }
+        assert!(Instant::now() < deadline, "nothing happened");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn a_driver_finds_the_device_and_gets_served() {
+    let rig = Rig::new();
+    assert_eq!(rig.read(register::MAGIC), 0x7472_6976);
+    assert_eq!(rig.read(register::VERSION), 2);
+    assert_eq!(rig.read(register::DEVICE_ID), 4);
+    assert_eq!(rig.read(register::QUEUE_SIZE_MAX), 16);
+    assert_eq!(rig.read(register::SHM_LEN_LOW), u32::MAX);
+    let mut queue = TestQueue::new(&rig.memory, 0x10_0000, 16);
+    rig.start(&queue.setup());
+    assert_eq!(rig.read(register::STATUS), 15);
+
+    queue.send(&[], &[32]);
+    rig.write(register::QUEUE_NOTIFY, 0);
+    assert_eq!(wait_for(|| queue.used()), (0, 32));
+    wait_for(|| (rig.read(register::INTERRUPT_STATUS) == 1).then_some(()));
+    assert_eq!(rig.transport.irq().read().unwrap(), 1);
+    rig.write(register::INTERRUPT_ACK, 1);
+    assert_eq!(rig.read(register::INTERRUPT_STATUS), 0);
+}
+
+#[test]
+fn features_without_version_1_or_never_offered_are_refused() {
+    for (low, high) in [(0, 0), (1 << 5, 1), (0, 3)] {
+        let rig = Rig::new();
+        for status in [1, 3] {
+            rig.write(register::STATUS, status);
+        }
+        rig.write(register::DRIVER_FEATURES_SEL, 0);
+        rig.write(register::DRIVER_FEATURES, low);
+        rig.write(register::DRIVER_FEATURES_SEL, 1);
+        rig.write(register::DRIVER_FEATURES, high);
+        rig.write(register::STATUS, 11);
+        assert_eq!(rig.read(register::STATUS), 3, "{low:#x} {high:#x}");
+        rig.write(register::STATUS, 15);
+        assert_eq!(rig.read(register::STATUS), 3);
+    }
+}
+
+#[test]
+fn steps_out_of_order_are_ignored() {
+    let rig = Rig::new();
+    for status in [2, 4, 8, 15, 3] {
+        rig.write(register::STATUS, status);
+        assert_eq!(rig.read(register::STATUS), 0, "{status}");
+    }
+    rig.negotiate();
+    rig.write(register::STATUS, 3);
+    assert_eq!(rig.read(register::STATUS), 11, "a bit can't be taken back");
+    rig.write(register::DRIVER_FEATURES_SEL, 0);
+    rig.write(register::DRIVER_FEATURES, u32::MAX);
+    rig.write(register::STATUS, 15);
+    assert!(!rig.front_features_changed());
+}
+
+impl Rig {
+    fn front_features_changed(&self) -> bool {
+        self.transport.save().driver_features != F_VERSION_1
+    }
+}
+
+#[test]
+fn registers_rewritten_after_driver_ok_change_nothing() {
+    let rig = Rig::new();
+    let mut queue = TestQueue::new(&rig.memory, 0x10_0000, 16);
+    rig.start(&queue.setup());
+    let before = rig.transport.save();
+    for value in [0, 1, 0x1000, u32::MAX] {
+        for register in (0x30..0xb0).step_by(4) {
+            if ![register::STATUS, register::QUEUE_SEL, register::QUEUE_NOTIFY].contains(&register)
+            {
+                rig.write(register, value);
+            }
+        }
+    }
+    assert_eq!(rig.transport.save().queues, before.queues);
+    queue.send(&[], &[8]);
+    assert_eq!(wait_for(|| queue.used()), (0, 8));
+}
+
+#[test]
+fn a_queue_that_can_not_be_one_stops_the_device_until_a_reset() {
+    let rig = Rig::new();
+    let good = TestQueue::new(&rig.memory, 0x10_0000, 16).setup();
+    let bad = [
+        QueueSetup { size: 0, ..good.clone() },
+        QueueSetup { size: 12, ..good.clone() },
+        QueueSetup { size: 32, ..good.clone() },
+        QueueSetup { size: 0x1_0010, ..good.clone() },
+        QueueSetup { descriptors: 0x10_0008, ..good.clone() },
+        QueueSetup { used: 0x10_8002, ..good.clone() },
+        QueueSetup { available: 0x10_4001, ..good.clone() },
+        QueueSetup { descriptors: u64::MAX - 15, ..good.clone() },
+        QueueSetup { used: crate::virtio::testing::MEMORY - 64, ..good.clone() },
+        QueueSetup { available: 1 << 40, ..good.clone() },
+    ];
+    for setup in &bad {
+        rig.start(setup);
+        assert!(rig.needs_reset(), "{setup:?}");
+        assert!(rig.events.next().is_some());
+        assert_eq!(rig.read(register::INTERRUPT_STATUS), 2);
+    }
+    rig.negotiate();
+    rig.write(register::STATUS, 15);
+    assert!(rig.needs_reset(), "a queue that was never set up");
+    rig.start(&good);
+    assert!(!rig.needs_reset());
+}
+
+#[test]
+fn a_bad_ring_needs_a_reset_after_which_the_device_works() {
+    let rig = Rig::new();
+    let mut queue = TestQueue::new(&rig.memory, 0x10_0000, 16);
+    rig.start(&queue.setup());
+    queue.set_available_index(999);
+    rig.write(register::QUEUE_NOTIFY, 0);
+    wait_for(|| rig.needs_reset().then_some(()));
+    queue = TestQueue::new(&rig.memory, 0x20_0000, 16);
+    rig.start(&queue.setup());
+    queue.send(&[], &[8]);
+    rig.write(register::QUEUE_NOTIFY, 0);
+    assert_eq!(wait_for(|| queue.used()), (0, 8));
+}
+
+#[test]
+fn a_device_goes_on_after_a_pause_and_in_another_machine() {
+    let rig = Rig::new();
+    let mut queue = TestQueue::new(&rig.memory, 0x10_0000, 16);
+    rig.start(&queue.setup());
+    queue.send(&[], &[8]);
+    assert_eq!(wait_for(|| queue.used()), (0, 8));
+    rig.transport.pause().unwrap();
+    queue.send(&[], &[9]);
+    let state = rig.transport.save();
+    assert_eq!(state.queues[0].next_available, 1);
+
+    let text = serde_json::to_string(&state).unwrap();
+    let other = Rig::new();
+    other.transport.restore(&serde_json::from_str(&text).unwrap()).unwrap();
+    assert_eq!(other.transport.save(), state);
+
+    rig.transport.resume();
+    assert_eq!(wait_for(|| queue.used()), (1, 9));
+}
+
+#[test]
+fn a_state_that_does_not_fit_is_refused() {
+    let rig = Rig::new();
+    let good = rig.transport.save();
+    let with = |change: fn(&mut DeviceState)| {
+        let mut state = good.clone();
+        change(&mut state);
+        rig.transport.restore(&state)
+    };
+    assert!(with(|s| s.version += 1).is_err());
+    assert!(with(|s| s.device_type = 2).is_err());
+    assert!(with(|s| s.queues.clear()).is_err());
+    assert!(with(|s| s.device = serde_json::json!({"version": 9, "state": null})).is_err());
+    with(|_| ()).unwrap();
+}
+
+#[test]
+fn any_sequence_of_accesses_is_survived() {
+    let mut dice = Dice(0xfeed);
+    for _ in 0..20 {
+        let rig = Rig::new();
+        rig.start(&TestQueue::new(&rig.memory, 0x10_0000, 16).setup());
+        for _ in 0..500 {
+            let offset = dice.pick(&[
+                0x10, 0x14, 0x20, 0x24, 0x30, 0x38, 0x44, 0x50, 0x64, 0x70, 0x70, 0x80, 0x84, 0x90,
+                0xa0, 0xfc, 0x100, 0x13c, 0xff8,
+            ]);
+            let mut data = dice.pick(&[0, 1, 3, 11, 15, 16, 0x1000, u64::MAX]).to_le_bytes();
+            let len = dice.pick(&[1, 2, 4, 4, 4, 4, 8]);
+            if dice.below(4) == 0 {
+                rig.transport.read(offset, &mut data[..len]);
+            } else {
+                rig.transport.write(offset, &data[..len]);
+            }
+        }
+        rig.write(register::STATUS, 0);
+        assert_eq!(rig.read(register::STATUS), 0);
+    }
+}
