@@ -1,0 +1,306 @@
+//! The vhost-user side of the device: the VMM says where guest memory and queues are.
+//!
+//! <https://qemu-project.gitlab.io/qemu/interop/vhost-user.html> names the messages.
+
+use crate::file_system::Files;
+use crate::queue::{Progress, RequestQueue};
+use std::fs::File;
+use std::io::{self, Read};
+use vhost::vhost_user::message::{
+    VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight,
+    VhostUserLog, VhostUserMemoryRegion, VhostUserProtocolFeatures, VhostUserShMemConfig,
+    VhostUserSharedMsg, VhostUserSingleMemoryRegion, VhostUserVirtioFeatures,
+    VhostUserVringAddrFlags, VhostUserVringState,
+};
+use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandlerMut};
+use vhost_user_backend::bitmap::BitmapMmapRegion;
+use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::bindings::virtio_ring::{
+    VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC,
+};
+use virtio_queue::QueueT;
+use vm_memory::{
+    GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap, GuestRegionMmap,
+};
+
+/// The high-priority queue and one request queue (virtio 1.3, 5.11.2).
+pub(crate) const QUEUES: usize = 2;
+
+/// Largest queue, as large as what the kernel's driver asks for.
+const MAX_QUEUE_SIZE: u16 = 1024;
+
+/// The memory type that virtiofsd's readers and writers are made for.
+pub(crate) type Regions = GuestMemoryMmap<BitmapMmapRegion>;
+
+/// Guest memory, as the VMM has last described it.
+pub(crate) type Memory = GuestMemoryAtomic<Regions>;
+
+/// Where a part of guest memory is in the VMM's address space, which ring addresses refer to.
+#[derive(Debug)]
+struct Mapping {
+    vmm: u64,
+    guest: u64,
+    size: u64,
+}
+
+/// A virtio-fs device.
+pub(crate) struct Device {
+    files: Files,
+    memory: Memory,
+    mappings: Vec<Mapping>,
+    queues: Vec<RequestQueue>,
+    features: u64,
+}
+
+impl Device {
+    /// A device that waits for the VMM to set it up.
+    pub(crate) fn new(files: Files) -> std::result::Result<Self, virtio_queue::Error> {
+        let queues: std::result::Result<_, _> =
+            (0..QUEUES).map(|_| RequestQueue::new(MAX_QUEUE_SIZE)).collect();
+        let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
+        Ok(Self { files, memory, mappings: Vec::new(), queues: queues?, features: 0 })
+    }
+
+    /// The queues, to wait for their notifications.
+    pub(crate) fn queues(&self) -> &[RequestQueue] {
+        &self.queues
+    }
+
+    /// Takes the notification of a queue and serves its requests, some of them.
+    pub(crate) fn serve(&mut self, index: usize, notified: bool) -> io::Result<Progress> {
+        let Some(queue) = self.queues.get_mut(index) else { return Ok(Progress::Idle) };
+        if notified && let Some(kick) = &queue.kick {
+            match (&mut &*kick).read(&mut [0; 8]) {
+                Err(e) if e.kind() != io::ErrorKind::WouldBlock => return Err(e),
+                _ => {}
+            }
+        }
+        Ok(queue.serve(&self.memory, &self.files))
+    }
+
+    fn queue(&mut self, index: impl TryInto<usize>) -> Result<&mut RequestQueue> {
+        let index = index.try_into().map_err(|_| Error::InvalidParam)?;
+        self.queues.get_mut(index).ok_or(Error::InvalidParam)
+    }
+
+    fn guest_address(&self, vmm: u64) -> Result<u64> {
+        let place = self.mappings.iter().find_map(|mapping| {
+            let offset = vmm.checked_sub(mapping.vmm).filter(|&offset| offset < mapping.size)?;
+            mapping.guest.checked_add(offset)
+        });
+        place.ok_or(Error::InvalidParam)
+    }
+}
+
+fn offered_features() -> u64 {
+    1 << VIRTIO_F_VERSION_1
+        | 1 << VIRTIO_RING_F_INDIRECT_DESC
+        | 1 << VIRTIO_RING_F_EVENT_IDX
+        | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
+}
+
+fn offered_protocol_features() -> VhostUserProtocolFeatures {
+    VhostUserProtocolFeatures::MQ
+        | VhostUserProtocolFeatures::REPLY_ACK
+        | VhostUserProtocolFeatures::RESET_DEVICE
+}
+
+fn not_offered<T>() -> Result<T> {
+    Err(Error::InvalidOperation("the feature was not offered"))
+}
+
+impl VhostUserBackendReqHandlerMut for Device {
+    fn set_owner(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    fn reset_owner(&mut self) -> Result<()> {
+        self.reset_device()
+    }
+
+    fn reset_device(&mut self) -> Result<()> {
+        self.queues.iter_mut().for_each(RequestQueue::reset);
+        self.features = 0;
+        self.files.destroy();
+        Ok(())
+    }
+
+    fn get_features(&mut self) -> Result<u64> {
+        Ok(offered_features())
+    }
+
+    fn set_features(&mut self, features: u64) -> Result<()> {
+        if features & !offered_features() != 0 {
+            return Err(Error::InvalidParam);
+        }
+        self.features = features;
+        let event_idx = features & (1 << VIRTIO_RING_F_EVENT_IDX) != 0;
+        let enable = features & VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() == 0;
+        for queue in &mut self.queues {
+            queue.event_idx = event_idx;
+            queue.ring.set_event_idx(event_idx);
+            // Without the protocol's features there is no SET_VRING_ENABLE.
+            queue.enabled |= enable;
+        }
+        Ok(())
+    }
+
+    fn set_mem_table(&mut self, regions: &[VhostUserMemoryRegion], files: Vec<File>) -> Result<()> {
+        let mut mapped = Vec::with_capacity(regions.len());
+        let mut mappings = Vec::with_capacity(regions.len());
+        for (region, file) in regions.iter().zip(files) {
+            let start = GuestAddress(region.guest_phys_addr);
+            let region_map = GuestRegionMmap::new(region.mmap_region(file)?, start);
+            mapped.push(region_map.ok_or(Error::InvalidParam)?);
+            mappings.push(Mapping {
+                vmm: region.user_addr,
+                guest: region.guest_phys_addr,
+                size: region.memory_size,
+            });
+        }
+        let memory = GuestMemoryMmap::from_regions(mapped).map_err(|_| Error::InvalidParam)?;
+        self.memory.lock().map_err(|_| Error::BackendInternalError)?.replace(memory);
+        self.mappings = mappings;
+        Ok(())
+    }
+
+    fn set_vring_num(&mut self, index: u32, size: u32) -> Result<()> {
+        let size = u16::try_from(size).map_err(|_| Error::InvalidParam)?;
+        let ring = &mut self.queue(index)?.ring;
+        ring.set_size(size);
+        if ring.size() == size { Ok(()) } else { Err(Error::InvalidParam) }
+    }
+
+    fn set_vring_addr(
+        &mut self,
+        index: u32,
+        _flags: VhostUserVringAddrFlags,
+        descriptors: u64,
+        used: u64,
+        available: u64,
+        _log: u64,
+    ) -> Result<()> {
+        let descriptors = GuestAddress(self.guest_address(descriptors)?);
+        let used = GuestAddress(self.guest_address(used)?);
+        let available = GuestAddress(self.guest_address(available)?);
+        let memory = self.memory.memory();
+        let ring = &mut self.queue(index)?.ring;
+        ring.try_set_desc_table_address(descriptors).map_err(|_| Error::InvalidParam)?;
+        ring.try_set_avail_ring_address(available).map_err(|_| Error::InvalidParam)?;
+        ring.try_set_used_ring_address(used).map_err(|_| Error::InvalidParam)?;
+        // SET_VRING_BASE tells of the available ring alone; a queue that is resumed goes on where the
+        // used ring ends.
+        let next = ring.used_idx(&*memory, std::sync::atomic::Ordering::Relaxed);
+        ring.set_next_used(next.map_err(|_| Error::InvalidParam)?.0);
+        Ok(())
+    }
+
+    fn set_vring_base(&mut self, index: u32, base: u32) -> Result<()> {
+        let base = u16::try_from(base).map_err(|_| Error::InvalidParam)?;
+        self.queue(index)?.ring.set_next_avail(base);
+        Ok(())
+    }
+
+    fn get_vring_base(&mut self, index: u32) -> Result<VhostUserVringState> {
+        let queue = self.queue(index)?;
+        let next = queue.ring.next_avail();
+        let enabled = queue.enabled;
+        queue.reset();
+        queue.enabled = enabled;
+        Ok(VhostUserVringState::new(index, u32::from(next)))
+    }
+
+    fn set_vring_kick(&mut self, index: u8, file: Option<File>) -> Result<()> {
+        let queue = self.queue(index)?;
+        // A queue starts when it is given its notifier.
+        queue.ring.set_ready(file.is_some());
+        queue.kick = file;
+        Ok(())
+    }
+
+    fn set_vring_call(&mut self, index: u8, file: Option<File>) -> Result<()> {
+        self.queue(index)?.call = file;
+        Ok(())
+    }
+
+    fn set_vring_err(&mut self, index: u8, _file: Option<File>) -> Result<()> {
+        self.queue(index).map(drop)
+    }
+
+    fn get_protocol_features(&mut self) -> Result<VhostUserProtocolFeatures> {
+        Ok(offered_protocol_features())
+    }
+
+    fn set_protocol_features(&mut self, features: u64) -> Result<()> {
+        if features & !offered_protocol_features().bits() != 0 {
+            return Err(Error::InvalidParam);
+        }
+        Ok(())
+    }
+
+    fn get_queue_num(&mut self) -> Result<u64> {
+        Ok(QUEUES as u64)
+    }
+
+    fn set_vring_enable(&mut self, index: u32, enable: bool) -> Result<()> {
+        self.queue(index)?.enabled = enable;
+        Ok(())
+    }
+
+    fn get_config(&mut self, _: u32, _: u32, _: VhostUserConfigFlags) -> Result<Vec<u8>> {
+        not_offered()
+    }
+
+    fn set_config(&mut self, _: u32, _: &[u8], _: VhostUserConfigFlags) -> Result<()> {
+        not_offered()
+    }
+
+    fn set_gpu_socket(&mut self, _: GpuBackend) -> Result<()> {
+        not_offered()
+    }
+
+    fn get_shared_object(&mut self, _: VhostUserSharedMsg) -> Result<File> {
+        not_offered()
+    }
+
+    fn get_inflight_fd(&mut self, _: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
+        not_offered()
+    }
+
+    fn set_inflight_fd(&mut self, _: &VhostUserInflight, _: File) -> Result<()> {
+        not_offered()
+    }
+
+    fn get_max_mem_slots(&mut self) -> Result<u64> {
+        not_offered()
+    }
+
+    fn add_mem_region(&mut self, _: &VhostUserSingleMemoryRegion, _: File) -> Result<()> {
+        not_offered()
+    }
+
+    fn remove_mem_region(&mut self, _: &VhostUserSingleMemoryRegion) -> Result<()> {
+        not_offered()
+    }
+
+    fn set_device_state_fd(
+        &mut self,
+        _: VhostTransferStateDirection,
+        _: VhostTransferStatePhase,
+        _: File,
+    ) -> Result<Option<File>> {
+        not_offered()
+    }
+
+    fn check_device_state(&mut self) -> Result<()> {
+        not_offered()
+    }
+
+    fn get_shmem_config(&mut self) -> Result<VhostUserShMemConfig> {
+        not_offered()
+    }
+
+    fn set_log_base(&mut self, _: &VhostUserLog, _: File) -> Result<()> {
+        not_offered()
+    }
+}

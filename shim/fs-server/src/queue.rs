@@ -1,0 +1,132 @@
+//! One virtqueue of FUSE requests.
+
+use crate::device::Memory;
+use crate::file_system::Files;
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
+use virtiofsd::descriptor_utils::{Reader, Writer};
+use vm_memory::GuestMemoryLoadGuard;
+
+/// Requests served before the control socket gets its turn.
+const BATCH: usize = 64;
+
+/// Why a queue was stopped: the guest broke the rules.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum QueueError {
+    #[error("the rings are not in guest memory")]
+    Rings,
+    #[error("ring: {0}")]
+    Ring(#[from] virtio_queue::Error),
+    #[error("descriptor chain: {0}")]
+    Chain(#[from] virtiofsd::descriptor_utils::Error),
+    #[error("request: {0}")]
+    Request(#[from] virtiofsd::Error),
+    #[error("the answer is longer than a ring can say")]
+    AnswerLength,
+    #[error("notification: {0}")]
+    Notification(#[source] io::Error),
+}
+
+/// Whether a queue has to be looked at again without a notification.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Progress {
+    /// Nothing to do until the guest notifies.
+    Idle,
+    /// There may be more requests.
+    More,
+}
+
+/// A virtqueue and how its two sides notify each other.
+#[derive(Debug)]
+pub(crate) struct RequestQueue {
+    pub(crate) ring: Queue,
+    /// The guest has made requests available.
+    pub(crate) kick: Option<File>,
+    /// Requests have been answered.
+    pub(crate) call: Option<File>,
+    pub(crate) enabled: bool,
+    pub(crate) event_idx: bool,
+    /// The guest broke the rules; nothing is read from the queue until it is set up anew.
+    broken: bool,
+}
+
+impl RequestQueue {
+    pub(crate) fn new(max_size: u16) -> Result<Self, virtio_queue::Error> {
+        let ring = Queue::new(max_size)?;
+        Ok(Self { ring, kick: None, call: None, enabled: false, event_idx: false, broken: false })
+    }
+
+    /// Back to the state after [`RequestQueue::new`].
+    pub(crate) fn reset(&mut self) {
+        self.ring.reset();
+        self.kick = None;
+        self.call = None;
+        self.enabled = false;
+        self.broken = false;
+    }
+
+    /// The descriptor that tells of requests, if the queue runs.
+    pub(crate) fn notifier(&self) -> Option<BorrowedFd<'_>> {
+        let running = self.enabled && self.ring.ready() && !self.broken;
+        self.kick.as_ref().filter(|_| running).map(AsFd::as_fd)
+    }
+
+    /// Serves some requests. A guest that breaks the rules loses the queue, nothing else.
+    pub(crate) fn serve(&mut self, memory: &Memory, files: &Files) -> Progress {
+        self.serve_batch(memory, files).unwrap_or_else(|error| {
+            log::error!("a request queue is stopped: {error}");
+            self.broken = true;
+            Progress::Idle
+        })
+    }
+
+    fn serve_batch(&mut self, memory: &Memory, files: &Files) -> Result<Progress, QueueError> {
+        use vm_memory::GuestAddressSpace;
+        let guard = memory.memory();
+        if !self.ring.is_valid(&*guard) {
+            return Err(QueueError::Rings);
+        }
+        if self.event_idx {
+            self.ring.disable_notification(&*guard)?;
+        }
+        for _ in 0..BATCH {
+            // Not pop_descriptor_chain: it takes a ring that is out of bounds for an empty one.
+            let Some(chain) = self.ring.iter(guard.clone())?.next() else {
+                let more = self.event_idx && self.ring.enable_notification(&*guard)?;
+                return Ok(if more { Progress::More } else { Progress::Idle });
+            };
+            self.answer(chain, &guard, files)?;
+        }
+        Ok(Progress::More)
+    }
+
+    fn answer(
+        &mut self,
+        chain: DescriptorChain<GuestMemoryLoadGuard<crate::device::Regions>>,
+        guard: &GuestMemoryLoadGuard<crate::device::Regions>,
+        files: &Files,
+    ) -> Result<(), QueueError> {
+        let head = chain.head_index();
+        let reader = Reader::new(guard, chain.clone())?;
+        let writer = Writer::new(guard, chain)?;
+        // No mapping of files into guest memory (DAX), so no requests to the front end.
+        let len = files.handle_message(reader, writer, None::<&mut ()>)?;
+        let len = u32::try_from(len).map_err(|_| QueueError::AnswerLength)?;
+        self.ring.add_used(&**guard, head, len)?;
+        if !self.event_idx || self.ring.needs_notification(&**guard)? {
+            self.notify().map_err(QueueError::Notification)?;
+        }
+        Ok(())
+    }
+
+    fn notify(&self) -> io::Result<()> {
+        let Some(call) = &self.call else { return Ok(()) };
+        match (&mut &*call).write(&1u64.to_ne_bytes()) {
+            // A counter at its limit is a notification that has not been seen yet.
+            Err(e) if e.kind() != io::ErrorKind::WouldBlock => Err(e),
+            _ => Ok(()),
+        }
+    }
+}
