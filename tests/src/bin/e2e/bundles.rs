@@ -1,0 +1,131 @@
+//! `kata-like run` on a bundle: malformed ones are refused by name.
+
+use crate::command::{self, Output};
+use crate::context::Context;
+use anyhow::{Result, bail};
+use serde_json::{Value, json};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+crate::cases!(
+    crate::Scope::Once;
+    a_bundle_runs,
+    an_image_archive_runs,
+    broken_json_is_refused,
+    an_unknown_field_is_no_error,
+    a_bundle_without_process_is_refused,
+    a_bundle_without_its_rootfs_is_refused,
+    a_bundle_without_config_is_refused,
+);
+
+/// A bundle with busybox in it; removed when dropped.
+struct Bundle(PathBuf);
+
+impl Bundle {
+    fn new(context: &Context, args: &[&str]) -> Result<Self> {
+        let directory = PathBuf::from(format!("/tmp/{}-bundle", context.fresh_id()));
+        let bin = directory.join("rootfs/bin");
+        fs::create_dir_all(&bin)?;
+        for name in ["proc", "sys", "dev", "tmp"] {
+            fs::create_dir(directory.join("rootfs").join(name))?;
+        }
+        fs::copy("/usr/bin/busybox", bin.join("busybox"))?;
+        for applet in ["sh", "echo", "uname", "true"] {
+            std::os::unix::fs::symlink("busybox", bin.join(applet))?;
+        }
+        let bundle = Self(directory);
+        bundle.write_config(&config(args))?;
+        Ok(bundle)
+    }
+
+    fn write_config(&self, config: &Value) -> Result<()> {
+        Ok(fs::write(self.0.join("config.json"), config.to_string())?)
+    }
+
+    fn run(&self) -> Result<Output> {
+        command::output(Command::new("/usr/bin/kata-like").arg("run").arg(&self.0))
+    }
+}
+
+impl Drop for Bundle {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// The least that the OCI runtime-spec asks of a Linux container, and its usual mounts.
+fn config(args: &[&str]) -> Value {
+    json!({
+        "ociVersion": "1.2.0",
+        "process": {
+            "user": {"uid": 0, "gid": 0},
+            "args": args,
+            "env": ["PATH=/bin"],
+            "cwd": "/",
+        },
+        "root": {"path": "rootfs"},
+        "hostname": "bundle",
+        "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"}],
+        "linux": {"namespaces": [{"type": "pid"}, {"type": "mount"}, {"type": "uts"}, {"type": "ipc"}]},
+    })
+}
+
+fn a_bundle_runs(context: &Context) -> Result<()> {
+    let bundle = Bundle::new(context, &["sh", "-c", "echo ran; exit 5"])?;
+    let said = bundle.run()?.expect_code(5)?.text();
+    if said != "ran" {
+        bail!("it said {said:?}");
+    }
+    Ok(())
+}
+
+fn an_image_archive_runs(_: &Context) -> Result<()> {
+    let host = fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    let mut run = Command::new("/usr/bin/kata-like");
+    run.args(["run", lab::containerd::IMAGE_ARCHIVE, "uname", "-r"]);
+    let guest = command::output(&mut run)?.expect_code(0)?.text();
+    if guest.is_empty() || guest == host.trim() {
+        bail!("the kernel inside is {guest:?}");
+    }
+    Ok(())
+}
+
+fn broken_json_is_refused(context: &Context) -> Result<()> {
+    let bundle = Bundle::new(context, &["true"])?;
+    fs::write(bundle.0.join("config.json"), "{\"ociVersion\": \"1.2.0\", ")?;
+    bundle.run()?.expect_error(&["config.json", "line 1"]).map(drop)
+}
+
+/// The runtime-spec (Extensibility) forbids an error for an unknown property: it is named in a warning.
+fn an_unknown_field_is_no_error(context: &Context) -> Result<()> {
+    let bundle = Bundle::new(context, &["echo", "ran"])?;
+    let mut config = config(&["echo", "ran"]);
+    config["linux"]["noSuchField"] = json!(1);
+    bundle.write_config(&config)?;
+    let said = bundle.run()?.expect_code(0)?;
+    if said.text() != "ran" || !said.stderr.contains("linux.noSuchField") {
+        bail!("stdout {:?}, stderr {:?}", said.text(), said.stderr);
+    }
+    Ok(())
+}
+
+fn a_bundle_without_process_is_refused(context: &Context) -> Result<()> {
+    let bundle = Bundle::new(context, &["true"])?;
+    let mut config = config(&["true"]);
+    config.as_object_mut().map(|all| all.remove("process"));
+    bundle.write_config(&config)?;
+    bundle.run()?.expect_error(&["process"]).map(drop)
+}
+
+fn a_bundle_without_its_rootfs_is_refused(context: &Context) -> Result<()> {
+    let bundle = Bundle::new(context, &["true"])?;
+    fs::remove_dir_all(bundle.0.join("rootfs"))?;
+    bundle.run()?.expect_error(&["rootfs"]).map(drop)
+}
+
+fn a_bundle_without_config_is_refused(context: &Context) -> Result<()> {
+    let bundle = Bundle::new(context, &["true"])?;
+    fs::remove_file(Path::new(&bundle.0).join("config.json"))?;
+    bundle.run()?.expect_error(&["config.json"]).map(drop)
+}

@@ -1,0 +1,173 @@
+//! Any of the processes dies: the container is reported dead once, with a reason; all is cleaned up.
+
+use crate::command::{self, DEADLINE};
+use crate::confinement::pid_of;
+use crate::context::{Container, Context};
+use anyhow::{Context as _, Result, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::fs;
+use std::io::Read;
+use std::process::{Child, Stdio};
+use std::sync::{Arc, Mutex};
+
+crate::cases!(
+    crate::Scope::EachContainerd;
+    the_vmm_is_killed,
+    the_file_server_is_killed,
+    the_shim_is_killed,
+    the_guest_kernel_panics,
+    the_agent_is_killed,
+);
+
+/// `ctr events`, collected while a test runs.
+struct Events {
+    ctr: Child,
+    text: Arc<Mutex<String>>,
+}
+
+impl Events {
+    fn watch(context: &Context) -> Result<Self> {
+        let mut ctr = context.ctr_command(&["events"]).stdout(Stdio::piped()).spawn()?;
+        let mut stdout = ctr.stdout.take().context("stdout")?;
+        let text = Arc::new(Mutex::new(String::new()));
+        let shared = text.clone();
+        std::thread::spawn(move || {
+            let mut bytes = [0; 4096];
+            while let Ok(n @ 1..) = stdout.read(&mut bytes) {
+                if let Ok(mut text) = shared.lock() {
+                    text.push_str(&String::from_utf8_lossy(&bytes[..n]));
+                }
+            }
+        });
+        Ok(Self { ctr, text })
+    }
+
+    /// Exit events that name the container.
+    fn exits(&self, id: &str) -> Vec<String> {
+        let text = self.text.lock().map(|text| text.clone()).unwrap_or_default();
+        let is_exit = |line: &&str| line.contains("/tasks/exit") && line.contains(id);
+        text.lines().filter(is_exit).map(str::to_owned).collect()
+    }
+}
+
+impl Drop for Events {
+    fn drop(&mut self) {
+        let _ = self.ctr.kill();
+        let _ = self.ctr.wait();
+    }
+}
+
+fn kill_program(name: &str) -> Result<()> {
+    Ok(kill(Pid::from_raw(pid_of(name)?.cast_signed()), Signal::SIGKILL)?)
+}
+
+/// The container's death is one event with a non-zero status and a reason in the log; then life goes on.
+fn dies(
+    context: &Context,
+    container: &Container,
+    cause: impl FnOnce() -> Result<()>,
+    reason: &[&str],
+) -> Result<()> {
+    let events = Events::watch(context)?;
+    let mark = fs::metadata(context.containerd.log())?.len();
+    cause()?;
+    container.await_status("STOPPED")?;
+    if !reason.is_empty() {
+        let log = fs::read(context.containerd.log())?;
+        let log = String::from_utf8_lossy(&log[usize::try_from(mark)?..]).into_owned();
+        if !log.lines().any(|line| reason.iter().all(|word| line.contains(word))) {
+            bail!("no line of the log has all of {reason:?}");
+        }
+    }
+    let code = container.delete_task()?.code;
+    if code == 0 {
+        bail!("a container that died with its machine has exit code 0");
+    }
+    command::eventually("an exit event", DEADLINE, || Ok(!events.exits(&container.id).is_empty()))?;
+    context.container().output(&["echo", "next"])?.expect_code(0)?;
+    let exits = events.exits(&container.id);
+    if exits.len() != 1 {
+        bail!("{} exit events: {exits:#?}", exits.len());
+    }
+    Ok(())
+}
+
+fn the_vmm_is_killed(context: &Context) -> Result<()> {
+    let container = context.sleeper()?;
+    dies(context, &container, || kill_program("kata-like-vmm"), &["VMM", "SIGKILL"])
+}
+
+fn the_file_server_is_killed(context: &Context) -> Result<()> {
+    let container = context.sleeper()?;
+    dies(context, &container, || kill_program("kata-like-fs"), &["file server", "SIGKILL"])
+}
+
+/// containerd itself notices, and calls `delete`; the VMM and the file server end with the shim.
+fn the_shim_is_killed(context: &Context) -> Result<()> {
+    let container = context.sleeper()?;
+    let events = Events::watch(context)?;
+    kill_program("containerd-shim-kata-like-v2")?;
+    command::eventually("the task is gone or stopped", DEADLINE, || {
+        Ok(container.status()?.is_none_or(|status| status == "STOPPED"))
+    })?;
+    command::eventually("an exit event", DEADLINE, || Ok(!events.exits(&container.id).is_empty()))?;
+    context.container().output(&["echo", "next"])?.expect_code(0)?;
+    if events.exits(&container.id).len() != 1 {
+        bail!("exit events: {:#?}", events.exits(&container.id));
+    }
+    Ok(())
+}
+
+/// A privileged container asks for a panic on out-of-memory, and runs out of memory.
+fn the_guest_kernel_panics(context: &Context) -> Result<()> {
+    let container = context.container().flag("--privileged").detached(&["sleep", "100000"])?;
+    let script = "echo 2 > /proc/sys/vm/panic_on_oom && tail -c 1g /dev/zero";
+    let cause = || {
+        let mut exec = container.exec_command(&[], &["sh", "-c", script]);
+        command::Running::start(&mut exec, Vec::new())?.finish(DEADLINE).map(drop)
+    };
+    dies(context, &container, cause, &["guest kernel panicked", "panic_on_oom"])
+}
+
+/// A privileged container in the guest's own pid namespace overwrites the agent's code.
+fn the_agent_is_killed(context: &Context) -> Result<()> {
+    let path = format!("/tmp/{}.json", context.fresh_id());
+    let made = context.ctr(&["oci", "spec"])?.expect_code(0)?.text();
+    let mut spec: serde_json::Value = serde_json::from_str(&made)?;
+    let rootfs = format!("/tmp/{}-rootfs", context.fresh_id());
+    fs::create_dir_all(format!("{rootfs}/bin"))?;
+    for directory in ["proc", "sys", "dev", "run"] {
+        fs::create_dir(format!("{rootfs}/{directory}"))?;
+    }
+    fs::copy("/usr/bin/busybox", format!("{rootfs}/bin/sh"))?;
+    fs::copy("/usr/bin/busybox", format!("{rootfs}/bin/busybox"))?;
+    spec["root"] = serde_json::json!({"path": rootfs});
+    spec["process"]["args"] = serde_json::json!(["busybox", "sleep", "100000"]);
+    spec["process"]["env"] = serde_json::json!(["PATH=/bin"]);
+    for set in ["bounding", "effective", "permitted"] {
+        spec["process"]["capabilities"][set] =
+            serde_json::json!(["CAP_SYS_PTRACE", "CAP_SYS_ADMIN"]);
+    }
+    if let Some(namespaces) = spec["linux"]["namespaces"].as_array_mut() {
+        namespaces.retain(|namespace| namespace["type"] != "pid");
+    }
+    fs::write(&path, spec.to_string())?;
+    let outcome = crash_the_agent(context, &path);
+    fs::remove_file(&path)?;
+    fs::remove_dir_all(&rootfs)?;
+    outcome
+}
+
+fn crash_the_agent(context: &Context, config: &str) -> Result<()> {
+    let container = context.configured(config)?;
+    // Zeros over the page of code that /proc/1/syscall says the agent waits in, and all of its text.
+    let script = "set -- $(busybox grep -m1 ' r-xp ' /proc/1/maps | busybox tr - ' '); \
+        start=$((0x$1)); pages=$(( (0x$2 - 0x$1) / 4096 )); \
+        busybox dd if=/dev/zero of=/proc/1/mem bs=4096 seek=$((start / 4096)) count=$pages conv=notrunc";
+    let cause = || {
+        let mut exec = container.exec_command(&[], &["sh", "-c", script]);
+        command::Running::start(&mut exec, Vec::new())?.finish(DEADLINE).map(drop)
+    };
+    dies(context, &container, cause, &["guest kernel panicked", "Attempted to kill init"])
+}

@@ -1,0 +1,197 @@
+//! Nothing is left behind: what the machine holds after a test is what it held before.
+
+use crate::context::Context;
+use anyhow::{Context as _, Result, bail};
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+crate::cases!(crate::Scope::Once; catches_a_planted_leak, catches_growing_descriptors);
+
+/// Directories whose entries come and go with sandboxes: path, and how deep the entries lie.
+const WATCHED: [(&str, usize); 8] = [
+    ("/run/kata-like", 2),
+    ("/run/containerd/s", 1),
+    ("/run/containerd/fifo", 1),
+    ("/run/containerd/io.containerd.runtime.v2.task", 2),
+    ("/run/containerd-2.4/io.containerd.runtime.v2.task", 2),
+    ("/var/lib/containerd/io.containerd.runtime.v2.task", 2),
+    ("/var/lib/containerd-2.4/io.containerd.runtime.v2.task", 2),
+    ("/dev/shm", 1),
+];
+
+/// How long what is going away may take.
+const SETTLE: Duration = Duration::from_secs(10);
+
+/// Runs a test and holds what it leaves against what was there.
+pub fn guarded(context: &Context, test: fn(&Context) -> Result<()>) -> Result<()> {
+    let before = Holdings::now(context)?;
+    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| test(context)))
+        .unwrap_or_else(|_| Err(anyhow::anyhow!("the test panicked")));
+    let left = before.settle(context, SETTLE)?;
+    if !left.is_empty() {
+        return Err(match outcome {
+            Ok(()) => anyhow::anyhow!("left behind:\n  {}", left.join("\n  ")),
+            Err(error) => error.context(format!("and left behind:\n  {}", left.join("\n  "))),
+        });
+    }
+    outcome
+}
+
+/// Everything that a sandbox may hold on the host, as text.
+pub struct Holdings(BTreeSet<String>);
+
+impl Holdings {
+    /// What is held now.
+    pub fn now(context: &Context) -> Result<Self> {
+        let mut held = BTreeSet::new();
+        processes(&mut held)?;
+        mounts(&mut held)?;
+        sockets(&mut held)?;
+        for (root, depth) in WATCHED {
+            entries(Path::new(root), depth, &mut held);
+        }
+        cgroups(Path::new("/sys/fs/cgroup"), &mut held);
+        containerd_objects(context, &mut held)?;
+        Ok(Self(held))
+    }
+
+    /// What is held now and was not then, given some time to go away.
+    pub fn settle(&self, context: &Context, patience: Duration) -> Result<Vec<String>> {
+        let end = Instant::now() + patience;
+        loop {
+            let left: Vec<_> = Self::now(context)?.0.difference(&self.0).cloned().collect();
+            if left.is_empty() || Instant::now() >= end {
+                return Ok(left);
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+}
+
+/// Every process that is one of ours, by its name.
+pub fn our_processes() -> Result<Vec<(u32, String)>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        let Ok(pid) = entry?.file_name().to_string_lossy().parse::<u32>() else { continue };
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line).replace('\0', " ");
+        let program = line.split(' ').next().unwrap_or_default();
+        let name = program.rsplit('/').next().unwrap_or_default();
+        // A zombie has no command line any more; its short name is all there is.
+        let comm = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        let is_ours =
+            |name: &str| name.contains("kata-like") || name.starts_with("containerd-shim");
+        if is_ours(name) || (line.is_empty() && is_ours(comm.trim())) {
+            found.push((pid, if line.is_empty() { format!("[{}]", comm.trim()) } else { line }));
+        }
+    }
+    Ok(found)
+}
+
+fn processes(held: &mut BTreeSet<String>) -> Result<()> {
+    held.extend(our_processes()?.into_iter().map(|(pid, line)| format!("process {pid}: {line}")));
+    Ok(())
+}
+
+fn mounts(held: &mut BTreeSet<String>) -> Result<()> {
+    for line in fs::read_to_string("/proc/self/mountinfo")?.lines() {
+        let point = line.split(' ').nth(4).unwrap_or_default();
+        if point.contains("kata-like") || point.contains("runtime.v2.task") {
+            held.insert(format!("mount {point}"));
+        }
+    }
+    Ok(())
+}
+
+fn sockets(held: &mut BTreeSet<String>) -> Result<()> {
+    for line in fs::read_to_string("/proc/net/unix")?.lines() {
+        let path = line.split_whitespace().nth(7).unwrap_or_default();
+        if path.contains("kata-like") || path.contains("/containerd/s/") {
+            held.insert(format!("socket {path}"));
+        }
+    }
+    Ok(())
+}
+
+fn entries(directory: &Path, depth: usize, held: &mut BTreeSet<String>) {
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if depth > 1 {
+            entries(&path, depth - 1, held);
+        } else {
+            held.insert(format!("entry {}", path.display()));
+        }
+    }
+}
+
+fn cgroups(directory: &Path, held: &mut BTreeSet<String>) {
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            held.insert(format!("cgroup {}", entry.path().display()));
+            cgroups(&entry.path(), held);
+        }
+    }
+}
+
+fn containerd_objects(context: &Context, held: &mut BTreeSet<String>) -> Result<()> {
+    let lists: [(&str, &[&str]); 2] =
+        [("container", &["container", "ls", "-q"]), ("task", &["task", "ls", "-q"])];
+    for (kind, args) in lists {
+        let list = context.ctr(args)?.expect_code(0)?.text();
+        held.extend(list.lines().map(|name| format!("containerd {kind} {name}")));
+    }
+    Ok(())
+}
+
+/// Open descriptors of a process.
+pub fn descriptors(pid: u32) -> Result<usize> {
+    Ok(fs::read_dir(format!("/proc/{pid}/fd")).context("descriptors")?.count())
+}
+
+fn catches_a_planted_leak(context: &Context) -> Result<()> {
+    let before = Holdings::now(context)?;
+    let directory = Path::new("/run/kata-like/default/planted");
+    fs::create_dir_all(directory)?;
+    let listener = std::os::unix::net::UnixListener::bind(directory.join("planted.sock"))?;
+    let cgroup = Path::new("/sys/fs/cgroup/planted");
+    fs::create_dir(cgroup)?;
+    let none: Option<&str> = None;
+    let flags = nix::mount::MsFlags::empty();
+    nix::mount::mount(Some("tmpfs"), directory, Some("tmpfs"), flags, none)?;
+    let program = Path::new("/tmp/planted-kata-like-vmm");
+    fs::copy("/usr/bin/sleep", program)?;
+    let mut process = std::process::Command::new(program).arg("100").spawn()?;
+    let left = before.settle(context, Duration::from_millis(100))?.join("\n");
+    process.kill()?;
+    process.wait()?;
+    fs::remove_file(program)?;
+    nix::mount::umount(directory)?;
+    fs::remove_dir(cgroup)?;
+    drop(listener);
+    fs::remove_dir_all(directory)?;
+    for kind in [
+        "entry /run/kata-like/default/planted",
+        "socket /run/kata-like/default/planted/planted.sock",
+        "cgroup /sys/fs/cgroup/planted",
+        "mount /run/kata-like/default/planted",
+        "/tmp/planted-kata-like-vmm",
+    ] {
+        if !left.contains(kind) {
+            bail!("the planted {kind} was not seen; seen: {left}");
+        }
+    }
+    Ok(())
+}
+
+fn catches_growing_descriptors(_: &Context) -> Result<()> {
+    let before = descriptors(std::process::id())?;
+    let planted = fs::File::open("/dev/null")?;
+    let after = descriptors(std::process::id())?;
+    drop(planted);
+    if after != before + 1 {
+        bail!("one more descriptor was open, {before} and then {after} were counted");
+    }
+    Ok(())
+}

@@ -1,0 +1,161 @@
+//! Signals, detached containers, deletion, several at once and one after another.
+
+use crate::command::{self, DEADLINE};
+use crate::context::Context;
+use crate::leaks;
+use anyhow::{Context as _, Result, bail};
+use nix::sys::signal::Signal;
+
+crate::cases!(
+    crate::Scope::EachContainerd;
+    sigterm_reaches_the_process,
+    sigkill_ends_it_with_137,
+    signals_to_ctr_run_are_passed_on,
+    a_detached_container_runs_on,
+    kill_all_ends_every_process,
+    delete_of_a_running_task_is_refused,
+    a_second_delete_is_not_found,
+    two_at_once_are_apart,
+    twenty_one_after_another,
+    a_living_shim_keeps_no_descriptors,
+);
+
+const TRAP: &str = "trap 'echo terminated; exit 3' TERM; echo ready; while :; do sleep 0.1; done";
+
+fn sigterm_reaches_the_process(context: &Context) -> Result<()> {
+    let container = context.container().detached(&["sh", "-c", TRAP])?;
+    // The trap must be set before the signal comes.
+    command::eventually("the shell sleeps", DEADLINE, || {
+        Ok(container.exec(&["pgrep", "sleep"])?.code == 0)
+    })?;
+    container.kill("TERM")?.expect_code(0)?;
+    container.await_status("STOPPED")?;
+    container.delete_task()?.expect_code(3)?;
+    Ok(())
+}
+
+fn sigkill_ends_it_with_137(context: &Context) -> Result<()> {
+    let container = context.sleeper()?;
+    container.kill("KILL")?.expect_code(0)?;
+    container.await_status("STOPPED")?;
+    container.delete_task()?.expect_code(137)?;
+    Ok(())
+}
+
+fn signals_to_ctr_run_are_passed_on(context: &Context) -> Result<()> {
+    let run = context.container();
+    let id = run.id().to_owned();
+    let running = run.start(&["sh", "-c", TRAP])?;
+    command::eventually("the task runs", DEADLINE, || {
+        let list = context.ctr(&["task", "ls"])?.text();
+        Ok(list.lines().any(|line| line.contains(&id) && line.contains("RUNNING")))
+    })?;
+    let shell_is_up =
+        || Ok(context.ctr(&["task", "exec", "--exec-id", "up", &id, "pgrep", "sleep"])?.code == 0);
+    command::eventually("the shell sleeps", DEADLINE, shell_is_up)?;
+    running.signal(Signal::SIGTERM)?;
+    let said = running.finish(DEADLINE)?.expect_code(3)?.text();
+    if said != "ready\nterminated" {
+        bail!("the container said {said:?}");
+    }
+    Ok(())
+}
+
+fn a_detached_container_runs_on(context: &Context) -> Result<()> {
+    let container = context.sleeper()?;
+    if container.status()?.as_deref() != Some("RUNNING") {
+        bail!("its status is {:?}", container.status()?);
+    }
+    container.exec(&["true"])?.expect_code(0)?;
+    container.remove()
+}
+
+fn kill_all_ends_every_process(context: &Context) -> Result<()> {
+    let container = context.sleeper()?;
+    let mut exec = container.exec_command(&[], &["sh", "-c", "sleep 1000 & sleep 2000"]);
+    let running = command::Running::start(&mut exec, Vec::new())?;
+    command::eventually("three sleepers", DEADLINE, || {
+        Ok(container.exec(&["pgrep", "-c", "sleep"])?.text() == "3"
+            || container.exec(&["pgrep", "sleep"])?.text().lines().count() == 3)
+    })?;
+    container.task(&["kill", "--all", "-s", "KILL"], &[])?.expect_code(0)?;
+    container.await_status("STOPPED")?;
+    let code = running.finish(DEADLINE)?.code;
+    if code != 137 {
+        bail!("the exec ended with {code}");
+    }
+    container.delete_task()?.expect_code(137)?;
+    Ok(())
+}
+
+fn delete_of_a_running_task_is_refused(context: &Context) -> Result<()> {
+    let container = context.sleeper()?;
+    container.delete_task()?.expect_error(&["failed precondition"])?;
+    if container.status()?.as_deref() != Some("RUNNING") {
+        bail!("after a refused delete its status is {:?}", container.status()?);
+    }
+    container.exec(&["true"])?.expect_code(0)?;
+    container.remove()
+}
+
+fn a_second_delete_is_not_found(context: &Context) -> Result<()> {
+    let container = context.sleeper()?;
+    container.kill("KILL")?.expect_code(0)?;
+    container.await_status("STOPPED")?;
+    container.delete_task()?.expect_code(137)?;
+    container.delete_task()?.expect_error(&["not found"])?;
+    Ok(())
+}
+
+fn two_at_once_are_apart(context: &Context) -> Result<()> {
+    let (one, two) = (context.sleeper()?, context.sleeper()?);
+    one.exec(&["sh", "-c", "echo one > /root/mine; hostname one"])?.expect_code(0)?;
+    let seen = two.exec(&["sh", "-c", "cat /root/mine; hostname"])?.text();
+    if seen.contains("one") {
+        bail!("the second container sees {seen:?}");
+    }
+    let boot_id = "/proc/sys/kernel/random/boot_id";
+    let (a, b) = (one.exec(&["cat", boot_id])?.text(), two.exec(&["cat", boot_id])?.text());
+    if a == b || a.len() != 36 {
+        bail!("boot ids {a:?} and {b:?}: not two machines");
+    }
+    one.remove()?;
+    two.exec(&["true"])?.expect_code(0)?;
+    two.remove()
+}
+
+fn twenty_one_after_another(context: &Context) -> Result<()> {
+    for round in 0..20 {
+        let said = context.container().output(&["echo", &round.to_string()])?.expect_code(0)?;
+        if said.text() != round.to_string() {
+            bail!("round {round} said {:?}", said.text());
+        }
+    }
+    Ok(())
+}
+
+/// Twenty execs leave a shim, its VMM and its file server with the descriptors that they had.
+fn a_living_shim_keeps_no_descriptors(context: &Context) -> Result<()> {
+    let container = context.sleeper()?;
+    container.exec(&["true"])?.expect_code(0)?;
+    let count = || -> Result<Vec<(String, usize)>> {
+        let mut all = Vec::new();
+        for (pid, line) in leaks::our_processes()? {
+            let name = line.split(' ').next().unwrap_or_default().to_owned();
+            all.push((name, leaks::descriptors(pid)?));
+        }
+        all.sort();
+        Ok(all)
+    };
+    let before = count()?;
+    for _ in 0..20 {
+        container.exec_with_stdin("x", &["cat"])?.expect_code(0)?;
+    }
+    let mut after = Vec::new();
+    command::eventually("descriptors are as before", std::time::Duration::from_secs(5), || {
+        after = count()?;
+        Ok(after == before)
+    })
+    .with_context(|| format!("before {before:?}, after {after:?}"))?;
+    container.remove()
+}

@@ -1,0 +1,146 @@
+//! The end-to-end tests: run inside the machine whose KVM is real (the lab, or a host that has one).
+//!
+//! `e2e [--containerd 1.7|2.4] [--artifacts DIR] [--list] [FILTER…]`; the last line is `N passed, N failed`.
+//! Each file beside this one is a topic; each test leaves nothing behind, and [`leaks`] asserts it.
+
+mod boot;
+mod bundles;
+mod command;
+mod confinement;
+mod context;
+mod crash;
+mod exec;
+mod leaks;
+mod lifecycle;
+mod machine;
+mod outage;
+mod ptrace;
+mod report;
+mod run;
+mod shim;
+mod terminal;
+mod throughput;
+mod wrong_settings;
+
+use anyhow::{Context as _, Result, bail};
+use clap::Parser;
+use context::Context;
+use lab::containerd::Version;
+use std::path::PathBuf;
+use std::time::Instant;
+
+/// One test.
+struct Case {
+    name: &'static str,
+    scope: Scope,
+    run: fn(&Context) -> Result<()>,
+}
+
+/// How often a test runs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Scope {
+    /// Against each containerd.
+    EachContainerd,
+    /// No containerd takes part: once is enough, with the first.
+    Once,
+}
+
+/// Makes the list of a topic's tests from their function names.
+macro_rules! cases {
+    ($scope:expr; $($name:ident),+ $(,)?) => {
+        pub(crate) fn cases() -> Vec<crate::Case> {
+            let topic = module_path!().rsplit("::").next().unwrap_or_default();
+            vec![$(crate::Case {
+                name: Box::leak(format!("{topic}::{}", stringify!($name)).into_boxed_str()),
+                scope: $scope,
+                run: $name,
+            }),+]
+        }
+    };
+}
+pub(crate) use cases;
+
+/// Runs the end-to-end tests on this machine.
+#[derive(Parser)]
+struct Arguments {
+    /// Which containerd to run against.
+    #[arg(long, default_value = "1.7")]
+    containerd: String,
+    /// Where logs of failed tests are kept.
+    #[arg(long, default_value = "/tmp/e2e-artifacts")]
+    artifacts: PathBuf,
+    /// Another runtime, to test the tests.
+    #[arg(long, default_value = context::RUNTIME)]
+    runtime: String,
+    /// Only names the tests.
+    #[arg(long)]
+    list: bool,
+    /// Leaves out the tests that no containerd takes part in.
+    #[arg(long)]
+    skip_once: bool,
+    /// Only tests whose name contains one of these.
+    filters: Vec<String>,
+}
+
+fn main() -> Result<()> {
+    let arguments = Arguments::parse();
+    let version = Version::from_name(&arguments.containerd)
+        .with_context(|| format!("no containerd {:?} in the lab", arguments.containerd))?;
+    let context = Context::new(version, &arguments.runtime, &arguments.artifacts);
+    let chosen = choose(&arguments);
+    if arguments.list {
+        for case in &chosen {
+            println!("{}", case.name);
+        }
+        return Ok(());
+    }
+    version.start()?;
+    let (mut passed, mut failed) = (0, Vec::new());
+    for (number, case) in chosen.iter().enumerate() {
+        let started = Instant::now();
+        let outcome = leaks::guarded(&context, case.run);
+        let took = started.elapsed().as_secs_f32();
+        let verdict = if outcome.is_ok() { "ok" } else { "FAILED" };
+        let (of, on) = (chosen.len(), version.name());
+        println!("[{}/{of}] {on} {} ... {verdict} ({took:.1} s)", number + 1, case.name);
+        match outcome {
+            Ok(()) => passed += 1,
+            Err(error) => {
+                report::failure(&context, case.name, &error);
+                failed.push(case.name);
+            }
+        }
+    }
+    for name in &failed {
+        println!("failed: {name}");
+    }
+    println!("{passed} passed, {} failed", failed.len());
+    if passed == 0 || !failed.is_empty() {
+        bail!("not every test passed");
+    }
+    Ok(())
+}
+
+fn choose(arguments: &Arguments) -> Vec<Case> {
+    let topics: [fn() -> Vec<Case>; 13] = [
+        run::cases,
+        exec::cases,
+        terminal::cases,
+        lifecycle::cases,
+        leaks::cases,
+        wrong_settings::cases,
+        bundles::cases,
+        confinement::cases,
+        crash::cases,
+        outage::cases,
+        shim::cases,
+        throughput::cases,
+        boot::cases,
+    ];
+    let wanted = |case: &Case| {
+        !(arguments.skip_once && case.scope == Scope::Once)
+            && (arguments.filters.is_empty()
+                || arguments.filters.iter().any(|f| case.name.contains(f.as_str())))
+    };
+    topics.iter().flat_map(|topic| topic()).filter(wanted).collect()
+}

@@ -1,0 +1,57 @@
+//! containerd goes away under a running container, and comes back.
+
+use crate::command::{self, DEADLINE};
+use crate::context::Context;
+use anyhow::{Result, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::fs;
+use std::path::Path;
+
+crate::cases!(
+    crate::Scope::EachContainerd;
+    a_task_outlives_containerd,
+    an_exit_during_the_outage_is_reported,
+);
+
+fn stop_containerd(context: &Context) -> Result<()> {
+    let pid = fs::read_to_string(context.containerd.pid_file())?.trim().parse()?;
+    kill(Pid::from_raw(pid), Signal::SIGKILL)?;
+    command::eventually("containerd is gone", DEADLINE, || {
+        let state = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        Ok(!Path::new(&format!("/proc/{pid}")).exists() || state.contains(") Z "))
+    })
+}
+
+fn a_task_outlives_containerd(context: &Context) -> Result<()> {
+    let container = context.sleeper()?;
+    stop_containerd(context)?;
+    context.containerd.start()?;
+    if container.status()?.as_deref() != Some("RUNNING") {
+        bail!("after the restart its status is {:?}", container.status()?);
+    }
+    let said = container.exec(&["echo", "still here"])?.expect_code(0)?.text();
+    if said != "still here" {
+        bail!("exec said {said:?}");
+    }
+    container.kill("KILL")?.expect_code(0)?;
+    container.await_status("STOPPED")?;
+    container.delete_task()?.expect_code(137)?;
+    Ok(())
+}
+
+fn an_exit_during_the_outage_is_reported(context: &Context) -> Result<()> {
+    let flag = format!("/tmp/{}", context.fresh_id());
+    fs::create_dir(&flag)?;
+    let mount = format!("--mount=type=bind,src={flag},dst=/flag,options=rbind:rw");
+    let script = "until [ -e /flag/go ]; do sleep 0.1; done; exit 6";
+    let container = context.container().flag(mount).detached(&["sh", "-c", script])?;
+    stop_containerd(context)?;
+    fs::write(format!("{flag}/go"), "")?;
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    context.containerd.start()?;
+    container.await_status("STOPPED")?;
+    container.delete_task()?.expect_code(6)?;
+    drop(container);
+    Ok(fs::remove_dir_all(&flag)?)
+}

@@ -1,0 +1,137 @@
+//! `ctr run`: output, exit codes, the guest's kernel, the snapshot.
+
+use crate::context::Context;
+use anyhow::{Result, bail};
+use lab::containerd::Version;
+use std::fs;
+use std::path::Path;
+
+crate::cases!(
+    crate::Scope::EachContainerd;
+    echoes,
+    exit_codes_come_through,
+    the_kernel_is_the_guests,
+    stdin_reaches_the_container,
+    stdout_and_stderr_are_apart,
+    a_written_file_is_in_the_snapshot_and_nowhere_else,
+    a_host_directory_is_seen_live,
+    a_missing_command_is_named,
+    a_file_without_x_bit_is_named,
+    a_missing_rootfs_is_named,
+);
+
+fn echoes(context: &Context) -> Result<()> {
+    let said = context.container().output(&["echo", "hello from inside"])?.expect_code(0)?;
+    if said.text() != "hello from inside" {
+        bail!("echo said {:?}", said.text());
+    }
+    Ok(())
+}
+
+fn exit_codes_come_through(context: &Context) -> Result<()> {
+    for code in [0, 1, 42, 137] {
+        context.container().output(&["sh", "-c", &format!("exit {code}")])?.expect_code(code)?;
+    }
+    Ok(())
+}
+
+fn the_kernel_is_the_guests(context: &Context) -> Result<()> {
+    let host = fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    let guest = context.container().output(&["uname", "-r"])?.expect_code(0)?.text();
+    if guest.is_empty() || guest == host.trim() {
+        bail!("the container runs on {guest:?}, the host on {:?}", host.trim());
+    }
+    Ok(())
+}
+
+fn stdin_reaches_the_container(context: &Context) -> Result<()> {
+    let run = context.container().stdin("one two\nthree\n");
+    let counts = run.output(&["wc"])?.expect_code(0)?.text();
+    if counts.split_whitespace().collect::<Vec<_>>() != ["2", "3", "14"] {
+        bail!("wc counted {counts:?}");
+    }
+    Ok(())
+}
+
+fn stdout_and_stderr_are_apart(context: &Context) -> Result<()> {
+    let run = context.container();
+    let both = run.output(&["sh", "-c", "echo out; echo err >&2"])?.expect_code(0)?;
+    if both.text() != "out" || both.stderr.trim() != "err" {
+        bail!("stdout {:?}, stderr {:?}", both.text(), both.stderr);
+    }
+    Ok(())
+}
+
+fn a_written_file_is_in_the_snapshot_and_nowhere_else(context: &Context) -> Result<()> {
+    let container = context.sleeper()?;
+    let name = format!("/root/written-by-{}", container.id);
+    container.exec(&["sh", "-c", &format!("echo inside > {name} && sync")])?.expect_code(0)?;
+    let root = context.containerd.root();
+    let found = find(Path::new(&root), name.trim_start_matches("/root/"));
+    if found.len() != 1 || fs::read_to_string(&found[0])?.trim() != "inside" {
+        bail!("in the snapshots of {root}: {found:?}");
+    }
+    let upper = "/io.containerd.snapshotter.v1.overlayfs/snapshots/";
+    if !found[0].contains(upper) || Path::new(&name).exists() {
+        bail!("the file lies at {found:?}; on the host: {}", Path::new(&name).exists());
+    }
+    container.remove()
+}
+
+fn find(directory: &Path, name: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if entry.file_name() == name {
+            found.push(path.to_string_lossy().into_owned());
+        } else if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            found.extend(find(&path, name));
+        }
+    }
+    found
+}
+
+fn a_host_directory_is_seen_live(context: &Context) -> Result<()> {
+    let directory = format!("/tmp/{}", context.fresh_id());
+    fs::create_dir(&directory)?;
+    let mount = format!("--mount=type=bind,src={directory},dst=/volume,options=rbind:rw");
+    let container = context.container().flag(mount).detached(&["sleep", "1000"])?;
+    fs::write(format!("{directory}/from-host"), "host\n")?;
+    let script = "cat /volume/from-host && echo guest > /volume/from-guest";
+    let seen = container.exec(&["sh", "-c", script])?.expect_code(0)?.text();
+    let back = fs::read_to_string(format!("{directory}/from-guest"))?;
+    container.remove()?;
+    fs::remove_dir_all(&directory)?;
+    if (seen.as_str(), back.as_str()) != ("host", "guest\n") {
+        bail!("the guest saw {seen:?}, the host saw {back:?}");
+    }
+    Ok(())
+}
+
+fn a_missing_command_is_named(context: &Context) -> Result<()> {
+    let words = ["no-such-command", "executable file not found in $PATH"];
+    context.container().output(&["no-such-command"])?.expect_error(&words)?;
+    let container = context.sleeper()?;
+    container.exec(&["no-such-command"])?.expect_error(&words)?;
+    container.remove()
+}
+
+fn a_file_without_x_bit_is_named(context: &Context) -> Result<()> {
+    let words = ["/etc/passwd", "permission denied"];
+    context.container().output(&["/etc/passwd"])?.expect_error(&words)?;
+    let container = context.sleeper()?;
+    container.exec(&["/etc/passwd"])?.expect_error(&words)?;
+    container.remove()
+}
+
+fn a_missing_rootfs_is_named(context: &Context) -> Result<()> {
+    // The two versions of ctr differ in who notices: ctr itself, or the runtime.
+    let words: &[&str] = match context.containerd {
+        Version::V1_7 | Version::V2_4 => &["/no/such/rootfs"],
+    };
+    let run = context.container().rootfs("/no/such/rootfs");
+    let id = run.id().to_owned();
+    let outcome = run.output(&["true"])?.expect_error(words);
+    context.ctr(&["container", "delete", &id])?;
+    outcome.map(drop)
+}

@@ -1,0 +1,40 @@
+//! The shim as containerd calls it: `-v`, `-info`, and the methods that are not there yet.
+
+use crate::command;
+use crate::context::Context;
+use anyhow::{Result, bail};
+use std::process::Command;
+
+crate::cases!(
+    crate::Scope::EachContainerd;
+    unsupported_methods_are_unimplemented_by_name,
+    it_says_its_version,
+    it_describes_itself,
+);
+
+const SHIM: &str = "containerd-shim-kata-like-v2";
+
+fn unsupported_methods_are_unimplemented_by_name(context: &Context) -> Result<()> {
+    let container = context.sleeper()?;
+    for verb in ["pause", "resume", "metrics"] {
+        let method = if verb == "metrics" { "stats" } else { verb };
+        container.task(&[verb], &[])?.expect_error(&[method, "not implemented"])?;
+    }
+    container.remove()
+}
+
+fn it_says_its_version(_: &Context) -> Result<()> {
+    let said = command::output(Command::new(SHIM).arg("-v"))?.expect_code(0)?.text();
+    if !said.contains(SHIM) || !said.contains("0.1.0") {
+        bail!("it said {said:?}");
+    }
+    Ok(())
+}
+
+fn it_describes_itself(_: &Context) -> Result<()> {
+    let info = command::output(Command::new(SHIM).arg("-info"))?.expect_code(0)?.stdout;
+    if !String::from_utf8_lossy(&info).contains("io.containerd.kata-like.v2") {
+        bail!("its RuntimeInfo has no name in {} bytes", info.len());
+    }
+    Ok(())
+}
