@@ -36,7 +36,8 @@ pub use rustix::thread::CapabilitySet as Capabilities;
 pub use seccomp::{CompiledFilter, SeccompError, SyscallFilter};
 
 use error::StepResult;
-use rustix::process::{Resource, Rlimit, setrlimit};
+use rustix::io::Errno;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 use std::fs;
 
@@ -53,8 +54,8 @@ pub struct Jail {
     pub root: Root,
     /// Which namespaces it gets for itself; [`Root`] decides about the mount namespace.
     pub namespaces: Namespaces,
-    /// `RLIMIT_NOFILE`, soft and hard. `None`: as inherited. Core dumps are always off, for they would
-    /// hold the guest's memory.
+    /// `RLIMIT_NOFILE`, soft and hard; less if the inherited hard limit is lower and the process may not
+    /// raise it. `None`: as inherited. Core dumps are always off, for they would hold the guest's memory.
     pub open_files: Option<u64>,
 }
 
@@ -127,11 +128,16 @@ impl Jail {
     }
 
     fn limit(&self) -> Result<(), JailError> {
-        let set = |resource, value| {
-            setrlimit(resource, Rlimit { current: Some(value), maximum: Some(value) })
-                .step(Step::Limits)
-        };
-        set(Resource::Core, 0)?;
-        self.open_files.map_or(Ok(()), |files| set(Resource::Nofile, files))
+        set_limit(Resource::Core, 0).step(Step::Limits)?;
+        let Some(files) = self.open_files else { return Ok(()) };
+        match (set_limit(Resource::Nofile, files), getrlimit(Resource::Nofile).maximum) {
+            (Err(Errno::PERM), Some(hard)) => set_limit(Resource::Nofile, hard.min(files)),
+            (result, _) => result,
+        }
+        .step(Step::Limits)
     }
+}
+
+fn set_limit(resource: Resource, value: u64) -> Result<(), Errno> {
+    setrlimit(resource, Rlimit { current: Some(value), maximum: Some(value) })
 }

@@ -89,6 +89,7 @@ pub(crate) fn syscall_filter() -> Result<CompiledFilter> {
             libc::SYS_fdatasync,
             libc::SYS_syncfs,
             libc::SYS_flock,
+            libc::SYS_dup,
         ])
         // Names and directories.
         .allow(&[

@@ -1,0 +1,228 @@
+//! What a guest and its VMM are to the file server: memory, two virtqueues, a vhost-user socket.
+
+pub mod fuse;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+use vhost::vhost_user::message::VhostUserProtocolFeatures;
+use vhost::vhost_user::{Frontend, VhostUserFrontend};
+use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
+use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemory, GuestMemoryMmap};
+use vmm_sys_util::eventfd::EventFd;
+
+pub const HIGH_PRIORITY: usize = 0;
+pub const REQUESTS: usize = 1;
+
+const MEMORY: u64 = 4 << 20;
+const QUEUE_SIZE: u16 = 16;
+const QUEUE_AREA: u64 = 0x1_0000;
+const AVAILABLE: u64 = 0x4000;
+const USED: u64 = 0x8000;
+/// Where requests and answers are put.
+pub const REQUEST: u64 = 0x10_0000;
+pub const ANSWER: u64 = 0x20_0000;
+pub const ANSWER_SIZE: u32 = 0x10_0000 + 0x1000;
+
+const NEXT: u16 = 1;
+const WRITE: u16 = 2;
+
+/// A descriptor of a chain.
+#[derive(Debug, Clone, Copy)]
+pub struct Descriptor {
+    pub address: u64,
+    pub len: u32,
+    pub writable: bool,
+    /// Followed by the descriptor with this index.
+    pub next: Option<u16>,
+}
+
+struct Queue {
+    kick: EventFd,
+    call: EventFd,
+    available: u16,
+    used: u16,
+}
+
+/// A running file server and the machine that it serves.
+pub struct Machine {
+    pub server: Child,
+    frontend: Option<Frontend>,
+    memory: GuestMemoryMmap,
+    queues: Vec<Queue>,
+    /// From exec to the answer to the first message.
+    pub start_time: Duration,
+}
+
+impl Machine {
+    /// Starts a server for the directory and sets its device up.
+    pub fn start(directory: &Path) -> Self {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let started = Instant::now();
+        let server = spawn(directory, theirs.into());
+        let mut frontend = Frontend::from_stream(ours, 2);
+        frontend.set_owner().unwrap();
+        let features = frontend.get_features().unwrap();
+        let start_time = started.elapsed();
+        let memory = shared_memory();
+        frontend.set_features(features).unwrap();
+        let offered = frontend.get_protocol_features().unwrap();
+        frontend.set_protocol_features(offered & VhostUserProtocolFeatures::REPLY_ACK).unwrap();
+        let region = memory.find_region(GuestAddress(0)).unwrap();
+        let region = VhostUserMemoryRegionInfo::from_guest_region(region).unwrap();
+        frontend.set_mem_table(&[region]).unwrap();
+        let queues = (0..2).map(|index| set_up_queue(&mut frontend, index, &memory)).collect();
+        Self { server, frontend: Some(frontend), memory, queues, start_time }
+    }
+
+    /// Puts a chain in the queue and waits for the server to give it back: the length of the answer.
+    pub fn submit(&mut self, queue: usize, chain: &[Descriptor]) -> io::Result<u32> {
+        self.make_available(queue, chain);
+        let base = QUEUE_AREA * queue as u64;
+        let state = &mut self.queues[queue];
+        // SAFETY: the descriptor is open as long as `state` is borrowed.
+        let call = unsafe { BorrowedFd::borrow_raw(state.call.as_raw_fd()) };
+        let mut polled = [PollFd::from_borrowed_fd(call, PollFlags::IN)];
+        let patience = Timespec { tv_sec: 2, tv_nsec: 0 };
+        if poll(&mut polled, Some(&patience))? == 0 {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        state.call.read()?;
+        let entry = base + USED + 4 + 8 * u64::from(state.used % QUEUE_SIZE);
+        state.used = state.used.wrapping_add(1);
+        let used: u16 = self.memory.read_obj(GuestAddress(base + USED + 2)).unwrap();
+        assert_eq!(used, state.used);
+        Ok(self.memory.read_obj(GuestAddress(entry + 4)).unwrap())
+    }
+
+    /// Puts a chain in the queue and notifies the server.
+    pub fn make_available(&mut self, queue: usize, chain: &[Descriptor]) {
+        let base = QUEUE_AREA * queue as u64;
+        for (index, descriptor) in chain.iter().enumerate() {
+            let at = base + 16 * index as u64;
+            let flags = if descriptor.writable { WRITE } else { 0 }
+                | if descriptor.next.is_some() { NEXT } else { 0 };
+            self.write(at, descriptor.address);
+            self.write(at + 8, descriptor.len);
+            self.write(at + 12, flags);
+            self.write(at + 14, descriptor.next.unwrap_or(0));
+        }
+        let state = &mut self.queues[queue];
+        let slot = base + AVAILABLE + 4 + 2 * u64::from(state.available % QUEUE_SIZE);
+        state.available = state.available.wrapping_add(1);
+        let available = state.available;
+        // "Notify me when the next one is used": the event index lies behind the ring.
+        let event = base + AVAILABLE + 4 + 2 * u64::from(QUEUE_SIZE);
+        let used = state.used;
+        self.write(event, used);
+        self.write(slot, 0u16);
+        self.write(base + AVAILABLE + 2, available);
+        self.queues[queue].kick.write(1).unwrap();
+    }
+
+    /// Announces more requests than a ring can hold.
+    pub fn overrun(&mut self, queue: usize) {
+        self.write(QUEUE_AREA * queue as u64 + AVAILABLE + 2, self.queues[queue].available + 1000);
+        self.queues[queue].kick.write(1).unwrap();
+    }
+
+    pub fn write<T: vm_memory::ByteValued>(&self, address: u64, value: T) {
+        self.memory.write_obj(value, GuestAddress(address)).unwrap();
+    }
+
+    pub fn write_bytes(&self, address: u64, bytes: &[u8]) {
+        self.memory.write_slice(bytes, GuestAddress(address)).unwrap();
+    }
+
+    pub fn read_bytes(&self, address: u64, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        self.memory.read_slice(&mut bytes, GuestAddress(address)).unwrap();
+        bytes
+    }
+
+    /// Closes the VMM's end of the socket; how the server ended, unless it does not.
+    pub fn disconnect(&mut self) -> Option<ExitStatus> {
+        self.frontend = None;
+        for _ in 0..200 {
+            if let Some(status) = self.server.try_wait().unwrap() {
+                return Some(status);
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        None
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        if self.disconnect().is_none() {
+            let _ = self.server.kill();
+            let _ = self.server.wait();
+        }
+    }
+}
+
+fn spawn(directory: &Path, socket: OwnedFd) -> Child {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_kata-like-fs"));
+    command.arg("--shared-dir").arg(directory);
+    // It complains of each broken rule; many tests break them by the hundred.
+    command.stderr(Stdio::null());
+    let inherit = move || match socket.as_raw_fd() {
+        3 => rustix::io::fcntl_setfd(&socket, rustix::io::FdFlags::empty()).map_err(Into::into),
+        _ => dup_to_3(socket.as_fd()),
+    };
+    // SAFETY: between fork and exec only the system calls fcntl and dup2 are made.
+    unsafe { command.pre_exec(inherit) };
+    command.spawn().unwrap()
+}
+
+fn dup_to_3(socket: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: dup2 touches no memory, and whatever had the number 3 is not needed after exec.
+    match unsafe { libc::dup2(socket.as_raw_fd(), 3) } {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
+fn shared_memory() -> GuestMemoryMmap {
+    let file = rustix::fs::memfd_create("guest", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+    rustix::fs::ftruncate(&file, MEMORY).unwrap();
+    let offset = FileOffset::new(File::from(file), 0);
+    GuestMemoryMmap::from_ranges_with_files([(GuestAddress(0), MEMORY as usize, Some(offset))])
+        .unwrap()
+}
+
+fn set_up_queue(frontend: &mut Frontend, index: usize, memory: &GuestMemoryMmap) -> Queue {
+    let address = |offset| {
+        let guest = GuestAddress(QUEUE_AREA * index as u64 + offset);
+        memory.get_host_address(guest).unwrap() as u64
+    };
+    let queue = Queue {
+        kick: EventFd::new(libc::EFD_CLOEXEC).unwrap(),
+        call: EventFd::new(libc::EFD_CLOEXEC).unwrap(),
+        available: 0,
+        used: 0,
+    };
+    let rings = VringConfigData {
+        queue_max_size: QUEUE_SIZE,
+        queue_size: QUEUE_SIZE,
+        flags: 0,
+        desc_table_addr: address(0),
+        used_ring_addr: address(USED),
+        avail_ring_addr: address(AVAILABLE),
+        log_addr: None,
+    };
+    frontend.set_vring_num(index, QUEUE_SIZE).unwrap();
+    frontend.set_vring_addr(index, &rings).unwrap();
+    frontend.set_vring_base(index, 0).unwrap();
+    frontend.set_vring_call(index, &queue.call).unwrap();
+    frontend.set_vring_kick(index, &queue.kick).unwrap();
+    frontend.set_vring_enable(index, true).unwrap();
+    queue
+}

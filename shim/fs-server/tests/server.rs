@@ -1,0 +1,405 @@
+//! The file server as its machine sees it, and what a hostile guest can do to it.
+//!
+//! The tests need root; without it they are skipped, with a line that says so.
+
+mod frontend;
+
+use frontend::fuse::{Body, Caller, GUEST_ROOT, ROOT, chain, header, u64_at};
+use frontend::{ANSWER, Descriptor, HIGH_PRIORITY, Machine, REQUEST, REQUESTS, fuse};
+use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
+use std::fs;
+use std::io::ErrorKind;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use tempfile::TempDir;
+
+/// A directory, `shared` inside it, and a file beside `shared` that no guest may see.
+struct Scratch {
+    _parent: TempDir,
+    shared: PathBuf,
+    secret: PathBuf,
+}
+
+const SECRET: &str = "not for the guest";
+
+fn scratch() -> Option<Scratch> {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: needs root");
+        return None;
+    }
+    let parent = tempfile::tempdir().unwrap();
+    let (shared, secret) = (parent.path().join("shared"), parent.path().join("secret"));
+    fs::create_dir(&shared).unwrap();
+    fs::write(&secret, SECRET).unwrap();
+    Some(Scratch { _parent: parent, shared, secret })
+}
+
+#[test]
+fn a_file_written_by_the_guest_is_on_the_host_and_back() {
+    let Some(scratch) = scratch() else { return };
+    fs::write(scratch.shared.join("from-host"), "hello").unwrap();
+    let mut machine = Machine::start(&scratch.shared);
+    machine.init();
+    assert_eq!(machine.read_path(ROOT, "from-host").unwrap(), b"hello");
+    let (entry, handle) = machine.create(GUEST_ROOT, ROOT, "from-guest").unwrap();
+    let data = vec![7; 1 << 20];
+    assert_eq!(machine.write_file(entry.node, handle, 0, &data).unwrap(), 1 << 20);
+    assert!(fs::read(scratch.shared.join("from-guest")).unwrap() == data);
+    assert!(machine.read(entry.node, handle, 1 << 20).unwrap() == data);
+}
+
+#[test]
+fn files_belong_to_the_user_of_the_guest_who_makes_them() {
+    let Some(scratch) = scratch() else { return };
+    fs::set_permissions(&scratch.shared, fs::Permissions::from_mode(0o777)).unwrap();
+    let mut machine = Machine::start(&scratch.shared);
+    machine.init();
+    let user = Caller { uid: 1234, gid: 5678 };
+    let (entry, _) = machine.create(user, ROOT, "mine").unwrap();
+    assert_eq!((entry.uid, entry.mode), (1234, libc::S_IFREG | 0o644));
+    let metadata = fs::metadata(scratch.shared.join("mine")).unwrap();
+    assert_eq!((metadata.uid(), metadata.gid()), (1234, 5678));
+}
+
+#[test]
+fn what_is_mounted_later_is_served_and_announced() {
+    let Some(scratch) = scratch() else { return };
+    rustix::mount::mount_bind(&scratch.shared, &scratch.shared).unwrap();
+    rustix::mount::mount_change(&scratch.shared, MountPropagationFlags::SHARED).unwrap();
+    let rootfs = scratch.shared.join("rootfs");
+    fs::create_dir(&rootfs).unwrap();
+    let mut machine = Machine::start(&scratch.shared);
+    machine.init();
+    assert!(!machine.lookup(ROOT, "rootfs").unwrap().submount);
+    rustix::mount::mount("tmpfs", &rootfs, "tmpfs", MountFlags::empty(), None).unwrap();
+    fs::write(rootfs.join("file"), "late").unwrap();
+    let entry = machine.lookup(ROOT, "rootfs").unwrap();
+    let content = machine.read_path(entry.node, "file");
+    // The guest still knows the directory, which must not keep the host from unmounting it.
+    rustix::mount::unmount(&rootfs, UnmountFlags::DETACH).unwrap();
+    rustix::mount::unmount(&scratch.shared, UnmountFlags::DETACH).unwrap();
+    assert!(entry.submount);
+    assert_eq!(content.unwrap(), b"late");
+}
+
+#[test]
+fn no_name_leads_out_of_the_directory() {
+    let Some(scratch) = scratch() else { return };
+    let directory = scratch.shared.join("dir");
+    fs::create_dir(&directory).unwrap();
+    symlink(&scratch.secret, directory.join("absolute")).unwrap();
+    symlink("../../secret", directory.join("relative")).unwrap();
+    symlink(scratch.secret.parent().unwrap(), directory.join("parent")).unwrap();
+    let mut machine = Machine::start(&scratch.shared);
+    machine.init();
+    let dir = machine.lookup(ROOT, "dir").unwrap().node;
+    let absolute = scratch.secret.display().to_string();
+    let names = [
+        "..",
+        "../secret",
+        "../../secret",
+        "../../../etc/passwd",
+        "dir/../../secret",
+        "absolute",
+        "relative",
+        "parent",
+        "parent/secret",
+        "/",
+        "//etc/passwd",
+        "/etc/passwd",
+        "/proc/self/root/etc/passwd",
+        "proc",
+        &absolute,
+    ];
+    for parent in [ROOT, dir] {
+        for name in names {
+            let Ok(entry) = machine.lookup(parent, name) else { continue };
+            if let Ok(handle) = machine.open(entry.node, libc::O_RDONLY) {
+                let content = machine.read(entry.node, handle, 4096).unwrap_or_default();
+                assert!(content.is_empty(), "{name} was read: {content:?}");
+            }
+            assert!(machine.lookup(entry.node, "secret").is_err(), "{name} leads out");
+            assert!(machine.lookup(entry.node, "passwd").is_err(), "{name} leads out");
+        }
+        // Nor is anything made outside.
+        for name in ["../made", "../../made", &format!("{absolute}-made")] {
+            let _ = machine.create(GUEST_ROOT, parent, name);
+            let _ = machine.call(fuse::MKDIR, parent, &Body::new().u32(0o755).u32(0).name(name));
+        }
+    }
+    let beside: Vec<_> =
+        fs::read_dir(scratch.secret.parent().unwrap()).unwrap().flatten().collect();
+    assert_eq!(beside.len(), 2, "{beside:?}");
+    assert_eq!(fs::read_to_string(&scratch.secret).unwrap(), SECRET);
+}
+
+#[test]
+fn a_name_with_a_zero_byte_is_refused_and_does_no_harm() {
+    let Some(scratch) = scratch() else { return };
+    fs::write(scratch.shared.join("a"), "").unwrap();
+    let mut machine = Machine::start(&scratch.shared);
+    machine.init();
+    let answer = machine.call(fuse::LOOKUP, ROOT, &Body::new().bytes(b"a\0b\0"));
+    assert!(answer.is_err());
+    // The request queue is stopped; the server and its other queue are not.
+    let attributes = Body::new().u32(0).u32(0).u64(0);
+    machine.call_on(HIGH_PRIORITY, GUEST_ROOT, fuse::GETATTR, ROOT, &attributes).unwrap();
+}
+
+#[test]
+fn forged_nodes_and_handles_are_refused() {
+    let Some(scratch) = scratch() else { return };
+    fs::write(scratch.shared.join("file"), "x").unwrap();
+    let mut machine = Machine::start(&scratch.shared);
+    machine.init();
+    let node = machine.lookup(ROOT, "file").unwrap().node;
+    for forged in [0, 3, 4, 5, u64::MAX, node + 1] {
+        assert_eq!(machine.read(node, forged, 4096).unwrap_err().raw_os_error(), Some(libc::EBADF));
+        assert!(machine.open(forged, libc::O_RDONLY).is_err());
+        assert!(machine.lookup(forged, "file").is_err());
+    }
+}
+
+#[test]
+fn malformed_chains_stop_a_queue_and_nothing_else() {
+    let Some(scratch) = scratch() else { return };
+    let request = |address, len, next| Descriptor { address, len, writable: false, next };
+    let answer = |address, len, next| Descriptor { address, len, writable: true, next };
+    let malformed: [&[Descriptor]; 9] = [
+        // Outside memory, over its end, at the end of the address space.
+        &[request(1 << 40, 40, Some(1)), answer(ANSWER, 100, None)],
+        &[request(REQUEST, 40, Some(1)), answer((4 << 20) - 8, 100, None)],
+        &[request(u64::MAX - 8, 100, Some(1)), answer(ANSWER, 100, None)],
+        // Too short for a header, empty, no room for an answer.
+        &[request(REQUEST, 39, Some(1)), answer(ANSWER, 100, None)],
+        &[request(REQUEST, 0, Some(1)), answer(ANSWER, 100, None)],
+        &[request(REQUEST, 56, Some(1)), answer(ANSWER, 15, None)],
+        &[request(REQUEST, 56, None)],
+        // A loop, a successor that does not exist.
+        &[request(REQUEST, 40, Some(0))],
+        &[request(REQUEST, 40, Some(9999))],
+    ];
+    for chain in malformed {
+        let mut machine = Machine::start(&scratch.shared);
+        machine.init();
+        let getattr = Body::new().u32(0).u32(0).u64(0);
+        let mut bytes = header(fuse::GETATTR, ROOT, GUEST_ROOT, getattr.0.len());
+        bytes.extend(&getattr.0);
+        machine.write_bytes(REQUEST, &bytes);
+        machine.make_available(REQUESTS, chain);
+        machine
+            .call_on(HIGH_PRIORITY, GUEST_ROOT, fuse::GETATTR, ROOT, &getattr)
+            .unwrap_or_else(|e| panic!("{chain:?}: {e}"));
+        assert!(machine.disconnect().is_some_and(|status| status.success()), "{chain:?}");
+    }
+}
+
+#[test]
+fn a_ring_that_claims_too_much_stops_its_queue() {
+    let Some(scratch) = scratch() else { return };
+    let mut machine = Machine::start(&scratch.shared);
+    machine.init();
+    machine.overrun(REQUESTS);
+    let getattr = Body::new().u32(0).u32(0).u64(0);
+    machine.call_on(HIGH_PRIORITY, GUEST_ROOT, fuse::GETATTR, ROOT, &getattr).unwrap();
+    let error = machine.call(fuse::GETATTR, ROOT, &getattr).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::TimedOut);
+}
+
+/// A server that does not survive is a hole in the filter of system calls, or a panic.
+#[test]
+fn garbage_in_every_operation_is_survived() {
+    let Some(scratch) = scratch() else { return };
+    fs::write(scratch.shared.join("file"), "content").unwrap();
+    for operation in 0..fuse::OPERATIONS {
+        for (filler, len) in [(0, 0), (0, 8), (0, 128), (0xff, 128), (b'a', 64), (0xff, 4096)] {
+            let mut machine = Machine::start(&scratch.shared);
+            machine.init();
+            let body = Body::new().bytes(&vec![filler; len]);
+            let mut bytes = header(operation, ROOT, GUEST_ROOT, len);
+            bytes.extend(&body.0);
+            machine.write_bytes(REQUEST, &bytes);
+            machine.make_available(REQUESTS, &chain(bytes.len()));
+            let ended = machine.disconnect();
+            assert!(
+                ended.is_some_and(|status| status.success()),
+                "operation {operation}, {len} bytes of {filler:#x}: {ended:?}"
+            );
+        }
+    }
+}
+
+/// Each operation once as the guest's kernel makes it, for the filter of system calls.
+#[test]
+fn every_operation_works_under_the_filter() {
+    let Some(scratch) = scratch() else { return };
+    let mut machine = Machine::start(&scratch.shared);
+    machine.init();
+    let (file, handle) = machine.create(GUEST_ROOT, ROOT, "file").unwrap();
+    let node = file.node;
+    machine.write_file(node, handle, 0, b"0123456789").unwrap();
+    // By a user who has to lose set-user-id bits: FUSE_WRITE_KILL_SUIDGID.
+    machine.write_file(node, handle, 1 << 2, b"0123456789").unwrap();
+
+    links_and_nodes(&mut machine, node);
+    attributes(&mut machine, node, handle);
+    extended_attributes(&mut machine, node);
+    contents(&mut machine, node, handle);
+    directories(&mut machine);
+
+    let user = Caller { uid: 1000, gid: 1000 };
+    let rename =
+        Body::new().u64(ROOT).u32(libc::RENAME_NOREPLACE).u32(0).name("file").name("renamed");
+    machine.call(fuse::RENAME2, ROOT, &rename).unwrap();
+    machine.call(fuse::UNLINK, ROOT, &Body::new().name("renamed")).unwrap();
+    assert!(
+        machine
+            .call_as(user, fuse::MKDIR, ROOT, &Body::new().u32(0o755).u32(0).name("no"))
+            .is_err()
+    );
+    machine.call(fuse::RELEASE, node, &Body::new().u64(handle).u32(0).u32(0).u64(0)).unwrap();
+    machine.call(fuse::STATFS, ROOT, &Body::new()).unwrap();
+    assert!(machine.disconnect().is_some_and(|status| status.success()));
+}
+
+fn links_and_nodes(machine: &mut Machine, node: u64) {
+    machine.call(fuse::SYMLINK, ROOT, &Body::new().name("link").name("target")).unwrap();
+    let link = machine.lookup(ROOT, "link").unwrap();
+    assert_eq!(machine.call(fuse::READLINK, link.node, &Body::new()).unwrap(), b"target");
+    machine.call(fuse::LINK, ROOT, &Body::new().u64(node).name("hard")).unwrap();
+    for (name, kind, device) in
+        [("pipe", libc::S_IFIFO, 0), ("socket", libc::S_IFSOCK, 0), ("null", libc::S_IFCHR, 0x103)]
+    {
+        let body = Body::new().u32(kind | 0o600).u32(device).u32(0).u32(0).name(name);
+        machine.call(fuse::MKNOD, ROOT, &body).unwrap();
+        let special = machine.lookup(ROOT, name).unwrap().node;
+        // The guest's kernel opens these itself; the server must not touch the host's.
+        assert!(machine.open(special, libc::O_RDWR).is_err(), "{name}");
+        let mode = Body::new().u32(1).u32(0).bytes(&[0; 60]).u32(0o640).bytes(&[0; 16]);
+        machine.call(fuse::SETATTR, special, &mode).unwrap();
+    }
+}
+
+fn attributes(machine: &mut Machine, node: u64, handle: u64) {
+    const MODE: u32 = 1;
+    const OWNER: u32 = 2 | 4;
+    const SIZE: u32 = 8;
+    const TIMES: u32 = 16 | 32;
+    const HANDLE: u32 = 64;
+    for valid in [MODE, OWNER, SIZE, TIMES] {
+        for valid in [valid, valid | HANDLE] {
+            let body = Body::new().u32(valid).u32(0).u64(handle).u64(5).u64(0);
+            let body = body.u64(1).u64(1).u64(1).u32(0).u32(0).u32(0).u32(0o4755).u32(0);
+            machine.call(fuse::SETATTR, node, &body.u32(7).u32(7).u32(0)).unwrap();
+        }
+    }
+    machine.call(fuse::GETATTR, node, &Body::new().u32(0).u32(0).u64(0)).unwrap();
+    machine.call(fuse::ACCESS, node, &Body::new().u32(4).u32(0)).unwrap();
+}
+
+fn extended_attributes(machine: &mut Machine, node: u64) {
+    let link = machine.lookup(ROOT, "link").unwrap().node;
+    let set = Body::new().u32(3).u32(0).u32(0).u32(0).name("user.test").bytes(b"abc");
+    let done = machine.call(fuse::SETXATTR, node, &set);
+    // Not every file system of a developer's machine has user attributes.
+    if done.is_ok() {
+        let get = Body::new().u32(64).u32(0).name("user.test");
+        assert_eq!(machine.call(fuse::GETXATTR, node, &get).unwrap(), b"abc");
+        machine.call(fuse::REMOVEXATTR, node, &Body::new().name("user.test")).unwrap();
+    }
+    let capability = Body::new().u32(20).u32(0).u32(0).u32(0).name("security.capability");
+    let value = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    machine.call(fuse::SETXATTR, node, &capability.bytes(&value)).unwrap();
+    for node in [ROOT, node, link] {
+        machine.call(fuse::LISTXATTR, node, &Body::new().u32(1000).u32(0)).unwrap();
+    }
+    let get = Body::new().u32(64).u32(0).name("user.none");
+    assert!(machine.call(fuse::GETXATTR, link, &get).is_err());
+}
+
+fn contents(machine: &mut Machine, node: u64, handle: u64) {
+    let opened = machine.open(node, libc::O_RDONLY).unwrap();
+    assert_eq!(machine.read(node, opened, 100).unwrap(), b"01234");
+    machine.call(fuse::FSYNC, node, &Body::new().u64(handle).u32(0).u32(0)).unwrap();
+    machine.call(fuse::FSYNC, node, &Body::new().u64(handle).u32(1).u32(0)).unwrap();
+    machine.call(fuse::FLUSH, node, &Body::new().u64(handle).u32(0).u32(0).u64(0)).unwrap();
+    let _ =
+        machine.call(fuse::FALLOCATE, node, &Body::new().u64(handle).u64(0).u64(9).u32(0).u32(0));
+    machine
+        .call(fuse::LSEEK, node, &Body::new().u64(handle).u64(0).u32(libc::SEEK_DATA as u32).u32(0))
+        .unwrap();
+    let (copy, to) = machine.create(GUEST_ROOT, ROOT, "copy").unwrap();
+    let range = Body::new().u64(handle).u64(0).u64(copy.node).u64(to).u64(0).u64(5).u64(0);
+    let _ = machine.call(fuse::COPY_FILE_RANGE, node, &range);
+    for lock in [fuse::GETLK, fuse::SETLK, fuse::SETLKW] {
+        let _ = machine.call(lock, node, &Body::new().u64(handle).bytes(&[0; 40]));
+    }
+    machine.call(fuse::SYNCFS, ROOT, &Body::new().u64(0)).unwrap();
+    let _ = machine.call(
+        fuse::TMPFILE,
+        ROOT,
+        &Body::new().u32(libc::O_RDWR as u32).u32(0o600).u32(0).u32(0).name("t"),
+    );
+}
+
+fn directories(machine: &mut Machine) {
+    machine.call(fuse::MKDIR, ROOT, &Body::new().u32(0o755).u32(0).name("dir")).unwrap();
+    let opened = machine.call(fuse::OPENDIR, ROOT, &Body::new().u32(0).u32(0)).unwrap();
+    let handle = u64_at(&opened, 0);
+    for operation in [fuse::READDIR, fuse::READDIRPLUS] {
+        let body = Body::new().u64(handle).u64(0).u32(4096).u32(0).u64(0).u32(0).u32(0);
+        assert!(machine.call(operation, ROOT, &body).unwrap().len() > 100);
+    }
+    machine.call(fuse::FSYNCDIR, ROOT, &Body::new().u64(handle).u32(0).u32(0)).unwrap();
+    machine.call(fuse::RELEASEDIR, ROOT, &Body::new().u64(handle).u32(0).u32(0).u64(0)).unwrap();
+    machine.call(fuse::RMDIR, ROOT, &Body::new().name("dir")).unwrap();
+}
+
+#[test]
+fn a_device_node_of_the_guest_is_a_node_on_the_host() {
+    let Some(scratch) = scratch() else { return };
+    let mut machine = Machine::start(&scratch.shared);
+    machine.init();
+    let body = Body::new().u32(libc::S_IFCHR | 0o600).u32(0x103).u32(0).u32(0).name("null");
+    machine.call(fuse::MKNOD, ROOT, &body).unwrap();
+    let metadata = fs::metadata(scratch.shared.join("null")).unwrap();
+    assert!(metadata.file_type().is_char_device());
+    assert_eq!(metadata.rdev(), 0x103);
+}
+
+#[test]
+fn the_server_is_confined() {
+    let Some(scratch) = scratch() else { return };
+    let mut machine = Machine::start(&scratch.shared);
+    machine.init();
+    let process = PathBuf::from(format!("/proc/{}", machine.server.id()));
+    let status = fs::read_to_string(process.join("status")).unwrap();
+    let field = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(":\t"));
+        line.map(ToOwned::to_owned).unwrap()
+    };
+    // CHOWN, DAC_OVERRIDE, FOWNER, FSETID, SETGID, SETUID, MKNOD, SETFCAP.
+    let kept: u64 = [0, 1, 3, 4, 6, 7, 27, 31].iter().map(|bit| 1u64 << bit).sum();
+    for set in ["CapPrm", "CapEff", "CapBnd"] {
+        assert_eq!(field(set), format!("{kept:016x}"), "{set}");
+    }
+    assert_eq!(field("CapInh"), format!("{:016x}", 0));
+    assert_eq!(field("CapAmb"), format!("{:016x}", 0));
+    assert_eq!((field("NoNewPrivs").as_str(), field("Seccomp").as_str()), ("1", "2"));
+    assert_eq!(field("Threads"), "1");
+    for kind in ["mnt", "net", "ipc", "uts", "cgroup"] {
+        let namespace = |process: &Path| fs::read_link(process.join("ns").join(kind)).unwrap();
+        assert_ne!(namespace(&process), namespace(Path::new("/proc/self")), "{kind}");
+    }
+    let (inside, outside) = (fs::metadata(process.join("root")), fs::metadata(&scratch.shared));
+    assert_eq!(inside.unwrap().ino(), outside.unwrap().ino());
+    println!("start to first answer: {:?}; RssAnon {}", machine.start_time, field("RssAnon"));
+}
+
+#[test]
+fn the_server_ends_with_its_socket() {
+    let Some(scratch) = scratch() else { return };
+    let mut machine = Machine::start(&scratch.shared);
+    machine.init();
+    assert!(machine.disconnect().is_some_and(|status| status.success()));
+}
