@@ -1,3 +1,83 @@
-//! The VMM process.
+//! The VMM process: takes the configuration from its control socket, builds the machine, confines
+//! itself, runs the machine, and tells how it ended.
+//!
+//! Exit status: 0 after a machine that ended by itself or was stopped, 1 after one that did not
+//! start or that failed.
 
-fn main() {}
+use anyhow::Context;
+use nix::time::{ClockId, clock_gettime};
+use protocol::control::{self, BootTimes, CONTROL_FD, Command, Event, ExitReason};
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::process::ExitCode;
+use vmm::error::{StartError, chain};
+use vmm::machine::Machine;
+use vmm::seccomp::Filters;
+
+fn main() -> ExitCode {
+    let process_start = now();
+    match run(process_start) {
+        Ok(ExitReason::Internal(why)) => {
+            eprintln!("kata-like-vmm: {why}");
+            ExitCode::FAILURE
+        }
+        Ok(_) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("kata-like-vmm: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(process_start: u64) -> anyhow::Result<ExitReason> {
+    let socket = control_socket()?;
+    let (command, descriptors) =
+        control::receive::<Command>(&socket).context("no configuration came")?;
+    let Command::Boot(config) = command else {
+        anyhow::bail!("the first command is not Boot");
+    };
+    let mut times = BootTimes { process_start, config_read: now(), ..BootTimes::default() };
+    match start(&config, descriptors, &mut times) {
+        Ok(mut machine) => {
+            times.vcpus_started = now();
+            machine.resume();
+            control::send(&socket, &Event::Running(times), &[])?;
+            Ok(vmm::control::serve(socket.as_fd(), &mut machine))
+        }
+        Err(error) => {
+            let failed = Event::Failed { error: chain(&error), remedy: error.remedy() };
+            control::send(&socket, &failed, &[])?;
+            Err(error.into())
+        }
+    }
+}
+
+/// The machine, with this process confined and every thread but this one under its filter.
+fn start(
+    config: &protocol::machine::MachineConfig,
+    descriptors: Vec<OwnedFd>,
+    times: &mut BootTimes,
+) -> Result<Machine, StartError> {
+    let prepared = vmm::machine::build::build(config, descriptors)?;
+    times.machine_built = now();
+    vmm::confine::enter(&config.jail)?;
+    let filters = Filters::compile().map_err(|e| StartError::Jail(e.into()))?;
+    let machine = prepared.start(&filters)?;
+    filters.main_thread.apply().map_err(|e| StartError::Jail(e.into()))?;
+    Ok(machine)
+}
+
+fn control_socket() -> anyhow::Result<OwnedFd> {
+    // SAFETY: only asks whether the number is an open descriptor.
+    let open = unsafe { BorrowedFd::borrow_raw(CONTROL_FD) };
+    nix::fcntl::fcntl(open, nix::fcntl::FcntlArg::F_GETFD).with_context(|| {
+        format!("no control socket at descriptor {CONTROL_FD}: this program is started by the shim")
+    })?;
+    // SAFETY: it is open, was given to us for this purpose, and nothing else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(CONTROL_FD) })
+}
+
+/// `CLOCK_MONOTONIC`, nanoseconds.
+fn now() -> u64 {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map(std::time::Duration::from);
+    now.map_or(0, |now| now.as_nanos() as u64)
+}

@@ -1,8 +1,11 @@
 //! Devices of the machine: each a front and a worker.
 
 pub mod build;
+pub mod console;
 pub mod events;
+pub mod i8042;
 pub mod rng;
+pub mod serial;
 
 use crate::virtio::RestoreError;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};

