@@ -4,14 +4,14 @@
 //! `boot KERNEL INITRD MEMORY_MIB VCPUS [WORD...]`; `CONSOLE=FILE` keeps the console's log,
 //! `NAMESPACES=0` leaves out what only root can do.
 
+#[path = "../tests/launch/mod.rs"]
+mod launch;
+
 use anyhow::Context;
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use nix::time::{ClockId, clock_gettime};
-use protocol::control::{self, CONTROL_FD, Command, ControlError, Event};
+use protocol::control::{self, Command, ControlError, Event};
 use protocol::machine::{JailConfig, MachineConfig};
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::process::CommandExt;
-use std::process::Child;
+use std::path::PathBuf;
 use std::time::Duration;
 
 fn main() -> anyhow::Result<()> {
@@ -34,7 +34,7 @@ fn main() -> anyhow::Result<()> {
         jail: JailConfig { uid: 65_534, gid: 65_534, namespaces },
     };
     let started = now()?;
-    let (socket, mut vmm) = spawn()?;
+    let (socket, mut vmm) = launch::spawn(&find_vmm()?).context("start the VMM")?;
     control::send(&socket, &Command::Boot(Box::new(config)), &[])?;
     loop {
         let event = match control::receive::<Event>(&socket) {
@@ -42,10 +42,10 @@ fn main() -> anyhow::Result<()> {
             Err(ControlError::Closed) => break,
             Err(e) => return Err(e.into()),
         };
-        let at = now()? - started;
+        let at = ms(now()?.saturating_sub(started));
         match event {
             Event::Running(t) => {
-                let ms = |instant: u64| (instant as f64 - started.as_nanos() as f64) / 1e6;
+                let ms = |instant| ms(Duration::from_nanos(instant).saturating_sub(started));
                 println!(
                     "{:9.2} ms main, {:.2} config read, {:.2} machine built, {:.2} vCPUs started",
                     ms(t.process_start),
@@ -54,8 +54,8 @@ fn main() -> anyhow::Result<()> {
                     ms(t.vcpus_started)
                 );
             }
-            Event::Exited { reason } => println!("{:9.2} ms {reason}", at.as_secs_f64() * 1e3),
-            other => println!("{:9.2} ms {other:?}", at.as_secs_f64() * 1e3),
+            Event::Exited { reason } => println!("{:9.2} ms {reason}", at),
+            other => println!("{:9.2} ms {other:?}", at),
         }
     }
     println!("VMM: {}", vmm.wait()?);
@@ -63,33 +63,18 @@ fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Starts the VMM; this end of its control socket, and the process.
-fn spawn() -> anyhow::Result<(OwnedFd, Child)> {
+/// The VMM in this program's directory, or above it, where Cargo puts it.
+fn find_vmm() -> anyhow::Result<PathBuf> {
     let me = std::env::current_exe()?;
     let beside = me.parent().context("no directory")?;
-    let path = [beside.join("kata-like-vmm"), beside.join("../kata-like-vmm")]
+    [beside.join("kata-like-vmm"), beside.join("../kata-like-vmm")]
         .into_iter()
-        .find(|p| p.exists())
-        .context("kata-like-vmm is not beside this program")?;
-    let flags = SockFlag::SOCK_CLOEXEC;
-    let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?;
-    let theirs_raw = theirs.as_raw_fd();
-    let mut command = std::process::Command::new(path);
-    let give_socket = move || {
-        // SAFETY: plain system calls on a descriptor that is open in the child.
-        let result = unsafe {
-            if theirs_raw == CONTROL_FD {
-                libc::fcntl(theirs_raw, libc::F_SETFD, 0)
-            } else {
-                libc::dup2(theirs_raw, CONTROL_FD)
-            }
-        };
-        if result < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
-    };
-    // SAFETY: the closure only makes async-signal-safe calls.
-    unsafe { command.pre_exec(give_socket) };
-    let child = command.spawn().context("start the VMM")?;
-    Ok((ours, child))
+        .find(|path| path.exists())
+        .context("kata-like-vmm is not beside this program")
+}
+
+fn ms(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
 }
 
 fn now() -> anyhow::Result<Duration> {

@@ -39,7 +39,7 @@ fn run(socket: BorrowedFd<'_>, machine: &mut Machine) -> Result<ExitReason, Cont
         if ready.socket {
             match control::receive::<Command>(socket) {
                 Ok((command, fds)) => {
-                    if let Some(reason) = obey(socket, machine, command, fds)? {
+                    if let Some(reason) = obey(socket, machine, &command, fds)? {
                         return Ok(reason);
                     }
                 }
@@ -102,13 +102,13 @@ fn forward(socket: BorrowedFd<'_>, event: DeviceEvent) -> Result<(), ControlErro
 fn obey(
     socket: BorrowedFd<'_>,
     machine: &mut Machine,
-    command: Command,
+    command: &Command,
     fds: Vec<OwnedFd>,
 ) -> Result<Option<ExitReason>, ControlError> {
     match command {
         Command::Connect { port } => {
             if let Some(stream) = fds.into_iter().next() {
-                machine.connect(port, stream);
+                machine.connect(*port, stream);
             }
         }
         Command::Pause => {

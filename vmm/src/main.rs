@@ -1,6 +1,8 @@
 //! The VMM process: takes the configuration from its control socket, builds the machine, confines
 //! itself, runs the machine, and tells how it ended.
 //!
+//! With `--probe` it only says whether this host's KVM runs guests, see [`vmm::probe::report`].
+//!
 //! Exit status: 0 after a machine that ended by itself or was stopped, 1 after one that did not
 //! start or that failed.
 
@@ -15,6 +17,10 @@ use vmm::seccomp::Filters;
 
 fn main() -> ExitCode {
     let process_start = now();
+    if std::env::args_os().nth(1).is_some_and(|argument| argument == "--probe") {
+        println!("{}", vmm::probe::report());
+        return ExitCode::SUCCESS;
+    }
     match run(process_start) {
         Ok(ExitReason::Internal(why)) => {
             eprintln!("kata-like-vmm: {why}");

@@ -234,3 +234,6 @@ fn answer_with_ones(answered: bool, data: &mut [u8], counters: &VcpuCounters) {
         data.fill(0xff);
     }
 }
+
+#[cfg(test)]
+mod tests;

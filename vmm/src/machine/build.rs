@@ -182,3 +182,7 @@ fn place_devices(vm: &VmFd, transports: &[Arc<MmioTransport>]) -> Result<Placed,
     }
     Ok(Placed { mmio, announced })
 }
+
+#[cfg(test)]
+#[path = "build_tests.rs"]
+mod tests;

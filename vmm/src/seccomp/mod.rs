@@ -77,3 +77,6 @@ fn common(filter: SyscallFilter) -> SyscallFilter {
 
 const PROTECTIONS: [u32; 3] =
     [libc::PROT_NONE as u32, libc::PROT_READ as u32, (libc::PROT_READ | libc::PROT_WRITE) as u32];
+
+#[cfg(test)]
+mod tests;

@@ -52,6 +52,12 @@ impl Gate {
         if state.waiting < count { Err(StuckVcpu) } else { Ok(()) }
     }
 
+    /// How many wait.
+    #[cfg(test)]
+    pub(super) fn waiting(&self) -> usize {
+        self.lock().waiting
+    }
+
     /// A vCPU waits here until the gate is open.
     pub(super) fn wait(&self) {
         let mut state = self.lock();
