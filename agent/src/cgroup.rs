@@ -1,0 +1,166 @@
+//! The cgroup of a container (version 2): its processes, killing them, its removal.
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use std::fs::{self, File};
+use std::io::{self, ErrorKind, Read, Seek};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// Where the hierarchy is mounted.
+pub const ROOT: &str = "/sys/fs/cgroup";
+
+/// Most levels below a container's cgroup that are looked at; the kernel refuses more to be made.
+const MAX_DEPTH: usize = 32;
+
+/// How long killed processes have to disappear.
+const EMPTY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// One container's cgroup.
+#[derive(Debug, Clone)]
+pub struct Cgroup(PathBuf);
+
+impl Cgroup {
+    /// Of the container of that (checked) id.
+    pub fn of(id: &str) -> Self {
+        Self(Path::new(ROOT).join(crate::spec::CGROUP_PARENT).join(id))
+    }
+
+    /// The one that holds those of all containers.
+    pub fn of_all() -> Self {
+        Self(Path::new(ROOT).join(crate::spec::CGROUP_PARENT))
+    }
+
+    /// Every process in it and below, in no order.
+    ///
+    /// # Errors
+    /// When it cannot be read; a cgroup that is not there has no processes.
+    pub fn processes(&self) -> io::Result<Vec<i32>> {
+        let mut pids = Vec::new();
+        for directory in tree(&self.0)? {
+            match fs::read_to_string(directory.join("cgroup.procs")) {
+                Ok(text) => pids.extend(text.lines().filter_map(|line| line.parse::<i32>().ok())),
+                // Removed meanwhile; or threaded, and then its processes are listed above it.
+                Err(e) if is_gone(&e) || e.raw_os_error() == Some(libc::EOPNOTSUPP) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(pids)
+    }
+
+    /// Kills every process in it and below, those being forked included.
+    ///
+    /// # Errors
+    /// When the kernel refuses; a cgroup that is not there is no error.
+    pub fn kill(&self) -> io::Result<()> {
+        match fs::write(self.0.join("cgroup.kill"), "1") {
+            Err(error) if !is_gone(&error) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Kills what is in it, waits until it is empty, removes it. Blocks.
+    ///
+    /// # Errors
+    /// [`ErrorKind::TimedOut`] when processes do not die; what `rmdir` says.
+    pub fn remove(&self) -> io::Result<()> {
+        self.kill()?;
+        self.wait_until_empty()?;
+        for directory in tree(&self.0)?.iter().rev() {
+            match fs::remove_dir(directory) {
+                Err(error) if !is_gone(&error) => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn wait_until_empty(&self) -> io::Result<()> {
+        let mut events = match File::open(self.0.join("cgroup.events")) {
+            Ok(file) => file,
+            Err(error) if is_gone(&error) => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        let deadline = Instant::now() + EMPTY_TIMEOUT;
+        loop {
+            let mut text = String::new();
+            events.rewind()?;
+            match events.read_to_string(&mut text) {
+                Err(error) if !is_gone(&error) => return Err(error),
+                _ => {}
+            }
+            if !text.lines().any(|line| line == "populated 1") {
+                return Ok(());
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(ErrorKind::TimedOut.into());
+            }
+            // The kernel signals a change of the file as an exceptional condition.
+            let mut fds = [PollFd::new(events.as_fd(), PollFlags::POLLPRI)];
+            poll(&mut fds, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX))?;
+        }
+    }
+}
+
+/// The directory and all below it, parents first; none when it is not there.
+fn tree(root: &Path) -> io::Result<Vec<PathBuf>> {
+    if !root.try_exists()? {
+        return Ok(Vec::new());
+    }
+    let mut found = vec![root.to_owned()];
+    let mut level = 0..1;
+    for _ in 0..MAX_DEPTH {
+        for index in level.clone() {
+            let entries = match fs::read_dir(&found[index]) {
+                Ok(entries) => entries,
+                Err(error) if is_gone(&error) => continue,
+                Err(error) => return Err(error),
+            };
+            for entry in entries {
+                let entry = entry?;
+                if entry.file_type()?.is_dir() {
+                    found.push(entry.path());
+                }
+            }
+        }
+        level = level.end..found.len();
+    }
+    Ok(found)
+}
+
+/// The cgroup was removed: not found, or, through an open file, no such device.
+fn is_gone(error: &io::Error) -> bool {
+    error.kind() == ErrorKind::NotFound || error.raw_os_error() == Some(libc::ENODEV)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parents_come_before_their_children() {
+        let root = std::env::temp_dir().join(format!("cgroup-tree-{}", std::process::id()));
+        fs::create_dir_all(root.join("a/b/c")).unwrap();
+        fs::create_dir_all(root.join("d")).unwrap();
+        fs::write(root.join("cgroup.procs"), "1\n2\n").unwrap();
+        fs::write(root.join("a/cgroup.procs"), "3\n").unwrap();
+        let found = tree(&root).unwrap();
+        assert_eq!(found.len(), 5);
+        for (index, path) in found.iter().enumerate().skip(1) {
+            let parent = found.iter().position(|p| Some(p.as_path()) == path.parent()).unwrap();
+            assert!(parent < index);
+        }
+        let mut pids = Cgroup(root.clone()).processes().unwrap();
+        pids.sort_unstable();
+        assert_eq!(pids, [1, 2, 3]);
+        fs::remove_dir_all(&root).unwrap();
+    }
+
+    #[test]
+    fn a_cgroup_that_is_not_there_is_empty_and_removed() {
+        let cgroup = Cgroup("/nowhere/at/all".into());
+        assert!(cgroup.processes().unwrap().is_empty());
+        cgroup.remove().unwrap();
+    }
+}

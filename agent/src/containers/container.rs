@@ -1,0 +1,264 @@
+//! One container: its state, its init process and the others that were asked for.
+
+use crate::cgroup::Cgroup;
+use crate::error::AgentError;
+use crate::process::Process;
+use crate::storage::Mounts;
+use crate::worker::STATE_DIR;
+use libcontainer::container::{Container as Libcontainer, ContainerStatus as LibcontainerStatus};
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::Mode;
+use protocol::agent::{ContainerStatus, ProcessInfo};
+use std::collections::HashMap;
+use std::io::{self, Write as _};
+use std::os::fd::AsRawFd as _;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Most execs of a container at once, those not yet deleted included.
+const MAX_EXECS: usize = 512;
+
+/// On which libcontainer's init process waits to be let go.
+const NOTIFY_SOCKET: &str = "notify.sock";
+
+/// A container that has an init process, living or not.
+#[derive(Debug)]
+pub struct Container {
+    id: String,
+    bundle: PathBuf,
+    init: Arc<Process>,
+    started: Mutex<bool>,
+    /// `None`: being made.
+    execs: Mutex<HashMap<String, Option<Arc<Process>>>>,
+    mounts: Mutex<Mounts>,
+    process_files: AtomicU64,
+}
+
+impl Container {
+    /// A container whose init process waits.
+    pub fn new(id: String, bundle: PathBuf, init: Process, mounts: Mounts) -> Self {
+        Self {
+            id,
+            bundle,
+            init: Arc::new(init),
+            started: Mutex::new(false),
+            execs: Mutex::default(),
+            mounts: Mutex::new(mounts),
+            process_files: AtomicU64::new(0),
+        }
+    }
+
+    /// The first process.
+    pub fn init(&self) -> &Process {
+        &self.init
+    }
+
+    /// Its directory in the guest.
+    pub fn bundle(&self) -> &Path {
+        &self.bundle
+    }
+
+    /// Kills what is left when the init process has ended: the kernel does that only for a container
+    /// with a pid namespace of its own.
+    pub fn end_with_init(self: &Arc<Self>) {
+        let mut exit = self.init.exit_cell();
+        let cgroup = Cgroup::of(&self.id);
+        tokio::spawn(async move {
+            let _ = exit.wait_for(Option::is_some).await;
+            if let Err(error) = cgroup.kill() {
+                tracing::warn!(%error, "killing what is left of a container");
+            }
+        });
+    }
+
+    /// What `started` and the init process's exit amount to.
+    pub fn status(&self) -> ContainerStatus {
+        match (self.init.exit(), *lock(&self.started)) {
+            (Some(_), _) => ContainerStatus::STOPPED,
+            (None, true) => ContainerStatus::RUNNING,
+            (None, false) => ContainerStatus::CREATED,
+        }
+    }
+
+    /// Lets the init process go.
+    ///
+    /// # Errors
+    /// [`AgentError::WrongState`] unless it waits for that.
+    pub fn start(&self) -> Result<(), AgentError> {
+        let mut started = lock(&self.started);
+        if *started || self.init.exit().is_some() {
+            return Err(AgentError::WrongState(format!(
+                "container {:?} is not in state created",
+                self.id
+            )));
+        }
+        let directory = Path::new(STATE_DIR).join(&self.id);
+        // libcontainer lets processes join only a container that is written down as running.
+        Libcontainer::load(directory.clone())
+            .and_then(|mut container| container.set_status(LibcontainerStatus::Running).save())
+            .map_err(|e| AgentError::Internal(format!("writing the container's state: {e}")))?;
+        let_go(&directory).map_err(|e| AgentError::io("starting the init process", e))?;
+        *started = true;
+        Ok(())
+    }
+
+    /// Reserves the id of an exec, in a running container.
+    ///
+    /// # Errors
+    /// [`AgentError::WrongState`], [`AgentError::Exists`], [`AgentError::TooMany`].
+    pub fn reserve_exec(self: &Arc<Self>, exec_id: &str) -> Result<ExecReservation, AgentError> {
+        if self.status() != ContainerStatus::RUNNING {
+            return Err(AgentError::WrongState(format!("container {:?} is not running", self.id)));
+        }
+        let mut execs = lock(&self.execs);
+        if execs.contains_key(exec_id) {
+            return Err(AgentError::Exists(format!("exec {exec_id:?}")));
+        }
+        if execs.len() >= MAX_EXECS {
+            return Err(AgentError::TooMany("processes"));
+        }
+        execs.insert(exec_id.to_owned(), None);
+        Ok(ExecReservation {
+            container: Arc::clone(self),
+            exec_id: exec_id.to_owned(),
+            process: None,
+        })
+    }
+
+    /// A file name in the bundle that was not used before, and its path.
+    pub fn next_process_file(&self) -> (String, PathBuf) {
+        let name = format!("process-{}.json", self.process_files.fetch_add(1, Ordering::Relaxed));
+        let path = self.bundle.join(&name);
+        (name, path)
+    }
+
+    /// The process of that exec id; empty: init.
+    ///
+    /// # Errors
+    /// [`AgentError::NotFound`], also while it is being made.
+    pub fn process(&self, exec_id: &str) -> Result<Arc<Process>, AgentError> {
+        if exec_id.is_empty() {
+            return Ok(Arc::clone(&self.init));
+        }
+        let execs = lock(&self.execs);
+        let known = execs.get(exec_id).and_then(Option::clone);
+        known.ok_or_else(|| AgentError::NotFound(format!("exec {exec_id:?}")))
+    }
+
+    /// Forgets an exec that has ended.
+    ///
+    /// # Errors
+    /// [`AgentError::WrongState`] while it lives, or for the init process.
+    pub fn delete_exec(&self, exec_id: &str) -> Result<(), AgentError> {
+        if exec_id.is_empty() {
+            return Err(AgentError::Invalid(
+                "the init process is deleted with its container".to_owned(),
+            ));
+        }
+        if self.process(exec_id)?.exit().is_none() {
+            return Err(AgentError::WrongState(format!("exec {exec_id:?} is running")));
+        }
+        lock(&self.execs).remove(exec_id);
+        Ok(())
+    }
+
+    /// Sends a signal to every process in the cgroup.
+    ///
+    /// # Errors
+    /// When the cgroup cannot be read.
+    pub fn signal_all(&self, signal: i32) -> Result<(), AgentError> {
+        let cgroup = Cgroup::of(&self.id);
+        if signal == libc::SIGKILL {
+            return cgroup.kill().map_err(|e| AgentError::io("killing the cgroup", e));
+        }
+        for pid in cgroup.processes().map_err(|e| AgentError::io("reading the cgroup", e))? {
+            // SAFETY: kill touches no memory. One that has ended meanwhile needs no signal.
+            unsafe { libc::kill(pid, signal) };
+        }
+        Ok(())
+    }
+
+    /// The processes in the cgroup, those that were asked for by their exec id.
+    ///
+    /// # Errors
+    /// When the cgroup cannot be read.
+    pub fn processes(&self) -> Result<Vec<ProcessInfo>, AgentError> {
+        let mut pids = Cgroup::of(&self.id)
+            .processes()
+            .map_err(|e| AgentError::io("reading the cgroup", e))?;
+        pids.sort_unstable();
+        let execs = lock(&self.execs);
+        let named: HashMap<i32, &String> = execs
+            .iter()
+            .filter_map(|(id, process)| process.as_ref().map(|p| (p.pid(), id)))
+            .collect();
+        let info = |pid| ProcessInfo {
+            pid: pid as u32,
+            exec_id: named.get(&pid).map(ToString::to_string).unwrap_or_default(),
+            ..ProcessInfo::default()
+        };
+        Ok(pids.into_iter().map(info).collect())
+    }
+
+    /// Whether it may be deleted.
+    ///
+    /// # Errors
+    /// [`AgentError::WrongState`] while it runs.
+    pub fn check_deletable(&self) -> Result<(), AgentError> {
+        if self.status() == ContainerStatus::RUNNING {
+            return Err(AgentError::WrongState(format!("container {:?} is running", self.id)));
+        }
+        Ok(())
+    }
+
+    /// The mounts, to undo them.
+    pub fn take_mounts(&self) -> Mounts {
+        std::mem::take(&mut *lock(&self.mounts))
+    }
+
+    /// Those that are left, when they could not be undone.
+    pub fn put_back_mounts(&self, mounts: Mounts) {
+        *lock(&self.mounts) = mounts;
+    }
+}
+
+/// Tells libcontainer's init process to go on. The path may be too long for an address, so it is
+/// named through a descriptor.
+fn let_go(directory: &Path) -> io::Result<()> {
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let directory = open(directory, flags, Mode::empty())?;
+    let path = format!("/proc/self/fd/{}/{NOTIFY_SOCKET}", directory.as_raw_fd());
+    UnixStream::connect(path)?.write_all(b"start container")
+}
+
+/// An exec id that is taken; free again when dropped before [`ExecReservation::commit`].
+#[derive(Debug)]
+pub struct ExecReservation {
+    container: Arc<Container>,
+    exec_id: String,
+    process: Option<Arc<Process>>,
+}
+
+impl ExecReservation {
+    /// The process is there.
+    pub fn commit(mut self, process: Process) {
+        self.process = Some(Arc::new(process));
+    }
+}
+
+impl Drop for ExecReservation {
+    fn drop(&mut self) {
+        let exec_id = std::mem::take(&mut self.exec_id);
+        let mut execs = lock(&self.container.execs);
+        match self.process.take() {
+            Some(process) => execs.insert(exec_id, Some(process)),
+            None => execs.remove(&exec_id),
+        };
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

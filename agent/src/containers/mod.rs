@@ -1,0 +1,335 @@
+//! The containers of the guest: which there are, and what may be done with each.
+//!
+//! An id is reserved before any work for it begins, and no lock is held across an await.
+
+mod container;
+
+use crate::cgroup::Cgroup;
+use crate::error::AgentError;
+use crate::process::{self, Process};
+use crate::reaper::{Exit, Reaper};
+use crate::storage::Mounts;
+use crate::streams::Streams;
+use crate::worker::{Answer, Job, SPEC_FILE, STATE_DIR};
+use crate::zygote::Zygote;
+use container::Container;
+use protocol::agent::{
+    ContainerStateResponse, CreateContainerRequest, ExecProcessRequest, ProcessInfo,
+    SignalProcessRequest, Stdio,
+};
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Most containers at once.
+const MAX_CONTAINERS: usize = 128;
+
+/// A directory per container: its specification and those of its processes.
+const BUNDLES_DIR: &str = "/run/kata-like/bundles";
+
+/// All containers; see the module.
+#[derive(Debug)]
+pub struct Containers {
+    zygote: Zygote,
+    reaper: Arc<Reaper>,
+    streams: Arc<Streams>,
+    by_id: Mutex<HashMap<String, Entry>>,
+}
+
+#[derive(Debug, Clone)]
+enum Entry {
+    /// Being created or deleted; the word is for the error message.
+    Busy(&'static str),
+    Ready(Arc<Container>),
+}
+
+impl Containers {
+    /// None yet.
+    pub fn new(zygote: Zygote, reaper: Arc<Reaper>, streams: Arc<Streams>) -> Self {
+        Self { zygote, reaper, streams, by_id: Mutex::default() }
+    }
+
+    /// Creates a container whose init process waits for [`Containers::start`]; its pid.
+    ///
+    /// # Errors
+    /// Nothing is left of it then.
+    pub async fn create(&self, request: CreateContainerRequest) -> Result<i32, AgentError> {
+        let id = request.container_id;
+        check_id(&id)?;
+        let reservation = self.reserve(&id)?;
+        let storages = request.storages;
+        let mounts = blocking(move || Mounts::make(&storages)).await?;
+        let bundle = bundle_of(&id);
+        let stdio = request.stdio.unwrap_or_default();
+        match self.create_in(&id, &bundle, &request.spec_json, stdio).await {
+            Ok(init) => {
+                let pid = init.pid();
+                let container = Arc::new(Container::new(id, bundle, init, mounts));
+                container.end_with_init();
+                reservation.commit(container);
+                Ok(pid)
+            }
+            Err(error) => {
+                if let Err(also) = clean_up(id, mounts).await.1 {
+                    tracing::error!(error = %also, "cleaning up after a failed create");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn create_in(
+        &self,
+        id: &str,
+        bundle: &Path,
+        spec_json: &[u8],
+        stdio: Stdio,
+    ) -> Result<Process, AgentError> {
+        std::fs::create_dir_all(bundle)
+            .and_then(|()| std::fs::write(bundle.join(SPEC_FILE), spec_json))
+            .map_err(|e| AgentError::io("writing the specification", e))?;
+        let job = Job {
+            container_id: id.to_owned(),
+            bundle: bundle.to_owned(),
+            process: None,
+            wanted: process::wanted(&stdio),
+        };
+        self.launch(&job, stdio).await
+    }
+
+    /// Has a worker make a process and takes it over.
+    async fn launch(&self, job: &Job, stdio: Stdio) -> Result<Process, AgentError> {
+        let expectation = self.reaper.expect();
+        let (answer, fds) = self.zygote.run(job).await?;
+        let (pid, terminal) = match answer {
+            Answer::Started { pid, terminal } => (pid, terminal),
+            Answer::Failed(failure) => return Err(failure.into()),
+        };
+        let exit = expectation.claim(pid);
+        Process::new(pid, exit, terminal, fds, stdio, Arc::clone(&self.streams))
+    }
+
+    /// Lets the init process go.
+    ///
+    /// # Errors
+    /// [`AgentError::WrongState`] unless it waits for that.
+    pub fn start(&self, id: &str) -> Result<(), AgentError> {
+        self.container(id)?.start()
+    }
+
+    /// Creates one more process in a running container, and lets it go; its pid.
+    ///
+    /// # Errors
+    /// Nothing is left of it then.
+    pub async fn exec(&self, request: ExecProcessRequest) -> Result<i32, AgentError> {
+        check_id(&request.exec_id)?;
+        let container = self.container(&request.container_id)?;
+        let reservation = container.reserve_exec(&request.exec_id)?;
+        let stdio = request.stdio.unwrap_or_default();
+        let (file, path) = container.next_process_file();
+        std::fs::write(&path, &request.process_json)
+            .map_err(|e| AgentError::io("writing the process", e))?;
+        let job = Job {
+            container_id: request.container_id,
+            bundle: container.bundle().to_owned(),
+            process: Some(file),
+            wanted: process::wanted(&stdio),
+        };
+        let launched = self.launch(&job, stdio).await;
+        let _ = std::fs::remove_file(&path);
+        let process = launched?;
+        let pid = process.pid();
+        reservation.commit(process);
+        Ok(pid)
+    }
+
+    /// Sends a signal to one process or to all of a container.
+    ///
+    /// # Errors
+    /// [`AgentError::Finished`] when the one process has ended.
+    pub fn signal(&self, request: &SignalProcessRequest) -> Result<(), AgentError> {
+        let signal = i32::try_from(request.signal)
+            .ok()
+            .filter(|signal| (1..=libc::SIGRTMAX()).contains(signal))
+            .ok_or_else(|| AgentError::Invalid(format!("signal {} is none", request.signal)))?;
+        let container = self.container(&request.container_id)?;
+        match (request.all, request.exec_id.is_empty()) {
+            (true, true) => container.signal_all(signal),
+            (true, false) => {
+                Err(AgentError::Invalid("a signal goes to one process or to all".to_owned()))
+            }
+            (false, _) => container.process(&request.exec_id)?.signal(signal),
+        }
+    }
+
+    /// Waits until a process ends.
+    ///
+    /// # Errors
+    /// [`AgentError::NotFound`].
+    pub async fn wait(&self, id: &str, exec_id: &str) -> Result<Exit, AgentError> {
+        let mut cell = self.container(id)?.process(exec_id)?.exit_cell();
+        let exit = cell.wait_for(Option::is_some).await;
+        exit.ok()
+            .and_then(|exit| *exit)
+            .ok_or_else(|| AgentError::Internal("the exit was lost".to_owned()))
+    }
+
+    /// What state a container is in.
+    ///
+    /// # Errors
+    /// [`AgentError::NotFound`].
+    pub fn state(&self, id: &str) -> Result<ContainerStateResponse, AgentError> {
+        let container = self.container(id)?;
+        Ok(ContainerStateResponse {
+            status: container.status().into(),
+            pid: container.init().pid() as u32,
+            ..ContainerStateResponse::default()
+        })
+    }
+
+    /// The processes in a container's cgroup.
+    ///
+    /// # Errors
+    /// [`AgentError::NotFound`], or when the cgroup cannot be read.
+    pub fn processes(&self, id: &str) -> Result<Vec<ProcessInfo>, AgentError> {
+        self.container(id)?.processes()
+    }
+
+    /// Sets the size of a process's terminal.
+    ///
+    /// # Errors
+    /// [`AgentError::WrongState`] when it has none.
+    pub fn resize(
+        &self,
+        id: &str,
+        exec_id: &str,
+        width: u32,
+        height: u32,
+    ) -> Result<(), AgentError> {
+        self.container(id)?.process(exec_id)?.resize(width, height)
+    }
+
+    /// Forgets an exec that has ended.
+    ///
+    /// # Errors
+    /// [`AgentError::WrongState`] while it lives.
+    pub fn delete_process(&self, id: &str, exec_id: &str) -> Result<(), AgentError> {
+        self.container(id)?.delete_exec(exec_id)
+    }
+
+    /// Removes a container that has stopped, or was never started.
+    ///
+    /// # Errors
+    /// [`AgentError::WrongState`] while it runs. When something cannot be removed it can be tried again.
+    pub async fn delete(&self, id: &str) -> Result<(), AgentError> {
+        let container = self.container(id)?;
+        container.check_deletable()?;
+        self.by_id().insert(id.to_owned(), Entry::Busy("being deleted"));
+        container.init().kill();
+        let _ = container.init().exit_cell().wait_for(Option::is_some).await;
+        let (mounts, result) = clean_up(id.to_owned(), container.take_mounts()).await;
+        match result {
+            Ok(()) => {
+                self.by_id().remove(id);
+                Ok(())
+            }
+            Err(error) => {
+                container.put_back_mounts(mounts);
+                self.by_id().insert(id.to_owned(), Entry::Ready(container));
+                Err(error)
+            }
+        }
+    }
+
+    fn container(&self, id: &str) -> Result<Arc<Container>, AgentError> {
+        match self.by_id().get(id) {
+            Some(Entry::Ready(container)) => Ok(Arc::clone(container)),
+            Some(Entry::Busy(what)) => {
+                Err(AgentError::WrongState(format!("container {id:?} is {what}")))
+            }
+            None => Err(AgentError::NotFound(format!("container {id:?}"))),
+        }
+    }
+
+    fn reserve(&self, id: &str) -> Result<Reservation<'_>, AgentError> {
+        let mut by_id = self.by_id();
+        if by_id.contains_key(id) {
+            return Err(AgentError::Exists(format!("container {id:?}")));
+        }
+        if by_id.len() >= MAX_CONTAINERS {
+            return Err(AgentError::TooMany("containers"));
+        }
+        by_id.insert(id.to_owned(), Entry::Busy("being created"));
+        Ok(Reservation { containers: self, id: id.to_owned(), container: None })
+    }
+
+    fn by_id(&self) -> MutexGuard<'_, HashMap<String, Entry>> {
+        self.by_id.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// An id that is taken; free again when dropped before [`Reservation::commit`].
+struct Reservation<'a> {
+    containers: &'a Containers,
+    id: String,
+    container: Option<Arc<Container>>,
+}
+
+impl Reservation<'_> {
+    fn commit(mut self, container: Arc<Container>) {
+        self.container = Some(container);
+    }
+}
+
+impl Drop for Reservation<'_> {
+    fn drop(&mut self) {
+        let id = std::mem::take(&mut self.id);
+        let mut by_id = self.containers.by_id();
+        match self.container.take() {
+            Some(container) => by_id.insert(id, Entry::Ready(container)),
+            None => by_id.remove(&id),
+        };
+    }
+}
+
+/// Removes whatever there is of a container; the mounts come back with those that are left.
+async fn clean_up(id: String, mut mounts: Mounts) -> (Mounts, Result<(), AgentError>) {
+    let work = move || {
+        let removed = Cgroup::of(&id)
+            .remove()
+            .map_err(|e| AgentError::io(format!("removing the cgroup of {id:?}"), e))
+            .and_then(|()| remove_directory(&Path::new(STATE_DIR).join(&id)))
+            .and_then(|()| remove_directory(&bundle_of(&id)));
+        if removed.is_ok() {
+            mounts.undo();
+        }
+        Ok((mounts, removed))
+    };
+    blocking(work).await.unwrap_or_else(|error| (Mounts::default(), Err(error)))
+}
+
+fn remove_directory(path: &Path) -> Result<(), AgentError> {
+    match std::fs::remove_dir_all(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(AgentError::io(format!("removing {}", path.display()), error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Runs what may block on a file system away from the one thread that serves.
+pub async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, AgentError> + Send + 'static,
+) -> Result<T, AgentError> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|error| AgentError::Internal(error.to_string()))?
+}
+
+fn bundle_of(id: &str) -> PathBuf {
+    Path::new(BUNDLES_DIR).join(id)
+}
+
+fn check_id(id: &str) -> Result<(), AgentError> {
+    protocol::ids::check(id).map_err(|error| AgentError::Invalid(error.to_string()))
+}

@@ -1,0 +1,208 @@
+//! The last steps of a container process: find the program, install the filter, execute.
+//!
+//! libcontainer calls this inside the container, after it has done everything else. Errors are worded
+//! as runc words them, since containerd's and Docker's users (and their scripts) know those.
+
+use crate::privileges::Privileges;
+use crate::seccomp;
+use crate::worker::{Failure, FailureKind};
+use libcontainer::workload::{Executor, ExecutorError, ExecutorValidationError};
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, AtFlags};
+use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
+use nix::unistd::{AccessFlags, execv, faccessat};
+use oci_spec::runtime::Spec;
+use std::ffi::CString;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+/// Where programs are looked for when the process has no PATH (execvp(3)).
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Replaces libcontainer's own; see the module.
+#[derive(Debug, Clone)]
+pub struct GuestExecutor(Rc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    privileges: Privileges,
+    report: OwnedFd,
+}
+
+impl GuestExecutor {
+    /// The reason of a failure goes to `report`, as the JSON of a [`Failure`].
+    pub fn new(privileges: Privileges, report: OwnedFd) -> Self {
+        Self(Rc::new(Inner { privileges, report }))
+    }
+
+    fn report(&self, message: String) -> String {
+        let failure = Failure { kind: FailureKind::Invalid, message };
+        if let Ok(json) = serde_json::to_vec(&failure) {
+            // After the start nobody reads any more; SIGPIPE is ignored, so this only fails then.
+            let _ = nix::unistd::write(&self.0.report, &json);
+        }
+        failure.message
+    }
+
+    /// Ends in the program, or says why not.
+    fn execute(&self, spec: &Spec) -> String {
+        let args = arguments(spec);
+        let path = match find(spec) {
+            Ok(path) => path,
+            Err(message) => return message,
+        };
+        let (Ok(program), Ok(arguments)) = (
+            CString::new(path.as_os_str().as_bytes()),
+            args.iter().map(|a| CString::new(a.as_bytes())).collect::<Result<Vec<_>, _>>(),
+        ) else {
+            return format!("exec {args:?}: an argument contains a NUL");
+        };
+        set_signals(SigHandler::SigDfl);
+        if let Err(message) = self.confine() {
+            return message;
+        }
+        let Err(error) = execv(&program, &arguments);
+        set_signals(SigHandler::SigIgn);
+        format!("exec {}: {}", path.display(), text(error))
+    }
+
+    /// Installs the filter; the capabilities that it took are given up.
+    fn confine(&self) -> Result<(), String> {
+        let Privileges { filters, reduce_to, .. } = &self.0.privileges;
+        let capabilities = |error| format!("setting capabilities: {error}");
+        if let Some(sets) = reduce_to {
+            sets.before_filter().map_err(capabilities)?;
+        }
+        for filter in filters {
+            seccomp::install(filter).map_err(|e| format!("installing the seccomp filter: {e}"))?;
+        }
+        if let Some(sets) = reduce_to {
+            sets.after_filter().map_err(capabilities)?;
+        }
+        Ok(())
+    }
+}
+
+impl Executor for GuestExecutor {
+    fn validate(&self, spec: &Spec) -> Result<(), ExecutorValidationError> {
+        let lowered = match &self.0.privileges.reduce_to {
+            Some(sets) => sets.lower().map_err(|e| format!("setting capabilities: {e}")),
+            None => Ok(()),
+        };
+        lowered.and_then(|()| find(spec)).map(drop).map_err(|message| {
+            let message = format!(
+                "unable to start container process: error during container init: {message}"
+            );
+            ExecutorValidationError::ArgValidationError(self.report(message))
+        })
+    }
+
+    fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
+        let message = self.execute(spec);
+        // The init process has been let go by a Start that has answered: its stderr is what is left.
+        let _ = nix::unistd::write(std::io::stderr(), format!("{message}\n").as_bytes());
+        Err(ExecutorError::Other(self.report(message)))
+    }
+}
+
+/// std ignores SIGPIPE, and that would be inherited. The filter may forbid this, so it comes first.
+fn set_signals(pipe: SigHandler) {
+    // SAFETY: neither default nor ignore runs code of ours.
+    let _ = unsafe { signal(Signal::SIGPIPE, pipe) };
+    let _ = SigSet::empty().thread_set_mask();
+}
+
+fn arguments(spec: &Spec) -> &[String] {
+    spec.process().as_ref().and_then(|p| p.args().as_deref()).unwrap_or_default()
+}
+
+/// Finds the program in the container, as Go's `exec.LookPath` does.
+fn find(spec: &Spec) -> Result<PathBuf, String> {
+    let name = arguments(spec).first().map(String::as_str).unwrap_or_default();
+    let env = spec.process().as_ref().and_then(|p| p.env().as_deref()).unwrap_or_default();
+    let path = env.iter().rev().find_map(|v| v.strip_prefix("PATH=")).unwrap_or(DEFAULT_PATH);
+    find_in(name, path)
+}
+
+fn find_in(name: &str, path: &str) -> Result<PathBuf, String> {
+    let error = |what: String| format!("exec: {name:?}: {what}");
+    if name.contains('/') {
+        return check(Path::new(name)).map(|()| name.into()).map_err(|errno| match errno {
+            Errno::ENOENT | Errno::ENOTDIR => error(format!("stat {name}: {}", text(errno))),
+            errno => error(text(errno)),
+        });
+    }
+    let mut denied = false;
+    if !name.is_empty() {
+        for directory in path.split(':') {
+            let directory = if directory.is_empty() { "." } else { directory };
+            let candidate = Path::new(directory).join(name);
+            match check(&candidate) {
+                Ok(()) => return Ok(candidate),
+                Err(errno) => denied |= errno == Errno::EACCES,
+            }
+        }
+    }
+    Err(error(
+        if denied { "permission denied" } else { "executable file not found in $PATH" }.to_owned(),
+    ))
+}
+
+/// A file that this process may execute.
+fn check(path: &Path) -> Result<(), Errno> {
+    let kind = nix::sys::stat::stat(path)?.st_mode & libc::S_IFMT;
+    if kind == libc::S_IFDIR {
+        return Err(Errno::EISDIR);
+    }
+    faccessat(AT_FDCWD, path, AccessFlags::X_OK, AtFlags::AT_EACCESS)
+}
+
+/// As Go writes errno values.
+fn text(errno: Errno) -> String {
+    match errno {
+        Errno::ENOEXEC => "exec format error".to_owned(),
+        errno => {
+            let text = errno.desc();
+            text[..1].to_lowercase() + &text[1..]
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn the_first_program_in_the_path_is_found() {
+        assert_eq!(find_in("sh", "/nowhere:/bin:/usr/bin"), Ok("/bin/sh".into()));
+        assert_eq!(find_in("/bin/sh", ""), Ok("/bin/sh".into()));
+    }
+
+    #[test]
+    fn errors_are_worded_as_users_know_them() {
+        let not_found = "exec: \"nosuch\": executable file not found in $PATH";
+        assert_eq!(find_in("nosuch", "/bin"), Err(not_found.to_owned()));
+        let stat = "exec: \"/nosuch\": stat /nosuch: no such file or directory";
+        assert_eq!(find_in("/nosuch", "/bin"), Err(stat.to_owned()));
+        assert_eq!(find_in("/etc", "/bin"), Err("exec: \"/etc\": is a directory".to_owned()));
+        let denied = "exec: \"/etc/passwd\": permission denied";
+        assert_eq!(find_in("/etc/passwd", "/bin"), Err(denied.to_owned()));
+        let empty = "exec: \"\": executable file not found in $PATH";
+        assert_eq!(find_in("", "/bin"), Err(empty.to_owned()));
+    }
+
+    #[test]
+    fn a_file_without_x_in_the_path_is_told_from_a_missing_one() {
+        let directory = std::env::temp_dir().join(format!("executor-{}", std::process::id()));
+        std::fs::create_dir_all(&directory).unwrap();
+        let file = directory.join("tool");
+        std::fs::write(&file, "").unwrap();
+        std::fs::set_permissions(&file, PermissionsExt::from_mode(0o644)).unwrap();
+        let denied = find_in("tool", directory.to_str().unwrap());
+        assert_eq!(denied, Err("exec: \"tool\": permission denied".to_owned()));
+        std::fs::remove_dir_all(&directory).unwrap();
+    }
+}

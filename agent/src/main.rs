@@ -1,0 +1,66 @@
+//! The guest's PID 1: prepares the guest, answers the shim over vsock, runs containers.
+//!
+//! In order: mounts and a root of its own ([`boot`]), a single-threaded process that forks for it
+//! ([`zygote`]), then one thread with an async runtime that serves the API ([`server`]), carries
+//! standard streams ([`streams`]), reaps ([`reaper`]) and sends the log to the host ([`logging`]).
+//! Connecting the log is the ready signal, so it comes last.
+
+mod boot;
+mod cgroup;
+mod containers;
+mod error;
+mod executor;
+mod home;
+mod logging;
+mod privileges;
+mod process;
+mod reaper;
+mod sandbox;
+mod seccomp;
+mod server;
+mod spec;
+mod stdio;
+mod storage;
+mod streams;
+mod syscalls;
+mod transport;
+mod worker;
+mod zygote;
+
+use anyhow::Context as _;
+use std::sync::Arc;
+
+fn main() {
+    logging::install_panic_hook();
+    if let Err(error) = run() {
+        // PID 1 that returns is a kernel panic anyway: this way its text is on the console.
+        panic!("{error:#}");
+    }
+}
+
+fn run() -> anyhow::Result<()> {
+    boot::prepare().context("preparing the guest")?;
+    let zygote = zygote::Zygote::start().context("starting the zygote")?;
+    let log = logging::install();
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(16)
+        .build()
+        .context("starting the runtime")?
+        .block_on(serve(zygote, log))
+}
+
+/// Listens, tells the host so by connecting the log, and serves until the machine ends.
+async fn serve(zygote: zygote::Zygote, log: Arc<logging::Log>) -> anyhow::Result<()> {
+    let transport = transport::Transport::from_env();
+    let reaper = Arc::new(reaper::Reaper::default());
+    let reaping = reaper.start().context("catching SIGCHLD")?;
+    let streams = Arc::new(streams::Streams::default());
+    let stdio = transport.listen(protocol::ports::STDIO).context("listening for streams")?;
+    tokio::spawn(streams::accept(stdio, Arc::clone(&streams)));
+    let containers = Arc::new(containers::Containers::new(zygote, reaper, streams));
+    let _server = server::start(&transport, containers).await.context("serving the API")?;
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), "ready");
+    tokio::spawn(logging::forward(log, transport));
+    reaping.await.context("the reaper ended")
+}

@@ -1,0 +1,167 @@
+//! The ttrpc service: from a request to a call and back, nothing else.
+
+use crate::cgroup::Cgroup;
+use crate::containers::{Containers, blocking};
+use crate::error::AgentError;
+use crate::sandbox;
+use crate::transport::Transport;
+use async_trait::async_trait;
+use protocol::agent::{
+    ContainerRef, ContainerStateResponse, CreateContainerRequest, Empty, ExecProcessRequest,
+    ListProcessesResponse, ProcessExit, ProcessRef, ProcessStarted, ResizeTerminalRequest,
+    SetupSandboxRequest, SignalProcessRequest,
+};
+use protocol::agent_ttrpc::{Agent, create_agent};
+use std::future::Future;
+use std::os::fd::IntoRawFd as _;
+use std::sync::Arc;
+use ttrpc::r#async::{Server, TtrpcContext};
+
+/// Serves until the value is dropped. A request has at most 4 MiB (ttrpc's limit).
+///
+/// # Errors
+/// When the port cannot be listened on.
+pub async fn start(transport: &Transport, containers: Arc<Containers>) -> anyhow::Result<Server> {
+    let listener = transport.listen(protocol::ports::RPC)?.into_raw_fd();
+    // SAFETY: the descriptor is a listening socket of that family, and this is its only owner.
+    let server = unsafe {
+        match transport {
+            Transport::Vsock => Server::new().add_vsock_listener(listener),
+            Transport::Unix(_) => Server::new().add_unix_listener(listener),
+        }
+    }?;
+    let mut server = server.register_service(create_agent(Arc::new(Service { containers })));
+    server.start().await?;
+    Ok(server)
+}
+
+struct Service {
+    containers: Arc<Containers>,
+}
+
+/// Runs `work` to its end even when the caller goes away in the middle.
+async fn whole<T: Send + 'static>(
+    work: impl Future<Output = Result<T, AgentError>> + Send + 'static,
+) -> Result<T, AgentError> {
+    tokio::spawn(work).await.map_err(|error| AgentError::Internal(error.to_string()))?
+}
+
+fn started(pid: i32) -> ProcessStarted {
+    ProcessStarted { pid: pid as u32, ..ProcessStarted::default() }
+}
+
+#[async_trait]
+impl Agent for Service {
+    async fn setup_sandbox(
+        &self,
+        _: &TtrpcContext,
+        request: SetupSandboxRequest,
+    ) -> ttrpc::Result<Empty> {
+        blocking(move || sandbox::setup(&request)).await?;
+        Ok(Empty::default())
+    }
+
+    async fn create_container(
+        &self,
+        _: &TtrpcContext,
+        request: CreateContainerRequest,
+    ) -> ttrpc::Result<ProcessStarted> {
+        let containers = Arc::clone(&self.containers);
+        Ok(started(whole(async move { containers.create(request).await }).await?))
+    }
+
+    async fn start_container(
+        &self,
+        _: &TtrpcContext,
+        request: ContainerRef,
+    ) -> ttrpc::Result<Empty> {
+        self.containers.start(&request.container_id)?;
+        Ok(Empty::default())
+    }
+
+    async fn exec_process(
+        &self,
+        _: &TtrpcContext,
+        request: ExecProcessRequest,
+    ) -> ttrpc::Result<ProcessStarted> {
+        let containers = Arc::clone(&self.containers);
+        Ok(started(whole(async move { containers.exec(request).await }).await?))
+    }
+
+    async fn signal_process(
+        &self,
+        _: &TtrpcContext,
+        request: SignalProcessRequest,
+    ) -> ttrpc::Result<Empty> {
+        self.containers.signal(&request)?;
+        Ok(Empty::default())
+    }
+
+    async fn wait_process(
+        &self,
+        _: &TtrpcContext,
+        request: ProcessRef,
+    ) -> ttrpc::Result<ProcessExit> {
+        let exit = self.containers.wait(&request.container_id, &request.exec_id).await?;
+        Ok(ProcessExit {
+            exit_status: exit.status,
+            exited_at_ns: exit.at_ns,
+            ..ProcessExit::default()
+        })
+    }
+
+    async fn container_state(
+        &self,
+        _: &TtrpcContext,
+        request: ContainerRef,
+    ) -> ttrpc::Result<ContainerStateResponse> {
+        Ok(self.containers.state(&request.container_id)?)
+    }
+
+    async fn list_processes(
+        &self,
+        _: &TtrpcContext,
+        request: ContainerRef,
+    ) -> ttrpc::Result<ListProcessesResponse> {
+        let processes = self.containers.processes(&request.container_id)?;
+        Ok(ListProcessesResponse { processes, ..ListProcessesResponse::default() })
+    }
+
+    async fn resize_terminal(
+        &self,
+        _: &TtrpcContext,
+        request: ResizeTerminalRequest,
+    ) -> ttrpc::Result<Empty> {
+        let ResizeTerminalRequest { container_id, exec_id, width, height, .. } = request;
+        self.containers.resize(&container_id, &exec_id, width, height)?;
+        Ok(Empty::default())
+    }
+
+    async fn delete_process(&self, _: &TtrpcContext, request: ProcessRef) -> ttrpc::Result<Empty> {
+        self.containers.delete_process(&request.container_id, &request.exec_id)?;
+        Ok(Empty::default())
+    }
+
+    async fn delete_container(
+        &self,
+        _: &TtrpcContext,
+        request: ContainerRef,
+    ) -> ttrpc::Result<Empty> {
+        let containers = Arc::clone(&self.containers);
+        whole(async move { containers.delete(&request.container_id).await }).await?;
+        Ok(Empty::default())
+    }
+
+    async fn shutdown(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Empty> {
+        tracing::info!("shutting down");
+        blocking(|| {
+            if let Err(error) = Cgroup::of_all().kill() {
+                tracing::warn!(%error, "killing the containers");
+            }
+            sandbox::power_off();
+            Ok(())
+        })
+        .await?;
+        Ok(Empty::default())
+    }
+}

@@ -1,0 +1,146 @@
+//! The ends of a process's standard streams: pipes, or a terminal of the container's.
+
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+use nix::unistd::{Gid, Uid, fchown, pipe2};
+use oci_spec::runtime::Box as ConsoleSize;
+use std::fs::OpenOptions;
+use std::io::{self, IoSliceMut};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixListener;
+
+/// Bytes that a pipe holds: the most that the kernel gives by default, for few wake-ups.
+pub const PIPE_SIZE: i32 = 1024 * 1024;
+
+/// What the process gets as descriptors 0, 1 and 2.
+#[derive(Debug)]
+pub struct ChildEnds {
+    /// Descriptor 0.
+    pub stdin: OwnedFd,
+    /// Descriptor 1.
+    pub stdout: OwnedFd,
+    /// Descriptor 2.
+    pub stderr: OwnedFd,
+}
+
+/// Makes a pipe for each wanted stream, owned by the process's user, and opens /dev/null for the
+/// others. Second: our ends of the wanted ones, in order, not blocking.
+///
+/// # Errors
+/// When the kernel is out of descriptors.
+pub fn pipes(wanted: [bool; 3], owner: (u32, u32)) -> io::Result<(ChildEnds, Vec<OwnedFd>)> {
+    let mut ours = Vec::new();
+    let mut end = |number: usize| -> io::Result<OwnedFd> {
+        if !wanted[number] {
+            return Ok(OpenOptions::new().read(true).write(true).open("/dev/null")?.into());
+        }
+        let (reader, writer) = pipe2(OFlag::O_CLOEXEC)?;
+        // Refused when the user's pipes hold too much already; the default size works as well.
+        let _ = fcntl(&writer, FcntlArg::F_SETPIPE_SZ(PIPE_SIZE));
+        let (child, agent) = if number == 0 { (reader, writer) } else { (writer, reader) };
+        // `echo >/dev/stdout` opens the pipe anew, as the user that the process runs as.
+        fchown(&child, Some(Uid::from_raw(owner.0)), Some(Gid::from_raw(owner.1)))?;
+        set_nonblocking(&agent)?;
+        ours.push(agent);
+        Ok(child)
+    };
+    let ends = ChildEnds { stdin: end(0)?, stdout: end(1)?, stderr: end(2)? };
+    Ok((ends, ours))
+}
+
+/// Takes the terminal's master that libcontainer has sent, and gives it its first size.
+///
+/// # Errors
+/// When nothing was sent.
+pub fn receive_master(listener: &UnixListener, size: Option<ConsoleSize>) -> io::Result<OwnedFd> {
+    // The process exists, so its message is there: not to block turns a surprise into an error.
+    listener.set_nonblocking(true)?;
+    let (connection, _) = listener.accept()?;
+    connection.set_nonblocking(true)?;
+    let mut byte = [0; 64];
+    let mut control = nix::cmsg_space!([RawFd; 1]);
+    let mut iov = [IoSliceMut::new(&mut byte)];
+    let message = recvmsg::<()>(
+        connection.as_raw_fd(),
+        &mut iov,
+        Some(&mut control),
+        MsgFlags::MSG_CMSG_CLOEXEC,
+    )?;
+    for part in message.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(fds) = part
+            && let [fd] = fds[..]
+        {
+            // SAFETY: the kernel has just made this descriptor for us; nothing else owns it.
+            let master = unsafe { OwnedFd::from_raw_fd(fd) };
+            set_nonblocking(&master)?;
+            if let Some(size) = size {
+                resize(&master, size.width() as u32, size.height() as u32)?;
+            }
+            return Ok(master);
+        }
+    }
+    Err(io::Error::other("no descriptor in the message"))
+}
+
+/// Sets a terminal's size; its foreground processes get SIGWINCH.
+///
+/// # Errors
+/// When `master` is not a terminal.
+pub fn resize(master: impl AsFd, width: u32, height: u32) -> io::Result<()> {
+    let clamp = |cells: u32| u16::try_from(cells).unwrap_or(u16::MAX);
+    let size =
+        libc::winsize { ws_row: clamp(height), ws_col: clamp(width), ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: the descriptor is open and the kernel only reads the structure.
+    match unsafe { libc::ioctl(master.as_fd().as_raw_fd(), libc::TIOCSWINSZ, &raw const size) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+fn set_nonblocking(fd: &OwnedFd) -> io::Result<()> {
+    let flags = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL)?);
+    fcntl(fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+
+    fn me() -> (u32, u32) {
+        (Uid::current().as_raw(), Gid::current().as_raw())
+    }
+
+    #[test]
+    fn pipes_are_made_for_wanted_streams_only() {
+        let (_child, ours) = pipes([false, true, false], me()).unwrap();
+        assert_eq!(ours.len(), 1);
+        let (_child, ours) = pipes([false; 3], me()).unwrap();
+        assert!(ours.is_empty());
+    }
+
+    #[test]
+    fn data_flows_from_stdin_and_to_stdout() {
+        let (child, mut ours) = pipes([true, true, false], me()).unwrap();
+        let (stdout, stdin) = (ours.pop().unwrap(), ours.pop().unwrap());
+        std::fs::File::from(stdin).write_all(b"in").unwrap();
+        let mut text = String::new();
+        std::fs::File::from(child.stdin).read_to_string(&mut text).unwrap();
+        assert_eq!(text, "in");
+        std::fs::File::from(child.stdout).write_all(b"out").unwrap();
+        let mut text = String::new();
+        std::fs::File::from(stdout).read_to_string(&mut text).unwrap();
+        assert_eq!(text, "out");
+    }
+
+    #[test]
+    fn a_terminal_takes_a_size_beyond_its_range_as_the_largest() {
+        let pty = nix::pty::openpty(None, None).unwrap();
+        resize(&pty.master, 100_000, 24).unwrap();
+        let mut size = libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
+        // SAFETY: the kernel writes one winsize into `size`.
+        unsafe { libc::ioctl(pty.slave.as_raw_fd(), libc::TIOCGWINSZ, &raw mut size) };
+        assert_eq!((size.ws_col, size.ws_row), (u16::MAX, 24));
+    }
+}

@@ -1,0 +1,162 @@
+//! File systems that the host asks to be mounted in the guest.
+//!
+//! The host is trusted, but what it shares is written by containers: a mount point is created and
+//! found below the agent's directory without following a link, and mounted by its descriptor.
+
+use crate::error::AgentError;
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::stat::{Mode, mkdirat};
+use protocol::agent::Storage;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::{Component, Path, PathBuf};
+
+/// Mount points are below this.
+const BASE: &str = "/run/kata-like";
+
+/// Most storages of one container.
+pub const MAX_STORAGES: usize = 128;
+
+/// Mount options that are flags of mount(2); any other goes to the file system.
+const FLAGS: &[(&str, MsFlags)] = &[
+    ("ro", MsFlags::MS_RDONLY),
+    ("nosuid", MsFlags::MS_NOSUID),
+    ("nodev", MsFlags::MS_NODEV),
+    ("noexec", MsFlags::MS_NOEXEC),
+    ("sync", MsFlags::MS_SYNCHRONOUS),
+    ("dirsync", MsFlags::MS_DIRSYNC),
+    ("noatime", MsFlags::MS_NOATIME),
+    ("nodiratime", MsFlags::MS_NODIRATIME),
+    ("relatime", MsFlags::MS_RELATIME),
+    ("strictatime", MsFlags::MS_STRICTATIME),
+    ("bind", MsFlags::MS_BIND),
+    ("rbind", MsFlags::MS_BIND.union(MsFlags::MS_REC)),
+    ("rw", MsFlags::empty()),
+    ("defaults", MsFlags::empty()),
+];
+
+/// What the agent has mounted; unmounted in reverse by [`Mounts::undo`].
+#[derive(Debug, Default)]
+pub struct Mounts(Vec<PathBuf>);
+
+impl Mounts {
+    /// Mounts one after the other. Blocks as long as the file systems do.
+    ///
+    /// # Errors
+    /// The first that fails; what was mounted before is unmounted.
+    pub fn make(storages: &[Storage]) -> Result<Self, AgentError> {
+        if storages.len() > MAX_STORAGES {
+            return Err(AgentError::TooMany("storages"));
+        }
+        let mut done = Self::default();
+        for storage in storages {
+            match mount_one(storage) {
+                Ok(path) => done.0.push(path),
+                Err(error) => {
+                    done.undo();
+                    return Err(error);
+                }
+            }
+        }
+        Ok(done)
+    }
+
+    /// Unmounts all, the last one first. Blocks.
+    pub fn undo(&mut self) {
+        while let Some(path) = self.0.pop() {
+            // Detached: a process that cannot die must not keep the rest from being cleaned up.
+            if let Err(error) = umount2(&path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
+                tracing::warn!(%error, path = %path.display(), "unmounting");
+            }
+            let _ = std::fs::remove_dir(&path);
+        }
+    }
+}
+
+/// Mounts a virtio-fs tag or anything else that needs no options.
+///
+/// # Errors
+/// See [`Mounts::make`].
+pub fn mount_one(storage: &Storage) -> Result<PathBuf, AgentError> {
+    let path = PathBuf::from(&storage.mount_point);
+    let point = mount_point(&path)?;
+    let (flags, data) = options(&storage.options);
+    let target = format!("/proc/self/fd/{}", point.as_raw_fd());
+    mount(
+        Some(storage.source.as_str()),
+        target.as_str(),
+        Some(storage.fstype.as_str()),
+        flags,
+        Some(data.as_str()),
+    )
+    .map_err(|error| {
+        let what = format!("mounting {:?} ({}) on {:?}", storage.source, storage.fstype, path);
+        AgentError::io(what, error)
+    })?;
+    Ok(path)
+}
+
+fn options(options: &[String]) -> (MsFlags, String) {
+    let mut flags = MsFlags::empty();
+    let mut data = Vec::new();
+    for option in options {
+        match FLAGS.iter().find(|(name, _)| name == option) {
+            Some((_, flag)) => flags |= *flag,
+            None => data.push(option.as_str()),
+        }
+    }
+    (flags, data.join(","))
+}
+
+/// Creates what is missing of `path` and opens its end.
+fn mount_point(path: &Path) -> Result<OwnedFd, AgentError> {
+    let refused =
+        || AgentError::Invalid(format!("mount point {path:?} is not a plain path below {BASE}"));
+    let below = path.strip_prefix(BASE).map_err(|_| refused())?;
+    let names: Option<Vec<_>> = below
+        .components()
+        .map(|component| match component {
+            Component::Normal(name) => Some(name),
+            _ => None,
+        })
+        .collect();
+    let names = names.filter(|names| !names.is_empty()).ok_or_else(refused)?;
+    let io = |error| AgentError::io(format!("creating the mount point {path:?}"), error);
+    let mut here = open_directory(nix::fcntl::AT_FDCWD, BASE).map_err(io)?;
+    for name in names {
+        match mkdirat(&here, name, Mode::from_bits_retain(0o755)) {
+            Ok(()) | Err(Errno::EEXIST) => {}
+            Err(error) => return Err(io(error)),
+        }
+        here = open_directory(&here, name).map_err(io)?;
+    }
+    Ok(here)
+}
+
+fn open_directory(at: impl AsFd, name: impl AsRef<Path>) -> Result<OwnedFd, Errno> {
+    let how = OpenHow::new()
+        .flags(OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC)
+        .resolve(ResolveFlag::RESOLVE_NO_SYMLINKS);
+    openat2(at, name.as_ref(), how)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_are_told_from_the_file_systems_own_options() {
+        let list = ["ro", "lowerdir=/a:/b", "nodev", "xino=off"].map(String::from);
+        let (flags, data) = options(&list);
+        assert_eq!(flags, MsFlags::MS_RDONLY | MsFlags::MS_NODEV);
+        assert_eq!(data, "lowerdir=/a:/b,xino=off");
+    }
+
+    #[test]
+    fn mount_points_elsewhere_are_refused() {
+        for bad in ["/", "/etc", BASE, "relative", "/run/kata-like/../../etc", ""] {
+            assert!(matches!(mount_point(Path::new(bad)), Err(AgentError::Invalid(_))), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,252 @@
+//! One job in a process of its own: libcontainer creates a container or a process in one.
+//!
+//! The worker makes the pipes or takes the terminal, and hands the agent's ends back with the pid.
+
+use crate::executor::GuestExecutor;
+use crate::privileges::Privileges;
+use crate::spec::{self, InvalidSpec};
+use crate::stdio;
+use libcontainer::container::builder::ContainerBuilder;
+use libcontainer::error::LibcontainerError;
+use libcontainer::syscall::syscall::SyscallType;
+use nix::fcntl::OFlag;
+use nix::unistd::pipe2;
+use oci_spec::runtime::{Process, Spec};
+use protocol::control;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::fmt::Write as _;
+use std::io::Read;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+
+/// libcontainer's state, a directory per container.
+pub const STATE_DIR: &str = "/run/kata-like/containers";
+
+/// What to do. Paths, not contents: a message has a limit, a specification has not.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Job {
+    /// The container.
+    pub container_id: String,
+    /// Holds [`SPEC_FILE`].
+    pub bundle: PathBuf,
+    /// `None`: create the container. `Some`: file in the bundle with the `process` to add to it.
+    pub process: Option<String>,
+    /// Which of stdin, stdout, stderr the host carries; the others are /dev/null.
+    pub wanted: [bool; 3],
+}
+
+/// The specification as the host sent it, in the bundle.
+pub const SPEC_FILE: &str = "spec.json";
+
+/// The specification as libcontainer gets it, in the bundle.
+const CONFIG_FILE: &str = "config.json";
+
+/// Of a job.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Answer {
+    /// The process exists. Descriptors: the terminal's master, or the agent's ends of the pipes
+    /// of the wanted streams, in order.
+    Started {
+        /// In the agent's pid namespace.
+        pid: i32,
+        /// The process has a terminal.
+        terminal: bool,
+    },
+    /// It does not.
+    Failed(Failure),
+}
+
+/// Why a process could not be made.
+#[derive(Debug, Clone, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct Failure {
+    /// For the caller's code.
+    pub kind: FailureKind,
+    /// For people.
+    pub message: String,
+}
+
+/// Classes of [`Failure`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FailureKind {
+    /// The specification cannot be followed.
+    Invalid,
+    /// The container is not in the state for it.
+    WrongState,
+    /// The guest could not.
+    Internal,
+}
+
+impl Failure {
+    /// Of class [`FailureKind::Internal`]: what was tried, and what came of it.
+    pub fn internal(what: &str, error: &dyn std::error::Error) -> Self {
+        Self { kind: FailureKind::Internal, message: format!("{what}: {}", chain(error)) }
+    }
+}
+
+impl From<InvalidSpec> for Failure {
+    fn from(error: InvalidSpec) -> Self {
+        Self { kind: FailureKind::Invalid, message: chain(&error) }
+    }
+}
+
+/// Does `job` and answers on `socket`.
+pub fn run(job: &Job, socket: &OwnedFd) {
+    let (answer, fds) = match perform(job) {
+        Ok((pid, ends)) => (Answer::Started { pid, terminal: ends.terminal }, ends.fds),
+        Err(failure) => (Answer::Failed(failure), Vec::new()),
+    };
+    let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+    // Nobody to tell when it fails: the agent is gone, and the machine with it.
+    let _ = control::send(socket, &answer, &fds);
+}
+
+/// The agent's ends of a process's streams.
+struct AgentEnds {
+    terminal: bool,
+    fds: Vec<OwnedFd>,
+}
+
+/// What the specification says about the process to be made.
+struct Plan {
+    privileges: Privileges,
+    terminal: bool,
+    size: Option<oci_spec::runtime::Box>,
+}
+
+fn perform(job: &Job) -> Result<(i32, AgentEnds), Failure> {
+    // Unix socket addresses are short and ids are not: sockets are named relative to the bundle.
+    std::env::set_current_dir(&job.bundle)
+        .map_err(|e| Failure::internal("entering the bundle", &e))?;
+    let plan = prepare(job)?;
+    if plan.terminal { with_terminal(job, plan) } else { with_pipes(job, plan) }
+}
+
+/// Reads what the host sent and writes what libcontainer reads.
+fn prepare(job: &Job) -> Result<Plan, Failure> {
+    let mut spec: Spec = load(Path::new(SPEC_FILE))?;
+    let Some(file) = &job.process else {
+        let privileges = spec::adapt_container(&mut spec, &job.container_id)?;
+        store(Path::new(CONFIG_FILE), &spec)?;
+        return Ok(plan(privileges, spec.process().as_ref()));
+    };
+    let mut process: Process = load(Path::new(file))?;
+    let privileges = spec::adapt_process(&mut process, &spec)?;
+    store(Path::new(file), &process)?;
+    Ok(plan(privileges, Some(&process)))
+}
+
+fn plan(privileges: Privileges, process: Option<&Process>) -> Plan {
+    Plan {
+        privileges,
+        terminal: process.and_then(Process::terminal).unwrap_or(false),
+        size: process.and_then(Process::console_size),
+    }
+}
+
+fn with_pipes(job: &Job, plan: Plan) -> Result<(i32, AgentEnds), Failure> {
+    let (child, fds) = stdio::pipes(job.wanted, plan.privileges.owner)
+        .map_err(|e| Failure::internal("making pipes", &e))?;
+    let pid = build(job, plan.privileges, |builder| {
+        builder.with_stdin(child.stdin).with_stdout(child.stdout).with_stderr(child.stderr)
+    })?;
+    Ok((pid, AgentEnds { terminal: false, fds }))
+}
+
+fn with_terminal(job: &Job, plan: Plan) -> Result<(i32, AgentEnds), Failure> {
+    let name = format!("console-{}.sock", std::process::id());
+    let listener = UnixListener::bind(&name)
+        .map_err(|e| Failure::internal("listening for the terminal", &e))?;
+    let path = job.bundle.join(&name);
+    let built = build(job, plan.privileges, |builder| builder.with_console_socket(Some(&path)));
+    let _ = std::fs::remove_file(&path);
+    let pid = built?;
+    let master = stdio::receive_master(&listener, plan.size)
+        .map_err(|e| Failure::internal("receiving the terminal", &e))?;
+    Ok((pid, AgentEnds { terminal: true, fds: vec![master] }))
+}
+
+/// Has libcontainer make the process; its pid.
+fn build(
+    job: &Job,
+    privileges: Privileges,
+    streams: impl FnOnce(ContainerBuilder) -> ContainerBuilder,
+) -> Result<i32, Failure> {
+    let (report, executor_end) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)
+        .map_err(|e| Failure::internal("making a pipe", &e))?;
+    let executor = GuestExecutor::new(privileges, executor_end);
+    let builder = ContainerBuilder::new(job.container_id.clone(), SyscallType::default())
+        .with_executor(executor)
+        .with_root_path(STATE_DIR)
+        .map_err(|e| failure(&e))?;
+    let builder = streams(builder);
+    let built = match &job.process {
+        None => builder
+            .as_init(&job.bundle)
+            .with_systemd(false)
+            .with_detach(true)
+            .build()
+            .map(|container| container.pid()),
+        Some(file) => builder
+            .as_tenant()
+            .with_process(Some(job.bundle.join(file)))
+            .with_detach(true)
+            .build()
+            .map(Some),
+    };
+    match built {
+        Ok(Some(pid)) => Ok(pid.as_raw()),
+        Ok(None) => Err(failure(&LibcontainerError::Other("no pid".to_owned()))),
+        // What the executor found wrong says more than what libcontainer makes of it.
+        Err(error) => Err(reported(report).unwrap_or_else(|| failure(&error))),
+    }
+}
+
+/// What [`GuestExecutor`] wrote before it gave up.
+fn reported(report: OwnedFd) -> Option<Failure> {
+    let mut text = Vec::new();
+    // It is not blocking: "would block" after the text means that the writer still lives.
+    let _ = std::fs::File::from(report).take(64 * 1024).read_to_end(&mut text);
+    serde_json::from_slice(&text).ok()
+}
+
+fn failure(error: &LibcontainerError) -> Failure {
+    let kind = match error {
+        LibcontainerError::IncorrectStatus(_) => FailureKind::WrongState,
+        LibcontainerError::MissingSpec(_)
+        | LibcontainerError::InvalidSpec(_)
+        | LibcontainerError::InvalidID(_)
+        | LibcontainerError::Spec(_) => FailureKind::Invalid,
+        _ => FailureKind::Internal,
+    };
+    Failure { kind, message: chain(error) }
+}
+
+fn load<T: DeserializeOwned>(path: &Path) -> Result<T, Failure> {
+    let bytes = std::fs::read(path).map_err(|e| Failure::internal("reading the spec", &e))?;
+    serde_json::from_slice(&bytes).map_err(|error| Failure {
+        kind: FailureKind::Invalid,
+        message: format!("the specification is not valid: {error}"),
+    })
+}
+
+fn store<T: Serialize>(path: &Path, value: &T) -> Result<(), Failure> {
+    let bytes = serde_json::to_vec(value).map_err(|e| Failure::internal("writing the spec", &e))?;
+    std::fs::write(path, bytes).map_err(|e| Failure::internal("writing the spec", &e))
+}
+
+/// The error and its causes, each said once.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            let _ = write!(text, ": {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}
