@@ -1,0 +1,263 @@
+//! Calls to the guest's agent. Every call has a deadline; what comes back is checked.
+
+use crate::error::{Error, Result};
+use crate::phase;
+use protocol::agent as api;
+use protocol::agent_ttrpc::AgentClient;
+use std::time::Duration;
+use tokio::net::UnixStream;
+use ttrpc::asynchronous::transport::Socket;
+use ttrpc::context;
+
+/// For calls that only look something up.
+const SHORT: Duration = Duration::from_secs(10);
+
+/// For calls that mount and start processes.
+const LONG: Duration = Duration::from_secs(60);
+
+/// No deadline, in ttrpc's terms: for a wait that ends with the process or the guest.
+const FOREVER: Duration = Duration::ZERO;
+
+/// Longest error text taken from the guest, bytes.
+const MAX_MESSAGE: usize = 4096;
+
+/// Numbers of a process's vsock streams; 0: none.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct StreamNumbers {
+    /// Standard input.
+    pub stdin: u64,
+    /// Standard output, or the terminal's.
+    pub stdout: u64,
+    /// Standard error.
+    pub stderr: u64,
+}
+
+impl From<StreamNumbers> for protobuf::MessageField<api::Stdio> {
+    fn from(n: StreamNumbers) -> Self {
+        let StreamNumbers { stdin, stdout, stderr } = n;
+        Some(api::Stdio { stdin, stdout, stderr, ..Default::default() }).into()
+    }
+}
+
+/// The agent of one guest.
+#[derive(Clone)]
+pub struct Agent {
+    client: AgentClient,
+}
+
+impl Agent {
+    /// Speaks over a stream to the guest's port RPC.
+    pub fn new(stream: UnixStream) -> Self {
+        let client = ttrpc::asynchronous::Client::new(Socket::from(stream));
+        Self { client: AgentClient::new(client) }
+    }
+
+    /// Gives the guest its identity.
+    ///
+    /// # Errors
+    /// As every call: [`Error::Agent`], [`Error::Deadline`] or [`Error::Ended`].
+    pub async fn setup_sandbox(&self, hostname: &str, shared_tag: &str) -> Result<()> {
+        let clock = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        let request = api::SetupSandboxRequest {
+            hostname: hostname.into(),
+            clock_ns: clock.map_or(0, |d| d.as_nanos() as u64),
+            entropy: entropy()?,
+            shared_tag: shared_tag.into(),
+            ..Default::default()
+        };
+        let call = self.client.setup_sandbox(deadline(LONG), &request);
+        checked("SetupSandbox", LONG, call.await).map(drop)
+    }
+
+    /// Makes a container whose init process waits; gives its guest pid.
+    ///
+    /// # Errors
+    /// See [`Agent::setup_sandbox`].
+    pub async fn create_container(
+        &self,
+        id: &str,
+        spec_json: Vec<u8>,
+        streams: StreamNumbers,
+    ) -> Result<u32> {
+        let request = api::CreateContainerRequest {
+            container_id: id.into(),
+            spec_json,
+            stdio: streams.into(),
+            ..Default::default()
+        };
+        let call = self.client.create_container(deadline(LONG), &request);
+        checked("CreateContainer", LONG, call.await).map(|answer| answer.pid)
+    }
+
+    /// Lets a container's init process go.
+    ///
+    /// # Errors
+    /// See [`Agent::setup_sandbox`].
+    pub async fn start_container(&self, id: &str) -> Result<()> {
+        let call = self.client.start_container(deadline(LONG), &container(id)).await;
+        checked("StartContainer", LONG, call).map(drop)
+    }
+
+    /// Starts one more process; gives its guest pid.
+    ///
+    /// # Errors
+    /// See [`Agent::setup_sandbox`].
+    pub async fn exec(
+        &self,
+        id: &str,
+        exec: &str,
+        process_json: Vec<u8>,
+        streams: StreamNumbers,
+    ) -> Result<u32> {
+        let request = api::ExecProcessRequest {
+            container_id: id.into(),
+            exec_id: exec.into(),
+            process_json,
+            stdio: streams.into(),
+            ..Default::default()
+        };
+        let call = self.client.exec_process(deadline(LONG), &request).await;
+        checked("ExecProcess", LONG, call).map(|answer| answer.pid)
+    }
+
+    /// Sends a signal to a process, or to all of a container.
+    ///
+    /// # Errors
+    /// See [`Agent::setup_sandbox`].
+    pub async fn signal(&self, id: &str, exec: &str, signal: u32, all: bool) -> Result<()> {
+        let request = api::SignalProcessRequest {
+            container_id: id.into(),
+            exec_id: exec.into(),
+            signal,
+            all,
+            ..Default::default()
+        };
+        let call = self.client.signal_process(deadline(SHORT), &request).await;
+        checked("SignalProcess", SHORT, call).map(drop)
+    }
+
+    /// Waits for a process to end, however long; gives its exit status, 0 to 255.
+    ///
+    /// # Errors
+    /// [`Error::Agent`], or [`Error::Ended`] when the guest is gone.
+    pub async fn wait(&self, id: &str, exec: &str) -> Result<u32> {
+        let call = self.client.wait_process(deadline(FOREVER), &process(id, exec)).await;
+        checked("WaitProcess", FOREVER, call).map(|answer| answer.exit_status.min(255))
+    }
+
+    /// The processes of a container: guest pid, and exec id if it is an exec's.
+    ///
+    /// # Errors
+    /// See [`Agent::setup_sandbox`].
+    pub async fn processes(&self, id: &str) -> Result<Vec<(u32, String)>> {
+        let call = self.client.list_processes(deadline(SHORT), &container(id)).await;
+        let answer = checked("ListProcesses", SHORT, call)?;
+        Ok(answer.processes.into_iter().map(|p| (p.pid, p.exec_id)).collect())
+    }
+
+    /// Sets the size of a process's terminal.
+    ///
+    /// # Errors
+    /// See [`Agent::setup_sandbox`].
+    pub async fn resize(&self, id: &str, exec: &str, width: u32, height: u32) -> Result<()> {
+        let request = api::ResizeTerminalRequest {
+            container_id: id.into(),
+            exec_id: exec.into(),
+            width,
+            height,
+            ..Default::default()
+        };
+        let call = self.client.resize_terminal(deadline(SHORT), &request).await;
+        checked("ResizeTerminal", SHORT, call).map(drop)
+    }
+
+    /// Forgets an exec that has ended.
+    ///
+    /// # Errors
+    /// See [`Agent::setup_sandbox`].
+    pub async fn delete_exec(&self, id: &str, exec: &str) -> Result<()> {
+        let call = self.client.delete_process(deadline(SHORT), &process(id, exec)).await;
+        checked("DeleteProcess", SHORT, call).map(drop)
+    }
+
+    /// Removes a container whose init has ended.
+    ///
+    /// # Errors
+    /// See [`Agent::setup_sandbox`].
+    pub async fn delete_container(&self, id: &str) -> Result<()> {
+        let call = self.client.delete_container(deadline(SHORT), &container(id)).await;
+        checked("DeleteContainer", SHORT, call).map(drop)
+    }
+
+    /// Syncs and powers off; the answer may be lost with the guest.
+    ///
+    /// # Errors
+    /// [`Error::Ended`] is to be expected.
+    pub async fn shutdown(&self, patience: Duration) -> Result<()> {
+        let call = self.client.shutdown(deadline(patience), &api::Empty::new()).await;
+        checked("Shutdown", patience, call).map(drop)
+    }
+}
+
+fn deadline(duration: Duration) -> context::Context {
+    context::with_duration(duration)
+}
+
+fn container(id: &str) -> api::ContainerRef {
+    api::ContainerRef { container_id: id.into(), ..Default::default() }
+}
+
+fn process(id: &str, exec: &str) -> api::ProcessRef {
+    api::ProcessRef { container_id: id.into(), exec_id: exec.into(), ..Default::default() }
+}
+
+/// 32 bytes for the guest's pool.
+fn entropy() -> Result<Vec<u8>> {
+    let mut bytes = vec![0u8; 32];
+    // SAFETY: the pointer and length are those of `bytes`.
+    let got = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
+    if got == bytes.len() as isize {
+        Ok(bytes)
+    } else {
+        Err(Error::system("getrandom")(std::io::Error::last_os_error()))
+    }
+}
+
+/// Turns what ttrpc says into this library's error.
+fn checked<T>(call: &'static str, limit: Duration, answer: ttrpc::Result<T>) -> Result<T> {
+    answer.map_err(|error| match error {
+        ttrpc::Error::RpcStatus(status) if status.code() == ttrpc::Code::DEADLINE_EXCEEDED => {
+            tracing::warn!("{call} timed out at mono_ns={}", phase::now_ns());
+            Error::Deadline { call, seconds: limit.as_secs() }
+        }
+        ttrpc::Error::RpcStatus(status) => {
+            Error::Agent { code: status.code(), message: bounded(&status.message) }
+        }
+        other => Error::Ended(format!("{call}: {}", bounded(&other.to_string()))),
+    })
+}
+
+/// Text of the guest's, short and without control characters.
+fn bounded(text: &str) -> String {
+    let clean = |c: char| if c.is_control() { ' ' } else { c };
+    let mut out = String::new();
+    for c in text.chars().map(clean) {
+        if out.len() + c.len_utf8() > MAX_MESSAGE {
+            break;
+        }
+        out.push(c);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn error_text_of_the_guest_is_short_and_printable() {
+        let text = format!("\x1b[2J{}\n", "é".repeat(MAX_MESSAGE));
+        let out = bounded(&text);
+        assert!(out.len() <= MAX_MESSAGE && !out.contains('\x1b'));
+    }
+}

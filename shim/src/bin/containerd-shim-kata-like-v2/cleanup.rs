@@ -1,0 +1,65 @@
+//! `delete`: containerd calls it when the connection to a server has ended, however it did.
+
+use crate::flags::Flags;
+use anyhow::Context;
+use containerd_shim_protos::api::DeleteResponse;
+use protobuf::Message;
+use sandbox::config::{self, Config};
+use sandbox::event::Exit;
+use sandbox::paths::SandboxPaths;
+use sandbox::persist::{self, SandboxState};
+use sandbox::settings::Settings;
+use std::io::Write;
+use std::path::Path;
+use std::time::Duration;
+
+/// How long a server that is on its way out, and then each of its helpers, may take.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Runs `delete`.
+pub fn run(flags: &Flags) -> anyhow::Result<()> {
+    let pid = clean_up(flags)?;
+    let exit = Exit::now(Exit::LOST);
+    let response = DeleteResponse {
+        pid,
+        exit_status: exit.status,
+        exited_at: Some(crate::task::timestamp(exit.at)).into(),
+        ..Default::default()
+    };
+    std::io::stdout().write_all(&response.write_to_bytes()?).context("write the answer")
+}
+
+/// Removes what is left of the sandbox, unless its owner lives: then it is that one's, as when only one
+/// container of a pod was deleted. Gives the pid that stood for its containers.
+fn clean_up(flags: &Flags) -> anyhow::Result<u32> {
+    let paths = SandboxPaths::new(&state_dir(), &flags.namespace, &flags.id)?;
+    let state = SandboxState::read(&paths)?;
+    let pid = state.as_ref().and_then(|s| s.helpers.first()).map_or(0, |vmm| vmm.pid as u32);
+    match state {
+        Some(state) if !state.owner.wait(PATIENCE) => {}
+        _ if !paths.root().exists() => {}
+        _ => {
+            persist::clean_up(&paths, PATIENCE)?;
+            remove_socket(flags);
+        }
+    }
+    Ok(pid)
+}
+
+/// Where states are, as far as `delete` can know: it isn't told which configuration the server had.
+fn state_dir() -> std::path::PathBuf {
+    let config = Config::load(Path::new(config::DEFAULT_PATH)).unwrap_or_default();
+    let settings = Settings::resolve(config).or_else(|_| Settings::resolve(Config::default()));
+    settings.map_or_else(|_| "/run/kata-like".into(), |settings| settings.state)
+}
+
+/// The socket that the bundle's file names, if nobody serves it.
+fn remove_socket(flags: &Flags) {
+    let bundle = if flags.bundle.is_empty() { "." } else { &flags.bundle };
+    let Ok(address) = std::fs::read_to_string(Path::new(bundle).join("address")) else { return };
+    if let Some(path) = address.strip_prefix("unix://")
+        && std::os::unix::net::UnixStream::connect(path).is_err()
+    {
+        let _ = std::fs::remove_file(path);
+    }
+}

@@ -1,0 +1,41 @@
+//! `-info`: what the runtime is, as protobuf.
+
+use crate::RUNTIME;
+use containerd_shim_protos::types::introspection::{RuntimeInfo, RuntimeVersion};
+use protobuf::Message;
+use protobuf::well_known_types::any::Any;
+use std::io::{IsTerminal, Read, Write};
+
+/// Writes a `RuntimeInfo` to stdout; the options on stdin are given back.
+pub fn print() -> anyhow::Result<()> {
+    let mut input = Vec::new();
+    if !std::io::stdin().is_terminal() {
+        std::io::stdin().take(crate::bootstrap::MAX_INPUT).read_to_end(&mut input)?;
+    }
+    std::io::stdout().write_all(&info(&input)?.write_to_bytes()?)?;
+    Ok(())
+}
+
+fn info(input: &[u8]) -> anyhow::Result<RuntimeInfo> {
+    let options = if input.is_empty() { None } else { Some(Any::parse_from_bytes(input)?) };
+    let version =
+        RuntimeVersion { version: env!("CARGO_PKG_VERSION").into(), ..Default::default() };
+    Ok(RuntimeInfo {
+        name: RUNTIME.into(),
+        version: Some(version).into(),
+        options: options.into(),
+        ..Default::default()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_are_given_back() {
+        let options = Any { type_url: "t".into(), value: vec![1], ..Default::default() };
+        let info = info(&options.write_to_bytes().unwrap()).unwrap();
+        assert_eq!((info.name.as_str(), info.options.as_ref()), (RUNTIME, Some(&options)));
+    }
+}

@@ -1,0 +1,127 @@
+//! The long-lived process of one sandbox: serves the task API, in both of its versions, on the inherited socket.
+
+use crate::flags::Flags;
+use crate::publisher::Publisher;
+use crate::task::events::{self, Containers};
+use crate::task::service::TaskService;
+use crate::task::slot::Slot;
+use anyhow::Context;
+use containerd_shim_protos::shim_async::create_task;
+use sandbox::{phase, storage};
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::RawFd;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{Notify, mpsc};
+use ttrpc::asynchronous::{Server, Service};
+
+/// The action by which `start` starts this process.
+pub const ACTION: &str = "serve";
+
+/// Where the listening socket is inherited.
+const LISTENER_FD: RawFd = 3;
+
+/// The generated service's name, and what it was called before containerd 2.0; they differ in nothing else.
+const TASK_V3: &str = "containerd.task.v3.Task";
+const TASK_V2: &str = "containerd.task.v2.Task";
+
+/// How long events may take to get out at the end.
+const FLUSH_PATIENCE: Duration = Duration::from_secs(3);
+
+/// For the child of a fork: gives the listener its number, open across exec.
+pub fn place_listener(fd: RawFd) -> io::Result<()> {
+    // SAFETY: system calls on descriptors of this process, which is about to exec.
+    let done = unsafe {
+        if fd == LISTENER_FD {
+            libc::fcntl(fd, libc::F_SETFD, 0)
+        } else {
+            libc::dup2(fd, LISTENER_FD)
+        }
+    };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Runs the server until its sandbox is shut down.
+pub fn run(flags: &Flags) -> anyhow::Result<()> {
+    crate::log::to_containerd(flags.debug)?;
+    phase::mark("shim-server", &flags.id);
+    let served = storage::private_mounts().map_err(anyhow::Error::from).and_then(|()| {
+        yield_to_containerd();
+        // One thread: the VMM lives as long as the thread that started it.
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let served = runtime.block_on(serve(flags));
+        // A thread may be waiting for the reader of a FIFO.
+        runtime.shutdown_background();
+        served
+    });
+    let _ = std::fs::remove_file(&flags.socket);
+    if let Err(error) = &served {
+        tracing::error!("{error:#}");
+    }
+    phase::mark("shim-end", &flags.id);
+    served
+}
+
+/// When memory is short, the shim goes before containerd, from which it inherits its protection.
+fn yield_to_containerd() {
+    const FILE: &str = "/proc/self/oom_score_adj";
+    let Ok(text) = std::fs::read_to_string(FILE) else { return };
+    if let Ok(score) = text.trim().parse::<i32>()
+        && let Err(error) = std::fs::write(FILE, (score + 1).min(1000).to_string())
+    {
+        tracing::warn!("{FILE}: {error}");
+    }
+}
+
+async fn serve(flags: &Flags) -> anyhow::Result<()> {
+    let (notices, queue) = mpsc::unbounded_channel();
+    let publisher =
+        Publisher { address: flags.ttrpc_address.clone(), namespace: flags.namespace.clone() };
+    let publishing = tokio::spawn(publisher.run(queue));
+    let (sandbox_events, sandbox_told) = mpsc::unbounded_channel();
+    let containers = Containers::default();
+    tokio::spawn(events::forward(sandbox_told, containers.clone(), notices));
+
+    let config = (!flags.config.is_empty()).then(|| Path::new(&flags.config).to_path_buf());
+    let slot = Slot::launch(&flags.namespace, &flags.id, config, sandbox_events);
+    let finished = Arc::new(Notify::new());
+    let service = Arc::new(TaskService::new(slot, containers, finished.clone()));
+
+    let server = Server::new().register_service(services(&service));
+    // SAFETY: `start` left the listening socket at this number for this process alone.
+    let mut server = unsafe { server.add_unix_listener(LISTENER_FD) }?;
+    server.start().await?;
+    phase::mark("shim-serving", &flags.id);
+
+    wait_for_the_end(&finished).await?;
+    service.stop().await;
+    server.shutdown().await?;
+    drop(server);
+    if tokio::time::timeout(FLUSH_PATIENCE, publishing).await.is_err() {
+        tracing::error!("containerd is away: events at the end are lost");
+    }
+    Ok(())
+}
+
+/// The shutdown call, or a signal.
+async fn wait_for_the_end(finished: &Notify) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("catch SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("catch SIGINT")?;
+    tokio::select! {
+        () = finished.notified() => {}
+        _ = terminate.recv() => tracing::info!("SIGTERM"),
+        _ = interrupt.recv() => tracing::info!("SIGINT"),
+    }
+    Ok(())
+}
+
+/// The task service under both of its names.
+fn services(service: &Arc<TaskService>) -> HashMap<String, Service> {
+    let mut services = create_task(service.clone());
+    let again = create_task(service.clone()).remove(TASK_V3);
+    services.extend(again.map(|service| (TASK_V2.to_owned(), service)));
+    services
+}

@@ -1,0 +1,183 @@
+//! `start`: finds the server of the task's sandbox, or starts one, and tells containerd its address.
+
+use crate::bootstrap::{self, MAX_INPUT, Start};
+use crate::flags::Flags;
+use crate::server;
+use anyhow::{Context, bail};
+use serde::Deserialize;
+use sha2::{Digest, Sha256};
+use std::collections::HashMap;
+use std::fmt::Write as _;
+use std::io::{ErrorKind, IsTerminal, Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// By these annotations containers belong to one sandbox, the first that is there counts.
+const GROUP_ANNOTATIONS: [&str; 2] =
+    ["io.kubernetes.cri.sandbox-id", "io.containerd.kata-like.v2.group"];
+
+/// Runs `start`.
+pub fn run(flags: &Flags) -> anyhow::Result<()> {
+    protocol::ids::check(&flags.id)?;
+    protocol::ids::check(&flags.namespace)?;
+    let mut input = Vec::new();
+    if !std::io::stdin().is_terminal() {
+        std::io::stdin().take(MAX_INPUT).read_to_end(&mut input)?;
+    }
+    let start = Start::read(&input, flags, std::env::var("TTRPC_ADDRESS").ok())?;
+    let sandbox = sandbox_of(Path::new("config.json"), &flags.id)?;
+    let socket = start.socket_dir.join(socket_name(&flags.address, &flags.namespace, &sandbox));
+    let address = format!("unix://{}", socket.display());
+    if let Some(listener) = listen(&socket)? {
+        if let Err(error) = spawn_server(flags, &start, &sandbox, &socket, listener.into()) {
+            let _ = std::fs::remove_file(&socket);
+            return Err(error);
+        }
+    }
+    write_address(&address)?;
+    std::io::stdout().write_all(&bootstrap::answer(start.form, &address)?)?;
+    Ok(())
+}
+
+/// The few things of a spec that are looked at here.
+#[derive(Deserialize)]
+struct Annotated {
+    #[serde(default)]
+    annotations: Option<HashMap<String, String>>,
+}
+
+/// The id of the sandbox that the task belongs to: its own, or that of an annotation.
+fn sandbox_of(config: &Path, id: &str) -> anyhow::Result<String> {
+    let name = config.display();
+    let text = std::fs::read(config).with_context(|| format!("read {name}"))?;
+    let spec: Annotated = serde_json::from_slice(&text).with_context(|| format!("parse {name}"))?;
+    let annotations = spec.annotations.unwrap_or_default();
+    let group = GROUP_ANNOTATIONS.iter().find_map(|name| annotations.get(*name));
+    let sandbox = group.map_or(id, String::as_str);
+    protocol::ids::check(sandbox)?;
+    Ok(sandbox.into())
+}
+
+/// Of fixed length, since a socket's path may have 107 bytes only.
+fn socket_name(address: &str, namespace: &str, sandbox: &str) -> String {
+    let digest = Sha256::digest(format!("kata-like/{address}/{namespace}/{sandbox}"));
+    digest.iter().fold(String::new(), |mut name, byte| {
+        // Writing to a String does not fail.
+        let _ = write!(name, "{byte:02x}");
+        name
+    })
+}
+
+/// The sandbox's socket, or `None` if somebody serves it already.
+fn listen(socket: &Path) -> anyhow::Result<Option<UnixListener>> {
+    let dir = socket.parent().context("the socket has no directory")?;
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
+    made.with_context(|| format!("make {}", dir.display()))?;
+    for _ in 0..2 {
+        match UnixListener::bind(socket) {
+            Ok(listener) => {
+                let mode = std::fs::Permissions::from_mode(0o600);
+                std::fs::set_permissions(socket, mode)
+                    .with_context(|| format!("chmod {}", socket.display()))?;
+                return Ok(Some(listener));
+            }
+            Err(error) if error.kind() == ErrorKind::AddrInUse => {
+                if UnixStream::connect(socket).is_ok() {
+                    return Ok(None);
+                }
+                // Left by a server that was killed.
+                let _ = std::fs::remove_file(socket);
+            }
+            Err(error) => {
+                return Err(error).with_context(|| format!("listen at {}", socket.display()));
+            }
+        }
+    }
+    bail!("another shim is being started at {}", socket.display())
+}
+
+fn spawn_server(
+    flags: &Flags,
+    start: &Start,
+    sandbox: &str,
+    socket: &Path,
+    listener: OwnedFd,
+) -> anyhow::Result<()> {
+    let program = std::env::current_exe().context("find this program")?;
+    let mut command = Command::new(program);
+    command
+        .args(["-namespace", &flags.namespace, "-id", sandbox, "-address", &flags.address])
+        .args(["-ttrpc-address", &start.ttrpc_address, "-socket"])
+        .arg(socket)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    if start.debug {
+        command.arg("-debug");
+    }
+    if let Some(config) = &start.config {
+        command.arg("-config").arg(config);
+    }
+    command.arg(server::ACTION);
+    let fd = listener.as_raw_fd();
+    // SAFETY: the closure makes only system calls that are allowed between fork and exec.
+    unsafe {
+        command.pre_exec(move || {
+            nix::unistd::setsid()?;
+            server::place_listener(fd)
+        });
+    }
+    command.spawn().context("start the server")?;
+    Ok(())
+}
+
+/// Where containerd 1.7 looks for the server after a restart.
+fn write_address(address: &str) -> anyhow::Result<()> {
+    let new = PathBuf::from(".address");
+    std::fs::write(&new, address).context("write the file address")?;
+    std::fs::rename(&new, "address").context("write the file address")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_container_of_a_pod_belongs_to_the_pods_sandbox() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = dir.path().join("config.json");
+        let sandbox = |text: &str| {
+            std::fs::write(&config, text).unwrap();
+            sandbox_of(&config, "c1")
+        };
+        assert_eq!(sandbox("{}").unwrap(), "c1");
+        assert_eq!(sandbox(r#"{"annotations":null}"#).unwrap(), "c1");
+        let pod = r#"{"annotations":{"io.kubernetes.cri.sandbox-id":"pod1"}}"#;
+        assert_eq!(sandbox(pod).unwrap(), "pod1");
+        assert!(sandbox(r#"{"annotations":{"io.kubernetes.cri.sandbox-id":"../x"}}"#).is_err());
+        let broken = format!("{:#}", sandbox("{").unwrap_err());
+        assert!(broken.contains("config.json"), "{broken}");
+    }
+
+    #[test]
+    fn socket_names_are_short_and_of_one_sandbox() {
+        let name = socket_name("/a", "ns", "s");
+        assert_eq!(name.len(), 64);
+        assert_ne!(name, socket_name("/a", "ns2", "s"));
+    }
+
+    #[test]
+    fn a_served_socket_is_found_and_a_dead_one_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("d/s");
+        let listener = listen(&socket).unwrap().unwrap();
+        assert_eq!(std::fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o600);
+        assert!(listen(&socket).unwrap().is_none());
+        drop(listener);
+        assert!(listen(&socket).unwrap().is_some());
+    }
+}

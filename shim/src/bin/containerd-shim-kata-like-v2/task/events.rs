@@ -1,0 +1,104 @@
+//! A sandbox's events as containerd's.
+
+use super::timestamp;
+use crate::publisher::Notice;
+use containerd_shim_protos::api::Mount;
+use containerd_shim_protos::events::task::{
+    TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted, TaskExit, TaskIO, TaskStart,
+};
+use sandbox::event::Event;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::mpsc;
+
+/// What containerd said of a process and wants to hear again.
+#[derive(Debug, Clone, Default)]
+pub struct Said {
+    /// The bundle.
+    pub bundle: String,
+    /// The root file system's mounts.
+    pub rootfs: Vec<Mount>,
+    /// The standard streams.
+    pub io: TaskIO,
+}
+
+/// [`Said`] by container and exec id; an init's exec id is empty.
+#[derive(Debug, Clone, Default)]
+pub struct Containers(Arc<Mutex<HashMap<(String, String), Said>>>);
+
+impl Containers {
+    fn lock(&self) -> MutexGuard<'_, HashMap<(String, String), Said>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What was said of a process.
+    pub fn get(&self, id: &str, exec: &str) -> Said {
+        self.lock().get(&(id.to_owned(), exec.to_owned())).cloned().unwrap_or_default()
+    }
+
+    /// Keeps what is said, unless something is kept already.
+    pub fn keep(&self, id: &str, exec: &str, said: Said) {
+        self.lock().entry((id.to_owned(), exec.to_owned())).or_insert(said);
+    }
+
+    /// Forgets a process, with a container's init its execs too.
+    pub fn forget(&self, id: &str, exec: &str) {
+        self.lock().retain(|(i, e), _| i != id || !(exec.is_empty() || e == exec));
+    }
+}
+
+/// Passes on all that the sandbox tells, until it tells nothing more.
+pub async fn forward(
+    mut told: mpsc::UnboundedReceiver<Event>,
+    containers: Containers,
+    notices: mpsc::UnboundedSender<Notice>,
+) {
+    while let Some(event) = told.recv().await {
+        let _ = notices.send(notice(event, &containers));
+    }
+}
+
+fn notice(event: Event, containers: &Containers) -> Notice {
+    match event {
+        Event::Created { id, pid } => {
+            let Said { bundle, rootfs, io } = containers.get(&id, "");
+            let io = Some(io).into();
+            let container_id = id;
+            let event = TaskCreate { container_id, bundle, rootfs, io, pid, ..Default::default() };
+            Notice::new("/tasks/create", &event)
+        }
+        Event::Started { id, pid } => {
+            Notice::new("/tasks/start", &TaskStart { container_id: id, pid, ..Default::default() })
+        }
+        Event::ExecAdded { id, exec } => Notice::new(
+            "/tasks/exec-added",
+            &TaskExecAdded { container_id: id, exec_id: exec, ..Default::default() },
+        ),
+        Event::ExecStarted { id, exec, pid } => Notice::new(
+            "/tasks/exec-started",
+            &TaskExecStarted { container_id: id, exec_id: exec, pid, ..Default::default() },
+        ),
+        Event::Exited { id, exec, pid, exit } => Notice::new(
+            "/tasks/exit",
+            &TaskExit {
+                // containerd calls an init by its container's id.
+                id: if exec.is_empty() { id.clone() } else { exec },
+                container_id: id,
+                pid,
+                exit_status: exit.status,
+                exited_at: Some(timestamp(exit.at)).into(),
+                ..Default::default()
+            },
+        ),
+        Event::Deleted { id, pid, exit } => Notice::new(
+            "/tasks/delete",
+            &TaskDelete {
+                container_id: id,
+                pid,
+                exit_status: exit.status,
+                exited_at: Some(timestamp(exit.at)).into(),
+                ..Default::default()
+            },
+        ),
+    }
+}

@@ -1,0 +1,8 @@
+//! containerd's task API, in terms of a sandbox.
+
+pub mod convert;
+pub mod events;
+pub mod service;
+pub mod slot;
+
+pub use convert::timestamp;

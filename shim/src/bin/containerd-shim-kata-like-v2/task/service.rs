@@ -1,0 +1,242 @@
+//! The methods of the task API. No state but what containerd wants to hear again.
+
+use super::convert::{exec_process, read_spec, rootfs, rpc_error, status, stdio, timestamp};
+use super::events::{Containers, Said};
+use super::slot::Slot;
+use crate::bootstrap::config_path;
+use async_trait::async_trait;
+use containerd_shim_protos::api::{
+    CheckpointTaskRequest, CloseIORequest, ConnectRequest, ConnectResponse, CreateTaskRequest,
+    CreateTaskResponse, DeleteRequest, DeleteResponse, Empty, ExecProcessRequest, KillRequest,
+    PauseRequest, PidsRequest, PidsResponse, ProcessInfo, ResizePtyRequest, ResumeRequest,
+    ShutdownRequest, StartRequest, StartResponse, StateRequest, StateResponse, StatsRequest,
+    StatsResponse, UpdateTaskRequest, WaitRequest, WaitResponse,
+};
+use containerd_shim_protos::events::task::TaskIO;
+use containerd_shim_protos::shim::oci::ProcessDetails;
+use containerd_shim_protos::shim_async::Task;
+use protobuf::well_known_types::any::Any;
+use protobuf::{EnumOrUnknown, Message};
+use sandbox::{Error, NewContainer, Phase, Result, phase};
+use std::path::Path;
+use std::sync::Arc;
+use tokio::sync::Notify;
+use ttrpc::asynchronous::TtrpcContext;
+
+/// Serves one sandbox.
+pub struct TaskService {
+    slot: Slot,
+    containers: Containers,
+    finished: Arc<Notify>,
+}
+
+impl TaskService {
+    /// `finished` is told when the shim is to end.
+    pub fn new(slot: Slot, containers: Containers, finished: Arc<Notify>) -> Self {
+        Self { slot, containers, finished }
+    }
+
+    /// Ends the sandbox.
+    pub async fn stop(&self) {
+        self.slot.stop().await;
+    }
+
+    async fn create_task(&self, request: CreateTaskRequest) -> Result<CreateTaskResponse> {
+        phase::mark("create-call", &request.id);
+        if !request.checkpoint.is_empty() {
+            return Err(Error::Unimplemented("create from a checkpoint".into()));
+        }
+        let sandbox = self.slot.get_with(request.options.as_ref().and_then(config_path)).await?;
+        let new = NewContainer {
+            id: request.id.clone(),
+            spec: read_spec(Path::new(&request.bundle))?,
+            rootfs: rootfs(&request),
+            stdio: stdio(&request.stdin, &request.stdout, &request.stderr, request.terminal)?,
+        };
+        let id = request.id.clone();
+        if sandbox.state(&id, "").is_err() {
+            self.containers.forget(&id, "");
+            self.containers.keep(&id, "", said(request));
+        }
+        let pid = sandbox.create(new).await?;
+        Ok(CreateTaskResponse { pid, ..Default::default() })
+    }
+
+    fn task_state(&self, id: &str, exec: &str) -> Result<StateResponse> {
+        let state = self.slot.get()?.state(id, exec)?;
+        let Said { io, .. } = self.containers.get(id, exec);
+        let Said { bundle, .. } = self.containers.get(id, "");
+        let exit = if let Phase::Stopped(exit) = state.phase { Some(exit) } else { None };
+        Ok(StateResponse {
+            id: if exec.is_empty() { id.into() } else { exec.into() },
+            bundle,
+            pid: state.pid,
+            status: EnumOrUnknown::new(status(state.phase)),
+            stdin: io.stdin,
+            stdout: io.stdout,
+            stderr: io.stderr,
+            terminal: io.terminal,
+            exit_status: exit.map_or(0, |exit| exit.status),
+            exited_at: exit.map(|exit| timestamp(exit.at)).into(),
+            exec_id: exec.into(),
+            ..Default::default()
+        })
+    }
+
+    fn add_exec(&self, request: ExecProcessRequest) -> Result<()> {
+        let ExecProcessRequest { id, exec_id, terminal, stdin, stdout, stderr, spec, .. } = request;
+        let json = exec_process(&spec.value, terminal)?;
+        let streams = stdio(&stdin, &stdout, &stderr, terminal)?;
+        self.slot.get()?.add_exec(&id, &exec_id, json, streams)?;
+        let io = TaskIO { stdin, stdout, stderr, terminal, ..Default::default() };
+        self.containers.keep(&id, &exec_id, Said { io, ..Said::default() });
+        Ok(())
+    }
+
+    async fn processes(&self, id: &str) -> Result<PidsResponse> {
+        let processes = self.slot.get()?.pids(id).await?;
+        let info = |(pid, exec_id): (u32, String)| ProcessInfo {
+            pid,
+            info: details(exec_id).into(),
+            ..Default::default()
+        };
+        let processes = processes.into_iter().map(info).collect();
+        Ok(PidsResponse { processes, ..Default::default() })
+    }
+
+    async fn delete_task(&self, id: &str, exec: &str) -> Result<DeleteResponse> {
+        let (pid, exit) = self.slot.get()?.delete(id, exec).await?;
+        self.containers.forget(id, exec);
+        let (exit_status, exited_at) = (exit.status, Some(timestamp(exit.at)).into());
+        Ok(DeleteResponse { pid, exit_status, exited_at, ..Default::default() })
+    }
+
+    async fn end(&self, now: bool) {
+        // A shim that still has containers is shared with them, unless the call says now.
+        if !now && self.slot.get().is_ok_and(|sandbox| !sandbox.is_empty()) {
+            return;
+        }
+        self.stop().await;
+        self.finished.notify_one();
+    }
+}
+
+fn said(request: CreateTaskRequest) -> Said {
+    let CreateTaskRequest { bundle, rootfs, stdin, stdout, stderr, terminal, .. } = request;
+    let io = TaskIO { stdin, stdout, stderr, terminal, ..Default::default() };
+    Said { bundle, rootfs, io }
+}
+
+/// Which exec a pid belongs to, in the form that containerd's clients read.
+fn details(exec_id: String) -> Option<Any> {
+    if exec_id.is_empty() {
+        return None;
+    }
+    let details = ProcessDetails { exec_id, ..Default::default() };
+    let type_url = "containerd.runc.v1.ProcessDetails".into();
+    Some(Any { type_url, value: details.write_to_bytes().ok()?, ..Default::default() })
+}
+
+fn unimplemented<T>(method: &str, why: &str) -> ttrpc::Result<T> {
+    Err(rpc_error(Error::Unimplemented(format!("kata-like has no {method}: {why}"))))
+}
+
+#[async_trait]
+impl Task for TaskService {
+    async fn create(
+        &self,
+        _: &TtrpcContext,
+        request: CreateTaskRequest,
+    ) -> ttrpc::Result<CreateTaskResponse> {
+        self.create_task(request).await.map_err(rpc_error)
+    }
+
+    async fn state(&self, _: &TtrpcContext, r: StateRequest) -> ttrpc::Result<StateResponse> {
+        self.task_state(&r.id, &r.exec_id).map_err(rpc_error)
+    }
+
+    async fn start(&self, _: &TtrpcContext, r: StartRequest) -> ttrpc::Result<StartResponse> {
+        let sandbox = self.slot.get().map_err(rpc_error)?;
+        let pid = if r.exec_id.is_empty() {
+            sandbox.start(&r.id).await
+        } else {
+            sandbox.start_exec(&r.id, &r.exec_id).await
+        };
+        Ok(StartResponse { pid: pid.map_err(rpc_error)?, ..Default::default() })
+    }
+
+    async fn exec(&self, _: &TtrpcContext, request: ExecProcessRequest) -> ttrpc::Result<Empty> {
+        self.add_exec(request).map_err(rpc_error)?;
+        Ok(Empty::new())
+    }
+
+    async fn pids(&self, _: &TtrpcContext, r: PidsRequest) -> ttrpc::Result<PidsResponse> {
+        self.processes(&r.id).await.map_err(rpc_error)
+    }
+
+    async fn kill(&self, _: &TtrpcContext, r: KillRequest) -> ttrpc::Result<Empty> {
+        let sandbox = self.slot.get().map_err(rpc_error)?;
+        sandbox.kill(&r.id, &r.exec_id, r.signal, r.all).await.map_err(rpc_error)?;
+        Ok(Empty::new())
+    }
+
+    async fn wait(&self, _: &TtrpcContext, r: WaitRequest) -> ttrpc::Result<WaitResponse> {
+        let sandbox = self.slot.get().map_err(rpc_error)?;
+        let exit = sandbox.wait(&r.id, &r.exec_id).await.map_err(rpc_error)?;
+        let (exit_status, exited_at) = (exit.status, Some(timestamp(exit.at)).into());
+        Ok(WaitResponse { exit_status, exited_at, ..Default::default() })
+    }
+
+    async fn delete(&self, _: &TtrpcContext, r: DeleteRequest) -> ttrpc::Result<DeleteResponse> {
+        self.delete_task(&r.id, &r.exec_id).await.map_err(rpc_error)
+    }
+
+    async fn close_io(&self, _: &TtrpcContext, r: CloseIORequest) -> ttrpc::Result<Empty> {
+        if r.stdin {
+            let sandbox = self.slot.get().map_err(rpc_error)?;
+            sandbox.close_stdin(&r.id, &r.exec_id).map_err(rpc_error)?;
+        }
+        Ok(Empty::new())
+    }
+
+    async fn resize_pty(&self, _: &TtrpcContext, r: ResizePtyRequest) -> ttrpc::Result<Empty> {
+        let sandbox = self.slot.get().map_err(rpc_error)?;
+        sandbox.resize(&r.id, &r.exec_id, r.width, r.height).await.map_err(rpc_error)?;
+        Ok(Empty::new())
+    }
+
+    async fn connect(&self, _: &TtrpcContext, r: ConnectRequest) -> ttrpc::Result<ConnectResponse> {
+        let state = self.slot.get().and_then(|sandbox| sandbox.state(&r.id, ""));
+        Ok(ConnectResponse {
+            shim_pid: std::process::id(),
+            task_pid: state.map_or(0, |state| state.pid),
+            version: env!("CARGO_PKG_VERSION").into(),
+            ..Default::default()
+        })
+    }
+
+    async fn shutdown(&self, _: &TtrpcContext, r: ShutdownRequest) -> ttrpc::Result<Empty> {
+        self.end(r.now).await;
+        Ok(Empty::new())
+    }
+
+    async fn pause(&self, _: &TtrpcContext, _: PauseRequest) -> ttrpc::Result<Empty> {
+        unimplemented("pause", "a guest can't be paused for one container yet")
+    }
+
+    async fn resume(&self, _: &TtrpcContext, _: ResumeRequest) -> ttrpc::Result<Empty> {
+        unimplemented("resume", "a guest can't be paused for one container yet")
+    }
+
+    async fn checkpoint(&self, _: &TtrpcContext, _: CheckpointTaskRequest) -> ttrpc::Result<Empty> {
+        unimplemented("checkpoint", "a machine can't be saved yet")
+    }
+
+    async fn update(&self, _: &TtrpcContext, _: UpdateTaskRequest) -> ttrpc::Result<Empty> {
+        unimplemented("update", "limits are set when a container is created")
+    }
+
+    async fn stats(&self, _: &TtrpcContext, _: StatsRequest) -> ttrpc::Result<StatsResponse> {
+        unimplemented("stats", "the guest's counters are not read yet")
+    }
+}

@@ -1,0 +1,134 @@
+//! The sandbox of a shim: launched before containerd asks for it, and anew if it asks for another configuration.
+
+use sandbox::config::Config;
+use sandbox::event::Event;
+use sandbox::paths::SandboxPaths;
+use sandbox::settings::Settings;
+use sandbox::{Error, Launch, Result, Sandbox};
+use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use tokio::sync::mpsc;
+
+/// Longest host name that Linux takes.
+const MAX_HOSTNAME: usize = 64;
+
+/// Holds the sandbox.
+pub struct Slot {
+    namespace: String,
+    id: String,
+    state: Mutex<State>,
+}
+
+struct State {
+    config: Option<PathBuf>,
+    launched: Launched,
+    events: Option<mpsc::UnboundedSender<Event>>,
+}
+
+enum Launched {
+    Yes(Sandbox),
+    Failed(String),
+    /// Being replaced.
+    No,
+}
+
+impl Slot {
+    /// Launches a sandbox with `config`, or with the default configuration.
+    pub fn launch(
+        namespace: &str,
+        id: &str,
+        config: Option<PathBuf>,
+        events: mpsc::UnboundedSender<Event>,
+    ) -> Self {
+        let launched = launch(namespace, id, config.as_ref(), &events);
+        let state = Mutex::new(State { config, launched, events: Some(events) });
+        Self { namespace: namespace.into(), id: id.into(), state }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The sandbox.
+    ///
+    /// # Errors
+    /// It was not launched; the reason is given.
+    pub fn get(&self) -> Result<Sandbox> {
+        match &self.state().launched {
+            Launched::Yes(sandbox) => Ok(sandbox.clone()),
+            Launched::Failed(reason) => Err(Error::Machine(reason.clone())),
+            Launched::No => Err(Error::FailedPrecondition("the sandbox is being replaced".into())),
+        }
+    }
+
+    /// The sandbox, with the configuration that a container's options name.
+    ///
+    /// # Errors
+    /// As [`Slot::get`], or there are containers with another configuration in it.
+    pub async fn get_with(&self, config: Option<PathBuf>) -> Result<Sandbox> {
+        let Some(old) = self.take_for(config.as_ref())? else { return self.get() };
+        if let Some(sandbox) = old {
+            sandbox.stop().await;
+        }
+        let mut state = self.state();
+        let Some(events) = &state.events else {
+            return Err(Error::Ended("the shim is shutting down".into()));
+        };
+        state.launched = launch(&self.namespace, &self.id, config.as_ref(), events);
+        state.config = config;
+        drop(state);
+        self.get()
+    }
+
+    /// Empties the slot if `config` is another one than its own. Options may name none: then any is right.
+    fn take_for(&self, config: Option<&PathBuf>) -> Result<Option<Option<Sandbox>>> {
+        let mut state = self.state();
+        if config.is_none() || state.config.as_ref() == config {
+            return Ok(None);
+        }
+        match &state.launched {
+            Launched::Yes(sandbox) if !sandbox.is_empty() => Err(Error::InvalidArgument(
+                "the sandbox has containers, its configuration can't change".into(),
+            )),
+            Launched::No => Err(Error::FailedPrecondition("the sandbox is being replaced".into())),
+            _ => Ok(match std::mem::replace(&mut state.launched, Launched::No) {
+                Launched::Yes(sandbox) => Some(Some(sandbox)),
+                _ => Some(None),
+            }),
+        }
+    }
+
+    /// Ends the sandbox for good.
+    pub async fn stop(&self) {
+        let sandbox = self.get().ok();
+        if let Some(sandbox) = sandbox {
+            sandbox.stop().await;
+        }
+        self.state().events = None;
+    }
+}
+
+fn launch(
+    namespace: &str,
+    id: &str,
+    config: Option<&PathBuf>,
+    events: &mpsc::UnboundedSender<Event>,
+) -> Launched {
+    let launched = config.map_or_else(Config::load_default, |path| Config::load(path));
+    let launched = launched.and_then(Settings::resolve).and_then(|settings| {
+        Sandbox::launch(Launch {
+            id: id.into(),
+            paths: SandboxPaths::new(&settings.state, namespace, id)?,
+            settings,
+            hostname: id.chars().take(MAX_HOSTNAME).collect(),
+            events: events.clone(),
+        })
+    });
+    match launched {
+        Ok(sandbox) => Launched::Yes(sandbox),
+        Err(error) => {
+            tracing::error!("launch of sandbox {id}: {}", error.chain());
+            Launched::Failed(error.chain())
+        }
+    }
+}

@@ -1,0 +1,46 @@
+//! `kata-like`: the command line. Each subcommand is a module.
+
+mod check;
+mod image;
+mod run;
+
+use clap::{Parser, Subcommand};
+use sandbox::config::{self, Config};
+use sandbox::settings::Settings;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+/// Containers in virtual machines of their own.
+#[derive(Debug, Parser)]
+#[command(name = "kata-like", version)]
+struct CommandLine {
+    /// Configuration file
+    #[arg(long, global = true, value_name = "FILE", default_value = config::DEFAULT_PATH)]
+    config: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Check(check::Arguments),
+    Run(Box<run::Arguments>),
+}
+
+fn main() -> ExitCode {
+    let CommandLine { config, command } = CommandLine::parse();
+    match command {
+        Command::Check(arguments) => check::main(&arguments, &config),
+        Command::Run(arguments) => run::main(*arguments, &config),
+    }
+}
+
+/// The settings of a configuration file. Only the default one may be missing.
+fn settings(path: &Path) -> sandbox::Result<Settings> {
+    let config = if path == Path::new(config::DEFAULT_PATH) {
+        Config::load_default()?
+    } else {
+        Config::load(path)?
+    };
+    Settings::resolve(config)
+}

@@ -1,0 +1,115 @@
+//! The configuration file as it is written; [`crate::settings`] decides what it means.
+
+use crate::error::{Error, Result};
+use serde::Deserialize;
+use std::path::{Path, PathBuf};
+
+/// Where the configuration is read from unless the caller names another file.
+pub const DEFAULT_PATH: &str = "/etc/kata-like/config.toml";
+
+/// Largest configuration file, bytes.
+const MAX_LEN: u64 = 1 << 20;
+
+/// All of the file. Everything is optional.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// The virtual machine.
+    pub machine: Machine,
+    /// Where the parts are.
+    pub paths: Paths,
+    /// The confinement of the VMM and the file server.
+    pub jail: Jail,
+}
+
+/// `[machine]`
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Machine {
+    /// Number of vCPUs.
+    pub vcpus: Option<u32>,
+    /// Guest memory, MiB.
+    pub memory_mib: Option<u64>,
+    /// Guest kernel.
+    pub kernel: Option<PathBuf>,
+    /// Guest image.
+    pub image: Option<PathBuf>,
+    /// Words added to the kernel command line.
+    pub kernel_params: Option<String>,
+    /// Seconds from the start of the VMM until its agent has reported in.
+    pub start_timeout_seconds: Option<u64>,
+}
+
+/// `[paths]`
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Paths {
+    /// The VMM's program.
+    pub vmm: Option<PathBuf>,
+    /// The file server's program.
+    pub file_server: Option<PathBuf>,
+    /// Directory of the sandboxes' state.
+    pub state: Option<PathBuf>,
+}
+
+/// `[jail]`
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Jail {
+    /// The VMM's uid.
+    pub uid: Option<u32>,
+    /// The VMM's gid.
+    pub gid: Option<u32>,
+}
+
+impl Config {
+    /// Reads `path`.
+    ///
+    /// # Errors
+    /// The file can't be read, is longer than 1 MiB, isn't TOML or has an unknown key; the text names both.
+    pub fn load(path: &Path) -> Result<Self> {
+        let open = Error::path("read the configuration file", path);
+        let text = match std::fs::metadata(path) {
+            Ok(meta) if meta.len() > MAX_LEN => {
+                return Err(Error::InvalidArgument(format!(
+                    "configuration file {} is longer than {MAX_LEN} bytes",
+                    path.display()
+                )));
+            }
+            Ok(_) => std::fs::read_to_string(path).map_err(open)?,
+            Err(error) => return Err(open(error)),
+        };
+        toml::from_str(&text).map_err(|error| {
+            Error::InvalidArgument(format!("configuration file {}: {error}", path.display()))
+        })
+    }
+
+    /// Reads [`DEFAULT_PATH`], or takes the defaults if there is no such file.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn load_default() -> Result<Self> {
+        let path = Path::new(DEFAULT_PATH);
+        if path.exists() { Self::load(path) } else { Ok(Self::default()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_key_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("c.toml");
+        std::fs::write(&path, "[machine]\nvcpu = 2\n").unwrap();
+        let error = Config::load(&path).unwrap_err().to_string();
+        assert!(error.contains("vcpu") && error.contains("c.toml"), "{error}");
+    }
+
+    #[test]
+    fn a_missing_file_is_named() {
+        let error = Config::load(Path::new("/nowhere/c.toml")).unwrap_err().chain();
+        assert!(error.contains("/nowhere/c.toml"), "{error}");
+    }
+}

@@ -1,0 +1,160 @@
+//! Lines that the guest and the helpers write, passed on to the log: short, printable, not too many.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader};
+
+/// Longest line passed on, bytes; the rest of it is thrown away.
+const MAX_LINE: usize = 1024;
+
+/// Most lines passed on per [`WINDOW`].
+const MAX_LINES: u32 = 500;
+
+/// See [`MAX_LINES`].
+const WINDOW: Duration = Duration::from_secs(1);
+
+/// Lines kept for the report of an end.
+const KEPT: usize = 30;
+
+/// The last lines of a log, for the report of an end.
+#[derive(Debug, Clone, Default)]
+pub struct Tail(Arc<Mutex<VecDeque<String>>>);
+
+impl Tail {
+    fn push(&self, line: &str) {
+        let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if lines.len() == KEPT {
+            lines.pop_front();
+        }
+        lines.push_back(line.to_owned());
+    }
+
+    /// The last line that tells of a kernel panic.
+    pub fn panic(&self) -> Option<String> {
+        let lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        lines.iter().rev().find_map(|l| l.find("Kernel panic").map(|at| l[at..].to_owned()))
+    }
+}
+
+/// Passes on the lines of `stream` until it ends.
+pub async fn forward(who: &str, id: &str, stream: impl AsyncRead + Unpin, tail: Tail) {
+    let mut reader = BufReader::new(stream);
+    let mut limit = RateLimit::new(Instant::now());
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        let mut bounded = (&mut reader).take(MAX_LINE as u64);
+        match bounded.read_until(b'\n', &mut line).await {
+            Ok(0) | Err(_) => return,
+            Ok(_) => {}
+        }
+        let text = printable(&line);
+        if !line.ends_with(b"\n") && skip_line(&mut reader).await.is_err() {
+            return;
+        }
+        tail.push(&text);
+        match limit.allow(Instant::now()) {
+            Verdict::Pass => tracing::info!("{who} id={id}: {text}"),
+            Verdict::PassAfter(lost) => {
+                tracing::warn!("{who} id={id}: {lost} lines were too many and are left out");
+                tracing::info!("{who} id={id}: {text}");
+            }
+            Verdict::Drop => {}
+        }
+    }
+}
+
+/// The lines of a piece of log, short and printable.
+pub fn lines(text: &[u8]) -> impl Iterator<Item = String> {
+    text.split(|&b| b == b'\n')
+        .filter(|line| !line.is_empty())
+        .map(|line| printable(&line[..line.len().min(MAX_LINE)]))
+}
+
+/// Throws away the rest of a line.
+async fn skip_line(reader: &mut (impl AsyncBufReadExt + Unpin)) -> std::io::Result<()> {
+    loop {
+        let block = reader.fill_buf().await?;
+        if block.is_empty() {
+            return Ok(());
+        }
+        let end = block.iter().position(|&b| b == b'\n');
+        let used = end.map_or(block.len(), |at| at + 1);
+        reader.consume(used);
+        if end.is_some() {
+            return Ok(());
+        }
+    }
+}
+
+/// A line without what a terminal would obey.
+fn printable(line: &[u8]) -> String {
+    let text = String::from_utf8_lossy(line);
+    let keep = |c: char| if c.is_control() && c != '\t' { '?' } else { c };
+    text.trim_end_matches(['\n', '\r']).chars().map(keep).collect()
+}
+
+/// What becomes of a line.
+#[derive(Debug, PartialEq, Eq)]
+enum Verdict {
+    Pass,
+    PassAfter(u64),
+    Drop,
+}
+
+struct RateLimit {
+    since: Instant,
+    passed: u32,
+    dropped: u64,
+}
+
+impl RateLimit {
+    fn new(now: Instant) -> Self {
+        Self { since: now, passed: 0, dropped: 0 }
+    }
+
+    fn allow(&mut self, now: Instant) -> Verdict {
+        if now.duration_since(self.since) >= WINDOW {
+            (self.since, self.passed) = (now, 0);
+        }
+        if self.passed == MAX_LINES {
+            self.dropped += 1;
+            return Verdict::Drop;
+        }
+        self.passed += 1;
+        match std::mem::take(&mut self.dropped) {
+            0 => Verdict::Pass,
+            lost => Verdict::PassAfter(lost),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn terminal_escapes_are_not_passed_on() {
+        assert_eq!(printable(b"\x1b[31mred\r\n"), "?[31mred");
+    }
+
+    #[test]
+    fn a_flood_is_cut_and_the_cut_is_told() {
+        let start = Instant::now();
+        let mut limit = RateLimit::new(start);
+        let passed = (0..MAX_LINES + 5).filter(|_| limit.allow(start) == Verdict::Pass).count();
+        assert_eq!(passed as u32, MAX_LINES);
+        assert_eq!(limit.allow(start + WINDOW), Verdict::PassAfter(5));
+    }
+
+    #[tokio::test]
+    async fn a_long_line_is_cut_and_the_next_is_whole() {
+        let mut text = vec![b'x'; 5 * MAX_LINE];
+        text.extend_from_slice(b"\nKernel panic - not syncing: why\n");
+        let tail = Tail::default();
+        forward("guest", "s", &text[..], tail.clone()).await;
+        assert_eq!(tail.panic().as_deref(), Some("Kernel panic - not syncing: why"));
+        assert_eq!(tail.0.lock().unwrap()[0].len(), MAX_LINE);
+    }
+}

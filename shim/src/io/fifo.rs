@@ -1,0 +1,175 @@
+//! Opening the host's ends so that neither a late nor a departed peer loses or ends anything.
+
+use super::Endpoint;
+use crate::error::{Error, Result};
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::unix::pipe;
+
+/// How long the reader of an output FIFO may take to open it.
+const READER_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Standard input.
+#[derive(Debug)]
+pub enum Source {
+    /// A FIFO, by readiness.
+    Fifo(pipe::Receiver),
+    /// Anything else, on tokio's blocking threads.
+    File(tokio::fs::File),
+}
+
+/// Keeps a FIFO's write end open, so that standard input does not end before its writer has come,
+/// nor when it goes away without having said that it was the last.
+#[derive(Debug)]
+pub struct StdinHold {
+    _write_end: Option<File>,
+}
+
+impl Source {
+    /// Opens the endpoint; `None` if there is none.
+    ///
+    /// # Errors
+    /// The path can't be opened; it is named.
+    pub fn open(endpoint: Endpoint) -> Result<Option<(Self, StdinHold)>> {
+        let path = match endpoint {
+            Endpoint::None => return Ok(None),
+            Endpoint::File(file) => return Ok(Some(Self::of_file(file))),
+            Endpoint::Path(path) => path,
+        };
+        let failed = || Error::path("open standard input", &path);
+        // Non-blocking, the read end of a FIFO opens without a writer, and the write end then has a reader.
+        let nonblocking = || {
+            let mut options = OpenOptions::new();
+            options.custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC);
+            options
+        };
+        let file = nonblocking().read(true).open(&path).map_err(failed())?;
+        if !is_fifo(&file).map_err(failed())? {
+            return Ok(Some(Self::of_file(file)));
+        }
+        let hold = nonblocking().write(true).open(&path).map_err(failed())?;
+        let receiver = pipe::Receiver::from_file(file).map_err(failed())?;
+        Ok(Some((Self::Fifo(receiver), StdinHold { _write_end: Some(hold) })))
+    }
+
+    fn of_file(file: File) -> (Self, StdinHold) {
+        (Self::File(tokio::fs::File::from_std(file)), StdinHold { _write_end: None })
+    }
+
+    /// Reads what there is, at least one byte; 0 at the end.
+    ///
+    /// # Errors
+    /// As `read(2)`.
+    pub async fn read(&mut self, block: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Fifo(fifo) => fifo.read(block).await,
+            Self::File(file) => file.read(block).await,
+        }
+    }
+}
+
+/// Standard output or error.
+#[derive(Debug)]
+pub enum Sink {
+    /// A FIFO, by readiness, and its read end: a reader may go away and come back.
+    Fifo(pipe::Sender, File),
+    /// Anything else, on tokio's blocking threads.
+    File(tokio::fs::File),
+}
+
+impl Sink {
+    /// Opens the endpoint; `None` if there is none. Waits for a FIFO's reader: what were written before
+    /// there is one would be lost if the process ended first.
+    ///
+    /// # Errors
+    /// The path can't be opened, or there is no reader; it is named.
+    pub async fn open(endpoint: Endpoint) -> Result<Option<Self>> {
+        let path = match endpoint {
+            Endpoint::None => return Ok(None),
+            Endpoint::File(file) => return Ok(Some(Self::File(tokio::fs::File::from_std(file)))),
+            Endpoint::Path(path) => path,
+        };
+        let failed = || Error::path("open the output", &path);
+        let kind = std::fs::metadata(&path).map(|m| m.file_type());
+        if !kind.as_ref().is_ok_and(FileTypeExt::is_fifo) {
+            let mut options = OpenOptions::new();
+            options.append(true).create(true).mode(0o600).custom_flags(libc::O_CLOEXEC);
+            let file = options.open(&path).map_err(failed())?;
+            return Ok(Some(Self::File(tokio::fs::File::from_std(file))));
+        }
+        let write_end = open_with_reader(&path).await.map_err(failed())?;
+        let read_end = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
+            .open(&path)
+            .map_err(failed())?;
+        let sender = pipe::Sender::from_file(write_end).map_err(failed())?;
+        Ok(Some(Self::Fifo(sender, read_end)))
+    }
+
+    /// Writes all of `block`, counting what is handed over.
+    ///
+    /// # Errors
+    /// As `write(2)`.
+    pub async fn write_all(&mut self, mut block: &[u8], progress: &AtomicU64) -> io::Result<()> {
+        while !block.is_empty() {
+            let written = match self {
+                Self::Fifo(fifo, _) => fifo.write(block).await?,
+                Self::File(file) => file.write(block).await?,
+            };
+            if written == 0 {
+                return Err(io::ErrorKind::WriteZero.into());
+            }
+            progress.fetch_add(written as u64, Ordering::Relaxed);
+            block = &block[written..];
+        }
+        Ok(())
+    }
+
+    /// Makes sure that all is written, and closes.
+    ///
+    /// # Errors
+    /// As `write(2)`.
+    pub async fn finish(self) -> io::Result<()> {
+        match self {
+            Self::Fifo(..) => Ok(()),
+            Self::File(mut file) => file.flush().await,
+        }
+    }
+}
+
+/// The write end of a FIFO that has a reader.
+async fn open_with_reader(path: &Path) -> io::Result<File> {
+    let at_once =
+        OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC).open(path);
+    match at_once {
+        Err(error) if error.raw_os_error() == Some(libc::ENXIO) => {}
+        other => return other,
+    }
+    let waited: PathBuf = path.into();
+    let mut open = tokio::task::spawn_blocking(move || {
+        OpenOptions::new().write(true).custom_flags(libc::O_CLOEXEC).open(waited)
+    });
+    let file = match tokio::time::timeout(READER_PATIENCE, &mut open).await {
+        Ok(opened) => opened.map_err(io::Error::other)??,
+        Err(_) => {
+            // Being a reader ourselves for a moment lets the waiting thread go.
+            let _ = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "nobody has opened it to read"));
+        }
+    };
+    // The blocking descriptor is opened anew, non-blocking, while its reader is known to be there.
+    let reopened =
+        OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC).open(path);
+    drop(file);
+    reopened
+}
+
+fn is_fifo(file: &File) -> io::Result<bool> {
+    Ok(file.metadata()?.file_type().is_fifo())
+}

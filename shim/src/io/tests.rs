@@ -1,0 +1,105 @@
+use super::*;
+use nix::sys::stat::Mode;
+use std::fs::OpenOptions;
+use std::io::{Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+fn fifo(dir: &Path, name: &str) -> PathBuf {
+    let path = dir.join(name);
+    nix::unistd::mkfifo(&path, Mode::S_IRUSR | Mode::S_IWUSR).unwrap();
+    path
+}
+
+fn pattern(len: usize) -> Vec<u8> {
+    (0..len).map(|i| (i * 31 % 251) as u8).collect()
+}
+
+async fn output_io(path: &Path) -> (ProcessIo, UnixStream) {
+    let stdio = Stdio { stdout: Endpoint::Path(path.into()), ..Default::default() };
+    let (ours, guest) = UnixStream::pair().unwrap();
+    let open = OpenIo::open(stdio).await.unwrap();
+    (open.join(GuestStreams { stdout: Some(ours), ..Default::default() }), guest)
+}
+
+#[tokio::test]
+async fn a_late_and_slow_reader_gets_every_byte() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = fifo(dir.path(), "out");
+    let read_from = path.clone();
+    let reader = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(50));
+        let mut file = std::fs::File::open(read_from).unwrap();
+        let mut all = Vec::new();
+        let mut block = [0; 7000];
+        loop {
+            match file.read(&mut block).unwrap() {
+                0 => return all,
+                n => all.extend_from_slice(&block[..n]),
+            }
+            std::thread::sleep(Duration::from_micros(200));
+        }
+    });
+    let sent = pattern(1 << 20);
+    let (io, mut guest) = output_io(&path).await;
+    guest.write_all(&sent).await.unwrap();
+    drop(guest);
+    assert!(io.drained(Duration::from_secs(5)).await);
+    drop(io);
+    assert!(reader.join().unwrap() == sent, "bytes differ");
+}
+
+#[tokio::test]
+async fn a_reader_that_stops_does_not_hold_a_delete_for_ever() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = fifo(dir.path(), "out");
+    let _reader = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&path).unwrap();
+    let (io, mut guest) = output_io(&path).await;
+    tokio::spawn(async move { guest.write_all(&pattern(1 << 20)).await });
+    assert!(!io.drained(Duration::from_millis(50)).await);
+}
+
+#[tokio::test]
+async fn output_to_a_file_is_appended() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("log");
+    std::fs::write(&path, "before ").unwrap();
+    let (io, mut guest) = output_io(&path).await;
+    guest.write_all(b"after").await.unwrap();
+    drop(guest);
+    assert!(io.drained(Duration::from_secs(5)).await);
+    assert_eq!(std::fs::read(&path).unwrap(), b"before after");
+}
+
+#[tokio::test]
+async fn stdin_survives_its_first_writer_and_ends_after_close() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = fifo(dir.path(), "in");
+    let stdio = Stdio { stdin: Endpoint::Path(path.clone()), ..Default::default() };
+    let (ours, mut guest) = UnixStream::pair().unwrap();
+    let open = OpenIo::open(stdio).await.unwrap();
+    let io = open.join(GuestStreams { stdin: Some(ours), ..Default::default() });
+    let mut got = [0; 3];
+    for word in [b"one", b"two"] {
+        let mut writer = OpenOptions::new().write(true).open(&path).unwrap();
+        writer.write_all(word).unwrap();
+        drop(writer);
+        guest.read_exact(&mut got).await.unwrap();
+        assert_eq!(&got, word);
+    }
+    let mut last = OpenOptions::new().write(true).open(&path).unwrap();
+    io.close_stdin();
+    last.write_all(b"end").unwrap();
+    drop(last);
+    let mut rest = Vec::new();
+    guest.read_to_end(&mut rest).await.unwrap();
+    assert_eq!(rest, b"end");
+}
+
+#[test]
+fn kinds_of_streams() {
+    assert!(matches!(parse_endpoint(""), Ok(Endpoint::None)));
+    assert!(matches!(parse_endpoint("/a/b"), Ok(Endpoint::Path(p)) if p == Path::new("/a/b")));
+    assert!(matches!(parse_endpoint("file:///l"), Ok(Endpoint::Path(p)) if p == Path::new("/l")));
+    assert!(matches!(parse_endpoint("binary:///x?y"), Err(Error::Unimplemented(_))));
+}

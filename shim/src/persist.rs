@@ -1,0 +1,190 @@
+//! What is on disk of a running sandbox, so that it can be cleaned up when its shim is gone.
+
+use crate::error::{Error, Result};
+use crate::paths::SandboxPaths;
+use nix::sys::signal::Signal;
+use serde::{Deserialize, Serialize};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::time::Duration;
+
+/// A process, told from a later one of the same pid.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessId {
+    /// Pid.
+    pub pid: i32,
+    /// Start time, clock ticks since the boot of the host.
+    pub start: u64,
+}
+
+impl ProcessId {
+    /// The living process `pid`.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn of(pid: i32) -> Result<Self> {
+        let path = format!("/proc/{pid}/stat");
+        let text = std::fs::read_to_string(&path).map_err(Error::path("read", &path))?;
+        let start = start_time(&text)
+            .ok_or_else(|| Error::path("parse", &path)(io::Error::other("no start time")))?;
+        Ok(Self { pid, start })
+    }
+
+    /// The process itself.
+    ///
+    /// # Errors
+    /// As [`ProcessId::of`].
+    pub fn own() -> Result<Self> {
+        Self::of(std::process::id() as i32)
+    }
+
+    /// A child that has not been waited for.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn of_child(child: &tokio::process::Child) -> Result<Self> {
+        let pid = child.id().ok_or_else(|| Error::Machine("a helper ended at once".into()))?;
+        Self::of(pid as i32)
+    }
+
+    /// A descriptor of the process if it is still the same one and lives.
+    fn open(self) -> Option<OwnedFd> {
+        // SAFETY: pidfd_open takes two integers and makes a new descriptor.
+        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, self.pid, 0) };
+        if fd < 0 {
+            return None;
+        }
+        // SAFETY: the kernel has just made it for this process; nothing else owns it.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
+        // Read after the descriptor was taken: from here on it can't become another process.
+        (Self::of(self.pid).ok() == Some(self)).then_some(fd)
+    }
+
+    /// Whether it lives.
+    pub fn lives(self) -> bool {
+        self.open().is_some()
+    }
+
+    /// Kills it, if it is still the same one, and waits until it is gone.
+    ///
+    /// Gives whether it was gone within `patience`.
+    pub fn kill(self, patience: Duration) -> bool {
+        let Some(fd) = self.open() else { return true };
+        // SAFETY: pidfd_send_signal on a descriptor that is open; no pointers but null.
+        let sent = unsafe {
+            let none = std::ptr::null::<libc::siginfo_t>();
+            let signal = Signal::SIGKILL as i32;
+            libc::syscall(libc::SYS_pidfd_send_signal, fd.as_raw_fd(), signal, none, 0)
+        };
+        sent == 0 && wait(&fd, patience)
+    }
+
+    /// Waits until it is gone; gives whether it was within `patience`.
+    pub fn wait(self, patience: Duration) -> bool {
+        self.open().is_none_or(|fd| wait(&fd, patience))
+    }
+}
+
+fn wait(pidfd: &OwnedFd, patience: Duration) -> bool {
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    let mut fds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+    let timeout = PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX);
+    poll(&mut fds, timeout).is_ok_and(|n| n > 0)
+}
+
+/// Field 22 of /proc/PID/stat; the second field, in brackets, may contain anything.
+fn start_time(stat: &str) -> Option<u64> {
+    let rest = &stat[stat.rfind(')')? + 1..];
+    rest.split_ascii_whitespace().nth(19)?.parse().ok()
+}
+
+/// The state file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SandboxState {
+    /// The process that owns the sandbox: its shim or the command line.
+    pub owner: ProcessId,
+    /// The VMM and the file server.
+    pub helpers: Vec<ProcessId>,
+}
+
+impl SandboxState {
+    /// Writes the file anew, whole or not at all.
+    ///
+    /// # Errors
+    /// The system's answer, as when the disk is full.
+    pub fn write(&self, paths: &SandboxPaths) -> Result<()> {
+        let path = paths.state_file();
+        let text = serde_json::to_vec(self)
+            .map_err(|e| Error::path("encode", &path)(io::Error::from(e)))?;
+        let new = path.with_extension("new");
+        std::fs::write(&new, text).map_err(Error::path("write", &new))?;
+        std::fs::rename(&new, &path).map_err(Error::path("rename to", &path))
+    }
+
+    /// Reads it; `None` if there is none.
+    ///
+    /// # Errors
+    /// It is there and can't be understood.
+    pub fn read(paths: &SandboxPaths) -> Result<Option<Self>> {
+        let path = paths.state_file();
+        let text = match std::fs::read(&path) {
+            Ok(text) => text,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(Error::path("read", &path)(e)),
+        };
+        let parsed = serde_json::from_slice(&text);
+        parsed.map(Some).map_err(|e| Error::path("parse", &path)(io::Error::from(e)))
+    }
+}
+
+/// Removes what is left of a sandbox whose owner is gone: processes, mounts, directory.
+///
+/// # Errors
+/// Something could not be removed; everything else was.
+pub fn clean_up(paths: &SandboxPaths, patience: Duration) -> Result<()> {
+    if let Some(state) = SandboxState::read(paths)? {
+        for helper in state.helpers {
+            if !helper.kill(patience) {
+                tracing::warn!("process {} does not end", helper.pid);
+            }
+        }
+    }
+    crate::storage::unmount_below(paths.root());
+    crate::storage::remove_tree(paths.root()).map_err(Error::path("remove", paths.root()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_name_with_brackets_does_not_shift_the_fields() {
+        let stat = "7 (a) b) c) S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 4711 20";
+        assert_eq!(start_time(stat), Some(4711));
+    }
+
+    #[test]
+    fn another_process_of_the_same_pid_is_left_alone() {
+        let own = ProcessId::own().unwrap();
+        assert!(own.lives());
+        let earlier = ProcessId { start: own.start + 1, ..own };
+        assert!(!earlier.lives());
+        assert!(earlier.kill(Duration::ZERO), "gone means gone");
+    }
+
+    #[test]
+    fn clean_up_kills_and_removes() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = SandboxPaths::new(dir.path(), "ns", "a").unwrap();
+        paths.create().unwrap();
+        let mut child = std::process::Command::new("sleep").arg("100").spawn().unwrap();
+        let helper = ProcessId::of(child.id() as i32).unwrap();
+        let owner = ProcessId { pid: 1, start: 1 };
+        SandboxState { owner, helpers: vec![helper] }.write(&paths).unwrap();
+        // A zombie counts as ended for a pidfd, so the wait needs nobody to reap it.
+        clean_up(&paths, Duration::from_secs(10)).unwrap();
+        assert_eq!(child.wait().unwrap().code(), None);
+        assert!(!paths.root().exists());
+        clean_up(&paths, Duration::ZERO).unwrap();
+    }
+}

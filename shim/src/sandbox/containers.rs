@@ -1,0 +1,246 @@
+//! Making and deleting containers.
+
+use super::{NewContainer, ProcessState, Sandbox};
+use crate::agent::{Agent, StreamNumbers};
+use crate::error::{Error, Result};
+use crate::event::Exit;
+use crate::io::{GuestStreams, OpenIo, ProcessIo};
+use crate::phase;
+use crate::plan::{self, Plan};
+use crate::storage::{self, RootfsMount};
+use crate::table::Phase;
+use crate::undo::Undo;
+use protocol::ports::{self, StreamPreamble};
+use std::path::PathBuf;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use tokio::io::AsyncWriteExt;
+use tokio::net::UnixStream;
+
+/// How long output may stand still before a delete goes on without the rest of it.
+pub(super) const DRAIN_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long a container that never ran may take to die when it is deleted.
+const KILL_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long execs may take to end after their container's init has.
+const EXEC_GRACE: Duration = Duration::from_secs(10);
+
+impl Sandbox {
+    /// Makes a container; its init process waits to be started. Gives the host pid that stands for it.
+    ///
+    /// # Errors
+    /// The id is taken, the spec asks for what can't be, or the machine or the agent fails. Nothing is left then.
+    pub async fn create(&self, new: NewContainer) -> Result<u32> {
+        protocol::ids::check(&new.id).map_err(|e| Error::InvalidArgument(e.to_string()))?;
+        self.table().reserve(&new.id)?;
+        let sandbox = self.clone();
+        Self::detached(async move {
+            let id = new.id.clone();
+            let made = sandbox.make(new).await;
+            if made.is_err() {
+                sandbox.table().release(&id);
+            }
+            made
+        })
+        .await
+    }
+
+    async fn make(&self, new: NewContainer) -> Result<u32> {
+        let NewContainer { id, spec, rootfs, stdio } = new;
+        let rootfs = rootfs_or_directory(rootfs, &spec);
+        let plan = plan::container(&id, spec)?;
+        // The guest boots meanwhile.
+        let (undo, open) =
+            tokio::join!(self.prepare_storage(&id, rootfs, &plan), OpenIo::open(stdio));
+        let (undo, open) = (undo?, open?);
+        phase::mark("storage-ready", &id);
+        let spec_json = serde_json::to_vec(&plan.spec)
+            .map_err(|e| Error::InvalidArgument(format!("config.json: {e}")))?;
+        let agent = self.agent().await?;
+        let (numbers, streams) = self.streams(open.wanted()).await?;
+        let io = open.join(streams);
+        agent.create_container(&id, spec_json, numbers).await.map_err(named("create"))?;
+        phase::mark("container-created", &id);
+        self.table().created(&id, self.pid(), io, undo);
+        tokio::spawn(self.clone().watch_init(agent, id));
+        Ok(self.pid())
+    }
+
+    async fn prepare_storage(
+        &self,
+        id: &str,
+        rootfs: Vec<RootfsMount>,
+        plan: &Plan,
+    ) -> Result<Undo> {
+        let (paths, id, binds) = (self.0.paths.clone(), id.to_owned(), plan.binds.clone());
+        let work = tokio::task::spawn_blocking(move || {
+            let mut undo = Undo::new();
+            storage::add_container(&paths, &id, &rootfs, &binds, &mut undo).map(|()| undo)
+        });
+        work.await.map_err(|e| Error::system("prepare storage")(std::io::Error::other(e)))?
+    }
+
+    /// New streams to the guest for those that are `wanted`.
+    pub(super) async fn streams(&self, wanted: [bool; 3]) -> Result<(StreamNumbers, GuestStreams)> {
+        let (stdin, stdin_stream) = self.stream(wanted[0]).await?;
+        let (stdout, stdout_stream) = self.stream(wanted[1]).await?;
+        let (stderr, stderr_stream) = self.stream(wanted[2]).await?;
+        let streams =
+            GuestStreams { stdin: stdin_stream, stdout: stdout_stream, stderr: stderr_stream };
+        Ok((StreamNumbers { stdin, stdout, stderr }, streams))
+    }
+
+    async fn stream(&self, wanted: bool) -> Result<(u64, Option<UnixStream>)> {
+        if !wanted {
+            return Ok((0, None));
+        }
+        let number = self.0.next_stream.fetch_add(1, Ordering::Relaxed);
+        let mut stream = self.0.vm.connect(ports::STDIO).await?;
+        let preamble = StreamPreamble(number).to_bytes();
+        stream.write_all(&preamble).await.map_err(Error::system("write to a stream"))?;
+        Ok((number, Some(stream)))
+    }
+
+    /// Sees a container's init end, and tells it after the ends of its execs.
+    async fn watch_init(self, agent: Agent, id: String) {
+        let status = match agent.wait(&id, "").await {
+            Ok(status) => status,
+            Err(error) => {
+                // With the sandbox's end every container's is told; this is then too late and ignored.
+                self.0.vm.stop(format!("waiting for container {id}: {}", error.chain()));
+                return;
+            }
+        };
+        phase::mark("exit-seen", &id);
+        let exit = Exit::now(status);
+        let execs = self.table().ending(&id);
+        let all = async {
+            for mut exec in execs {
+                let _ = exec.wait_for(Option::is_some).await;
+            }
+        };
+        if tokio::time::timeout(EXEC_GRACE, all).await.is_err() {
+            tracing::warn!("execs of container {id} did not end with it");
+        }
+        self.table().exited(&id, "", exit);
+    }
+
+    /// Deletes a container that has ended or never ran, or an exec. Gives its pid and its exit.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], or it runs.
+    pub async fn delete(&self, id: &str, exec: &str) -> Result<(u32, Exit)> {
+        let phase = self.table().deleting(id, exec)?;
+        let (sandbox, id, exec) = (self.clone(), id.to_owned(), exec.to_owned());
+        Self::detached(async move {
+            if exec.is_empty() {
+                sandbox.delete_container(&id, phase).await;
+            } else {
+                sandbox.delete_exec(&id, &exec).await;
+            }
+            sandbox.forget_execs(&id, &exec);
+            let deleted = sandbox.table().deleted(&id, &exec);
+            if sandbox.is_empty() {
+                // Nothing comes after the last container: the machine may go while the caller reads this.
+                tokio::spawn(async move { sandbox.stop().await });
+            }
+            Ok(deleted)
+        })
+        .await
+    }
+
+    async fn delete_container(&self, id: &str, phase: Phase) {
+        phase::mark("delete", id);
+        if phase == Phase::Created {
+            self.kill_created(id).await;
+        }
+        self.drain(id, "").await;
+        if let Ok(agent) = self.agent().await
+            && let Err(error) = agent.delete_container(id).await
+        {
+            tracing::warn!("delete container {id} in the guest: {}", error.chain());
+        }
+        let undo = self.table().take_undo(id);
+        if let Some(undo) = undo {
+            let failed = tokio::task::spawn_blocking(|| undo.run()).await.unwrap_or_default();
+            for (what, error) in failed {
+                tracing::warn!("delete container {id}: {what}: {error}");
+            }
+        }
+        phase::mark("deleted", id);
+    }
+
+    async fn kill_created(&self, id: &str) {
+        let Ok(agent) = self.agent().await else { return };
+        if let Err(error) = agent.signal(id, "", libc::SIGKILL as u32, true).await {
+            tracing::warn!("kill container {id}: {}", error.chain());
+        }
+        if tokio::time::timeout(KILL_PATIENCE, self.wait(id, "")).await.is_err() {
+            tracing::warn!("container {id} does not die");
+        }
+    }
+
+    async fn delete_exec(&self, id: &str, exec: &str) {
+        self.drain(id, exec).await;
+        let Ok(agent) = self.agent().await else { return };
+        match agent.delete_exec(id, exec).await {
+            // An exec that never ran is unknown to the agent.
+            Err(error) if error.code() != ttrpc::Code::NOT_FOUND => {
+                tracing::warn!("delete exec {exec} of {id} in the guest: {}", error.chain());
+            }
+            _ => {}
+        }
+    }
+
+    /// Waits until what a process has written is handed over.
+    async fn drain(&self, id: &str, exec: &str) {
+        let io = self.table().process(id, exec).ok().and_then(|p| p.io.take());
+        if let Some(io) = io
+            && !ProcessIo::drained(&io, DRAIN_PATIENCE).await
+        {
+            tracing::warn!("container {id} {exec}: nobody reads the rest of its output");
+        }
+    }
+
+    /// The processes of a container: guest pid, and exec id of those that are execs.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], or the agent fails.
+    pub async fn pids(&self, id: &str) -> Result<Vec<(u32, String)>> {
+        if let ProcessState { phase: Phase::Stopped(_), .. } = self.state(id, "")? {
+            return Ok(Vec::new());
+        }
+        self.agent().await?.processes(id).await
+    }
+}
+
+/// What the snapshotter gave, or the directory that the spec names.
+fn rootfs_or_directory(
+    rootfs: Vec<RootfsMount>,
+    spec: &oci_spec::runtime::Spec,
+) -> Vec<RootfsMount> {
+    if !rootfs.is_empty() {
+        return rootfs;
+    }
+    let directory = spec.root().as_ref().map(|root| root.path().clone());
+    directory.into_iter().map(bind).collect()
+}
+
+fn bind(directory: PathBuf) -> RootfsMount {
+    RootfsMount {
+        source: directory.display().to_string(),
+        options: vec!["rbind".into(), "rw".into()],
+        ..Default::default()
+    }
+}
+
+/// Puts the words before an agent's error that containerd's users know.
+pub(super) fn named(action: &'static str) -> impl FnOnce(Error) -> Error {
+    move |error| match error {
+        Error::Agent { code, message } => {
+            Error::Agent { code, message: format!("OCI runtime {action} failed: {message}") }
+        }
+        other => other,
+    }
+}

@@ -1,0 +1,215 @@
+//! Starting a sandbox: its directory, its two processes, and the agent's first words.
+
+use super::{Inner, Readiness, Sandbox};
+use crate::agent::Agent;
+use crate::error::{Error, Result};
+use crate::event::Event;
+use crate::guest_log::{self, Tail};
+use crate::paths::SandboxPaths;
+use crate::persist::{ProcessId, SandboxState};
+use crate::phase;
+use crate::settings::Settings;
+use crate::storage;
+use crate::table::Table;
+use crate::undo::Undo;
+use crate::vm::{Notice, Vm};
+use protocol::ports;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex};
+use tokio::net::UnixStream;
+use tokio::sync::{OnceCell, mpsc, watch};
+
+/// How long the log of a guest may be gone before its agent counts as gone.
+const AGENT_GRACE: std::time::Duration = std::time::Duration::from_secs(2);
+
+/// A sandbox to be started.
+#[derive(Debug, Clone)]
+pub struct Launch {
+    /// Its id.
+    pub id: String,
+    /// Its place in the file system.
+    pub paths: SandboxPaths,
+    /// Everything else.
+    pub settings: Settings,
+    /// The guest's host name.
+    pub hostname: String,
+    /// Takes what there is to tell, until [`Sandbox::stop`] is done.
+    pub events: mpsc::UnboundedSender<Event>,
+}
+
+impl Sandbox {
+    /// Starts the machine and returns without waiting for its guest.
+    ///
+    /// To be called on a thread that lives as long as the sandbox, in the mount namespace that
+    /// [`storage::private_mounts`] makes.
+    ///
+    /// # Errors
+    /// The directory is taken, a mount fails, or a program can't be started. Nothing is left then.
+    pub fn launch(launch: Launch) -> Result<Self> {
+        let Launch { id, paths, settings, hostname, events } = launch;
+        phase::mark("sandbox-launch", &id);
+        let mut undo = Undo::new();
+        paths.create()?;
+        let root = paths.root().to_path_buf();
+        undo.push("remove the sandbox's directory", move || storage::remove_tree(&root));
+        storage::make_shared(&paths, &mut undo)?;
+        let (vm, notices, helpers) = Vm::launch(&settings, &paths)?;
+        phase::mark("vmm-spawned", &id);
+        SandboxState { owner: ProcessId::own()?, helpers: helpers.to_vec() }.write(&paths)?;
+        let vmm_pid = helpers[0].pid as u32;
+        let sandbox = Self::around(id, paths, (vm, vmm_pid), undo, events);
+        sandbox.clone().boot(notices, hostname, settings.start_timeout);
+        Ok(sandbox)
+    }
+
+    /// A sandbox around a machine whose guest has yet to report in.
+    pub(super) fn around(
+        id: String,
+        paths: SandboxPaths,
+        (vm, vmm_pid): (Vm, u32),
+        undo: Undo,
+        events: mpsc::UnboundedSender<Event>,
+    ) -> Self {
+        Self(Arc::new(Inner {
+            id,
+            paths,
+            vm,
+            vmm_pid,
+            ready: watch::Sender::new(Readiness::Booting),
+            table: Mutex::new(Table::new(events)),
+            next_stream: AtomicU64::new(1),
+            undo: Mutex::new(Some(undo)),
+            stopped: OnceCell::new(),
+            guest_tail: Tail::default(),
+            pending_execs: Mutex::default(),
+        }))
+    }
+
+    /// Listens to the machine, makes the sandbox ready, and sees its end.
+    pub(super) fn boot(
+        self,
+        notices: mpsc::UnboundedReceiver<Notice>,
+        hostname: String,
+        patience: std::time::Duration,
+    ) {
+        let (reported, log) = tokio::sync::oneshot::channel();
+        tokio::spawn(self.clone().listen(notices, reported));
+        let booting = self.clone();
+        tokio::spawn(async move {
+            let first_words = booting.first_words(log, &hostname);
+            match tokio::time::timeout(patience, first_words).await {
+                Ok(Ok(agent)) => {
+                    phase::mark("agent-ready", booting.id());
+                    booting.settle(Readiness::Ready(agent));
+                }
+                Ok(Err(error)) => {
+                    booting
+                        .0
+                        .vm
+                        .stop(format!("the guest's agent did not start: {}", error.chain()));
+                }
+                Err(_) => booting.0.vm.stop(format!(
+                    "the guest's agent did not report in within {} s",
+                    patience.as_secs()
+                )),
+            }
+        });
+        tokio::spawn(self.see_the_end());
+    }
+
+    /// The state only ever leaves Booting once, and then only to Failed.
+    fn settle(&self, new: Readiness) {
+        self.0.ready.send_if_modified(|now| {
+            let changes = !matches!(now, Readiness::Failed(_));
+            if changes {
+                *now = new;
+            }
+            changes
+        });
+    }
+
+    async fn first_words(
+        &self,
+        log: tokio::sync::oneshot::Receiver<()>,
+        hostname: &str,
+    ) -> Result<Agent> {
+        log.await.map_err(|_| Error::Ended("the machine ended before its agent spoke".into()))?;
+        phase::mark("agent-reported", self.id());
+        let agent = Agent::new(self.0.vm.connect(ports::RPC).await?);
+        agent.setup_sandbox(hostname, ports::SHARED_TAG).await?;
+        Ok(agent)
+    }
+
+    async fn listen(
+        self,
+        mut notices: mpsc::UnboundedReceiver<Notice>,
+        reported: tokio::sync::oneshot::Sender<()>,
+    ) {
+        let mut reported = Some(reported);
+        while let Some(notice) = notices.recv().await {
+            match notice {
+                Notice::Running(times) => {
+                    let id = self.id();
+                    phase::mark_at("vmm-start", id, times.process_start);
+                    phase::mark_at("vmm-configured", id, times.config_read);
+                    phase::mark_at("vmm-built", id, times.machine_built);
+                    phase::mark_at("vcpus-started", id, times.vcpus_started);
+                }
+                // The log is connected once; whatever else the guest connects is closed.
+                Notice::Accepted { port: ports::LOG, stream } => {
+                    if let Some(reported) = reported.take() {
+                        tokio::spawn(self.clone().guest_log(stream));
+                        let _ = reported.send(());
+                    }
+                }
+                Notice::Accepted { .. } => {}
+                Notice::Said { who, stream } => {
+                    let id = self.id().to_owned();
+                    tokio::spawn(async move {
+                        guest_log::forward(who, &id, stream, Tail::default()).await;
+                    });
+                }
+            }
+        }
+    }
+
+    async fn guest_log(self, stream: OwnedFd) {
+        let stream = StdUnixStream::from(stream);
+        let adopted = stream.set_nonblocking(true).and_then(|()| UnixStream::from_std(stream));
+        match adopted {
+            Ok(stream) => {
+                guest_log::forward("guest", self.id(), stream, self.0.guest_tail.clone()).await;
+            }
+            Err(error) => tracing::warn!("guest log: {error}"),
+        }
+        // The end of the log is the end of the agent, and usually the machine's own end follows at once.
+        tokio::time::sleep(AGENT_GRACE).await;
+        self.0.vm.stop("the guest's agent is gone");
+    }
+
+    async fn see_the_end(self) {
+        let end = self.0.vm.ended().await;
+        let reason = match self.0.guest_tail.panic() {
+            Some(panic) if !end.expected => format!("{} ({panic})", end.reason),
+            _ => end.reason,
+        };
+        if !end.expected {
+            self.log_console();
+        }
+        tracing::info!("sandbox {} ended: {reason}", self.id());
+        self.settle(Readiness::Failed(reason.clone()));
+        self.table().sandbox_ended(&reason);
+    }
+
+    /// The last lines of the console, where a panic is whose log did not get out.
+    fn log_console(&self) {
+        const TAIL: usize = 4096;
+        let Ok(text) = std::fs::read(self.0.paths.console_log()) else { return };
+        let tail = &text[text.len().saturating_sub(TAIL)..];
+        for line in guest_log::lines(tail) {
+            tracing::warn!("console id={}: {line}", self.id());
+        }
+    }
+}

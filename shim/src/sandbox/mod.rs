@@ -1,0 +1,144 @@
+//! One sandbox: a machine, its agent, and the containers in it.
+//!
+//! All state is in a [`Table`] behind a lock that is never held across I/O. An operation takes what it needs
+//! in the table first, works, and then records what came of it; it runs as a task of its own, so that a caller
+//! who goes away does not leave it half done.
+
+mod containers;
+mod launch;
+mod processes;
+mod stop;
+
+use crate::agent::Agent;
+use crate::error::{Error, Result};
+use crate::event::Exit;
+use crate::guest_log::Tail;
+use crate::io::Stdio;
+use crate::paths::SandboxPaths;
+use crate::storage::RootfsMount;
+use crate::table::{Phase, Table};
+use crate::undo::Undo;
+use crate::vm::Vm;
+use oci_spec::runtime::Spec;
+use std::future::Future;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::{OnceCell, watch};
+
+pub use launch::Launch;
+use processes::PendingExecs;
+
+/// A container to be made.
+#[derive(Debug)]
+pub struct NewContainer {
+    /// Its id.
+    pub id: String,
+    /// Its OCI spec.
+    pub spec: Spec,
+    /// Its root file system; empty: the directory that the spec names.
+    pub rootfs: Vec<RootfsMount>,
+    /// Its init's standard streams.
+    pub stdio: Stdio,
+}
+
+/// What there is to know about a process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ProcessState {
+    /// Where in its life.
+    pub phase: Phase,
+    /// An init's host pid, an exec's guest pid; 0 before there is one.
+    pub pid: u32,
+}
+
+/// Where a sandbox is in its start.
+#[derive(Clone)]
+enum Readiness {
+    Booting,
+    Ready(Agent),
+    Failed(String),
+}
+
+/// A handle to a sandbox; clones are the same one.
+#[derive(Clone)]
+pub struct Sandbox(Arc<Inner>);
+
+struct Inner {
+    id: String,
+    paths: SandboxPaths,
+    vm: Vm,
+    vmm_pid: u32,
+    ready: watch::Sender<Readiness>,
+    table: Mutex<Table>,
+    next_stream: AtomicU64,
+    undo: Mutex<Option<Undo>>,
+    stopped: OnceCell<()>,
+    guest_tail: Tail,
+    pending_execs: Mutex<PendingExecs>,
+}
+
+impl Sandbox {
+    /// The sandbox's id.
+    pub fn id(&self) -> &str {
+        &self.0.id
+    }
+
+    /// The host process that stands for the sandbox's containers: its VMM.
+    pub fn pid(&self) -> u32 {
+        self.0.vmm_pid
+    }
+
+    /// Whether there is no container in it.
+    pub fn is_empty(&self) -> bool {
+        self.table().is_empty()
+    }
+
+    /// Looks at a process; `exec` empty: the init.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`].
+    pub fn state(&self, id: &str, exec: &str) -> Result<ProcessState> {
+        let mut table = self.table();
+        let process = table.process(id, exec)?;
+        Ok(ProcessState { phase: process.phase, pid: process.pid })
+    }
+
+    /// Waits for a process to end.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`].
+    pub async fn wait(&self, id: &str, exec: &str) -> Result<Exit> {
+        let mut exit = self.table().process(id, exec)?.exit();
+        match exit.wait_for(Option::is_some).await.map(|exit| *exit) {
+            Ok(Some(exit)) => Ok(exit),
+            // Deleted while it was only created.
+            _ => Err(Error::NotFound(format!("container {id}"))),
+        }
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.0.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn pending_execs(&self) -> MutexGuard<'_, PendingExecs> {
+        self.0.pending_execs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The agent, once it has reported in.
+    async fn agent(&self) -> Result<Agent> {
+        let mut ready = self.0.ready.subscribe();
+        let state = ready.wait_for(|r| !matches!(r, Readiness::Booting)).await;
+        match state.as_deref() {
+            Ok(Readiness::Ready(agent)) => Ok(agent.clone()),
+            Ok(Readiness::Failed(reason)) => Err(Error::Machine(reason.clone())),
+            _ => Err(Error::Ended("it is being dropped".into())),
+        }
+    }
+
+    /// Runs `work` to its end, whether or not the caller waits for it.
+    async fn detached<T: Send + 'static>(
+        work: impl Future<Output = Result<T>> + Send + 'static,
+    ) -> Result<T> {
+        let done = tokio::spawn(work).await;
+        done.unwrap_or_else(|e| Err(Error::system("run a task")(std::io::Error::other(e))))
+    }
+}

@@ -1,0 +1,164 @@
+//! Starting and steering processes.
+
+use super::Sandbox;
+use super::containers::named;
+use crate::agent::Agent;
+use crate::error::{Error, Result};
+use crate::event::Exit;
+use crate::io::{OpenIo, Stdio};
+use crate::phase;
+use crate::table::Phase;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// An exec that is registered and not yet started.
+pub(super) struct PendingExec {
+    process_json: Vec<u8>,
+    stdio: Stdio,
+}
+
+/// Registered execs by container and exec id.
+pub(super) type PendingExecs = HashMap<(String, String), PendingExec>;
+
+/// Exit status of an exec that could not be started.
+const NOT_STARTED: u32 = 126;
+
+impl Sandbox {
+    /// Starts a container's init; gives the host pid that stands for it.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], it was started before, or the agent fails.
+    pub async fn start(&self, id: &str) -> Result<u32> {
+        self.table().starting(id, "")?;
+        let (sandbox, id) = (self.clone(), id.to_owned());
+        Self::detached(async move {
+            let started = match sandbox.agent().await {
+                Ok(agent) => agent.start_container(&id).await.map_err(named("start")),
+                Err(error) => Err(error),
+            };
+            phase::mark("container-started", &id);
+            match started {
+                Ok(()) => Ok(sandbox.table().started(&id, "", None)),
+                Err(error) => {
+                    sandbox.table().start_failed(&id, "", NOT_STARTED);
+                    Err(error)
+                }
+            }
+        })
+        .await
+    }
+
+    /// Registers an exec. `process_json` is an OCI `process` object.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::AlreadyExists`], or the container has ended.
+    pub fn add_exec(
+        &self,
+        id: &str,
+        exec: &str,
+        process_json: Vec<u8>,
+        stdio: Stdio,
+    ) -> Result<()> {
+        protocol::ids::check(exec).map_err(|e| Error::InvalidArgument(e.to_string()))?;
+        self.table().add_exec(id, exec)?;
+        let pending = PendingExec { process_json, stdio };
+        self.pending_execs().insert((id.into(), exec.into()), pending);
+        Ok(())
+    }
+
+    /// Starts a registered exec; gives its guest pid.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], it was started before, or the agent fails.
+    pub async fn start_exec(&self, id: &str, exec: &str) -> Result<u32> {
+        self.table().starting(id, exec)?;
+        let (sandbox, id, exec) = (self.clone(), id.to_owned(), exec.to_owned());
+        Self::detached(async move {
+            match sandbox.run_exec(&id, &exec).await {
+                Ok((agent, pid)) => {
+                    let pid = sandbox.table().started(&id, &exec, Some(pid));
+                    phase::mark("exec-started", &id);
+                    tokio::spawn(sandbox.watch_exec(agent, id, exec));
+                    Ok(pid)
+                }
+                Err(error) => {
+                    sandbox.table().start_failed(&id, &exec, NOT_STARTED);
+                    Err(error)
+                }
+            }
+        })
+        .await
+    }
+
+    async fn run_exec(&self, id: &str, exec: &str) -> Result<(Agent, u32)> {
+        let pending = self.pending_execs().remove(&(id.to_owned(), exec.to_owned()));
+        let PendingExec { process_json, stdio } =
+            pending.ok_or_else(|| Error::NotFound(format!("exec {exec} of container {id}")))?;
+        let open = OpenIo::open(stdio).await?;
+        let agent = self.agent().await?;
+        let (numbers, streams) = self.streams(open.wanted()).await?;
+        let io = open.join(streams);
+        let pid = agent.exec(id, exec, process_json, numbers).await.map_err(named("exec"))?;
+        if let Ok(process) = self.table().process(id, exec) {
+            process.io = Some(Arc::new(io));
+        }
+        Ok((agent, pid))
+    }
+
+    /// Drops what was kept to start an exec that is deleted; all of a container's if `exec` is empty.
+    pub(super) fn forget_execs(&self, id: &str, exec: &str) {
+        self.pending_execs().retain(|(i, e), _| i != id || !(exec.is_empty() || e == exec));
+    }
+
+    async fn watch_exec(self, agent: Agent, id: String, exec: String) {
+        let exit = match agent.wait(&id, &exec).await {
+            Ok(status) => Exit::now(status),
+            Err(error) => {
+                tracing::warn!("waiting for exec {exec} of {id}: {}", error.chain());
+                Exit::now(Exit::LOST)
+            }
+        };
+        self.table().exited(&id, &exec, exit);
+    }
+
+    /// Sends a signal to a process; with `all` to every process of the container.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] also for a process that has ended; it was not started, or the agent fails.
+    pub async fn kill(&self, id: &str, exec: &str, signal: u32, all: bool) -> Result<()> {
+        match self.state(id, exec)?.phase {
+            Phase::Stopped(_) => return Err(Error::NotFound("process already finished".into())),
+            Phase::Created if !exec.is_empty() => {
+                return Err(Error::FailedPrecondition("process not created".into()));
+            }
+            _ => {}
+        }
+        self.agent().await?.signal(id, exec, signal, all && exec.is_empty()).await
+    }
+
+    /// Sets the size of a process's terminal. Before an exec is started there is none to set.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], it has ended, or the agent fails.
+    pub async fn resize(&self, id: &str, exec: &str, width: u32, height: u32) -> Result<()> {
+        match self.state(id, exec)?.phase {
+            Phase::Stopped(_) => {
+                return Err(Error::FailedPrecondition("process already finished".into()));
+            }
+            Phase::Created if !exec.is_empty() => return Ok(()),
+            _ => {}
+        }
+        self.agent().await?.resize(id, exec, width, height).await
+    }
+
+    /// Lets a process's standard input end when its last writer has closed it.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`].
+    pub fn close_stdin(&self, id: &str, exec: &str) -> Result<()> {
+        if let Some(io) = &self.table().process(id, exec)?.io {
+            io.close_stdin();
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,42 @@
+//! Ending a sandbox.
+
+use super::{Readiness, Sandbox};
+use crate::phase;
+use std::sync::PoisonError;
+use std::time::Duration;
+
+/// How long the guest may take to sync and power off.
+const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(2);
+
+impl Sandbox {
+    /// Ends the sandbox: the guest syncs and powers off, or is ended; then nothing of it is left.
+    ///
+    /// Any number of callers; all return when it is done.
+    pub async fn stop(&self) {
+        self.0.stopped.get_or_init(|| self.end()).await;
+    }
+
+    async fn end(&self) {
+        phase::mark("sandbox-stop", self.id());
+        let ready = self.0.ready.borrow().clone();
+        if let Readiness::Ready(agent) = ready {
+            let asked = async {
+                if let Err(error) = agent.shutdown(SHUTDOWN_PATIENCE).await {
+                    tracing::debug!("shutdown: {}", error.chain());
+                }
+                self.0.vm.ended().await
+            };
+            if tokio::time::timeout(SHUTDOWN_PATIENCE, asked).await.is_err() {
+                tracing::warn!("the guest did not power off");
+            }
+        }
+        self.0.vm.stop("the sandbox was stopped");
+        self.0.vm.ended().await;
+        let undo = self.0.undo.lock().unwrap_or_else(PoisonError::into_inner).take();
+        for (what, error) in undo.map(crate::undo::Undo::run).unwrap_or_default() {
+            tracing::warn!("stop: {what}: {error}");
+        }
+        self.table().close();
+        phase::mark("sandbox-stopped", self.id());
+    }
+}

@@ -1,0 +1,108 @@
+//! What the configuration means: every value decided, and checked as far as it can be without the machine.
+
+use crate::config::Config;
+use crate::error::{Error, Result};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Decided settings of one sandbox.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// Number of vCPUs, at least 1.
+    pub vcpus: u32,
+    /// Guest memory, MiB.
+    pub memory_mib: u64,
+    /// Guest kernel.
+    pub kernel: PathBuf,
+    /// Guest image.
+    pub image: PathBuf,
+    /// Words added to the kernel command line.
+    pub kernel_params: String,
+    /// From the start of the VMM until its agent has reported in.
+    pub start_timeout: Duration,
+    /// The VMM's program.
+    pub vmm: PathBuf,
+    /// The file server's program.
+    pub file_server: PathBuf,
+    /// Directory of the sandboxes' state.
+    pub state: PathBuf,
+    /// uid that the VMM gives itself.
+    pub uid: u32,
+    /// gid that the VMM gives itself.
+    pub gid: u32,
+}
+
+/// uid and gid of a VMM unless configured: `nobody` by its usual number, which owns no files.
+const NOBODY: u32 = 65534;
+
+/// Least guest memory that a kernel and the agent fit into, MiB.
+const MIN_MEMORY_MIB: u64 = 48;
+
+impl Settings {
+    /// Decides every value of `config`.
+    ///
+    /// # Errors
+    /// A value that can't be right on any machine. What this machine's KVM allows is checked by the VMM.
+    pub fn resolve(config: Config) -> Result<Self> {
+        let Config { machine, paths, jail } = config;
+        let settings = Self {
+            vcpus: machine.vcpus.unwrap_or(1),
+            memory_mib: machine.memory_mib.unwrap_or(128),
+            kernel: machine.kernel.unwrap_or_else(|| "/usr/share/kata-like/vmlinux".into()),
+            image: machine.image.unwrap_or_else(|| "/usr/share/kata-like/guest.img".into()),
+            kernel_params: machine.kernel_params.unwrap_or_default(),
+            start_timeout: Duration::from_secs(machine.start_timeout_seconds.unwrap_or(60)),
+            vmm: paths.vmm.unwrap_or_else(|| "/usr/libexec/kata-like/kata-like-vmm".into()),
+            file_server: paths
+                .file_server
+                .unwrap_or_else(|| "/usr/libexec/kata-like/kata-like-fs".into()),
+            state: paths.state.unwrap_or_else(|| "/run/kata-like".into()),
+            uid: jail.uid.unwrap_or(NOBODY),
+            gid: jail.gid.unwrap_or(NOBODY),
+        };
+        settings.check()?;
+        Ok(settings)
+    }
+
+    fn check(&self) -> Result<()> {
+        if self.vcpus == 0 {
+            return Err(Error::InvalidArgument("machine.vcpus is 0: give at least 1".into()));
+        }
+        if self.memory_mib < MIN_MEMORY_MIB {
+            return Err(Error::InvalidArgument(format!(
+                "machine.memory_mib is {}: the guest needs at least {MIN_MEMORY_MIB}",
+                self.memory_mib
+            )));
+        }
+        if self.start_timeout.is_zero() {
+            return Err(Error::InvalidArgument("machine.start_timeout_seconds is 0".into()));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn resolve(text: &str) -> Result<Settings> {
+        Settings::resolve(toml::from_str(text).unwrap())
+    }
+
+    #[test]
+    fn everything_has_a_default() {
+        let settings = resolve("").unwrap();
+        assert_eq!((settings.vcpus, settings.memory_mib), (1, 128));
+        assert_ne!(settings.uid, 0);
+    }
+
+    #[test]
+    fn values_that_no_machine_can_have_are_named() {
+        for (text, name) in
+            [("[machine]\nvcpus = 0", "vcpus"), ("[machine]\nmemory_mib = 1", "memory_mib")]
+        {
+            let error = resolve(text).unwrap_err();
+            assert!(error.to_string().contains(name), "{error}");
+        }
+    }
+}

@@ -1,0 +1,221 @@
+//! The shared directory of a sandbox: what of the host its guest can see.
+//!
+//! `<sandbox>/shared` is a mount of its own with shared propagation, so that the file server, whose mount
+//! namespace is a slave, sees what is mounted below it later. Per container it holds `rootfs` and `mounts/N`.
+
+use crate::error::{Error, Result};
+use crate::mount_options::MountOptions;
+use crate::paths::SandboxPaths;
+use crate::plan::Bind;
+use crate::undo::Undo;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, unshare};
+use std::fs;
+use std::io;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+
+/// One mount as a snapshotter describes it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RootfsMount {
+    /// File system type, or `bind`.
+    pub fstype: String,
+    /// What `mount(2)` takes.
+    pub source: String,
+    /// Below the root file system; empty for the root itself.
+    pub target: String,
+    /// Options as in fstab.
+    pub options: Vec<String>,
+}
+
+/// Gives the calling process its own mount namespace, which still sees what the host mounts later.
+///
+/// What a sandbox mounts is then seen by nobody else, and is gone when its processes are, however they end.
+/// To be called before there is a second thread.
+///
+/// # Errors
+/// The caller is not root.
+pub fn private_mounts() -> Result<()> {
+    unshare(CloneFlags::CLONE_NEWNS).map_err(Error::system("make a mount namespace"))?;
+    let flags = MsFlags::MS_SLAVE | MsFlags::MS_REC;
+    mount(None::<&str>, "/", None::<&str>, flags, None::<&str>)
+        .map_err(Error::path("stop mount propagation from", "/"))
+}
+
+/// Makes the sandbox's shared directory.
+///
+/// # Errors
+/// The system's answer.
+pub fn make_shared(paths: &SandboxPaths, undo: &mut Undo) -> Result<()> {
+    let dir = paths.shared();
+    fs::create_dir(&dir).map_err(Error::path("make the directory", &dir))?;
+    mount_on(&dir, None, Some(&dir), MsFlags::MS_BIND, None, undo)?;
+    for flags in [MsFlags::MS_PRIVATE, MsFlags::MS_SHARED] {
+        mount(None::<&str>, &dir, None::<&str>, flags, None::<&str>)
+            .map_err(Error::path("set the propagation of", &dir))?;
+    }
+    Ok(())
+}
+
+/// Shows a container's root file system and bind mounts in the shared directory.
+///
+/// # Errors
+/// A mount fails; its source and target are named. What was mounted before is undone when `undo` is.
+pub fn add_container(
+    paths: &SandboxPaths,
+    id: &str,
+    rootfs: &[RootfsMount],
+    binds: &[Bind],
+    undo: &mut Undo,
+) -> Result<()> {
+    let dir = paths.container(id);
+    make_dir(&dir, undo)?;
+    let root = dir.join("rootfs");
+    make_dir(&root, undo)?;
+    for layer in rootfs {
+        mount_rootfs(layer, &root, undo)?;
+    }
+    if binds.is_empty() {
+        return Ok(());
+    }
+    let mounts = dir.join("mounts");
+    make_dir(&mounts, undo)?;
+    for (index, bind) in binds.iter().enumerate() {
+        add_bind(bind, &mounts.join(index.to_string()), undo)?;
+    }
+    Ok(())
+}
+
+fn mount_rootfs(layer: &RootfsMount, root: &Path, undo: &mut Undo) -> Result<()> {
+    let target = match layer.target.trim_start_matches('/') {
+        "" => root.to_path_buf(),
+        below
+            if Path::new(below)
+                .components()
+                .all(|c| matches!(c, std::path::Component::Normal(_))) =>
+        {
+            root.join(below)
+        }
+        other => return Err(Error::InvalidArgument(format!("rootfs mount target {other:?}"))),
+    };
+    let options = MountOptions::parse(&layer.options)?;
+    let is_bind = options.flags.contains(MsFlags::MS_BIND);
+    let fstype = (!is_bind).then_some(layer.fstype.as_str());
+    let source = PathBuf::from(&layer.source);
+    let data = (!options.data.is_empty()).then_some(options.data.as_str());
+    if is_bind {
+        mount_bind(&source, &target, options.flags, undo)
+    } else {
+        mount_on(&target, fstype, Some(&source), options.flags, data, undo)
+    }
+}
+
+/// Binds one file or directory of the host.
+fn add_bind(bind: &Bind, target: &Path, undo: &mut Undo) -> Result<()> {
+    let source = &bind.source;
+    let meta = fs::metadata(source).map_err(Error::path("bind mount", source))?;
+    let kind = meta.file_type();
+    if kind.is_block_device() || kind.is_char_device() {
+        let text = format!("bind mount {}: the guest has no devices of the host", source.display());
+        return Err(Error::InvalidArgument(text));
+    }
+    if meta.is_dir() {
+        make_dir(target, undo)?;
+    } else {
+        fs::File::create_new(target).map_err(Error::path("make the mount point", target))?;
+        let path = target.to_path_buf();
+        undo.push(format!("remove {}", path.display()), move || fs::remove_file(path));
+    }
+    let mut flags = MsFlags::MS_BIND;
+    flags.set(MsFlags::MS_REC, bind.recursive);
+    flags.set(MsFlags::MS_RDONLY, bind.read_only);
+    mount_bind(source, target, flags, undo)
+}
+
+/// A bind mount; the kernel takes its other flags in a second call only.
+fn mount_bind(source: &Path, target: &Path, flags: MsFlags, undo: &mut Undo) -> Result<()> {
+    let bind = flags & (MsFlags::MS_BIND | MsFlags::MS_REC);
+    mount_on(target, None, Some(source), bind, None, undo)?;
+    let rest = flags - bind;
+    if rest.is_empty() {
+        return Ok(());
+    }
+    let flags = rest | MsFlags::MS_BIND | MsFlags::MS_REMOUNT;
+    mount(None::<&str>, target, None::<&str>, flags, None::<&str>)
+        .map_err(Error::path("set the flags of", target))
+}
+
+fn mount_on(
+    target: &Path,
+    fstype: Option<&str>,
+    source: Option<&Path>,
+    flags: MsFlags,
+    data: Option<&str>,
+    undo: &mut Undo,
+) -> Result<()> {
+    mount(source, target, fstype, flags, data).map_err(|error| {
+        let path = source.unwrap_or(target);
+        Error::path(if fstype.is_some() { "mount" } else { "bind mount" }, path)(error)
+    })?;
+    let path = target.to_path_buf();
+    undo.push(format!("unmount {}", path.display()), move || {
+        // Detached: the guest may still hold files of it open when its container is deleted.
+        umount2(&path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW).map_err(io::Error::from)
+    });
+    Ok(())
+}
+
+fn make_dir(dir: &Path, undo: &mut Undo) -> Result<()> {
+    fs::create_dir(dir).map_err(Error::path("make the directory", dir))?;
+    let path = dir.to_path_buf();
+    undo.push(format!("remove {}", path.display()), move || fs::remove_dir(path));
+    Ok(())
+}
+
+/// Unmounts whatever is mounted below `dir`, last mounted first; what fails is logged.
+pub fn unmount_below(dir: &Path) {
+    let Ok(mounts) = fs::read_to_string("/proc/self/mountinfo") else { return };
+    for target in mount_points_below(&mounts, dir).iter().rev() {
+        if let Err(error) = umount2(target, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
+            tracing::warn!("unmount {}: {error}", target.display());
+        }
+    }
+}
+
+/// Removes `dir` with what is in it, but never through a mount: what is mounted there is somebody's.
+///
+/// # Errors
+/// Something is mounted below it, or the system's answer; that it isn't there is none.
+pub fn remove_tree(dir: &Path) -> io::Result<()> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+    if let Some(mount) = mount_points_below(&mounts, dir).first() {
+        let text = format!("{} is still mounted", mount.display());
+        return Err(io::Error::new(io::ErrorKind::ResourceBusy, text));
+    }
+    match fs::remove_dir_all(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+/// The mount points below `dir` in the text of a mountinfo file, in its order.
+fn mount_points_below(mountinfo: &str, dir: &Path) -> Vec<PathBuf> {
+    mountinfo
+        .lines()
+        .filter_map(|line| line.split(' ').nth(4))
+        .map(|field| PathBuf::from(unescape(field)))
+        .filter(|path| path.starts_with(dir))
+        .collect()
+}
+
+/// mountinfo writes blanks and backslashes as `\ooo`.
+fn unescape(field: &str) -> String {
+    let mut out = field.to_owned();
+    for (code, character) in [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")] {
+        out = out.replace(code, character);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,86 @@
+use super::*;
+
+#[test]
+fn mount_points_are_found_below_the_directory_only() {
+    let text = "1 0 8:1 / / rw - ext4 a rw\n\
+                2 1 8:1 / /run/x/shared rw shared:1 - ext4 a rw\n\
+                3 1 8:1 / /run/x/shared/a\\040b rw - ext4 a rw\n\
+                4 1 8:1 / /run/xy rw - ext4 a rw\n";
+    let found = mount_points_below(text, Path::new("/run/x"));
+    assert_eq!(found, [Path::new("/run/x/shared"), Path::new("/run/x/shared/a b")]);
+}
+
+/// Runs `test` in a child with its own mount namespace; skipped where that is not allowed.
+fn in_own_namespace(test: impl FnOnce()) {
+    use nix::sys::wait::{WaitStatus, waitpid};
+    use nix::unistd::{ForkResult, fork};
+    // SAFETY: the child only runs the test and leaves by _exit; other test threads hold no lock it takes.
+    match unsafe { fork() }.unwrap() {
+        ForkResult::Child => {
+            let code = match private_mounts() {
+                Ok(()) => {
+                    std::panic::catch_unwind(std::panic::AssertUnwindSafe(test)).is_err().into()
+                }
+                Err(_) => 0,
+            };
+            // SAFETY: ends the child without running the parent's exit handlers.
+            unsafe { libc::_exit(code) }
+        }
+        ForkResult::Parent { child } => {
+            assert_eq!(waitpid(child, None).unwrap(), WaitStatus::Exited(child, 0));
+        }
+    }
+}
+
+#[test]
+fn a_container_shows_its_root_and_binds_and_leaves_nothing() {
+    in_own_namespace(|| {
+        let dir = tempfile::tempdir().unwrap();
+        let source = dir.path().join("source");
+        fs::create_dir(&source).unwrap();
+        fs::write(source.join("file"), "x").unwrap();
+        let paths = SandboxPaths::new(dir.path(), "ns", "s").unwrap();
+        paths.create().unwrap();
+        let mut sandbox = Undo::new();
+        make_shared(&paths, &mut sandbox).unwrap();
+        let rootfs = RootfsMount {
+            fstype: "bind".into(),
+            source: source.display().to_string(),
+            options: vec!["rbind".into()],
+            ..Default::default()
+        };
+        let binds = [
+            Bind { source: source.clone(), read_only: true, recursive: true },
+            Bind { source: source.join("file"), read_only: false, recursive: false },
+        ];
+        let mut undo = Undo::new();
+        add_container(&paths, "c", &[rootfs], &binds, &mut undo).unwrap();
+        let shown = paths.container("c");
+        fs::write(shown.join("rootfs/file"), "y").unwrap();
+        assert_eq!(fs::read_to_string(shown.join("mounts/1")).unwrap(), "y");
+        assert!(fs::write(shown.join("mounts/0/file"), "z").is_err(), "read-only on the host");
+        assert!(undo.run().is_empty());
+        assert!(!shown.exists());
+        assert!(sandbox.run().is_empty());
+    });
+}
+
+#[test]
+fn a_failed_mount_is_named_and_the_rest_undone() {
+    in_own_namespace(|| {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = SandboxPaths::new(dir.path(), "ns", "s").unwrap();
+        paths.create().unwrap();
+        fs::create_dir(paths.shared()).unwrap();
+        let missing = RootfsMount {
+            source: "/nowhere/rootfs".into(),
+            options: vec!["bind".into()],
+            ..Default::default()
+        };
+        let mut undo = Undo::new();
+        let error = add_container(&paths, "c", &[missing], &[], &mut undo).unwrap_err();
+        assert!(error.chain().contains("/nowhere/rootfs"), "{}", error.chain());
+        drop(undo);
+        assert!(!paths.container("c").exists());
+    });
+}

@@ -1,0 +1,331 @@
+//! The containers and processes of a sandbox and what is legal for them when: a value, no I/O.
+//!
+//! ```text
+//!              create            start                exit
+//!  (reserved) ───────▶ Created ───────▶ Starting ─▶ Running ───▶ Stopped ──▶ (deleted)
+//!                         │  ▲ failed      │                       ▲
+//!                         │  └─────────────┘                       │
+//!                         └──────────────── exit ──────────────────┘
+//! ```
+//!
+//! A change and its event are one step, so the events' order is the changes' order. An exit that is seen
+//! while a start is under way is told after it.
+
+use crate::error::{Error, Result};
+use crate::event::{Event, Exit};
+use crate::io::ProcessIo;
+use crate::undo::Undo;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use tokio::sync::{mpsc, watch};
+
+/// Where a process is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// The id is taken; the process does not exist yet.
+    Reserved,
+    /// It exists and waits (init), or is registered (exec).
+    Created,
+    /// A start is under way.
+    Starting,
+    /// It runs.
+    Running,
+    /// It has ended.
+    Stopped(Exit),
+}
+
+/// One process.
+pub struct Process {
+    /// Where in its life.
+    pub phase: Phase,
+    /// An init's host pid, an exec's guest pid; 0 before there is one.
+    pub pid: u32,
+    /// Its streams once they flow.
+    pub io: Option<Arc<ProcessIo>>,
+    exit: watch::Sender<Option<Exit>>,
+    early_exit: Option<Exit>,
+}
+
+impl Process {
+    fn new(phase: Phase) -> Self {
+        Self { phase, pid: 0, io: None, exit: watch::Sender::new(None), early_exit: None }
+    }
+
+    /// Becomes the exit once there is one.
+    pub fn exit(&self) -> watch::Receiver<Option<Exit>> {
+        self.exit.subscribe()
+    }
+
+    fn is_alive(&self) -> bool {
+        matches!(self.phase, Phase::Starting | Phase::Running)
+    }
+}
+
+struct Container {
+    init: Process,
+    execs: BTreeMap<String, Process>,
+    undo: Option<Undo>,
+    /// Its init has ended, though that is not told before its execs have.
+    ending: bool,
+    deleting: bool,
+}
+
+/// All of a sandbox's containers.
+pub struct Table {
+    containers: BTreeMap<String, Container>,
+    events: Option<mpsc::UnboundedSender<Event>>,
+    ended: Option<String>,
+}
+
+/// What a failed look-up calls the thing.
+fn name(id: &str, exec: &str) -> String {
+    if exec.is_empty() {
+        format!("container {id}")
+    } else {
+        format!("exec {exec} of container {id}")
+    }
+}
+
+fn precondition(id: &str, exec: &str, what: &str) -> Error {
+    Error::FailedPrecondition(format!("{} {what}", name(id, exec)))
+}
+
+impl Table {
+    /// No containers; events go to `events`.
+    pub fn new(events: mpsc::UnboundedSender<Event>) -> Self {
+        Self { containers: BTreeMap::new(), events: Some(events), ended: None }
+    }
+
+    /// Whether there is no container.
+    pub fn is_empty(&self) -> bool {
+        self.containers.is_empty()
+    }
+
+    /// Nothing is told after this.
+    pub fn close(&mut self) {
+        self.events = None;
+    }
+
+    fn tell(&self, event: Event) {
+        if let Some(events) = &self.events {
+            // Whether the owner still listens is its own affair.
+            let _ = events.send(event);
+        }
+    }
+
+    fn container(&mut self, id: &str) -> Result<&mut Container> {
+        let found = self.containers.get_mut(id).filter(|c| c.init.phase != Phase::Reserved);
+        found.ok_or_else(|| Error::NotFound(name(id, "")))
+    }
+
+    /// A process that exists.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`].
+    pub fn process(&mut self, id: &str, exec: &str) -> Result<&mut Process> {
+        let container = self.container(id)?;
+        if exec.is_empty() {
+            return Ok(&mut container.init);
+        }
+        let found = container.execs.get_mut(exec);
+        found.ok_or_else(|| Error::NotFound(name(id, exec)))
+    }
+
+    /// Takes the id of a new container.
+    ///
+    /// # Errors
+    /// [`Error::AlreadyExists`], or [`Error::Ended`] with the sandbox.
+    pub fn reserve(&mut self, id: &str) -> Result<()> {
+        if let Some(reason) = &self.ended {
+            return Err(Error::Ended(reason.clone()));
+        }
+        if self.containers.contains_key(id) {
+            return Err(Error::AlreadyExists(name(id, "")));
+        }
+        let init = Process::new(Phase::Reserved);
+        let execs = BTreeMap::new();
+        let container = Container { init, execs, undo: None, ending: false, deleting: false };
+        self.containers.insert(id.into(), container);
+        Ok(())
+    }
+
+    /// Gives up an id that [`Table::reserve`] took.
+    pub fn release(&mut self, id: &str) {
+        self.containers.remove(id);
+    }
+
+    /// The container exists; from here on the table owns its streams and its undo list.
+    pub fn created(&mut self, id: &str, pid: u32, io: ProcessIo, undo: Undo) {
+        let Some(container) = self.containers.get_mut(id) else { return };
+        container.init.phase = Phase::Created;
+        container.init.pid = pid;
+        container.init.io = Some(Arc::new(io));
+        container.undo = Some(undo);
+        self.tell(Event::Created { id: id.into(), pid });
+        if self.ended.is_some() {
+            self.exited(id, "", Exit::now(Exit::LOST));
+        }
+    }
+
+    /// Registers an exec.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::AlreadyExists`], or the container has ended.
+    pub fn add_exec(&mut self, id: &str, exec: &str) -> Result<()> {
+        let container = self.container(id)?;
+        if matches!(container.init.phase, Phase::Stopped(_)) || container.ending {
+            return Err(precondition(id, "", "is not running"));
+        }
+        if container.execs.contains_key(exec) {
+            return Err(Error::AlreadyExists(name(id, exec)));
+        }
+        container.execs.insert(exec.into(), Process::new(Phase::Created));
+        self.tell(Event::ExecAdded { id: id.into(), exec: exec.into() });
+        Ok(())
+    }
+
+    /// A start begins.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], or the process is not waiting to be started.
+    pub fn starting(&mut self, id: &str, exec: &str) -> Result<()> {
+        if self.container(id)?.ending && !exec.is_empty() {
+            return Err(precondition(id, "", "is not running"));
+        }
+        let process = self.process(id, exec)?;
+        let what = match process.phase {
+            Phase::Created => {
+                process.phase = Phase::Starting;
+                return Ok(());
+            }
+            Phase::Reserved | Phase::Starting => "is being started",
+            Phase::Running => "runs already",
+            Phase::Stopped(_) => "has ended",
+        };
+        Err(precondition(id, exec, what))
+    }
+
+    /// The start that [`Table::starting`] began has worked.
+    pub fn started(&mut self, id: &str, exec: &str, pid: Option<u32>) -> u32 {
+        let Ok(process) = self.process(id, exec) else { return 0 };
+        if process.phase == Phase::Starting {
+            process.phase = Phase::Running;
+        }
+        let pid = *pid.inspect(|&pid| process.pid = pid).get_or_insert(process.pid);
+        let early = process.early_exit.take();
+        let (id, exec) = (id.to_owned(), exec.to_owned());
+        self.tell(if exec.is_empty() {
+            Event::Started { id: id.clone(), pid }
+        } else {
+            Event::ExecStarted { id: id.clone(), exec: exec.clone(), pid }
+        });
+        if let Some(exit) = early {
+            self.exited(&id, &exec, exit);
+        }
+        pid
+    }
+
+    /// The start that [`Table::starting`] began has failed. An init may be tried again; an exec is over,
+    /// without an event, as nothing ever ran.
+    pub fn start_failed(&mut self, id: &str, exec: &str, status: u32) {
+        let Ok(process) = self.process(id, exec) else { return };
+        if process.phase != Phase::Starting {
+            return;
+        }
+        process.phase = Phase::Created;
+        if let Some(exit) = process.early_exit.take() {
+            self.exited(id, exec, exit);
+        } else if !exec.is_empty() {
+            let exit = Exit::now(status);
+            process.phase = Phase::Stopped(exit);
+            process.exit.send_replace(Some(exit));
+        }
+    }
+
+    /// An init has ended: its container takes no more execs. Gives the exits to wait for before it is told.
+    pub fn ending(&mut self, id: &str) -> Vec<watch::Receiver<Option<Exit>>> {
+        let Ok(container) = self.container(id) else { return Vec::new() };
+        container.ending = true;
+        container.execs.values().filter(|p| p.is_alive()).map(Process::exit).collect()
+    }
+
+    /// A process has ended. Only the first report counts. With an init, execs that were not reported are lost.
+    pub fn exited(&mut self, id: &str, exec: &str, exit: Exit) {
+        if exec.is_empty() {
+            self.lose_execs(id);
+        }
+        let Ok(process) = self.process(id, exec) else { return };
+        match process.phase {
+            Phase::Stopped(_) | Phase::Reserved => return,
+            Phase::Starting => {
+                process.early_exit.get_or_insert(exit);
+                return;
+            }
+            Phase::Created | Phase::Running => process.phase = Phase::Stopped(exit),
+        }
+        process.exit.send_replace(Some(exit));
+        let pid = process.pid;
+        self.tell(Event::Exited { id: id.into(), exec: exec.into(), pid, exit });
+    }
+
+    fn lose_execs(&mut self, id: &str) {
+        let Ok(container) = self.container(id) else { return };
+        container.ending = true;
+        let alive = container.execs.iter().filter(|(_, p)| p.is_alive());
+        for exec in alive.map(|(exec, _)| exec.clone()).collect::<Vec<_>>() {
+            self.exited(id, &exec, Exit::now(Exit::LOST));
+        }
+    }
+
+    /// The sandbox has ended: every process in it is lost, and nothing new can be made.
+    pub fn sandbox_ended(&mut self, reason: &str) {
+        self.ended.get_or_insert_with(|| reason.to_owned());
+        for id in self.containers.keys().cloned().collect::<Vec<_>>() {
+            self.exited(&id, "", Exit::now(Exit::LOST));
+        }
+    }
+
+    /// A delete begins.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], or the process runs.
+    pub fn deleting(&mut self, id: &str, exec: &str) -> Result<Phase> {
+        let phase = self.process(id, exec)?.phase;
+        if !matches!(phase, Phase::Created | Phase::Stopped(_)) {
+            return Err(precondition(id, exec, "runs: it must have ended before it is deleted"));
+        }
+        if exec.is_empty() {
+            let container = self.container(id)?;
+            if std::mem::replace(&mut container.deleting, true) {
+                return Err(precondition(id, "", "is being deleted"));
+            }
+        }
+        Ok(phase)
+    }
+
+    /// The container's undo list, to be run.
+    pub fn take_undo(&mut self, id: &str) -> Option<Undo> {
+        self.container(id).ok()?.undo.take()
+    }
+
+    /// The delete that [`Table::deleting`] began is done. Gives the process's pid and exit.
+    pub fn deleted(&mut self, id: &str, exec: &str) -> (u32, Exit) {
+        let process = if exec.is_empty() {
+            self.containers.remove(id).map(|c| c.init)
+        } else {
+            self.container(id).ok().and_then(|c| c.execs.remove(exec))
+        };
+        let (pid, exit) = match process {
+            Some(Process { pid, phase: Phase::Stopped(exit), .. }) => (pid, exit),
+            Some(Process { pid, .. }) => (pid, Exit::now(0)),
+            None => (0, Exit::now(0)),
+        };
+        if exec.is_empty() {
+            self.tell(Event::Deleted { id: id.into(), pid, exit });
+        }
+        (pid, exit)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,170 @@
+use super::*;
+
+struct Fixture {
+    table: Table,
+    events: mpsc::UnboundedReceiver<Event>,
+}
+
+fn with_container() -> Fixture {
+    let (sender, events) = mpsc::unbounded_channel();
+    let mut table = Table::new(sender);
+    table.reserve("c").unwrap();
+    table.created("c", 7, ProcessIo::default(), Undo::new());
+    Fixture { table, events }
+}
+
+fn running() -> Fixture {
+    let mut fixture = with_container();
+    fixture.table.starting("c", "").unwrap();
+    fixture.table.started("c", "", None);
+    fixture
+}
+
+fn running_with_exec() -> Fixture {
+    let mut fixture = running();
+    fixture.table.add_exec("c", "e").unwrap();
+    fixture.table.starting("c", "e").unwrap();
+    fixture.table.started("c", "e", Some(42));
+    fixture
+}
+
+impl Fixture {
+    fn told(&mut self) -> Vec<&'static str> {
+        let mut out = Vec::new();
+        while let Ok(event) = self.events.try_recv() {
+            out.push(match event {
+                Event::Created { .. } => "created",
+                Event::Started { .. } => "started",
+                Event::ExecAdded { .. } => "exec-added",
+                Event::ExecStarted { .. } => "exec-started",
+                Event::Exited { exec, .. } if exec.is_empty() => "exited",
+                Event::Exited { .. } => "exec-exited",
+                Event::Deleted { .. } => "deleted",
+            });
+        }
+        out
+    }
+}
+
+fn code<T>(result: Result<T>) -> ttrpc::Code {
+    result.map(drop).unwrap_err().code()
+}
+
+use ttrpc::Code::{ALREADY_EXISTS, FAILED_PRECONDITION, NOT_FOUND, UNAVAILABLE};
+
+#[test]
+fn an_id_is_taken_from_the_moment_it_is_reserved_but_not_there() {
+    let (sender, _events) = mpsc::unbounded_channel();
+    let mut table = Table::new(sender);
+    table.reserve("c").unwrap();
+    assert_eq!(code(table.reserve("c")), ALREADY_EXISTS);
+    assert_eq!(code(table.process("c", "").map(drop)), NOT_FOUND);
+    table.release("c");
+    table.reserve("c").unwrap();
+}
+
+#[test]
+fn a_life_in_order() {
+    let mut f = running_with_exec();
+    f.table.exited("c", "e", Exit::now(1));
+    assert_eq!(f.table.deleted("c", "e").1.status, 1);
+    f.table.exited("c", "", Exit::now(3));
+    f.table.deleting("c", "").unwrap();
+    let (pid, exit) = f.table.deleted("c", "");
+    assert_eq!((pid, exit.status), (7, 3));
+    let all =
+        ["created", "started", "exec-added", "exec-started", "exec-exited", "exited", "deleted"];
+    assert_eq!(f.told(), all);
+    assert_eq!(code(f.table.deleting("c", "")), NOT_FOUND);
+}
+
+#[test]
+fn an_exit_during_the_start_is_told_after_it() {
+    let mut f = with_container();
+    f.table.starting("c", "").unwrap();
+    f.table.exited("c", "", Exit::now(0));
+    assert_eq!(f.told(), ["created"]);
+    f.table.started("c", "", None);
+    assert_eq!(f.told(), ["started", "exited"]);
+}
+
+#[test]
+fn an_exit_is_told_once() {
+    let mut f = running();
+    f.told();
+    f.table.exited("c", "", Exit::now(0));
+    f.table.exited("c", "", Exit::now(9));
+    f.table.sandbox_ended("late");
+    assert_eq!(f.told(), ["exited"]);
+    assert_eq!(f.table.deleted("c", "").1.status, 0);
+}
+
+#[test]
+fn inits_exit_is_the_last_of_its_container() {
+    let mut f = running_with_exec();
+    f.told();
+    assert_eq!(f.table.ending("c").len(), 1);
+    assert_eq!(code(f.table.add_exec("c", "late")), FAILED_PRECONDITION);
+    f.table.exited("c", "", Exit::now(0));
+    assert_eq!(f.told(), ["exec-exited", "exited"]);
+}
+
+#[test]
+fn the_end_of_the_sandbox_is_the_end_of_all() {
+    let mut f = running_with_exec();
+    f.told();
+    f.table.sandbox_ended("the VMM was killed by signal 9");
+    assert_eq!(f.told(), ["exec-exited", "exited"]);
+    assert_eq!(code(f.table.reserve("d")), UNAVAILABLE);
+    assert!(
+        matches!(f.table.process("c", "").unwrap().phase, Phase::Stopped(e) if e.status == 137)
+    );
+}
+
+#[test]
+fn a_container_whose_sandbox_ended_before_it_was_there_is_lost_too() {
+    let (sender, events) = mpsc::unbounded_channel();
+    let mut f = Fixture { table: Table::new(sender), events };
+    f.table.reserve("c").unwrap();
+    f.table.sandbox_ended("gone");
+    f.table.created("c", 7, ProcessIo::default(), Undo::new());
+    assert_eq!(f.told(), ["created", "exited"]);
+}
+
+#[test]
+fn a_running_process_is_not_deleted_nor_started_again() {
+    let mut f = running_with_exec();
+    assert_eq!(code(f.table.deleting("c", "")), FAILED_PRECONDITION);
+    assert_eq!(code(f.table.deleting("c", "e")), FAILED_PRECONDITION);
+    assert_eq!(code(f.table.starting("c", "")), FAILED_PRECONDITION);
+    assert_eq!(code(f.table.add_exec("c", "e")), ALREADY_EXISTS);
+    assert_eq!(code(f.table.starting("c", "other")), NOT_FOUND);
+}
+
+#[test]
+fn two_deletes_at_once_are_one() {
+    let mut f = with_container();
+    f.table.deleting("c", "").unwrap();
+    assert_eq!(code(f.table.deleting("c", "")), FAILED_PRECONDITION);
+}
+
+#[test]
+fn a_failed_exec_is_over_without_an_exit_event() {
+    let mut f = running();
+    f.table.add_exec("c", "e").unwrap();
+    f.told();
+    f.table.starting("c", "e").unwrap();
+    let exit = f.table.process("c", "e").unwrap().exit();
+    f.table.start_failed("c", "e", 127);
+    assert_eq!(exit.borrow().map(|e| e.status), Some(127));
+    assert_eq!(f.told(), [""; 0]);
+    f.table.deleting("c", "e").unwrap();
+}
+
+#[test]
+fn a_failed_init_may_be_tried_again() {
+    let mut f = with_container();
+    f.table.starting("c", "").unwrap();
+    f.table.start_failed("c", "", 127);
+    f.table.starting("c", "").unwrap();
+}

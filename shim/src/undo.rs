@@ -1,0 +1,84 @@
+//! Every acquisition pushes its undo; rollback and delete run the same list.
+
+use std::io;
+
+/// What takes back one acquisition.
+type Step = Box<dyn FnOnce() -> io::Result<()> + Send>;
+
+/// A list of undo steps. Dropped, it runs them, last acquired first: an early return rolls back.
+#[derive(Default)]
+pub struct Undo {
+    steps: Vec<(String, Step)>,
+}
+
+impl Undo {
+    /// An empty list.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds the undo of something just acquired; `what` names it in errors.
+    pub fn push(
+        &mut self,
+        what: impl Into<String>,
+        step: impl FnOnce() -> io::Result<()> + Send + 'static,
+    ) {
+        self.steps.push((what.into(), Box::new(step)));
+    }
+
+    /// Runs all steps, last acquired first. A failing step does not stop the others.
+    pub fn run(mut self) -> Vec<(String, io::Error)> {
+        self.unwind()
+    }
+
+    fn unwind(&mut self) -> Vec<(String, io::Error)> {
+        let mut failed = Vec::new();
+        while let Some((what, step)) = self.steps.pop() {
+            if let Err(error) = step() {
+                failed.push((what, error));
+            }
+        }
+        failed
+    }
+}
+
+impl Drop for Undo {
+    fn drop(&mut self) {
+        for (what, error) in self.unwind() {
+            tracing::warn!("undo {what}: {error}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::{Arc, Mutex};
+
+    fn list(log: &Arc<Mutex<Vec<u8>>>) -> Undo {
+        let mut undo = Undo::new();
+        for n in 1..=3 {
+            let log = log.clone();
+            undo.push(format!("step {n}"), move || {
+                log.lock().unwrap().push(n);
+                if n == 2 { Err(io::Error::other("no")) } else { Ok(()) }
+            });
+        }
+        undo
+    }
+
+    #[test]
+    fn steps_run_backwards_and_failures_are_all_told() {
+        let log = Arc::default();
+        let failed = list(&log).run();
+        assert_eq!(*log.lock().unwrap(), [3, 2, 1]);
+        assert_eq!(failed.iter().map(|(what, _)| what.as_str()).collect::<Vec<_>>(), ["step 2"]);
+    }
+
+    #[test]
+    fn an_early_return_rolls_back() {
+        let log = Arc::default();
+        drop(list(&log));
+        assert_eq!(*log.lock().unwrap(), [3, 2, 1]);
+    }
+}

@@ -1,0 +1,138 @@
+//! The VMM and the file server of one sandbox: started together, watched together, ended together.
+
+mod control;
+mod spawn;
+mod supervise;
+
+use crate::error::{Error, Result};
+use crate::paths::SandboxPaths;
+use crate::persist::ProcessId;
+use crate::plan;
+use crate::settings::Settings;
+pub use control::Control;
+use protocol::control::{BootTimes, Command};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::sync::Arc;
+pub use supervise::{Ended, Helpers};
+use tokio::net::UnixStream;
+use tokio::sync::{mpsc, watch};
+
+/// What a machine says while it lives.
+#[derive(Debug)]
+pub enum Notice {
+    /// The vCPUs run.
+    Running(BootTimes),
+    /// The guest connected to a host port.
+    Accepted {
+        /// The port.
+        port: u32,
+        /// The stream.
+        stream: OwnedFd,
+    },
+    /// A line of a helper's standard error.
+    Said {
+        /// Which helper.
+        who: &'static str,
+        /// Its standard error.
+        stream: tokio::process::ChildStderr,
+    },
+}
+
+/// A running machine. Dropping the last clone does not end it: [`Vm::stop`] does.
+#[derive(Debug, Clone)]
+pub struct Vm {
+    control: Arc<Control>,
+    stop: mpsc::UnboundedSender<String>,
+    ended: watch::Receiver<Option<Ended>>,
+}
+
+impl Vm {
+    /// Starts the file server and the VMM, and watches them until they have ended.
+    ///
+    /// Gives the machine, what it will say, and the two processes.
+    ///
+    /// # Errors
+    /// A program can't be started, or the system is out of something.
+    pub fn launch(
+        settings: &Settings,
+        paths: &SandboxPaths,
+    ) -> Result<(Self, mpsc::UnboundedReceiver<Notice>, [ProcessId; 2])> {
+        let (fs_ours, fs_theirs) =
+            StdUnixStream::pair().map_err(Error::system("make the file server's socket"))?;
+        let shared = paths.shared();
+        let file_server = spawn::helper(
+            &settings.file_server,
+            &["--shared-dir".as_ref(), shared.as_os_str()],
+            fs_theirs.into(),
+        )?;
+        let (control, control_theirs) = Control::pair()?;
+        let vmm = spawn::helper(&settings.vmm, &[], control_theirs)?;
+        let ids = [ProcessId::of_child(&vmm)?, ProcessId::of_child(&file_server)?];
+        let config = plan::machine(settings, paths.console_log());
+        let boot = Command::Boot(Box::new(config));
+        let helpers = Helpers { vmm, file_server };
+        let (vm, notices) = Self::supervised(control, Some(helpers), (boot, fs_ours.into()));
+        Ok((vm, notices, ids))
+    }
+
+    /// A machine behind a control socket whose processes are somebody else's: the tests' stub.
+    pub fn from_control(control: Control) -> (Self, mpsc::UnboundedReceiver<Notice>) {
+        let nothing = StdUnixStream::pair().map(|(a, _)| a.into());
+        let boot = nothing.map(|fd: OwnedFd| (Command::Counters, fd));
+        match boot {
+            Ok(boot) => Self::supervised(control, None, boot),
+            Err(_) => unreachable!("a test is out of descriptors"),
+        }
+    }
+
+    fn supervised(
+        control: Control,
+        helpers: Option<Helpers>,
+        boot: (Command, OwnedFd),
+    ) -> (Self, mpsc::UnboundedReceiver<Notice>) {
+        let control = Arc::new(control);
+        let (stop, stop_requests) = mpsc::unbounded_channel();
+        let (notices, notices_out) = mpsc::unbounded_channel();
+        let (ended_in, ended) = watch::channel(None);
+        let watched = control.clone();
+        tokio::spawn(async move {
+            let end = supervise::run(&watched, helpers, boot, stop_requests, notices).await;
+            tracing::info!("machine ended: {}", end.reason);
+            ended_in.send_replace(Some(end));
+        });
+        (Self { control, stop, ended }, notices_out)
+    }
+
+    /// A stream to a port of the guest. That it was refused shows in its end.
+    ///
+    /// # Errors
+    /// The machine has ended.
+    pub async fn connect(&self, port: u32) -> Result<UnixStream> {
+        let (ours, theirs) =
+            StdUnixStream::pair().map_err(Error::system("make a stream's socket pair"))?;
+        ours.set_nonblocking(true).map_err(Error::system("make a stream non-blocking"))?;
+        let ours = UnixStream::from_std(ours).map_err(Error::system("watch a stream"))?;
+        let sent = self.control.send(&Command::Connect { port }, &[theirs.as_fd()]).await;
+        sent.map_err(|error| match self.ended.borrow().as_ref() {
+            Some(end) => Error::Ended(end.reason.clone()),
+            None => Error::Ended(error.to_string()),
+        })?;
+        Ok(ours)
+    }
+
+    /// Asks for the end of the machine; `why` becomes the reason unless it has ended already.
+    pub fn stop(&self, why: impl Into<String>) {
+        // A failed send means that it has ended.
+        let _ = self.stop.send(why.into());
+    }
+
+    /// Waits until both processes are gone.
+    pub async fn ended(&self) -> Ended {
+        let mut ended = self.ended.clone();
+        match ended.wait_for(Option::is_some).await.as_deref() {
+            Ok(Some(end)) => end.clone(),
+            _ => Ended { reason: "the supervisor is gone".into(), expected: false },
+        }
+    }
+}

@@ -1,0 +1,55 @@
+//! Starting the two helper processes of a sandbox.
+
+use crate::error::{Error, Result};
+use nix::sys::signal::Signal;
+use std::ffi::OsStr;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::path::Path;
+use std::process::Stdio;
+use tokio::process::{Child, Command};
+
+/// The descriptor at which both helpers find their socket.
+const SOCKET_FD: RawFd = protocol::control::CONTROL_FD;
+
+/// Starts `program` with `socket` at descriptor 3, its standard error piped, everything else closed.
+///
+/// It is killed when the calling *thread* ends (until it changes its identity), so that thread must live
+/// as long as the sandbox.
+///
+/// # Errors
+/// The program can't be started; it is named.
+pub fn helper(program: &Path, args: &[&OsStr], socket: OwnedFd) -> Result<Child> {
+    let mut command = Command::new(program);
+    command
+        .args(args)
+        .current_dir("/")
+        .env_clear()
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
+    let fd = socket.as_raw_fd();
+    let parent = nix::unistd::getpid();
+    // SAFETY: the closure makes only system calls that are allowed between fork and exec, and doesn't allocate.
+    unsafe {
+        command.pre_exec(move || {
+            nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
+            if nix::unistd::getppid() != parent {
+                return Err(nix::Error::ESRCH.into());
+            }
+            place_socket(fd)
+        });
+    }
+    let child = command.spawn().map_err(Error::path("start", program))?;
+    drop(socket);
+    Ok(child)
+}
+
+/// Gives `fd` the number [`SOCKET_FD`], open across exec.
+fn place_socket(fd: RawFd) -> std::io::Result<()> {
+    // SAFETY: dup2 and fcntl on descriptors of this process; what was at SOCKET_FD is close-on-exec anyway.
+    let done = unsafe {
+        if fd == SOCKET_FD { libc::fcntl(fd, libc::F_SETFD, 0) } else { libc::dup2(fd, SOCKET_FD) }
+    };
+    if done < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
+}
