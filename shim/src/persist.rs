@@ -49,13 +49,7 @@ impl ProcessId {
 
     /// A descriptor of the process if it is still the same one and lives.
     fn open(self) -> Option<OwnedFd> {
-        // SAFETY: pidfd_open takes two integers and makes a new descriptor.
-        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, self.pid, 0) };
-        if fd < 0 {
-            return None;
-        }
-        // SAFETY: the kernel has just made it for this process; nothing else owns it.
-        let fd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
+        let fd = pidfd_open(self.pid)?;
         // Read after the descriptor was taken: from here on it can't become another process.
         (Self::of(self.pid).ok() == Some(self)).then_some(fd)
     }
@@ -70,19 +64,28 @@ impl ProcessId {
     /// Gives whether it was gone within `patience`.
     pub fn kill(self, patience: Duration) -> bool {
         let Some(fd) = self.open() else { return true };
-        // SAFETY: pidfd_send_signal on a descriptor that is open; no pointers but null.
-        let sent = unsafe {
-            let none = std::ptr::null::<libc::siginfo_t>();
-            let signal = Signal::SIGKILL as i32;
-            libc::syscall(libc::SYS_pidfd_send_signal, fd.as_raw_fd(), signal, none, 0)
-        };
-        sent == 0 && wait(&fd, patience)
+        pidfd_kill(&fd) && wait(&fd, patience)
     }
 
     /// Waits until it is gone; gives whether it was within `patience`.
     pub fn wait(self, patience: Duration) -> bool {
         self.open().is_none_or(|fd| wait(&fd, patience))
     }
+}
+
+fn pidfd_open(pid: i32) -> Option<OwnedFd> {
+    // SAFETY: pidfd_open takes two integers and makes a new descriptor.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    // SAFETY: if it is one, the kernel has just made it for this process; nothing else owns it.
+    (fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+fn pidfd_kill(pidfd: &OwnedFd) -> bool {
+    let (signal, none) = (Signal::SIGKILL as i32, std::ptr::null::<libc::siginfo_t>());
+    // SAFETY: the descriptor is open, and the only pointer is null, which asks for the usual signal.
+    let sent =
+        unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, none, 0) };
+    sent == 0
 }
 
 fn wait(pidfd: &OwnedFd, patience: Duration) -> bool {

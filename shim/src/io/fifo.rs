@@ -155,14 +155,12 @@ async fn open_with_reader(path: &Path) -> io::Result<File> {
     let mut open = tokio::task::spawn_blocking(move || {
         OpenOptions::new().write(true).custom_flags(libc::O_CLOEXEC).open(waited)
     });
-    let file = match tokio::time::timeout(READER_PATIENCE, &mut open).await {
-        Ok(opened) => opened.map_err(io::Error::other)??,
-        Err(_) => {
-            // Being a reader ourselves for a moment lets the waiting thread go.
-            let _ = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
-            return Err(io::Error::new(io::ErrorKind::TimedOut, "nobody has opened it to read"));
-        }
+    let Ok(opened) = tokio::time::timeout(READER_PATIENCE, &mut open).await else {
+        // Being a reader ourselves for a moment lets the waiting thread go.
+        let _ = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+        return Err(io::Error::new(io::ErrorKind::TimedOut, "nobody has opened it to read"));
     };
+    let file = opened.map_err(io::Error::other)??;
     // The blocking descriptor is opened anew, non-blocking, while its reader is known to be there.
     let reopened =
         OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC).open(path);

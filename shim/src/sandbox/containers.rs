@@ -11,7 +11,7 @@ use crate::storage::{self, RootfsMount};
 use crate::table::Phase;
 use crate::undo::Undo;
 use protocol::ports::{self, StreamPreamble};
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::io::AsyncWriteExt;
@@ -224,10 +224,10 @@ fn rootfs_or_directory(
         return rootfs;
     }
     let directory = spec.root().as_ref().map(|root| root.path().clone());
-    directory.into_iter().map(bind).collect()
+    directory.iter().map(|directory| bind(directory)).collect()
 }
 
-fn bind(directory: PathBuf) -> RootfsMount {
+fn bind(directory: &Path) -> RootfsMount {
     RootfsMount {
         source: directory.display().to_string(),
         options: vec!["rbind".into(), "rw".into()],

@@ -142,3 +142,6 @@ impl Sandbox {
         done.unwrap_or_else(|e| Err(Error::system("run a task")(std::io::Error::other(e))))
     }
 }
+
+#[cfg(test)]
+mod tests;

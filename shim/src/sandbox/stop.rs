@@ -1,6 +1,7 @@
 //! Ending a sandbox.
 
 use super::{Readiness, Sandbox};
+use crate::error::Error;
 use crate::phase;
 use std::sync::PoisonError;
 use std::time::Duration;
@@ -21,10 +22,11 @@ impl Sandbox {
         let ready = self.0.ready.borrow().clone();
         if let Readiness::Ready(agent) = ready {
             let asked = async {
-                if let Err(error) = agent.shutdown(SHUTDOWN_PATIENCE).await {
-                    tracing::debug!("shutdown: {}", error.chain());
+                match agent.shutdown(SHUTDOWN_PATIENCE).await {
+                    // The connection may end before the answer.
+                    Ok(()) | Err(Error::Ended(_)) => drop(self.0.vm.ended().await),
+                    Err(error) => tracing::warn!("shutdown: {}", error.chain()),
                 }
-                self.0.vm.ended().await
             };
             if tokio::time::timeout(SHUTDOWN_PATIENCE, asked).await.is_err() {
                 tracing::warn!("the guest did not power off");

@@ -46,6 +46,9 @@ enum Cause {
     FileServer(ExitStatus),
 }
 
+/// What the VMM and the file server exited with; none of one that had to be killed.
+type Statuses = Option<[Option<ExitStatus>; 2]>;
+
 /// Boots the machine, forwards what it says, and returns when it and its processes are gone.
 pub async fn run(
     control: &Control,
@@ -72,7 +75,7 @@ pub async fn run(
         let _ = timeout(GRACE, control.send(&Command::Stop, &[])).await;
     }
     let statuses = match helpers {
-        Some(helpers) => Some(end(helpers, matches!(cause, Cause::Silent(_))).await),
+        Some(helpers) => Some(end(helpers).await),
         None => None,
     };
     let cause = match cause {
@@ -154,7 +157,7 @@ async fn last_words(control: &Control) -> Option<Cause> {
 }
 
 /// Both exits. Who does not end within [`GRACE`] is killed, and then has no status of its own making.
-async fn end(mut helpers: Helpers, _silent: bool) -> [Option<ExitStatus>; 2] {
+async fn end(mut helpers: Helpers) -> [Option<ExitStatus>; 2] {
     let vmm = end_one(&mut helpers.vmm).await;
     let file_server = end_one(&mut helpers.file_server).await;
     [vmm, file_server]
@@ -170,7 +173,7 @@ async fn end_one(child: &mut Child) -> Option<ExitStatus> {
     None
 }
 
-fn describe(cause: Cause, statuses: Option<[Option<ExitStatus>; 2]>) -> Ended {
+fn describe(cause: Cause, statuses: Statuses) -> Ended {
     let [vmm, file_server] = statuses.unwrap_or_default();
     let unexpected = |reason: String| Ended { reason, expected: false };
     // A signal that was not ours explains more than what the other side noticed of it.
@@ -209,13 +212,13 @@ fn signalled(who: &str, signal: i32) -> String {
 mod tests {
     use super::*;
 
-    fn status(raw: i32) -> Option<ExitStatus> {
-        Some(ExitStatus::from_raw(raw))
+    fn statuses(vmm: i32, file_server: i32) -> Statuses {
+        Some([vmm, file_server].map(|raw| Some(ExitStatus::from_raw(raw))))
     }
 
     #[test]
     fn a_forbidden_system_call_is_called_by_its_name() {
-        let end = describe(Cause::Silent(None), Some([status(libc::SIGSYS), status(0)]));
+        let end = describe(Cause::Silent(None), statuses(libc::SIGSYS, 0));
         assert_eq!(end.reason, "the VMM was killed by seccomp: forbidden system call");
         assert!(!end.expected);
     }
@@ -223,7 +226,7 @@ mod tests {
     #[test]
     fn a_dead_file_server_is_the_reason_although_the_vmm_noticed_first() {
         let noticed = Cause::Said(ExitReason::Internal("vhost-user".into()));
-        let end = describe(noticed, Some([status(1 << 8), status(libc::SIGKILL)]));
+        let end = describe(noticed, statuses(1 << 8, libc::SIGKILL));
         assert_eq!(end.reason, "the file server was killed by signal 9");
     }
 

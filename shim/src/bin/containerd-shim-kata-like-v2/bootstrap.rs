@@ -73,9 +73,9 @@ impl Start {
     }
 
     fn from_params(params: BootstrapParams, flags: &Flags, ttrpc_env: Option<String>) -> Self {
-        let options = params.extensions.iter().filter_map(|e| e.value.as_ref());
+        let mut options = params.extensions.iter().filter_map(|e| e.value.as_ref());
         Self {
-            config: options.filter_map(config_path).next(),
+            config: options.find_map(config_path),
             debug: flags.debug || params.log_level.value() <= LEVEL_DEBUG,
             socket_dir: match params.socket_dir {
                 Some(dir) if !dir.is_empty() => dir.into(),

@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::io::{ErrorKind, IsTerminal, Read, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
@@ -32,11 +32,11 @@ pub fn run(flags: &Flags) -> anyhow::Result<()> {
     let sandbox = sandbox_of(Path::new("config.json"), &flags.id)?;
     let socket = start.socket_dir.join(socket_name(&flags.address, &flags.namespace, &sandbox));
     let address = format!("unix://{}", socket.display());
-    if let Some(listener) = listen(&socket)? {
-        if let Err(error) = spawn_server(flags, &start, &sandbox, &socket, listener.into()) {
-            let _ = std::fs::remove_file(&socket);
-            return Err(error);
-        }
+    if let Some(listener) = listen(&socket)?
+        && let Err(error) = spawn_server(flags, &start, &sandbox, &socket, &listener)
+    {
+        let _ = std::fs::remove_file(&socket);
+        return Err(error);
     }
     write_address(&address)?;
     std::io::stdout().write_all(&bootstrap::answer(start.form, &address)?)?;
@@ -105,7 +105,7 @@ fn spawn_server(
     start: &Start,
     sandbox: &str,
     socket: &Path,
-    listener: OwnedFd,
+    listener: &UnixListener,
 ) -> anyhow::Result<()> {
     let program = std::env::current_exe().context("find this program")?;
     let mut command = Command::new(program);

@@ -1,0 +1,356 @@
+//! A sandbox whose VMM and agent are played by the test: the control socket and the ttrpc service are real.
+
+use super::*;
+use crate::event::Event;
+use crate::io::Endpoint;
+use crate::vm::Control;
+use protocol::agent as api;
+use protocol::agent_ttrpc::{Agent as AgentService, create_agent};
+use protocol::control::{self, Command, Event as VmEvent, ExitReason};
+use protocol::ports;
+use std::collections::HashMap;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::time::Duration;
+use tokio::sync::{Notify, mpsc};
+use ttrpc::asynchronous::{Server, TtrpcContext};
+
+/// A guest: containers run until they are signalled; what is written to STDIO streams is given back.
+#[derive(Default)]
+struct Guest {
+    exits: Mutex<HashMap<String, Arc<Exiting>>>,
+}
+
+#[derive(Default)]
+struct Exiting {
+    status: Mutex<Option<u32>>,
+    changed: Notify,
+}
+
+impl Guest {
+    fn process(&self, id: &str, exec: &str) -> Arc<Exiting> {
+        self.exits.lock().unwrap().entry(format!("{id}/{exec}")).or_default().clone()
+    }
+}
+
+fn refused<T>(code: ttrpc::Code, text: &str) -> ttrpc::Result<T> {
+    Err(ttrpc::Error::RpcStatus(ttrpc::get_status(code, text)))
+}
+
+#[async_trait::async_trait]
+impl AgentService for Guest {
+    async fn setup_sandbox(
+        &self,
+        _: &TtrpcContext,
+        request: api::SetupSandboxRequest,
+    ) -> ttrpc::Result<api::Empty> {
+        assert!(request.entropy.len() >= 32 && request.entropy != vec![0; 32]);
+        Ok(api::Empty::new())
+    }
+
+    async fn create_container(
+        &self,
+        _: &TtrpcContext,
+        request: api::CreateContainerRequest,
+    ) -> ttrpc::Result<api::ProcessStarted> {
+        let spec: Spec = serde_json::from_slice(&request.spec_json).unwrap();
+        if spec.process().as_ref().unwrap().args().as_ref().unwrap()[0] == "missing" {
+            return refused(ttrpc::Code::INVALID_ARGUMENT, "exec: \"missing\": not found");
+        }
+        Ok(api::ProcessStarted { pid: 9, ..Default::default() })
+    }
+
+    async fn start_container(
+        &self,
+        _: &TtrpcContext,
+        _: api::ContainerRef,
+    ) -> ttrpc::Result<api::Empty> {
+        Ok(api::Empty::new())
+    }
+
+    async fn exec_process(
+        &self,
+        _: &TtrpcContext,
+        request: api::ExecProcessRequest,
+    ) -> ttrpc::Result<api::ProcessStarted> {
+        if request.process_json == b"missing" {
+            return refused(ttrpc::Code::INVALID_ARGUMENT, "not found");
+        }
+        Ok(api::ProcessStarted { pid: 21, ..Default::default() })
+    }
+
+    async fn signal_process(
+        &self,
+        _: &TtrpcContext,
+        request: api::SignalProcessRequest,
+    ) -> ttrpc::Result<api::Empty> {
+        let process = self.process(&request.container_id, &request.exec_id);
+        *process.status.lock().unwrap() = Some(128 + request.signal);
+        process.changed.notify_waiters();
+        Ok(api::Empty::new())
+    }
+
+    async fn wait_process(
+        &self,
+        _: &TtrpcContext,
+        request: api::ProcessRef,
+    ) -> ttrpc::Result<api::ProcessExit> {
+        let process = self.process(&request.container_id, &request.exec_id);
+        loop {
+            let changed = process.changed.notified();
+            if let Some(exit_status) = *process.status.lock().unwrap() {
+                return Ok(api::ProcessExit { exit_status, ..Default::default() });
+            }
+            changed.await;
+        }
+    }
+
+    async fn delete_container(
+        &self,
+        _: &TtrpcContext,
+        _: api::ContainerRef,
+    ) -> ttrpc::Result<api::Empty> {
+        Ok(api::Empty::new())
+    }
+
+    async fn delete_process(
+        &self,
+        _: &TtrpcContext,
+        _: api::ProcessRef,
+    ) -> ttrpc::Result<api::Empty> {
+        Ok(api::Empty::new())
+    }
+}
+
+/// The VMM's side: joins streams to the guest's server or echoes them, until the socket ends or `end` is sent.
+fn play_vmm(socket: OwnedFd, rpc: std::path::PathBuf) {
+    let log = UnixStream::pair().unwrap();
+    control::send(&socket, &VmEvent::Accepted { port: ports::LOG }, &[log.1.as_fd()]).unwrap();
+    let mut streams = Vec::new();
+    while let Ok((command, fds)) = control::receive::<Command>(&socket) {
+        match command {
+            Command::Connect { port } => {
+                let host = UnixStream::from(fds.into_iter().next().unwrap());
+                let guest = (port == ports::RPC).then(|| UnixStream::connect(&rpc).unwrap());
+                streams.push(host.try_clone().unwrap());
+                join(host, guest);
+            }
+            Command::Stop => {
+                let reason = ExitReason::Stopped;
+                control::send(&socket, &VmEvent::Exited { reason }, &[]).unwrap();
+                break;
+            }
+            _ => {}
+        }
+    }
+    for stream in streams {
+        let _ = stream.shutdown(std::net::Shutdown::Both);
+    }
+}
+
+/// Copies both ways, or back.
+fn join(host: UnixStream, guest: Option<UnixStream>) {
+    let copy = |mut from: UnixStream, mut to: UnixStream| {
+        std::thread::spawn(move || {
+            let _ = std::io::copy(&mut from, &mut to);
+            let _ = to.shutdown(std::net::Shutdown::Write);
+        });
+    };
+    let dup = |stream: &UnixStream| stream.try_clone().unwrap();
+    match guest {
+        Some(guest) => {
+            copy(dup(&host), dup(&guest));
+            copy(guest, host);
+        }
+        None => drop(host),
+    }
+}
+
+struct Fixture {
+    sandbox: Sandbox,
+    events: mpsc::UnboundedReceiver<Event>,
+    vmm: OwnedFd,
+    _server: Server,
+    dir: tempfile::TempDir,
+}
+
+/// A sandbox whose guest has reported in.
+async fn fixture() -> Fixture {
+    let dir = tempfile::tempdir().unwrap();
+    let rpc = dir.path().join("rpc");
+    let listener = UnixListener::bind(&rpc).unwrap();
+    let server = Server::new().register_service(create_agent(Arc::new(Guest::default())));
+    let mut server = server.add_listener(listener.try_into().unwrap());
+    server.start().await.unwrap();
+
+    let (control, theirs) = Control::pair().unwrap();
+    let vmm = theirs.try_clone().unwrap();
+    std::thread::spawn(move || play_vmm(theirs, rpc));
+    let (vm, notices) = Vm::from_control(control);
+    let paths = SandboxPaths::new(dir.path(), "ns", "s").unwrap();
+    paths.create().unwrap();
+    std::fs::create_dir(paths.shared()).unwrap();
+    let (sender, events) = mpsc::unbounded_channel();
+    let sandbox = Sandbox::around("s".into(), paths, (vm, 77), Undo::new(), sender);
+    sandbox.clone().boot(notices, "host".into(), Duration::from_secs(20));
+    Fixture { sandbox, events, vmm, _server: server, dir }
+}
+
+impl Fixture {
+    fn container(&self, id: &str, command: &str) -> NewContainer {
+        let spec = serde_json::json!({
+            "ociVersion": "1.2.0",
+            "root": {"path": self.dir.path()},
+            "process": {"user": {"uid": 0, "gid": 0}, "cwd": "/", "args": [command]},
+        });
+        // A file system that needs no rights to be shown: none.
+        NewContainer {
+            id: id.into(),
+            spec: serde_json::from_value(spec).unwrap(),
+            rootfs: Vec::new(),
+            stdio: Stdio::default(),
+        }
+    }
+
+    async fn told(&mut self, count: usize) -> Vec<String> {
+        let mut out = Vec::new();
+        while out.len() < count {
+            let event = tokio::time::timeout(Duration::from_secs(20), self.events.recv()).await;
+            out.push(match event.expect("an event is missing").unwrap() {
+                Event::Created { id, pid } => format!("created {id} {pid}"),
+                Event::Started { id, pid } => format!("started {id} {pid}"),
+                Event::ExecAdded { id, exec } => format!("added {id}/{exec}"),
+                Event::ExecStarted { id, exec, pid } => format!("started {id}/{exec} {pid}"),
+                Event::Exited { id, exec, exit, .. } => {
+                    format!("exited {id}/{exec} {}", exit.status)
+                }
+                Event::Deleted { id, exit, .. } => format!("deleted {id} {}", exit.status),
+            });
+        }
+        out
+    }
+}
+
+/// Mounting needs rights that a test may not have.
+fn may_mount() -> bool {
+    nix::unistd::Uid::effective().is_root()
+        && std::process::Command::new("unshare")
+            .args(["-m", "true"])
+            .status()
+            .is_ok_and(|s| s.success())
+}
+
+#[tokio::test]
+async fn the_life_of_a_container_with_an_exec() {
+    if !may_mount() {
+        return;
+    }
+    let mut f = fixture().await;
+    let pid = f.sandbox.create(f.container("c", "sh")).await.unwrap();
+    assert_eq!(pid, 77);
+    f.sandbox.start("c").await.unwrap();
+    f.sandbox.add_exec("c", "e", b"{}".to_vec(), Stdio::default()).unwrap();
+    assert_eq!(f.sandbox.start_exec("c", "e").await.unwrap(), 21);
+    f.sandbox.kill("c", "e", 9, false).await.unwrap();
+    assert_eq!(f.sandbox.wait("c", "e").await.unwrap().status, 137);
+    f.sandbox.delete("c", "e").await.unwrap();
+    let early = f.sandbox.delete("c", "").await.unwrap_err();
+    assert_eq!(early.code(), ttrpc::Code::FAILED_PRECONDITION);
+    f.sandbox.kill("c", "", 15, true).await.unwrap();
+    assert_eq!(f.sandbox.wait("c", "").await.unwrap().status, 143);
+    let late = f.sandbox.kill("c", "", 15, true).await.unwrap_err();
+    assert_eq!(late.code(), ttrpc::Code::NOT_FOUND);
+    assert_eq!(f.sandbox.delete("c", "").await.unwrap().1.status, 143);
+    let again = f.sandbox.delete("c", "").await.unwrap_err();
+    assert_eq!(again.code(), ttrpc::Code::NOT_FOUND);
+    f.sandbox.stop().await;
+    let all = [
+        "created c 77",
+        "started c 77",
+        "added c/e",
+        "started c/e 21",
+        "exited c/e 137",
+        "exited c/ 143",
+        "deleted c 143",
+    ];
+    assert_eq!(f.told(7).await, all);
+    assert!(f.events.recv().await.is_none(), "nothing is told after the end");
+}
+
+#[tokio::test]
+async fn a_refused_create_leaves_nothing_and_says_why() {
+    if !may_mount() {
+        return;
+    }
+    let f = fixture().await;
+    let error = f.sandbox.create(f.container("c", "missing")).await.unwrap_err();
+    assert_eq!(error.to_string(), "OCI runtime create failed: exec: \"missing\": not found");
+    assert!(!f.sandbox.0.paths.container("c").exists());
+    assert!(f.sandbox.is_empty());
+    f.sandbox.create(f.container("c", "sh")).await.unwrap();
+    f.sandbox.stop().await;
+}
+
+#[tokio::test]
+async fn a_refused_exec_can_be_deleted() {
+    if !may_mount() {
+        return;
+    }
+    let f = fixture().await;
+    f.sandbox.create(f.container("c", "sh")).await.unwrap();
+    f.sandbox.start("c").await.unwrap();
+    f.sandbox.add_exec("c", "e", b"missing".to_vec(), Stdio::default()).unwrap();
+    let error = f.sandbox.start_exec("c", "e").await.unwrap_err();
+    assert_eq!(error.to_string(), "OCI runtime exec failed: not found");
+    f.sandbox.delete("c", "e").await.unwrap();
+    assert_eq!(f.sandbox.state("c", "e").unwrap_err().code(), ttrpc::Code::NOT_FOUND);
+    f.sandbox.stop().await;
+}
+
+#[tokio::test]
+async fn a_dead_machine_is_told_once_with_its_reason() {
+    if !may_mount() {
+        return;
+    }
+    let mut f = fixture().await;
+    f.sandbox.create(f.container("c", "sh")).await.unwrap();
+    f.sandbox.start("c").await.unwrap();
+    let reason = ExitReason::GuestPanic;
+    control::send(&f.vmm, &VmEvent::Exited { reason }, &[]).unwrap();
+    assert_eq!(f.sandbox.wait("c", "").await.unwrap().status, 137);
+    assert_eq!(f.told(3).await, ["created c 77", "started c 77", "exited c/ 137"]);
+    let refused = f.sandbox.create(f.container("d", "sh")).await.unwrap_err();
+    assert!(refused.to_string().contains("the guest kernel panicked"), "{refused}");
+    f.sandbox.delete("c", "").await.unwrap();
+    assert_eq!(f.told(1).await, ["deleted c 137"]);
+    f.sandbox.stop().await;
+}
+
+#[tokio::test]
+async fn what_a_failed_start_says_reaches_the_creator() {
+    let (control, vmm) = Control::pair().unwrap();
+    let (vm, notices) = Vm::from_control(control);
+    let dir = tempfile::tempdir().unwrap();
+    let paths = SandboxPaths::new(dir.path(), "ns", "s").unwrap();
+    let (sender, _events) = mpsc::unbounded_channel();
+    let sandbox = Sandbox::around("s".into(), paths, (vm, 1), Undo::new(), sender);
+    sandbox.clone().boot(notices, String::new(), Duration::from_secs(20));
+    let failed = VmEvent::Failed { error: "no /dev/kvm".into(), remedy: "load kvm".into() };
+    control::send(&vmm, &failed, &[]).unwrap();
+    let error = sandbox.agent().await.err().unwrap();
+    assert_eq!(error.to_string(), "the virtual machine did not start: no /dev/kvm (load kvm)");
+    sandbox.stop().await;
+}
+
+#[tokio::test]
+async fn a_path_that_is_no_stream_is_named() {
+    if !may_mount() {
+        return;
+    }
+    let f = fixture().await;
+    let mut new = f.container("c", "sh");
+    new.stdio.stdin = Endpoint::Path("/nowhere/stdin".into());
+    let error = f.sandbox.create(new).await.unwrap_err();
+    assert!(error.chain().contains("/nowhere/stdin"), "{}", error.chain());
+    f.sandbox.stop().await;
+}
