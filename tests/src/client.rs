@@ -119,6 +119,20 @@ impl Client {
     /// # Errors
     /// When it can't be started or the connection breaks.
     pub fn exec(&self, exec: Exec, stdin: Option<Box<dyn Read + Send>>) -> Result<i32> {
+        self.exec_to(exec, stdin, &mut std::io::stdout(), &mut std::io::stderr())
+    }
+
+    /// As [`Client::exec`], with the output to where the caller says.
+    ///
+    /// # Errors
+    /// As [`Client::exec`].
+    pub fn exec_to(
+        &self,
+        exec: Exec,
+        stdin: Option<Box<dyn Read + Send>>,
+        out: &mut dyn Write,
+        err: &mut dyn Write,
+    ) -> Result<i32> {
         let mut stream = self.request(&Request::Exec(exec))?;
         let mut input = stream.try_clone()?;
         std::thread::spawn(move || {
@@ -132,7 +146,7 @@ impl Client {
             }
             wire::write_frame(&mut input, Kind::StdinEnd, &[])
         });
-        let status = carry(&mut stream, &mut std::io::stdout(), &mut std::io::stderr());
+        let status = carry(&mut stream, out, err);
         let _ = stream.shutdown(Shutdown::Both); // wakes the thread above, if it still writes
         status
     }
@@ -143,10 +157,8 @@ impl Client {
     /// As [`Client::exec`].
     pub fn output(&self, argv: &[&str]) -> Result<(i32, String, String)> {
         let argv = argv.iter().map(|&s| s.to_owned()).collect();
-        let mut stream = self.request(&Request::Exec(Exec { argv, ..Exec::default() }))?;
-        wire::write_frame(&mut stream, Kind::StdinEnd, &[])?;
         let (mut out, mut err) = (Vec::new(), Vec::new());
-        let status = carry(&mut stream, &mut out, &mut err)?;
+        let status = self.exec_to(Exec { argv, ..Exec::default() }, None, &mut out, &mut err)?;
         let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
         Ok((status, text(out), text(err)))
     }

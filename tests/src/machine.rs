@@ -6,6 +6,7 @@ use crate::qemu::{self, Files, Start};
 use crate::qmp::Qmp;
 use crate::root::{Root, run};
 use anyhow::{Context, Result, bail};
+use kata_like_rootfs_builder::cpio::{self, Entry, Kind};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
@@ -244,30 +245,28 @@ fn spawn(files: &Files<'_>, start: Start) -> Result<Client> {
 
 /// The module for the disk, busybox to mount it, and what goes along to `/run/lab`.
 fn write_initramfs(file: &Path, root: &Root, agent: &[u8]) -> Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    let tree = file.with_extension("tree");
-    for name in ["bin", "dev", "root", "lab"] {
-        std::fs::create_dir_all(tree.join(name))?;
-    }
     let source = root.dir.join("root");
-    std::fs::copy(source.join("usr/bin/busybox"), tree.join("bin/busybox"))?;
-    std::os::unix::fs::symlink("busybox", tree.join("bin/sh"))?;
     let modules = source.join("usr/lib/modules").join(root.kernel_version()?);
-    std::fs::copy(modules.join("kernel/drivers/block/virtio_blk.ko"), tree.join("virtio_blk.ko"))?;
-    for (path, bytes) in [("init", INITRAMFS_INIT), ("lab/init", INIT), ("lab/lab-agent", agent)] {
-        std::fs::write(tree.join(path), bytes)?;
-        std::fs::set_permissions(tree.join(path), PermissionsExt::from_mode(0o755))?;
+    let read = |path: PathBuf| std::fs::read(&path).with_context(|| path.display().to_string());
+    let busybox = read(source.join("usr/bin/busybox"))?;
+    let disk_driver = read(modules.join("kernel/drivers/block/virtio_blk.ko"))?;
+    let mut archive = cpio::Writer::new(std::fs::File::create(file)?);
+    for path in ["bin", "dev", "root", "lab"] {
+        archive.append(&Entry { path, mode: 0o755, kind: Kind::Directory })?;
     }
-    let archive = std::fs::File::create(file)?;
-    let status = Command::new("sh")
-        .args(["-c", "find . | cpio --quiet -o -H newc"])
-        .current_dir(&tree)
-        .stdout(archive)
-        .status()?;
-    if !status.success() {
-        bail!("cpio failed ({status}): `cargo xtask setup` installs it");
+    let files: [(&str, &[u8]); 6] = [
+        ("bin/busybox", &busybox),
+        ("bin/sh", &busybox),
+        ("virtio_blk.ko", &disk_driver),
+        ("init", INITRAMFS_INIT),
+        ("lab/init", INIT),
+        ("lab/lab-agent", agent),
+    ];
+    for (path, bytes) in files {
+        archive.append(&Entry { path, mode: 0o755, kind: Kind::File(bytes) })?;
     }
-    cache::remove(&tree)
+    archive.finish()?;
+    Ok(())
 }
 
 /// Builds and freezes the lab unless that is done; `agent` is the lab's agent, static.

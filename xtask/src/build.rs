@@ -1,7 +1,7 @@
 //! Builds the product: static binaries, guest image, guest kernel; and collects them as they are installed.
 
+use ::lab::cache::Step;
 use anyhow::{Context, Result, bail};
-use lab::cache::Step;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -23,7 +23,8 @@ pub fn workspace() -> PathBuf {
     own.parent().unwrap_or(own).to_owned()
 }
 
-fn target_dir() -> PathBuf {
+/// Where everything is built.
+pub fn target_dir() -> PathBuf {
     workspace().join("target")
 }
 
@@ -89,7 +90,7 @@ pub fn lab_program(name: &str) -> Result<PathBuf> {
 }
 
 /// Cargo for the checkout, whatever target folder or flags the caller's environment names.
-fn cargo() -> Command {
+pub fn cargo() -> Command {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.current_dir(workspace()).env_remove("CARGO_TARGET_DIR").env_remove("RUSTFLAGS");
     cargo

@@ -1,11 +1,11 @@
 //! `cargo xtask lab …`: the machine in which KVM is real, for people.
 
 use crate::build;
+use ::lab::client::Client;
+use ::lab::machine::Lab;
+use ::lab::wire::Exec;
 use anyhow::{Context, Result, bail};
 use clap::Subcommand;
-use lab::client::Client;
-use lab::machine::Lab;
-use lab::wire::Exec;
 use std::io::{IsTerminal, Read};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -73,7 +73,7 @@ pub fn run(command: Command) -> Result<i32> {
         }
         Command::Logs { lines } => return logs(&lab.client()?, lines),
         Command::Down => lab.down()?,
-        Command::Freeze => lab::machine::freeze_ahead(&build::lab_program("lab-agent")?)?,
+        Command::Freeze => ::lab::machine::freeze_ahead(&build::lab_program("lab-agent")?)?,
     }
     Ok(0)
 }

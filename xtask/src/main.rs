@@ -1,7 +1,10 @@
 //! The project's own commands; `make` calls them, and so may you: `cargo xtask --help`.
 
 mod build;
+mod demo;
+mod e2e;
 mod lab;
+mod suites;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -21,12 +24,27 @@ enum Command {
     /// The machine in which KVM is real
     #[command(subcommand)]
     Lab(lab::Command),
+    /// Run end-to-end tests in the lab
+    E2e(e2e::Arguments),
+    /// Run every test: formatting, lints, unit tests, end-to-end tests
+    Test {
+        /// Only tests whose name contains this
+        filter: Option<String>,
+    },
+    /// Check formatting and lints
+    Lint,
+    /// Build everything and run a container on it
+    Demo,
 }
 
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Build => build::product().map(|()| 0),
         Command::Lab(command) => lab::run(command),
+        Command::E2e(arguments) => e2e::run(&arguments).map(suites::Count::status),
+        Command::Test { filter } => suites::test(filter.as_deref()).map(suites::Count::status),
+        Command::Lint => suites::lint().map(suites::Count::status),
+        Command::Demo => demo::run().map(|()| 0),
     };
     finish(result)
 }

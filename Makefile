@@ -1,0 +1,29 @@
+# make run     set everything up and run a container in its own virtual machine
+# make test    all tests; FILTER=words for some
+# make lint    formatting and lints
+# make bench   measure against runc, write docs/benchmarks.*
+# make clean-lab   take the lab down and forget what was cached
+
+XTASK := cargo xtask
+CACHE := $(or $(KATA_LIKE_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/kata-like)
+
+.PHONY: run test lint bench setup clean-lab
+
+run: setup
+	@$(XTASK) demo
+
+test: setup
+	@$(XTASK) test $(FILTER)
+
+lint: setup
+	@$(XTASK) lint
+
+bench: setup
+	@$(XTASK) bench
+
+setup:
+	@bash xtask/setup.sh
+
+clean-lab:
+	@$(XTASK) lab down
+	rm -rf "$(CACHE)"

@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# Installs what building and testing needs and this machine lacks; says what, or what to do instead.
+set -euo pipefail
+
+# What a command or file comes from, in Debian.
+needed=(
+  cc:gcc ld:binutils make:make flex:flex bison:bison bc:bc lz4:lz4 xz:xz-utils perl:perl # guest kernel
+  /usr/include/gelf.h:libelf-dev
+  /usr/lib/x86_64-linux-gnu/libcap-ng.a:libcap-ng-dev                                     # file server
+  /usr/lib/x86_64-linux-gnu/libseccomp.a:libseccomp-dev
+  mmdebstrap:mmdebstrap mke2fs:e2fsprogs tar:tar                                          # lab
+  /usr/share/keyrings/debian-archive-keyring.gpg:debian-archive-keyring
+)
+
+say() { printf '[setup] %s\n' "$*" >&2; }
+stop() { say "$*"; exit 1; }
+
+present() {
+  case $1 in
+    /*) [ -e "$1" ] ;;
+    *) PATH=$PATH:/usr/sbin:/sbin command -v "$1" > /dev/null ;;
+  esac
+}
+
+[ "$(uname -m)" = x86_64 ] || stop "this builds on x86_64 only, for now"
+command -v cargo > /dev/null ||
+  stop "no cargo found: install Rust 1.85 or newer with rustup, then start again"
+command -v go > /dev/null ||
+  stop "no go found: install Go 1.26.6 or newer (for the newest containerd in the lab), then start again"
+
+missing=()
+for pair in "${needed[@]}"; do
+  present "${pair%%:*}" || missing+=("${pair#*:}")
+done
+[ ${#missing[@]} -gt 0 ] || exit 0
+command -v apt-get > /dev/null ||
+  stop "missing: ${missing[*]} (as Debian calls them); install them, then start again"
+[ "$(id -u)" = 0 ] || stop "run this first: sudo apt-get install -y ${missing[*]}"
+say "installing with apt-get: ${missing[*]}"
+export DEBIAN_FRONTEND=noninteractive
+apt-get install -y -qq "${missing[@]}" > /dev/null 2>&1 ||
+  { apt-get update -qq && apt-get install -y -qq "${missing[@]}" > /dev/null; }

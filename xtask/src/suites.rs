@@ -1,0 +1,147 @@
+//! All tests, one after another, and their sum.
+
+use crate::{build, e2e};
+use anyhow::{Context, Result};
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
+use std::time::Instant;
+
+/// How many tests passed and failed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Count {
+    /// Passed.
+    pub passed: u32,
+    /// Failed.
+    pub failed: u32,
+}
+
+impl Count {
+    /// One check.
+    fn of(passed: bool) -> Self {
+        Self { passed: u32::from(passed), failed: u32::from(!passed) }
+    }
+
+    /// The exit status: good only when something ran and nothing failed.
+    pub fn status(self) -> i32 {
+        i32::from(self.failed > 0 || self.passed == 0)
+    }
+}
+
+impl std::ops::Add for Count {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self { passed: self.passed + other.passed, failed: self.failed + other.failed }
+    }
+}
+
+impl std::iter::Sum for Count {
+    fn sum<I: Iterator<Item = Self>>(counts: I) -> Self {
+        counts.fold(Self::default(), |a, b| a + b)
+    }
+}
+
+/// Runs every suite, or of each what `filter` names; the last line is the sum.
+///
+/// # Errors
+/// When a suite can't be run at all; tests that fail are counted.
+pub fn test(filter: Option<&str>) -> Result<Count> {
+    let start = Instant::now();
+    let mut sum = Count::default();
+    if filter.is_none() {
+        sum = sum + lint()?;
+    }
+    sum = sum + unit(filter)?;
+    let arguments = e2e::Arguments::all(filter);
+    // What can't be built or brought up is a failure to be told beside the others.
+    sum = sum
+        + e2e::run(&arguments).unwrap_or_else(|error| {
+            println!("error: {error:#}");
+            Count::of(false)
+        });
+    println!("all suites took {} s", start.elapsed().as_secs());
+    println!("{} passed, {} failed", sum.passed, sum.failed);
+    Ok(sum)
+}
+
+/// Checks formatting and lints of the whole workspace.
+///
+/// # Errors
+/// When cargo can't be run.
+pub fn lint() -> Result<Count> {
+    let checks: [(&str, &[&str]); 2] = [
+        ("formatting", &["fmt", "--all", "--check"]),
+        ("lints", &["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"]),
+    ];
+    let check = |(name, arguments): (&str, &[&str])| -> Result<Count> {
+        println!("[{name}] … (usually 10 s, from nothing 2 minutes)");
+        let status = build::cargo().args(arguments).status().context("cargo")?;
+        println!("[{name}] {}", if status.success() { "ok" } else { "FAILED" });
+        Ok(Count::of(status.success()))
+    };
+    checks.into_iter().map(check).sum()
+}
+
+/// Runs the workspace's unit tests.
+fn unit(filter: Option<&str>) -> Result<Count> {
+    println!("[unit tests] … (usually 1 minute, from nothing 4)");
+    let mut cargo = build::cargo();
+    cargo.args(["test", "--workspace", "--no-fail-fast"]).args(filter).stdout(Stdio::piped());
+    let mut child = cargo.spawn().context("cargo")?;
+    let output = child.stdout.take().context("cargo's output")?;
+    let mut sum = Count::default();
+    for line in BufReader::new(output).lines() {
+        let line = line?;
+        if let Some(count) = libtest_result(&line) {
+            sum = sum + count;
+        }
+        if !line.is_empty() && !line.ends_with("... ok") {
+            println!("{line}");
+        }
+    }
+    // What doesn't compile has no result line.
+    if !child.wait()?.success() && sum.failed == 0 {
+        sum.failed = 1;
+    }
+    println!("[unit tests] {} passed, {} failed", sum.passed, sum.failed);
+    Ok(sum)
+}
+
+/// The counts in `test result: ok. 3 passed; 0 failed; …`.
+fn libtest_result(line: &str) -> Option<Count> {
+    let rest = line.strip_prefix("test result: ")?;
+    let number = |what: &str| -> Option<u32> {
+        rest.split([';', '.']).find_map(|part| part.trim().strip_suffix(what)?.trim().parse().ok())
+    };
+    Some(Count { passed: number("passed")?, failed: number("failed")? })
+}
+
+/// The counts in `3 passed, 0 failed`.
+pub fn plain_result(line: &str) -> Option<Count> {
+    let (passed, failed) = line.trim().strip_suffix(" failed")?.split_once(" passed, ")?;
+    Some(Count { passed: passed.parse().ok()?, failed: failed.parse().ok()? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_are_read_and_nothing_else_is() {
+        let line =
+            "test result: FAILED. 12 passed; 3 failed; 1 ignored; 0 measured; finished in 0.02s";
+        assert_eq!(libtest_result(line), Some(Count { passed: 12, failed: 3 }));
+        assert_eq!(plain_result("7 passed, 0 failed"), Some(Count { passed: 7, failed: 0 }));
+        for other in ["test a::result: ok", "12 passed", "failed: x", "all passed, 0 failed"] {
+            assert_eq!(libtest_result(other), None);
+            assert_eq!(plain_result(other), None);
+        }
+    }
+
+    #[test]
+    fn running_nothing_is_no_success() {
+        assert_ne!(Count::default().status(), 0);
+        assert_eq!(Count { passed: 1, failed: 0 }.status(), 0);
+        assert_ne!(Count { passed: 9, failed: 1 }.status(), 0);
+    }
+}
