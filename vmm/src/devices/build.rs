@@ -1,13 +1,17 @@
 //! From a `MachineConfig` to the machine's virtio devices, with everything opened that they need.
 
-use super::events::{self, EventReceiver};
+use super::blk::Disk;
+use super::events::{self, EventReceiver, EventSender};
+use super::fs::SharedDir;
 use super::rng::Rng;
+use super::vsock::{Connector, Vsock};
 use crate::io_loop::IoLoop;
 use crate::virtio::VirtioDevice;
 use crate::virtio::mmio::MmioTransport;
-use protocol::machine::MachineConfig;
+use protocol::machine::{DiskConfig, FsConfig, MachineConfig};
 use std::io;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::Arc;
 use vm_memory::GuestMemoryMmap;
 
@@ -21,6 +25,8 @@ pub struct Devices {
     pub loops: Vec<IoLoop>,
     /// What the devices report: streams that the guest opened, and faults.
     pub events: EventReceiver,
+    /// Joins sockets to ports of the guest; `None` without a vsock device.
+    pub vsock: Option<Connector>,
 }
 
 /// Why a device can't be built. The display names the thing; see [`BuildError::remedy`].
@@ -35,6 +41,26 @@ pub enum BuildError {
         #[source]
         source: io::Error,
     },
+    /// A disk's file can't be used.
+    #[error("disk {}", path.display())]
+    Disk {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: super::blk::DiskError,
+    },
+    /// A shared directory's configuration can't be used.
+    #[error("shared directory {tag:?}: {reason}")]
+    SharedDir {
+        /// The mount tag.
+        tag: String,
+        /// What is wrong.
+        reason: &'static str,
+    },
+    /// A context id that no guest may have (virtio 1.3 §5.10.4).
+    #[error("vsock context id {0} is reserved")]
+    BadCid(u32),
 }
 
 impl BuildError {
@@ -42,6 +68,13 @@ impl BuildError {
     pub fn remedy(&self) -> &'static str {
         match self {
             Self::Resources { .. } => "raise the limit of open files (RLIMIT_NOFILE) of the VMM",
+            Self::Disk { .. } => {
+                "give a raw image file or a block device, of a multiple of 512 bytes, that can be opened"
+            }
+            Self::SharedDir { .. } => {
+                "give a tag of 1 to 36 bytes and the index of a connected vhost-user socket"
+            }
+            Self::BadCid(_) => "use a context id of 3 or more",
         }
     }
 }
@@ -55,19 +88,39 @@ pub fn build(
     fds: Vec<OwnedFd>,
     memory: &GuestMemoryMmap,
 ) -> Result<Devices, BuildError> {
-    let (sender, events) =
-        events::channel().map_err(|source| BuildError::Resources { device: "events", source })?;
+    let (sender, events) = events::channel().map_err(|e| resources("events", e))?;
     let mut builder = Builder { memory, sender, transports: Vec::new(), loops: Vec::new() };
     let shared = builder.new_loop("io")?;
     builder.add("rng", Box::new(Rng), shared)?;
-    drop((config, fds));
+    let mut vsock = None;
+    if let Some(config) = &config.vsock {
+        if config.guest_cid < 3 || config.guest_cid == u32::MAX {
+            return Err(BuildError::BadCid(config.guest_cid));
+        }
+        let ports = config.host_ports.clone();
+        let (device, connector) = Vsock::new(config.guest_cid, ports, builder.sender.clone())
+            .map_err(|e| resources("vsock", e))?;
+        builder.add("vsock", Box::new(device), shared)?;
+        vsock = Some(connector);
+    }
+    for disk in &config.disks {
+        builder.add_disk(disk)?;
+    }
+    let mut fds: Vec<Option<OwnedFd>> = fds.into_iter().map(Some).collect();
+    for dir in &config.shared_dirs {
+        builder.add_shared_dir(dir, &mut fds)?;
+    }
     let Builder { transports, loops, .. } = builder;
-    Ok(Devices { transports, loops, events })
+    Ok(Devices { transports, loops, events, vsock })
+}
+
+fn resources(device: &'static str, source: io::Error) -> BuildError {
+    BuildError::Resources { device, source }
 }
 
 struct Builder<'a> {
     memory: &'a GuestMemoryMmap,
-    sender: events::EventSender,
+    sender: EventSender,
     transports: Vec<Arc<MmioTransport>>,
     loops: Vec<IoLoop>,
 }
@@ -75,8 +128,7 @@ struct Builder<'a> {
 impl Builder<'_> {
     /// Adds a loop; returns its index.
     fn new_loop(&mut self, name: &'static str) -> Result<usize, BuildError> {
-        let io = IoLoop::new(name, self.sender.clone())
-            .map_err(|source| BuildError::Resources { device: name, source })?;
+        let io = IoLoop::new(name, self.sender.clone()).map_err(|e| resources(name, e))?;
         self.loops.push(io);
         Ok(self.loops.len() - 1)
     }
@@ -88,8 +140,33 @@ impl Builder<'_> {
         io: usize,
     ) -> Result<(), BuildError> {
         let transport = MmioTransport::new(device, self.memory.clone(), self.loops[io].handle())
-            .map_err(|source| BuildError::Resources { device: name, source })?;
+            .map_err(|e| resources(name, e))?;
         self.transports.push(Arc::new(transport));
         Ok(())
+    }
+
+    /// A disk has a loop of its own: its reads and writes block.
+    fn add_disk(&mut self, config: &DiskConfig) -> Result<(), BuildError> {
+        let disk = Disk::open(&config.path, config.read_only, &config.serial)
+            .map_err(|source| BuildError::Disk { path: config.path.clone(), source })?;
+        let io = self.new_loop("blk")?;
+        self.add("blk", Box::new(disk), io)
+    }
+
+    /// A shared directory has a loop of its own: the handshake with its server blocks.
+    fn add_shared_dir(
+        &mut self,
+        config: &FsConfig,
+        fds: &mut [Option<OwnedFd>],
+    ) -> Result<(), BuildError> {
+        let refuse = |reason| BuildError::SharedDir { tag: config.tag.clone(), reason };
+        let socket = fds
+            .get_mut(config.socket_fd)
+            .and_then(Option::take)
+            .ok_or_else(|| refuse("its socket did not come with the configuration"))?;
+        let dir = SharedDir::new(&config.tag, socket)
+            .ok_or_else(|| refuse("the tag is empty or longer than 36 bytes"))?;
+        let io = self.new_loop("fs")?;
+        self.add("fs", Box::new(dir), io)
     }
 }

@@ -1,10 +1,13 @@
 //! Devices of the machine: each a front and a worker.
 
+pub mod blk;
 pub mod build;
 pub mod console;
 pub mod events;
+pub mod fs;
 pub mod i8042;
 pub mod rng;
+pub mod vsock;
 pub mod serial;
 
 use crate::virtio::RestoreError;
@@ -34,4 +37,12 @@ fn restore_state<T: DeserializeOwned>(
     let Versioned { version, state } =
         serde_json::from_value(value.clone()).map_err(|e| misfit(e.to_string()))?;
     if version == STATE_VERSION { Ok(state) } else { Err(misfit(format!("version {version}"))) }
+}
+
+/// Reads from a configuration space; what lies outside reads as zero.
+fn read_config(space: &[u8], offset: u64, data: &mut [u8]) {
+    data.fill(0);
+    let start = usize::try_from(offset).map_or(space.len(), |o| o.min(space.len()));
+    let len = data.len().min(space.len() - start);
+    data[..len].copy_from_slice(&space[start..start + len]);
 }

@@ -71,6 +71,12 @@ impl ActiveQueue {
         self.queue.disable_notification(memory).map_err(ChainError::Ring)
     }
 
+    /// Notifies the worker as the driver would: to go on after others had their turn.
+    pub fn notify_again(&self) {
+        // Fails only when the counter is full: then it is readable.
+        let _ = self.notify.write(1);
+    }
+
     /// Clears the notification; there may have been none.
     pub fn drain_notification(&self) {
         // Non-blocking: the only error is that the counter is zero already.

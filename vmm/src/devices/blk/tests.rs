@@ -1,0 +1,224 @@
+use super::*;
+use crate::virtio::testing::{Dice, TestQueue, activation, hostile_chains, memory};
+use std::io::Write;
+use std::os::fd::AsRawFd;
+use vm_memory::GuestMemoryMmap;
+
+const SECTORS: u64 = 64;
+const OK: u8 = 0;
+const IO_ERROR: u8 = 1;
+const UNSUPPORTED: u8 = 2;
+
+/// A disk in memory whose sectors are filled with their number.
+struct Rig {
+    memory: GuestMemoryMmap,
+    queue: TestQueue,
+    disk: Disk,
+    worker: BlkWorker,
+}
+
+fn image() -> File {
+    let fd = nix::sys::memfd::memfd_create(c"disk", nix::sys::memfd::MFdFlags::MFD_CLOEXEC);
+    let mut file = File::from(fd.unwrap());
+    for sector in 0..SECTORS {
+        file.write_all(&[sector as u8; SECTOR as usize]).unwrap();
+    }
+    file
+}
+
+impl Rig {
+    fn new(read_only: bool) -> Self {
+        let file = image();
+        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+        let disk = Disk::open(Path::new(&path), read_only, "serial-1").unwrap();
+        let memory = memory();
+        let queue = TestQueue::new(&memory, 0x10_0000, 256);
+        let worker = BlkWorker {
+            requests: queue.active(),
+            memory: memory.clone(),
+            interrupt: activation(&memory, &[], 0).1,
+            file: disk.file.clone(),
+            sectors: disk.sectors,
+            read_only,
+            id: disk.id(),
+        };
+        Self { memory, queue, disk, worker }
+    }
+
+    /// Sends a request; returns its status, the bytes reported as written, and the data that came back.
+    fn request(&mut self, kind: u32, sector: u64, out: &[u8], room: usize) -> (u8, u32, Vec<u8>) {
+        let mut header = [0; 16];
+        header[..4].copy_from_slice(&kind.to_le_bytes());
+        header[8..].copy_from_slice(&sector.to_le_bytes());
+        let readable: &[&[u8]] = if out.is_empty() { &[&header] } else { &[&header, out] };
+        let writable: &[usize] = if room == 0 { &[1] } else { &[room, 1] };
+        let addresses = self.queue.send(readable, writable);
+        self.worker.serve().unwrap();
+        let (_, written) = self.queue.used().unwrap();
+        let data = if room == 0 { Vec::new() } else { self.queue.read(addresses[0], room) };
+        (self.queue.read(addresses[addresses.len() - 1], 1)[0], written, data)
+    }
+
+    fn contents(&self, sector: u64) -> [u8; 512] {
+        let mut data = [0; 512];
+        std::os::unix::fs::FileExt::read_exact_at(&*self.disk.file, &mut data, sector * SECTOR)
+            .unwrap();
+        data
+    }
+}
+
+#[test]
+fn sectors_are_read_and_written() {
+    let mut rig = Rig::new(false);
+    let (status, written, data) = rig.request(0, 3, &[], 1024);
+    assert_eq!((status, written), (OK, 1025));
+    assert_eq!((data[0], data[511], data[512], data[1023]), (3, 3, 4, 4));
+    assert_eq!(rig.request(1, 63, &[9; 512], 0), (OK, 1, vec![]));
+    assert_eq!(rig.contents(63), [9; 512]);
+    assert_eq!(rig.request(4, 0, &[], 0).0, OK);
+}
+
+#[test]
+fn what_lies_outside_the_disk_is_refused() {
+    let mut rig = Rig::new(false);
+    for (sector, len) in [(64, 512), (63, 1024), (u64::MAX, 512), (u64::MAX / 512, 512), (0, 511)] {
+        assert_eq!(rig.request(0, sector, &[], len).0, IO_ERROR, "read {sector} {len}");
+        assert_eq!(rig.request(1, sector, &vec![1; len], 0).0, IO_ERROR, "write {sector} {len}");
+    }
+    for sector in 0..SECTORS {
+        assert_eq!(rig.contents(sector), [sector as u8; 512]);
+    }
+}
+
+#[test]
+fn a_failed_read_reports_nothing_as_written() {
+    assert_eq!(Rig::new(false).request(0, 64, &[], 512).1, 0);
+}
+
+#[test]
+fn a_read_only_disk_can_not_be_changed() {
+    let mut rig = Rig::new(true);
+    let range = [0u8; 16];
+    assert_ne!(rig.disk.features() & feature::RO, 0);
+    assert_eq!(rig.disk.features() & (feature::DISCARD | feature::WRITE_ZEROES), 0);
+    for (kind, out) in [(1, &[1; 512][..]), (11, &range[..]), (13, &range[..])] {
+        assert_eq!(rig.request(kind, 0, out, 0).0, IO_ERROR, "{kind}");
+    }
+    assert_eq!(rig.contents(0), [0; 512]);
+    // Even a worker that forgot it can't write: the descriptor is read-only.
+    rig.worker.read_only = false;
+    assert_eq!(rig.request(1, 0, &[1; 512], 0).0, IO_ERROR);
+    assert_eq!(rig.contents(0), [0; 512]);
+}
+
+#[test]
+fn the_serial_number_is_padded_and_cut() {
+    let mut rig = Rig::new(false);
+    let (status, written, data) = rig.request(8, 0, &[], 20);
+    assert_eq!((status, written), (OK, 21));
+    assert_eq!(&data, b"serial-1\0\0\0\0\0\0\0\0\0\0\0\0");
+    assert_eq!(rig.request(8, 0, &[], 6).2, b"serial");
+}
+
+fn range(sector: u64, count: u32, flags: u32) -> Vec<u8> {
+    [&sector.to_le_bytes()[..], &count.to_le_bytes(), &flags.to_le_bytes()].concat()
+}
+
+#[test]
+fn ranges_are_discarded_and_zeroed() {
+    let mut rig = Rig::new(false);
+    assert_eq!(rig.request(11, 0, &range(2, 2, 0), 0).0, OK);
+    assert_eq!(rig.request(13, 0, &[range(8, 1, 1), range(10, 1, 1)].concat(), 0).0, OK);
+    for sector in [2, 3, 8, 10] {
+        assert_eq!(rig.contents(sector), [0; 512], "{sector}");
+    }
+    assert_eq!(rig.contents(9), [9; 512]);
+    // Zeroes that stay allocated are more than memory files can do.
+    assert_eq!(rig.request(13, 0, &range(12, 1, 0), 0).0, UNSUPPORTED);
+    assert_eq!(rig.contents(12), [12; 512]);
+    assert_eq!(rig.request(11, 0, &range(63, 2, 0), 0).0, IO_ERROR);
+    assert_eq!(rig.request(11, 0, &range(u64::MAX, 1, 0), 0).0, IO_ERROR);
+    assert_eq!(rig.request(11, 0, &range(0, 1, 1), 0).0, UNSUPPORTED);
+    assert_eq!(rig.request(13, 0, &range(0, 1, 2), 0).0, UNSUPPORTED);
+    assert_eq!(rig.request(13, 0, &[0; 15], 0).0, IO_ERROR);
+    assert_eq!(rig.request(13, 0, &[0; 33 * 16], 0).0, IO_ERROR);
+}
+
+#[test]
+fn an_unknown_request_is_unsupported() {
+    assert_eq!(Rig::new(false).request(99, 0, &[], 0).0, UNSUPPORTED);
+}
+
+#[test]
+fn a_request_without_header_fails_and_one_without_status_stops_the_device() {
+    let mut rig = Rig::new(false);
+    let status = rig.queue.send(&[b"short"], &[1]);
+    rig.worker.serve().unwrap();
+    assert_eq!(rig.queue.read(status[0], 1), [IO_ERROR]);
+    rig.queue.send(&[&[0; 16]], &[]);
+    assert!(rig.worker.serve().is_err());
+}
+
+#[test]
+fn a_hostile_chain_stops_the_device() {
+    hostile_chains(256, |name, memory, queue| {
+        let mut rig = Rig::new(false);
+        rig.worker.requests = queue.active();
+        rig.worker.memory = memory.clone();
+        assert!(rig.worker.serve().is_err(), "{name}");
+    });
+}
+
+#[test]
+fn random_requests_are_survived() {
+    let mut rig = Rig::new(false);
+    let mut dice = Dice(42);
+    for _ in 0..300 {
+        rig.queue = TestQueue::new(&rig.memory, 0x10_0000, 256);
+        rig.worker.requests = rig.queue.active();
+        let kind = dice.pick(&[0, 1, 4, 8, 11, 13, 14]);
+        let sector = dice.pick(&[0, 1, 63, 64, u64::MAX, u64::MAX / 512]);
+        let out: Vec<u8> =
+            (0..dice.pick(&[0, 1, 16, 512, 1024])).map(|_| dice.roll() as u8).collect();
+        let status = rig.request(kind, sector, &out, dice.pick(&[0, 1, 512, 4096])).0;
+        assert!(status <= UNSUPPORTED);
+    }
+    assert_eq!(rig.disk.file.metadata().unwrap().len(), SECTORS * SECTOR);
+}
+
+#[test]
+fn files_that_are_no_disks_are_refused() {
+    let open = |path: &str| Disk::open(Path::new(path), true, "").err().unwrap();
+    assert!(matches!(open("/nonexistent"), DiskError::Open { .. }));
+    assert!(matches!(open("/dev/null"), DiskError::Kind));
+    let odd = image();
+    odd.set_len(1000).unwrap();
+    let path = format!("/proc/self/fd/{}", odd.as_raw_fd());
+    assert!(matches!(open(&path), DiskError::OddSize(1000)));
+    odd.set_len(512).unwrap();
+    let long = Disk::open(Path::new(&path), true, "123456789012345678901");
+    assert!(matches!(long, Err(DiskError::Serial(_))));
+}
+
+#[test]
+fn the_state_fits_a_disk_of_the_same_shape_only() {
+    let (mut writable, mut read_only) = (Rig::new(false).disk, Rig::new(true).disk);
+    let state = writable.save();
+    writable.restore(&state).unwrap();
+    assert!(read_only.restore(&state).is_err());
+}
+
+#[test]
+fn the_configuration_has_the_layout_of_the_standard() {
+    let disk = Rig::new(false).disk;
+    let mut data = [0xff; 8];
+    disk.read_config(0, &mut data);
+    assert_eq!(u64::from_le_bytes(data), SECTORS);
+    let mut data = [0xff; 4];
+    disk.read_config(12, &mut data);
+    assert_eq!(u32::from_le_bytes(data), 254);
+    disk.read_config(58, &mut data);
+    assert_eq!(data, [0; 4]);
+    disk.read_config(u64::MAX, &mut data);
+    assert_eq!(data, [0; 4]);
+}

@@ -1,0 +1,154 @@
+//! The data path of virtio-blk: one request after the other, straight between file and guest memory.
+
+use super::request::{Range, Request, Status};
+use super::{ID_LEN, NAME};
+use crate::io_loop::Watcher;
+use crate::virtio::chain::{Chain, ChainError};
+use crate::virtio::iovec::IoVecs;
+use crate::virtio::{ActiveQueue, Interrupt, Worker, WorkerError};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::sync::Arc;
+use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::epoll::EventSet;
+
+/// Most requests served before the loop looks whether the worker is to stop.
+const MAX_REQUESTS: usize = 64;
+/// Bytes of a request's header, before the data to be written.
+const HEADER: usize = 16;
+
+pub(super) struct BlkWorker {
+    pub(super) requests: ActiveQueue,
+    pub(super) memory: GuestMemoryMmap,
+    pub(super) interrupt: Arc<dyn Interrupt>,
+    pub(super) file: Arc<File>,
+    pub(super) sectors: u64,
+    pub(super) read_only: bool,
+    pub(super) id: [u8; ID_LEN],
+}
+
+impl BlkWorker {
+    pub(super) fn serve(&mut self) -> Result<(), ChainError> {
+        self.requests.drain_notification();
+        self.requests.disable_notification(&self.memory)?;
+        for _ in 0..MAX_REQUESTS {
+            let Some(chain) = self.requests.pop(&self.memory)? else {
+                if self.requests.enable_notification(&self.memory)? {
+                    continue;
+                }
+                return Ok(());
+            };
+            let written = self.serve_one(&chain)?;
+            self.requests.complete(&self.memory, chain.head(), written)?;
+            if self.requests.wants_interrupt(&self.memory)? {
+                self.interrupt.signal_used();
+            }
+        }
+        self.requests.notify_again();
+        Ok(())
+    }
+
+    /// Serves one request and writes its status; returns the bytes written for the driver, counted
+    /// from the start of the writable part without gaps.
+    fn serve_one(&self, chain: &Chain) -> Result<u32, ChainError> {
+        let status_at = chain.writable_len().saturating_sub(1);
+        let result = Request::decode(chain, &self.memory, self.sectors)?
+            .and_then(|request| self.execute(&request, chain));
+        let (status, filled) = match result {
+            Ok(filled) => (Status::Ok, filled),
+            Err(status) => (status, 0),
+        };
+        let mut writer = chain.writer(&self.memory);
+        writer.skip(status_at)?;
+        writer.write(&[status as u8])?;
+        Ok(if filled == status_at { status_at as u32 + 1 } else { filled as u32 })
+    }
+
+    /// Does what is asked; returns how much of the writable part was filled.
+    fn execute(&self, request: &Request, chain: &Chain) -> Result<usize, Status> {
+        let changes = !matches!(request, Request::Read(_) | Request::GetId | Request::Flush);
+        if changes && self.read_only {
+            return Err(Status::IoError);
+        }
+        match request {
+            Request::Read(range) => self.read(*range, chain),
+            Request::Write(range) => self.write(*range, chain).map(|()| 0),
+            Request::Flush if self.read_only => Ok(0),
+            Request::Flush => self.file.sync_data().map(|()| 0).map_err(|_| Status::IoError),
+            Request::GetId => {
+                // A shorter buffer gets the beginning.
+                let len = ID_LEN.min(chain.writable_len().saturating_sub(1));
+                let mut writer = chain.writer(&self.memory);
+                writer.write(&self.id[..len]).map(|()| len).map_err(|_| Status::IoError)
+            }
+            Request::Discard(ranges) => self.deallocate(ranges).map(|()| 0),
+            Request::WriteZeroes(ranges) => self.zero(ranges).map(|()| 0),
+        }
+    }
+
+    fn read(&self, range: Range, chain: &Chain) -> Result<usize, Status> {
+        let mut pieces = IoVecs::default();
+        let len = range.len as usize;
+        chain.writer(&self.memory).gather(len, &mut pieces).map_err(|_| Status::IoError)?;
+        pieces.read_from(self.file.as_fd(), range.offset).map(|()| len).map_err(|_| Status::IoError)
+    }
+
+    fn write(&self, range: Range, chain: &Chain) -> Result<(), Status> {
+        let mut pieces = IoVecs::default();
+        let mut reader = chain.reader(&self.memory);
+        reader
+            .skip(HEADER)
+            .and_then(|()| reader.gather(range.len as usize, &mut pieces))
+            .map_err(|_| Status::IoError)?;
+        pieces.write_to(self.file.as_fd(), range.offset).map_err(|_| Status::IoError)
+    }
+
+    fn deallocate(&self, ranges: &[Range]) -> Result<(), Status> {
+        let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+        ranges.iter().try_for_each(|range| self.allocate(mode, *range))
+    }
+
+    fn zero(&self, ranges: &[Range]) -> Result<(), Status> {
+        ranges.iter().try_for_each(|range| {
+            let how =
+                if range.unmap { libc::FALLOC_FL_PUNCH_HOLE } else { libc::FALLOC_FL_ZERO_RANGE };
+            self.allocate(how | libc::FALLOC_FL_KEEP_SIZE, *range)
+        })
+    }
+
+    fn allocate(&self, mode: i32, range: Range) -> Result<(), Status> {
+        if range.len == 0 {
+            return Ok(());
+        }
+        let (Ok(offset), Ok(len)) = (i64::try_from(range.offset), i64::try_from(range.len)) else {
+            return Err(Status::IoError);
+        };
+        // SAFETY: takes no pointers; the descriptor is owned by `self.file`.
+        if unsafe { libc::fallocate(self.file.as_raw_fd(), mode, offset, len) } == 0 {
+            return Ok(());
+        }
+        Err(match io::Error::last_os_error().raw_os_error() {
+            // The file system can't do it: the driver falls back to writing.
+            Some(libc::EOPNOTSUPP | libc::ENOSYS) => Status::Unsupported,
+            _ => Status::IoError,
+        })
+    }
+}
+
+impl Worker for BlkWorker {
+    fn start(&mut self, watcher: &mut Watcher<'_>) -> Result<(), WorkerError> {
+        watcher
+            .add(&self.requests.notify, EventSet::IN, 0)
+            .map_err(|e| WorkerError::new(NAME, &e))?;
+        self.handle(0, 0, watcher)
+    }
+
+    fn handle(&mut self, _: u32, _: u32, _: &mut Watcher<'_>) -> Result<(), WorkerError> {
+        self.serve().map_err(|e| WorkerError::new(NAME, &e))
+    }
+
+    fn stop(self: Box<Self>) -> Vec<Option<ActiveQueue>> {
+        vec![Some(self.requests)]
+    }
+}
