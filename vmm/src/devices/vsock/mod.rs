@@ -86,6 +86,8 @@ struct Backend {
     muxer: Muxer,
     connects: Receiver<(u32, OwnedFd)>,
     wake: Arc<EventFd>,
+    /// Wakes the worker to go on after other workers had their turn.
+    again: EventFd,
     /// The driver is to be told that its connections are gone.
     tell_reset: bool,
 }
@@ -119,7 +121,8 @@ impl Vsock {
         let (sender, connects) = sync_channel(MAX_CONNECTS);
         let wake = Arc::new(EventFd::new(EFD_NONBLOCK)?);
         let muxer = Muxer::new(guest_cid, host_ports, events);
-        let backend = Backend { muxer, connects, wake: wake.clone(), tell_reset: false };
+        let again = EventFd::new(EFD_NONBLOCK)?;
+        let backend = Backend { muxer, connects, wake: wake.clone(), again, tell_reset: false };
         let slot = Arc::new(Mutex::new(Some(backend)));
         Ok((Self { guest_cid, slot }, Connector { connects: sender, wake }))
     }
@@ -157,9 +160,8 @@ impl VirtioDevice for Vsock {
         let gone = || ActivateError::Backend("the worker did not come back".into());
         let backend = self.with_backend(Option::take).ok_or_else(gone)?;
         let (memory, interrupt) = (activation.memory, activation.interrupt);
-        VsockWorker::new(queues, memory, interrupt, backend, self.slot.clone())
-            .map(|worker| Box::new(worker) as Box<dyn Worker>)
-            .map_err(|e| ActivateError::Backend(e.into()))
+        let slot = self.slot.clone();
+        Ok(Box::new(VsockWorker::new(queues, memory, interrupt, backend, slot)))
     }
 
     fn reset(&mut self) {

@@ -11,7 +11,6 @@ use std::os::fd::AsRawFd;
 use std::sync::{Arc, PoisonError};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::epoll::EventSet;
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 const TX: u32 = 0;
 const RX: u32 = 1;
@@ -32,8 +31,6 @@ pub(super) struct VsockWorker {
     backend: Backend,
     /// Where the backend goes back to.
     slot: Slot,
-    /// Wakes the worker to go on after other workers had their turn.
-    again: EventFd,
 }
 
 impl VsockWorker {
@@ -43,11 +40,10 @@ impl VsockWorker {
         interrupt: Arc<dyn Interrupt>,
         backend: Backend,
         slot: Slot,
-    ) -> std::io::Result<Self> {
+    ) -> Self {
         let (rx, tx, event) = queues;
         let rx = RxQueue::new(rx, memory.clone(), interrupt.clone());
-        let again = EventFd::new(EFD_NONBLOCK)?;
-        Ok(Self { rx, tx, event, memory, interrupt, backend, slot, again })
+        Self { rx, tx, event, memory, interrupt, backend, slot }
     }
 
     fn begin(&mut self, watcher: &mut Watcher<'_>) -> Result<(), VsockError> {
@@ -55,7 +51,7 @@ impl VsockWorker {
             (self.tx.notify.as_raw_fd(), TX),
             (self.rx.queue().notify.as_raw_fd(), RX),
             (self.backend.wake.as_raw_fd(), CONNECT),
-            (self.again.as_raw_fd(), AGAIN),
+            (self.backend.again.as_raw_fd(), AGAIN),
         ];
         for (fd, token) in own {
             watcher.add(&fd, EventSet::IN, token).map_err(VsockError::Watch)?;
@@ -80,7 +76,7 @@ impl VsockWorker {
             CONNECT => self.take_connects(watcher),
             AGAIN => {
                 // Non-blocking; the only error is that it is clear already.
-                let _ = self.again.read();
+                let _ = self.backend.again.read();
                 self.take_packets(watcher)?;
             }
             FIRST_TOKEN.. => {
@@ -102,7 +98,7 @@ impl VsockWorker {
 
     fn go_on_later(&self) {
         // Fails only when the counter is full: then it is readable.
-        let _ = self.again.write(1);
+        let _ = self.backend.again.write(1);
     }
 
     fn take_connects(&mut self, watcher: &mut Watcher<'_>) {
