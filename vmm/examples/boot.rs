@@ -54,8 +54,8 @@ fn main() -> anyhow::Result<()> {
                     ms(t.vcpus_started)
                 );
             }
-            Event::Exited { reason } => println!("{:9.2} ms {reason}", at),
-            other => println!("{:9.2} ms {other:?}", at),
+            Event::Exited { reason } => println!("{at:9.2} ms {reason}"),
+            other => println!("{at:9.2} ms {other:?}"),
         }
     }
     println!("VMM: {}", vmm.wait()?);

@@ -41,7 +41,8 @@ struct Scratch(PathBuf);
 
 impl Scratch {
     fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("kata-like-start-{}-{name}", std::process::id()));
+        let path =
+            std::env::temp_dir().join(format!("kata-like-start-{}-{name}", std::process::id()));
         std::fs::create_dir(&path).unwrap();
         Self(path)
     }
@@ -116,7 +117,10 @@ fn too_little_memory() {
     for memory_mib in [0, 1, 60] {
         let kernel = kernel.clone();
         let (error, remedy) = failure(MachineConfig { kernel, memory_mib, ..config() });
-        assert!(error.starts_with(&format!("{memory_mib} MiB of memory are too little")), "{error}");
+        assert!(
+            error.starts_with(&format!("{memory_mib} MiB of memory are too little")),
+            "{error}"
+        );
         assert!(remedy.contains("at least 66 MiB"), "{remedy}");
     }
 }
@@ -126,8 +130,7 @@ fn too_few_and_too_many_vcpus() {
     let scratch = Scratch::new("vcpus");
     let kernel = scratch.file("kernel", &kernel(4096, 4096));
     for vcpus in [0, 4096] {
-        let (error, remedy) =
-            failure(MachineConfig { kernel: kernel.clone(), vcpus, ..config() });
+        let (error, remedy) = failure(MachineConfig { kernel: kernel.clone(), vcpus, ..config() });
         // A KVM that runs no guests at all is the better reason.
         let no_guests = vcpus != 0 && error.contains("can't run guest kernels");
         assert!(no_guests || error.starts_with(&format!("{vcpus} vCPUs")), "{error}");

@@ -124,8 +124,13 @@ impl Machine {
         self.parts.console.as_fd()
     }
 
-    /// Joins a stream of the host to a vsock port of the guest.
-    pub fn connect(&self, _port: u32, _stream: OwnedFd) {}
+    /// Joins a stream of the host to a vsock port of the guest. It is closed when there is no such
+    /// device, or when more streams than it can take are waiting for the guest.
+    pub fn connect(&self, port: u32, stream: OwnedFd) {
+        if let Some(vsock) = &self.parts.devices.vsock {
+            drop(vsock.connect(port, stream));
+        }
+    }
 
     /// Counters of all parts, by name.
     pub fn counters(&self) -> Vec<(String, u64)> {
