@@ -4,6 +4,7 @@
 //! `kvm_amd` runs our guests. Its root is built once ([`root`]), booted once and frozen ([`machine`]),
 //! and from then on resumed in about a second. [`client`] speaks to the agent in it ([`wire`]).
 
+pub mod bench;
 pub mod cache;
 pub mod client;
 pub mod containerd;

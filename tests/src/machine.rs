@@ -42,9 +42,16 @@ impl Lab {
     /// # Errors
     /// When the cache's folder can't be made.
     pub fn named_by_environment() -> Result<Self> {
-        let name = std::env::var("KATA_LIKE_LAB").unwrap_or_else(|_| "main".to_owned());
+        Self::named(&std::env::var("KATA_LIKE_LAB").unwrap_or_else(|_| "main".to_owned()))
+    }
+
+    /// The lab of that name.
+    ///
+    /// # Errors
+    /// When it can't be a file's name, or the cache's folder can't be made.
+    pub fn named(name: &str) -> Result<Self> {
         if name.is_empty() || name.contains(['/', '.']) {
-            bail!("KATA_LIKE_LAB is {name:?}: use letters, digits and dashes");
+            bail!("a lab can't be called {name:?}: use letters, digits and dashes");
         }
         Ok(Self { run: cache::dir()?.join("run").join(name) })
     }

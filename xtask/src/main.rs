@@ -1,5 +1,6 @@
 //! The project's own commands; `make` calls them, and so may you: `cargo xtask --help`.
 
+mod bench;
 mod build;
 mod demo;
 mod e2e;
@@ -33,6 +34,8 @@ enum Command {
     },
     /// Check formatting and lints
     Lint,
+    /// Measure against runc and write docs/benchmarks.*
+    Bench(bench::Arguments),
     /// Build everything and run a container on it
     Demo,
 }
@@ -44,6 +47,7 @@ fn main() -> ExitCode {
         Command::E2e(arguments) => e2e::run(&arguments).map(suites::Count::status),
         Command::Test { filter } => suites::test(filter.as_deref()).map(suites::Count::status),
         Command::Lint => suites::lint().map(suites::Count::status),
+        Command::Bench(arguments) => bench::run(&arguments).map(|()| 0),
         Command::Demo => demo::run().map(|()| 0),
     };
     finish(result)

@@ -1,0 +1,59 @@
+//! The benchmark's part in the lab: runs both runtimes in turn and prints a [`Report`] as JSON.
+//!
+//! `bench RUNS`; every figure is of RUNS runs after a first one that is thrown away.
+
+mod memory;
+mod phases;
+mod timing;
+
+use anyhow::{Context, Result};
+use lab::bench::{Report, Row, compare_to_runc};
+use lab::containerd::Version;
+use std::fs;
+use timing::{Container, Runtime};
+
+/// The containerd that is measured with.
+const CONTAINERD: Version = Version::V1_7;
+
+fn main() -> Result<()> {
+    let runs = std::env::args().nth(1).and_then(|n| n.parse().ok()).unwrap_or(10);
+    CONTAINERD.start()?;
+    let mut rows = Vec::new();
+    let starts = timing::starts(runs)?;
+    for (runtime, samples) in [(Runtime::Runc, &starts.runc), (Runtime::KataLike, &starts.ours)] {
+        rows.extend(Row::of("ctr run --rm … true", "ms", runtime.name(), samples));
+    }
+    let phases = phases::medians(&starts.marks);
+    rows.extend(phases::rows(&starts.marks));
+    let containers = [Container::start(Runtime::Runc)?, Container::start(Runtime::KataLike)?];
+    let execs = timing::execs(&containers, runs)?;
+    for (container, samples) in containers.iter().zip(&execs) {
+        rows.extend(Row::of("ctr task exec … true", "ms", container.runtime.name(), samples));
+    }
+    for container in &containers {
+        rows.extend(memory::rows(container)?);
+    }
+    drop(containers);
+    compare_to_runc(&mut rows);
+    let report = Report { machine: machine()?, runs, rows, phases };
+    println!("{}", serde_json::to_string(&report)?);
+    Ok(())
+}
+
+fn machine() -> Result<Vec<(String, String)>> {
+    let cpuinfo = fs::read_to_string("/proc/cpuinfo")?;
+    let field = |name: &str| {
+        let line = cpuinfo.lines().find(|line| line.starts_with(name))?;
+        Some(line.split_once(':')?.1.trim().to_owned())
+    };
+    let memory = fs::read_to_string("/proc/meminfo")?;
+    let memory = memory.lines().next().context("no memory?")?;
+    let text = |s: &str| s.split_whitespace().collect::<Vec<_>>().join(" ");
+    Ok(vec![
+        ("processor".into(), field("model name").unwrap_or_default()),
+        ("processors".into(), cpuinfo.matches("processor\t").count().to_string()),
+        ("memory".into(), text(memory.trim_start_matches("MemTotal:"))),
+        ("kernel".into(), fs::read_to_string("/proc/sys/kernel/osrelease")?.trim().to_owned()),
+        ("containerd".into(), CONTAINERD.name().to_owned()),
+    ])
+}

@@ -1,0 +1,63 @@
+//! `cargo xtask bench`: measures in the lab and writes `docs/benchmarks.{md,json,svg}`.
+
+mod page;
+mod plot;
+
+use crate::{build, lab};
+use ::lab::bench::Report;
+use ::lab::machine::Lab;
+use ::lab::wire::Exec;
+use anyhow::{Context, Result, bail};
+use std::path::Path;
+
+const PROGRAM: &str = "/run/lab/bench";
+
+/// How to measure.
+#[derive(Debug, clap::Args)]
+pub struct Arguments {
+    /// How often, after a first run that is thrown away
+    #[arg(long, default_value_t = 10)]
+    runs: u32,
+    /// Take target/install as it is
+    #[arg(long)]
+    no_build: bool,
+}
+
+/// Measures and writes.
+///
+/// # Errors
+/// When something doesn't build, the lab doesn't come up, or a run fails.
+pub fn run(arguments: &Arguments) -> Result<()> {
+    if !arguments.no_build {
+        build::product()?;
+    }
+    let program = build::lab_program("bench")?;
+    // A lab of its own, whose clock counts instructions: other load on this machine doesn't show.
+    let lab = Lab::named("counting")?;
+    let client = lab.up_counting(&build::lab_program("lab-agent")?)?;
+    let report = lab::install(&client)
+        .and_then(|()| client.put(&[(&program, Path::new(PROGRAM))]).map(drop))
+        .and_then(|()| measure(&client, arguments.runs));
+    lab.down()?;
+    write(&report?)
+}
+
+fn measure(client: &::lab::client::Client, runs: u32) -> Result<Report> {
+    let argv = vec![PROGRAM.to_owned(), runs.to_string()];
+    let mut out = Vec::new();
+    let status =
+        client.exec_to(Exec { argv, ..Exec::default() }, None, &mut out, &mut std::io::stderr())?;
+    if status != 0 {
+        bail!("the benchmark failed ({status})");
+    }
+    ::lab::bench::parse(&out).context("the benchmark's report")
+}
+
+fn write(report: &Report) -> Result<()> {
+    let docs = build::workspace().join("docs");
+    std::fs::write(docs.join("benchmarks.json"), ::lab::bench::rows_json(report)?)?;
+    std::fs::write(docs.join("benchmarks.svg"), plot::phases(report))?;
+    std::fs::write(docs.join("benchmarks.md"), page::text(report))?;
+    println!("wrote {}", docs.join("benchmarks.md").display());
+    Ok(())
+}

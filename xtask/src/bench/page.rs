@@ -1,0 +1,118 @@
+//! `docs/benchmarks.md`.
+
+use ::lab::bench::{Report, Row};
+use std::fmt::Write;
+
+/// What is aimed at: a name, the runtime's row it is about, whether the ratio counts, and the most it may be.
+struct Target {
+    name: &'static str,
+    row: &'static str,
+    is_ratio: bool,
+    most: f64,
+}
+
+const TARGETS: [Target; 5] = [
+    Target { name: "cold start, × runc", row: "ctr run --rm … true", is_ratio: true, most: 1.5 },
+    Target {
+        name: "VMM start to agent, ms",
+        row: "phase: VMM start to agent",
+        is_ratio: false,
+        most: 500.0,
+    },
+    Target { name: "exec, × runc", row: "ctr task exec … true", is_ratio: true, most: 1.0 },
+    Target { name: "VMM's own memory, MiB", row: "memory, idle: VMM", is_ratio: false, most: 5.0 },
+    Target {
+        name: "whole sandbox, MiB",
+        row: "memory, idle: whole sandbox",
+        is_ratio: false,
+        most: 60.0,
+    },
+];
+
+/// The page.
+pub fn text(report: &Report) -> String {
+    let mut page = String::from(HEAD);
+    push(
+        &mut page,
+        format_args!("\n## Targets\n\n| | target | measured | |\n|---|---:|---:|---|\n"),
+    );
+    for target in &TARGETS {
+        push(&mut page, format_args!("{}\n", target_line(target, report)));
+    }
+    push(
+        &mut page,
+        format_args!(
+            "\n## Figures\n\n| what | runtime | median | spread | × runc |\n|---|---|---:|---:|---:|\n"
+        ),
+    );
+    for row in &report.rows {
+        push(&mut page, format_args!("{}\n", row_line(row)));
+    }
+    push(
+        &mut page,
+        format_args!("\n## A start, in phases\n\n![phases of a start](benchmarks.svg)\n"),
+    );
+    push(&mut page, format_args!("\n## The machine\n\n| | |\n|---|---|\n"));
+    for (name, value) in &report.machine {
+        push(&mut page, format_args!("| {name} | {value} |\n"));
+    }
+    push(&mut page, format_args!("| measured runs of each | {} |\n", report.runs));
+    page
+}
+
+const HEAD: &str = "# Benchmarks
+
+Written by `make bench`; to repeat them, run it. Both runtimes are run in turn, by the same containerd, with the same
+image, in a lab whose clock counts instructions: a millisecond is 500,000 instructions of an emulated processor.
+Figures so counted hardly differ from run to run or from one machine to another, and compare only with each other:
+nested page faults and exits cost more than on hardware, so the ratios are an upper estimate. The first run
+of each kind is thrown away; the spread is the distance between the quartiles. Rows for programs:
+[benchmarks.json](benchmarks.json).
+";
+
+fn push(page: &mut String, text: std::fmt::Arguments<'_>) {
+    // Writing to a String does not fail.
+    let _ = page.write_fmt(text);
+}
+
+fn target_line(target: &Target, report: &Report) -> String {
+    let row = report.rows.iter().find(|r| r.name == target.row && r.runtime == "kata-like");
+    let value = row.and_then(|r| if target.is_ratio { r.ratio } else { Some(r.median) });
+    let (measured, verdict) = match value {
+        Some(value) => {
+            (format!("{value:.2}"), if value <= target.most { "met" } else { "**not met**" })
+        }
+        None => ("–".to_owned(), "**not measured**"),
+    };
+    format!("| {} | ≤ {} | {measured} | {verdict} |", target.name, target.most)
+}
+
+fn row_line(row: &Row) -> String {
+    let ratio = row.ratio.map_or_else(|| "–".to_owned(), |r| format!("{r:.2}"));
+    let Row { name, unit, runtime, median, spread, .. } = row;
+    format!("| {name} | {runtime} | {median:.1} {unit} | {spread:.1} | {ratio} |")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report() -> Report {
+        let row =
+            |runtime, median| Row::of("ctr run --rm … true", "ms", runtime, &[median]).unwrap();
+        let mut rows = vec![row("runc", 100.0), row("kata-like", 250.0)];
+        ::lab::bench::compare_to_runc(&mut rows);
+        Report { machine: vec![], runs: 1, rows, phases: vec![] }
+    }
+
+    #[test]
+    fn a_missed_target_and_a_missing_figure_are_told() {
+        let page = text(&report());
+        assert!(page.contains("| cold start, × runc | ≤ 1.5 | 2.50 | **not met** |"), "{page}");
+        assert!(page.contains("| exec, × runc | ≤ 1 | – | **not measured** |"), "{page}");
+        assert!(
+            page.contains("| ctr run --rm … true | kata-like | 250.0 ms | 0.0 | 2.50 |"),
+            "{page}"
+        );
+    }
+}
