@@ -82,9 +82,13 @@ fn add_entropy(entropy: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// Writes everything out and ends the machine. Blocks.
-pub fn power_off() {
+/// Writes everything out. Blocks.
+pub fn sync() {
     nix::unistd::sync();
+}
+
+/// Ends the machine.
+pub fn power_off() {
     // There is no ACPI: the VMM takes the reset by the keyboard controller as the end.
     let Err(error) = reboot(RebootMode::RB_AUTOBOOT);
     tracing::error!(%error, "ending the machine");

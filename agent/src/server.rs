@@ -15,7 +15,11 @@ use protocol::agent_ttrpc::{Agent, create_agent};
 use std::future::Future;
 use std::os::fd::IntoRawFd as _;
 use std::sync::Arc;
+use std::time::Duration;
 use ttrpc::r#async::{Server, TtrpcContext};
+
+/// How long the answer to Shutdown has to get out before the machine ends.
+const ANSWER_TIME: Duration = Duration::from_millis(200);
 
 /// Serves until the value is dropped. A request has at most 4 MiB (ttrpc's limit).
 ///
@@ -158,10 +162,16 @@ impl Agent for Service {
             if let Err(error) = Cgroup::of_all().kill() {
                 tracing::warn!(%error, "killing the containers");
             }
-            sandbox::power_off();
+            sandbox::sync();
             Ok(())
         })
         .await?;
+        // The answer says that nothing is lost any more, so it goes out first: the host need not wait
+        // for the rest.
+        tokio::spawn(async {
+            tokio::time::sleep(ANSWER_TIME).await;
+            sandbox::power_off();
+        });
         Ok(Empty::default())
     }
 }

@@ -30,6 +30,11 @@ impl Tail {
         lines.push_back(line.to_owned());
     }
 
+    /// The lines.
+    pub fn lines(&self) -> Vec<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+    }
+
     /// The last line that tells of a kernel panic.
     pub fn panic(&self) -> Option<String> {
         let lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -54,14 +59,18 @@ pub async fn forward(who: &str, id: &str, stream: impl AsyncRead + Unpin, tail: 
             return;
         }
         tail.push(&text);
+        if is_boot_chatter(&text) {
+            tracing::debug!("{who} id={id}: {text}");
+            continue;
+        }
         match limit.allow(Instant::now()) {
-            Verdict::Pass => tracing::info!("{who} id={id}: {text}"),
+            Verdict::Pass => {}
             Verdict::PassAfter(lost) => {
                 tracing::warn!("{who} id={id}: {lost} lines were too many and are left out");
-                tracing::info!("{who} id={id}: {text}");
             }
-            Verdict::Drop => {}
+            Verdict::Drop => continue,
         }
+        tracing::info!("{who} id={id}: {text}");
     }
 }
 
@@ -70,6 +79,13 @@ pub fn lines(text: &[u8]) -> impl Iterator<Item = String> {
     text.split(|&b| b == b'\n')
         .filter(|line| !line.is_empty())
         .map(|line| printable(&line[..line.len().min(MAX_LINE)]))
+}
+
+/// Whether a line is what every guest's kernel says while it boots: that would be most of the log.
+fn is_boot_chatter(line: &str) -> bool {
+    const TROUBLE: [&str; 7] =
+        ["panic", "BUG", "Oops", "Call Trace", "WARNING", "Out of memory", "segfault"];
+    line.starts_with("kernel: ") && !TROUBLE.iter().any(|word| line.contains(word))
 }
 
 /// Throws away the rest of a line.
@@ -137,6 +153,13 @@ mod tests {
     #[test]
     fn terminal_escapes_are_not_passed_on() {
         assert_eq!(printable(b"\x1b[31mred\r\n"), "?[31mred");
+    }
+
+    #[test]
+    fn the_kernels_boot_is_chatter_and_its_trouble_is_not() {
+        assert!(is_boot_chatter("kernel: [    0.2] NET: Registered PF_VSOCK protocol family"));
+        assert!(!is_boot_chatter("kernel: [    9.2] Kernel panic - not syncing: why"));
+        assert!(!is_boot_chatter("agent: INFO ready"));
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! Where a sandbox keeps what on the host, and what the guest calls it.
 
 use crate::error::{Error, Result};
+use crate::storage;
+use std::io::ErrorKind;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
@@ -52,20 +54,38 @@ impl SandboxPaths {
     /// # Errors
     /// [`Error::AlreadyExists`], or the system's answer.
     pub fn create(&self) -> Result<()> {
-        let builder = |recursive| {
-            let mut builder = std::fs::DirBuilder::new();
-            builder.mode(0o700).recursive(recursive);
-            builder
+        let make = |path: &Path, recursive: bool| {
+            std::fs::DirBuilder::new().mode(0o700).recursive(recursive).create(path)
         };
-        if let Some(parent) = self.root.parent() {
-            builder(true).create(parent).map_err(Error::path("make the directory", parent))?;
-        }
-        builder(false).create(&self.root).map_err(|error| match error.kind() {
-            std::io::ErrorKind::AlreadyExists => {
-                Error::AlreadyExists(format!("sandbox directory {}", self.root.display()))
+        let namespace = self.namespace();
+        loop {
+            make(namespace, true).map_err(Error::path("make the directory", namespace))?;
+            match make(&self.root, false) {
+                Ok(()) => return Ok(()),
+                // The last sandbox of the namespace has just taken the directory with it.
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                    let text = format!("sandbox directory {}", self.root.display());
+                    return Err(Error::AlreadyExists(text));
+                }
+                Err(error) => return Err(Error::path("make the directory", &self.root)(error)),
             }
-            _ => Error::path("make the directory", &self.root)(error),
-        })
+        }
+    }
+
+    /// Removes the sandbox's directory with what is in it, and the namespace's if it was the last.
+    ///
+    /// # Errors
+    /// Something is mounted below it, or the system's answer.
+    pub fn remove(&self) -> std::io::Result<()> {
+        storage::remove_tree(&self.root)?;
+        // Fails as it should while there are others.
+        let _ = std::fs::remove_dir(self.namespace());
+        Ok(())
+    }
+
+    fn namespace(&self) -> &Path {
+        self.root.parent().unwrap_or(&self.root)
     }
 }
 
@@ -100,5 +120,11 @@ mod tests {
         let paths = SandboxPaths::new(dir.path(), "ns", "a").unwrap();
         paths.create().unwrap();
         assert!(matches!(paths.create(), Err(Error::AlreadyExists(_))));
+        let other = SandboxPaths::new(dir.path(), "ns", "b").unwrap();
+        other.create().unwrap();
+        paths.remove().unwrap();
+        assert!(other.root().exists());
+        other.remove().unwrap();
+        assert!(!dir.path().join("ns").exists());
     }
 }

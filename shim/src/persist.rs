@@ -153,7 +153,7 @@ pub fn clean_up(paths: &SandboxPaths, patience: Duration) -> Result<()> {
         }
     }
     crate::storage::unmount_below(paths.root());
-    crate::storage::remove_tree(paths.root()).map_err(Error::path("remove", paths.root()))
+    paths.remove().map_err(Error::path("remove", paths.root()))
 }
 
 #[cfg(test)]

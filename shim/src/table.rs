@@ -101,6 +101,11 @@ impl Table {
         self.containers.is_empty()
     }
 
+    /// Whether `id` is the only container.
+    pub fn is_last(&self, id: &str) -> bool {
+        self.containers.keys().all(|other| other == id)
+    }
+
     /// Nothing is told after this.
     pub fn close(&mut self) {
         self.events = None;

@@ -10,7 +10,7 @@ pub use fifo::{Sink, Source, StdinHold};
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -42,10 +42,10 @@ pub struct Stdio {
     pub stderr: Endpoint,
 }
 
-/// The host's ends, open; the guest's are joined by [`OpenIo::join`].
+/// The host's ends of the outputs, open, and that of the input; the guest's are joined by [`OpenIo::join`].
 #[derive(Debug, Default)]
 pub struct OpenIo {
-    stdin: Option<(Source, StdinHold)>,
+    stdin: Endpoint,
     stdout: Option<Sink>,
     stderr: Option<Sink>,
 }
@@ -62,33 +62,25 @@ pub struct GuestStreams {
 }
 
 impl OpenIo {
-    /// Opens the host's ends; waits for the readers of output FIFOs.
+    /// Opens the host's ends of the outputs; waits for the readers of FIFOs.
     ///
     /// # Errors
     /// A path can't be opened or nobody reads from it; it is named.
     pub async fn open(stdio: Stdio) -> Result<Self> {
-        let stdin = Source::open(stdio.stdin)?;
         let (stdout, stderr) = tokio::join!(Sink::open(stdio.stdout), Sink::open(stdio.stderr));
-        Ok(Self { stdin, stdout: stdout?, stderr: stderr? })
+        Ok(Self { stdin: stdio.stdin, stdout: stdout?, stderr: stderr? })
     }
 
     /// Which of the guest's ends are wanted: stdin, stdout, stderr.
     pub fn wanted(&self) -> [bool; 3] {
-        [self.stdin.is_some(), self.stdout.is_some(), self.stderr.is_some()]
+        let stdin = !matches!(self.stdin, Endpoint::None);
+        [stdin, self.stdout.is_some(), self.stderr.is_some()]
     }
 
-    /// Begins to copy.
+    /// Begins to copy the outputs.
     pub fn join(self, guest: GuestStreams) -> ProcessIo {
         let io = ProcessIo::default();
-        if let (Some((source, hold)), Some(stream)) = (self.stdin, guest.stdin) {
-            *io.hold.lock().unwrap_or_else(PoisonError::into_inner) = Some(hold);
-            let task = tokio::spawn(async move {
-                if let Err(error) = copy_in(source, stream).await {
-                    tracing::debug!("stdin: {error}");
-                }
-            });
-            io.input.lock().unwrap_or_else(PoisonError::into_inner).push(task);
-        }
+        io.input().waiting = guest.stdin.map(|stream| (self.stdin, stream));
         for (sink, stream) in [(self.stdout, guest.stdout), (self.stderr, guest.stderr)] {
             let (Some(sink), Some(stream)) = (sink, stream) else { continue };
             let progress = io.progress.clone();
@@ -97,7 +89,7 @@ impl OpenIo {
                     tracing::warn!("output of a process: {error}");
                 }
             });
-            io.output.lock().unwrap_or_else(PoisonError::into_inner).push(task);
+            io.output().push(task);
         }
         io
     }
@@ -106,24 +98,60 @@ impl OpenIo {
 /// Streams that are being copied. Dropped, the copying stops.
 #[derive(Debug, Default)]
 pub struct ProcessIo {
-    hold: Mutex<Option<StdinHold>>,
-    input: Mutex<Vec<JoinHandle<()>>>,
+    input: Mutex<Input>,
     output: Mutex<Vec<JoinHandle<()>>>,
     progress: Arc<AtomicU64>,
 }
 
+#[derive(Debug, Default)]
+struct Input {
+    waiting: Option<(Endpoint, UnixStream)>,
+    closed: bool,
+    hold: Option<StdinHold>,
+    task: Option<JoinHandle<()>>,
+}
+
 impl ProcessIo {
+    fn input(&self) -> MutexGuard<'_, Input> {
+        self.input.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn output(&self) -> MutexGuard<'_, Vec<JoinHandle<()>>> {
+        self.output.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Opens the host's end of the input and begins to copy it.
+    ///
+    /// Not before the process is started: ctr, for one, can tell that its input has ended only once it knows
+    /// that the process was created, and it writes as soon as there is a reader.
+    ///
+    /// # Errors
+    /// The path can't be opened; it is named.
+    pub fn begin_input(&self) -> Result<()> {
+        let mut input = self.input();
+        let Some((endpoint, stream)) = input.waiting.take() else { return Ok(()) };
+        let Some((source, hold)) = Source::open(endpoint)? else { return Ok(()) };
+        input.hold = (!input.closed).then_some(hold);
+        input.task = Some(tokio::spawn(async move {
+            if let Err(error) = copy_in(source, stream).await {
+                tracing::debug!("stdin: {error}");
+            }
+        }));
+        Ok(())
+    }
+
     /// Lets standard input end as soon as its last writer has closed it.
     pub fn close_stdin(&self) {
-        drop(self.hold.lock().unwrap_or_else(PoisonError::into_inner).take());
+        let mut input = self.input();
+        input.closed = true;
+        input.hold = None;
     }
 
     /// Waits until all output has been handed over, or until none has been for `patience`.
     ///
     /// Gives whether all was.
     pub async fn drained(&self, patience: Duration) -> bool {
-        let tasks =
-            std::mem::take(&mut *self.output.lock().unwrap_or_else(PoisonError::into_inner));
+        let tasks = std::mem::take(&mut *self.output());
         let mut all = true;
         for mut task in tasks {
             let mut seen = self.progress.load(Ordering::Relaxed);
@@ -143,10 +171,9 @@ impl ProcessIo {
 
 impl Drop for ProcessIo {
     fn drop(&mut self) {
-        for list in [&mut self.input, &mut self.output] {
-            for task in list.get_mut().unwrap_or_else(PoisonError::into_inner).drain(..) {
-                task.abort();
-            }
+        let input = self.input().task.take();
+        for task in self.output().drain(..).chain(input) {
+            task.abort();
         }
     }
 }

@@ -79,6 +79,7 @@ async fn stdin_survives_its_first_writer_and_ends_after_close() {
     let (ours, mut guest) = UnixStream::pair().unwrap();
     let open = OpenIo::open(stdio).await.unwrap();
     let io = open.join(GuestStreams { stdin: Some(ours), ..Default::default() });
+    io.begin_input().unwrap();
     let mut got = [0; 3];
     for word in [b"one", b"two"] {
         let mut writer = OpenOptions::new().write(true).open(&path).unwrap();

@@ -156,7 +156,10 @@ impl Sandbox {
             self.kill_created(id).await;
         }
         self.drain(id, "").await;
-        if let Ok(agent) = self.agent().await
+        // With the last container goes the guest, which syncs before.
+        let last = self.table().is_last(id);
+        if !last
+            && let Ok(agent) = self.agent().await
             && let Err(error) = agent.delete_container(id).await
         {
             tracing::warn!("delete container {id} in the guest: {}", error.chain());

@@ -16,7 +16,7 @@ use crate::vm::{Notice, Vm};
 use protocol::ports;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use tokio::net::UnixStream;
 use tokio::sync::{OnceCell, mpsc, watch};
@@ -52,8 +52,8 @@ impl Sandbox {
         phase::mark("sandbox-launch", &id);
         let mut undo = Undo::new();
         paths.create()?;
-        let root = paths.root().to_path_buf();
-        undo.push("remove the sandbox's directory", move || storage::remove_tree(&root));
+        let removed = paths.clone();
+        undo.push("remove the sandbox's directory", move || removed.remove());
         storage::make_shared(&paths, &mut undo)?;
         let (vm, notices, helpers) = Vm::launch(&settings, &paths)?;
         phase::mark("vmm-spawned", &id);
@@ -81,6 +81,7 @@ impl Sandbox {
             table: Mutex::new(Table::new(events)),
             next_stream: AtomicU64::new(1),
             undo: Mutex::new(Some(undo)),
+            stopping: AtomicBool::new(false),
             stopped: OnceCell::new(),
             guest_tail: Tail::default(),
             pending_execs: Mutex::default(),
@@ -191,21 +192,25 @@ impl Sandbox {
 
     async fn see_the_end(self) {
         let end = self.0.vm.ended().await;
+        let expected = end.expected || self.0.stopping.load(Ordering::Relaxed);
         let reason = match self.0.guest_tail.panic() {
-            Some(panic) if !end.expected => format!("{} ({panic})", end.reason),
+            Some(panic) if !expected => format!("{} ({panic})", end.reason),
             _ => end.reason,
         };
-        if !end.expected {
-            self.log_console();
+        if !expected {
+            self.log_last_words();
         }
         tracing::info!("sandbox {} ended: {reason}", self.id());
         self.settle(Readiness::Failed(reason.clone()));
         self.table().sandbox_ended(&reason);
     }
 
-    /// The last lines of the console, where a panic is whose log did not get out.
-    fn log_console(&self) {
+    /// What the guest said last: its log, and the console, where a panic is whose log did not get out.
+    fn log_last_words(&self) {
         const TAIL: usize = 4096;
+        for line in self.0.guest_tail.lines() {
+            tracing::warn!("guest id={}: {line}", self.id());
+        }
         let Ok(text) = std::fs::read(self.0.paths.console_log()) else { return };
         let tail = &text[text.len().saturating_sub(TAIL)..];
         for line in guest_log::lines(tail) {

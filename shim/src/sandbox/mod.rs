@@ -21,7 +21,7 @@ use crate::undo::Undo;
 use crate::vm::Vm;
 use oci_spec::runtime::Spec;
 use std::future::Future;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{OnceCell, watch};
 
@@ -71,6 +71,7 @@ struct Inner {
     table: Mutex<Table>,
     next_stream: AtomicU64,
     undo: Mutex<Option<Undo>>,
+    stopping: AtomicBool,
     stopped: OnceCell<()>,
     guest_tail: Tail,
     pending_execs: Mutex<PendingExecs>,

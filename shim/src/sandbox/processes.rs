@@ -32,10 +32,7 @@ impl Sandbox {
         self.table().starting(id, "")?;
         let (sandbox, id) = (self.clone(), id.to_owned());
         Self::detached(async move {
-            let started = match sandbox.agent().await {
-                Ok(agent) => agent.start_container(&id).await.map_err(named("start")),
-                Err(error) => Err(error),
-            };
+            let started = sandbox.run_init(&id).await;
             phase::mark("container-started", &id);
             match started {
                 Ok(()) => Ok(sandbox.table().started(&id, "", None)),
@@ -46,6 +43,14 @@ impl Sandbox {
             }
         })
         .await
+    }
+
+    async fn run_init(&self, id: &str) -> Result<()> {
+        let io = self.table().process(id, "")?.io.clone();
+        if let Some(io) = io {
+            io.begin_input()?;
+        }
+        self.agent().await?.start_container(id).await.map_err(named("start"))
     }
 
     /// Registers an exec. `process_json` is an OCI `process` object.
@@ -98,6 +103,7 @@ impl Sandbox {
         let agent = self.agent().await?;
         let (numbers, streams) = self.streams(open.wanted()).await?;
         let io = open.join(streams);
+        io.begin_input()?;
         let pid = agent.exec(id, exec, process_json, numbers).await.map_err(named("exec"))?;
         if let Ok(process) = self.table().process(id, exec) {
             process.io = Some(Arc::new(io));

@@ -4,6 +4,7 @@ use super::{Readiness, Sandbox};
 use crate::error::Error;
 use crate::phase;
 use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// How long the guest may take to sync and power off.
@@ -19,12 +20,14 @@ impl Sandbox {
 
     async fn end(&self) {
         phase::mark("sandbox-stop", self.id());
+        self.0.stopping.store(true, Ordering::Relaxed);
         let ready = self.0.ready.borrow().clone();
         if let Readiness::Ready(agent) = ready {
             let asked = async {
                 match agent.shutdown(SHUTDOWN_PATIENCE).await {
-                    // The connection may end before the answer.
-                    Ok(()) | Err(Error::Ended(_)) => drop(self.0.vm.ended().await),
+                    // Synced: nothing is lost if the machine goes before its guest has wound down.
+                    Ok(()) => {}
+                    Err(Error::Ended(_)) => drop(self.0.vm.ended().await),
                     Err(error) => tracing::warn!("shutdown: {}", error.chain()),
                 }
             };

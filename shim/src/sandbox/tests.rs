@@ -350,7 +350,8 @@ async fn a_path_that_is_no_stream_is_named() {
     let f = fixture().await;
     let mut new = f.container("c", "sh");
     new.stdio.stdin = Endpoint::Path("/nowhere/stdin".into());
-    let error = f.sandbox.create(new).await.unwrap_err();
+    f.sandbox.create(new).await.unwrap();
+    let error = f.sandbox.start("c").await.unwrap_err();
     assert!(error.chain().contains("/nowhere/stdin"), "{}", error.chain());
     f.sandbox.stop().await;
 }
