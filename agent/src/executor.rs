@@ -5,13 +5,14 @@
 
 use crate::privileges::Privileges;
 use crate::seccomp;
+use crate::stdio;
 use crate::worker::{Failure, FailureKind};
 use libcontainer::workload::{Executor, ExecutorError, ExecutorValidationError};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags};
 use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
 use nix::unistd::{AccessFlags, execv, faccessat};
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{Process, Spec};
 use std::ffi::CString;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt as _;
@@ -87,6 +88,7 @@ impl GuestExecutor {
 
 impl Executor for GuestExecutor {
     fn validate(&self, spec: &Spec) -> Result<(), ExecutorValidationError> {
+        set_terminal_size(spec);
         let lowered = match &self.0.privileges.reduce_to {
             Some(sets) => sets.lower().map_err(|e| format!("setting capabilities: {e}")),
             None => Ok(()),
@@ -104,6 +106,17 @@ impl Executor for GuestExecutor {
         // The init process has been let go by a Start that has answered: its stderr is what is left.
         let _ = nix::unistd::write(std::io::stderr(), format!("{message}\n").as_bytes());
         Err(ExecutorError::Other(self.report(message)))
+    }
+}
+
+/// A terminal has its first size before the program can ask for it.
+fn set_terminal_size(spec: &Spec) {
+    let process = spec.process().as_ref();
+    if let Some(size) =
+        process.filter(|p| p.terminal() == Some(true)).and_then(Process::console_size)
+    {
+        // libcontainer has made the terminal stdin; a size that is not taken can be set later.
+        let _ = stdio::resize(std::io::stdin(), size.width() as u32, size.height() as u32);
     }
 }
 

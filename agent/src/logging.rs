@@ -52,7 +52,8 @@ struct Lines {
 
 impl Log {
     fn push(&self, mut line: String) {
-        line.truncate(line.floor_char_boundary(MAX_LINE));
+        let end = (0..=MAX_LINE.min(line.len())).rev().find(|end| line.is_char_boundary(*end));
+        line.truncate(end.unwrap_or(0));
         line.push('\n');
         let mut lines = self.lines();
         if lines.waiting.len() < MAX_LINES {

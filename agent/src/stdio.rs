@@ -3,7 +3,6 @@
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use nix::unistd::{Gid, Uid, fchown, pipe2};
-use oci_spec::runtime::Box as ConsoleSize;
 use std::fs::OpenOptions;
 use std::io::{self, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -48,11 +47,11 @@ pub fn pipes(wanted: [bool; 3], owner: (u32, u32)) -> io::Result<(ChildEnds, Vec
     Ok((ends, ours))
 }
 
-/// Takes the terminal's master that libcontainer has sent, and gives it its first size.
+/// Takes the terminal's master that libcontainer has sent.
 ///
 /// # Errors
 /// When nothing was sent.
-pub fn receive_master(listener: &UnixListener, size: Option<ConsoleSize>) -> io::Result<OwnedFd> {
+pub fn receive_master(listener: &UnixListener) -> io::Result<OwnedFd> {
     // The process exists, so its message is there: not to block turns a surprise into an error.
     listener.set_nonblocking(true)?;
     let (connection, _) = listener.accept()?;
@@ -73,25 +72,22 @@ pub fn receive_master(listener: &UnixListener, size: Option<ConsoleSize>) -> io:
             // SAFETY: the kernel has just made this descriptor for us; nothing else owns it.
             let master = unsafe { OwnedFd::from_raw_fd(fd) };
             set_nonblocking(&master)?;
-            if let Some(size) = size {
-                resize(&master, size.width() as u32, size.height() as u32)?;
-            }
             return Ok(master);
         }
     }
     Err(io::Error::other("no descriptor in the message"))
 }
 
-/// Sets a terminal's size; its foreground processes get SIGWINCH.
+/// Sets a terminal's size by either side; its foreground processes get SIGWINCH.
 ///
 /// # Errors
-/// When `master` is not a terminal.
-pub fn resize(master: impl AsFd, width: u32, height: u32) -> io::Result<()> {
+/// When it is not a terminal.
+pub fn resize(terminal: impl AsFd, width: u32, height: u32) -> io::Result<()> {
     let clamp = |cells: u32| u16::try_from(cells).unwrap_or(u16::MAX);
     let size =
         libc::winsize { ws_row: clamp(height), ws_col: clamp(width), ws_xpixel: 0, ws_ypixel: 0 };
     // SAFETY: the descriptor is open and the kernel only reads the structure.
-    match unsafe { libc::ioctl(master.as_fd().as_raw_fd(), libc::TIOCSWINSZ, &raw const size) } {
+    match unsafe { libc::ioctl(terminal.as_fd().as_raw_fd(), libc::TIOCSWINSZ, &raw const size) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }

@@ -91,7 +91,8 @@ pub fn mount_one(storage: &Storage) -> Result<PathBuf, AgentError> {
         Some(data.as_str()),
     )
     .map_err(|error| {
-        let what = format!("mounting {:?} ({}) on {:?}", storage.source, storage.fstype, path);
+        let what =
+            format!("mounting {:?} ({}) on {}", storage.source, storage.fstype, path.display());
         AgentError::io(what, error)
     })?;
     Ok(path)
@@ -111,8 +112,12 @@ fn options(options: &[String]) -> (MsFlags, String) {
 
 /// Creates what is missing of `path` and opens its end.
 fn mount_point(path: &Path) -> Result<OwnedFd, AgentError> {
-    let refused =
-        || AgentError::Invalid(format!("mount point {path:?} is not a plain path below {BASE}"));
+    let refused = || {
+        AgentError::Invalid(format!(
+            "mount point {} is not a plain path below {BASE}",
+            path.display()
+        ))
+    };
     let below = path.strip_prefix(BASE).map_err(|_| refused())?;
     let names: Option<Vec<_>> = below
         .components()
@@ -122,7 +127,7 @@ fn mount_point(path: &Path) -> Result<OwnedFd, AgentError> {
         })
         .collect();
     let names = names.filter(|names| !names.is_empty()).ok_or_else(refused)?;
-    let io = |error| AgentError::io(format!("creating the mount point {path:?}"), error);
+    let io = |error| AgentError::io(format!("creating the mount point {}", path.display()), error);
     let mut here = open_directory(nix::fcntl::AT_FDCWD, BASE).map_err(io)?;
     for name in names {
         match mkdirat(&here, name, Mode::from_bits_retain(0o755)) {

@@ -113,7 +113,6 @@ struct AgentEnds {
 struct Plan {
     privileges: Privileges,
     terminal: bool,
-    size: Option<oci_spec::runtime::Box>,
 }
 
 fn perform(job: &Job) -> Result<(i32, AgentEnds), Failure> {
@@ -139,11 +138,7 @@ fn prepare(job: &Job) -> Result<Plan, Failure> {
 }
 
 fn plan(privileges: Privileges, process: Option<&Process>) -> Plan {
-    Plan {
-        privileges,
-        terminal: process.and_then(Process::terminal).unwrap_or(false),
-        size: process.and_then(Process::console_size),
-    }
+    Plan { privileges, terminal: process.and_then(Process::terminal).unwrap_or(false) }
 }
 
 fn with_pipes(job: &Job, plan: Plan) -> Result<(i32, AgentEnds), Failure> {
@@ -163,7 +158,7 @@ fn with_terminal(job: &Job, plan: Plan) -> Result<(i32, AgentEnds), Failure> {
     let built = build(job, plan.privileges, |builder| builder.with_console_socket(Some(&path)));
     let _ = std::fs::remove_file(&path);
     let pid = built?;
-    let master = stdio::receive_master(&listener, plan.size)
+    let master = stdio::receive_master(&listener)
         .map_err(|e| Failure::internal("receiving the terminal", &e))?;
     Ok((pid, AgentEnds { terminal: true, fds: vec![master] }))
 }

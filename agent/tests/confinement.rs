@@ -1,0 +1,136 @@
+//! What a process is reduced to: as its specification says, and by the guest's own seccomp filter.
+
+mod support;
+
+use protocol::agent::SetupSandboxRequest;
+use serde_json::{Value, json};
+use support::{Agent, Streams, code, context, shell, start};
+
+/// Runs a script with changes to the process and to `linux`; its status and its output.
+async fn run(agent: &Agent, name: &str, process: Value, linux: Value) -> (u32, String) {
+    let streams = Streams::new(&agent.prefix);
+    let (out, err) = (streams.read_stdout(), streams.read_stderr());
+    let (id, _streams) = agent.create_with(name, process, linux, streams).await.unwrap();
+    agent.start_container(&id).await.unwrap();
+    let exit = agent.wait(&id, "").await;
+    agent.delete(&id).await.unwrap();
+    let bytes = [out.join().unwrap(), err.join().unwrap()].concat();
+    (exit.exit_status, String::from_utf8(bytes).unwrap())
+}
+
+/// A status field of the container's first process.
+fn field(text: &str, name: &str) -> String {
+    let line = text.lines().find_map(|line| line.strip_prefix(&format!("{name}:")));
+    line.unwrap_or_else(|| panic!("no {name} in {text}")).trim().to_owned()
+}
+
+fn no_mkdir() -> Value {
+    json!({ "seccomp": {
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"],
+        "syscalls": [{ "names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 1 }],
+    } })
+}
+
+const CAPABILITIES: &str = "00000000a80425fb";
+
+#[tokio::test]
+async fn user_limits_privileges_and_directory_are_those_of_the_specification() {
+    let Some(agent) = start() else { return };
+    let mut process =
+        shell("cat /proc/self/status; ulimit -n; pwd; echo $HOME; echo x >/dev/stdout");
+    process["user"] = json!({ "uid": 1, "gid": 2, "additionalGids": [3, 4], "umask": 0o77 });
+    process["cwd"] = json!("/tmp");
+    process["rlimits"] = json!([{ "type": "RLIMIT_NOFILE", "hard": 77, "soft": 66 }]);
+    let (status, text) = run(&agent, "c", process, json!({})).await;
+    assert_eq!(status, 0, "{text}");
+    assert_eq!(field(&text, "Uid"), "1\t1\t1\t1");
+    assert_eq!(field(&text, "Gid"), "2\t2\t2\t2");
+    assert_eq!(field(&text, "Groups"), "3 4");
+    assert_eq!(field(&text, "NoNewPrivs"), "1");
+    assert_eq!(field(&text, "Umask"), "0077");
+    // A user other than root keeps none over the execution of a program.
+    assert_eq!(field(&text, "CapEff"), "0000000000000000");
+    assert_eq!(field(&text, "CapBnd"), CAPABILITIES);
+    assert!(text.ends_with("66\n/tmp\n/usr/sbin\nx\n"), "{text}");
+}
+
+#[tokio::test]
+async fn a_filter_is_applied_with_and_without_no_new_privs_and_capabilities_come_out_right() {
+    let Some(agent) = start() else { return };
+    for no_new_privs in [true, false] {
+        let mut process = shell("cat /proc/self/status; mkdir /tmp/made || exit 5");
+        process["noNewPrivileges"] = json!(no_new_privs);
+        let name = format!("c{no_new_privs}");
+        let (status, text) = run(&agent, &name, process, no_mkdir()).await;
+        assert_eq!(status, 5, "{text}");
+        assert!(text.contains("Operation not permitted"), "{text}");
+        assert_eq!(field(&text, "Seccomp"), "2");
+        assert_eq!(field(&text, "NoNewPrivs"), u8::from(no_new_privs).to_string());
+        for set in ["CapEff", "CapPrm", "CapBnd"] {
+            assert_eq!(field(&text, set), CAPABILITIES, "{set}");
+        }
+        for set in ["CapInh", "CapAmb"] {
+            assert_eq!(field(&text, set), "0000000000000000", "{set}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_exec_gets_the_containers_filter() {
+    let Some(agent) = start() else { return };
+    let (id, _streams) = agent
+        .create_with("c", shell("exec sleep 100"), no_mkdir(), Streams::new(&agent.prefix))
+        .await
+        .unwrap();
+    agent.start_container(&id).await.unwrap();
+    let streams = Streams::new(&agent.prefix);
+    let mut process = shell("mkdir /tmp/made 2>/dev/null || exit 5");
+    process["noNewPrivileges"] = json!(false);
+    agent.exec(&id, "e", process, &streams).await.unwrap();
+    assert_eq!(agent.wait(&id, "e").await.exit_status, 5);
+}
+
+#[tokio::test]
+async fn a_filter_that_the_guest_cannot_apply_is_refused() {
+    let Some(agent) = start() else { return };
+    let linux = json!({ "seccomp": { "defaultAction": "SCMP_ACT_NOTIFY" } });
+    let streams = Streams::new(&agent.prefix);
+    let refused = agent.create_with("c", shell("true"), linux, streams).await.map(drop);
+    let (code, text) = code(refused);
+    assert_eq!(code, ttrpc::Code::INVALID_ARGUMENT);
+    assert!(text.contains("seccomp"), "{text}");
+}
+
+#[tokio::test]
+async fn signals_are_as_a_program_expects_them() {
+    let Some(agent) = start() else { return };
+    let (_, text) = agent.run("c", "grep -E 'SigBlk|SigIgn' /proc/self/status").await;
+    assert_eq!(field(&text, "SigBlk"), "0000000000000000");
+    // Whoever started this test may ignore real-time signals; the agent itself ignores SIGPIPE.
+    let ignored = u64::from_str_radix(&field(&text, "SigIgn"), 16).unwrap();
+    assert_eq!(ignored & 0x7fff_ffff, 0);
+}
+
+#[tokio::test]
+async fn no_descriptor_of_the_agent_reaches_a_container() {
+    let Some(agent) = start() else { return };
+    let (_, text) = agent.run("c", "ls /proc/self/fd | wc -l").await;
+    // 0, 1, 2 and the directory that `ls` reads. (Descriptor 9 is this test's.)
+    assert_eq!(text, "4\n");
+}
+
+#[tokio::test]
+async fn the_guest_takes_its_identity_from_the_host() {
+    let Some(agent) = start() else { return };
+    let request = SetupSandboxRequest {
+        hostname: "guest-1".to_owned(),
+        entropy: vec![7; 32],
+        ..SetupSandboxRequest::default()
+    };
+    agent.client.setup_sandbox(context(), &request).await.unwrap();
+    agent.client.setup_sandbox(context(), &request).await.unwrap();
+    let request = SetupSandboxRequest { hostname: "x".repeat(65), ..request };
+    let (_, text) = code(agent.client.setup_sandbox(context(), &request).await);
+    assert!(text.contains("host name"), "{text}");
+}

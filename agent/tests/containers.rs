@@ -1,0 +1,146 @@
+//! The life of containers, from create to nothing left.
+
+mod support;
+
+use serde_json::json;
+use support::{Streams, code, command, container, context, process_ref, shell, start};
+use ttrpc::Code;
+
+#[tokio::test]
+async fn a_container_runs_and_nothing_is_left() {
+    let Some(agent) = start() else { return };
+    let (status, output) = agent.run("c", "echo pid $$; hostname >/dev/null; exit 42").await;
+    assert_eq!((status, output.as_str()), (42, "pid 1\n"));
+    agent.assert_nothing_left().await;
+}
+
+#[tokio::test]
+async fn twenty_one_after_the_other_and_five_at_once() {
+    let Some(agent) = start() else { return };
+    for number in 0..20 {
+        let (status, output) = agent.run(&format!("c{number}"), "echo hello").await;
+        assert_eq!((status, output.as_str()), (0, "hello\n"));
+    }
+    let run = |name: &'static str| agent.run(name, "sleep 0.2; echo hello; exit 1");
+    let all = tokio::join!(run("a"), run("b"), run("c"), run("d"), run("e"));
+    for result in [all.0, all.1, all.2, all.3, all.4] {
+        assert_eq!(result, (1, "hello\n".to_owned()));
+    }
+    agent.assert_nothing_left().await;
+}
+
+#[tokio::test]
+async fn states_are_kept_and_wrong_calls_are_refused_by_code() {
+    let Some(agent) = start() else { return };
+    let (id, streams) = agent.create("c", shell("exec sleep 100")).await.unwrap();
+    let state = async || agent.client.container_state(context(), &container(&id)).await.unwrap();
+    assert_eq!(state().await.status.value(), 1);
+    assert_eq!(code(agent.create("c", shell("true")).await.map(drop)).0, Code::ALREADY_EXISTS);
+    let exec = agent.exec(&id, "e", shell("true"), &streams).await;
+    assert_eq!(code(exec).0, Code::FAILED_PRECONDITION);
+    agent.start_container(&id).await.unwrap();
+    assert_eq!(state().await.status.value(), 2);
+    assert_eq!(code(agent.start_container(&id).await).0, Code::FAILED_PRECONDITION);
+    assert_eq!(code(agent.delete(&id).await).0, Code::FAILED_PRECONDITION);
+    assert_eq!(code(agent.signal(&id, "nobody", 9).await).0, Code::NOT_FOUND);
+    assert_eq!(code(agent.signal(&id, "", 99).await).0, Code::INVALID_ARGUMENT);
+    agent.signal(&id, "", 9).await.unwrap();
+    assert_eq!(agent.wait(&id, "").await.exit_status, 137);
+    assert_eq!(agent.wait(&id, "").await.exit_status, 137);
+    assert_eq!(state().await.status.value(), 3);
+    let finished = code(agent.signal(&id, "", 9).await);
+    assert_eq!(finished, (Code::NOT_FOUND, "process already finished".to_owned()));
+    agent.delete(&id).await.unwrap();
+    assert_eq!(code(agent.delete(&id).await).0, Code::NOT_FOUND);
+    agent.assert_nothing_left().await;
+}
+
+#[tokio::test]
+async fn a_container_that_was_never_started_can_be_deleted() {
+    let Some(agent) = start() else { return };
+    let (id, _streams) = agent.create("c", shell("true")).await.unwrap();
+    agent.delete(&id).await.unwrap();
+    agent.assert_nothing_left().await;
+}
+
+#[tokio::test]
+async fn programs_that_cannot_be_run_are_named_and_leave_nothing() {
+    let Some(agent) = start() else { return };
+    let cases = [
+        ("nosuch", "exec: \"nosuch\": executable file not found in $PATH"),
+        ("/etc/passwd", "exec: \"/etc/passwd\": permission denied"),
+        ("/no/such", "exec: \"/no/such\": stat /no/such: no such file or directory"),
+    ];
+    for (program, message) in cases {
+        let (code, text) = code(agent.create("c", command(&[program])).await.map(drop));
+        assert_eq!(code, Code::INVALID_ARGUMENT);
+        assert!(text.ends_with(message), "{text}");
+        agent.assert_nothing_left().await;
+    }
+    let (id, streams) = agent.create("c", shell("exec sleep 100")).await.unwrap();
+    agent.start_container(&id).await.unwrap();
+    for (program, message) in cases {
+        let (_, text) = code(agent.exec(&id, "e", command(&[program]), &streams).await);
+        assert!(text.ends_with(message), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn broken_specifications_are_refused() {
+    let Some(agent) = start() else { return };
+    let mut no_args = shell("true");
+    no_args["args"] = json!([]);
+    assert_eq!(code(agent.create("c", no_args).await.map(drop)).0, Code::INVALID_ARGUMENT);
+    let (code, text) = code(agent.create("c", json!("what")).await.map(drop));
+    assert_eq!(code, Code::INVALID_ARGUMENT, "{text}");
+    agent.assert_nothing_left().await;
+}
+
+#[tokio::test]
+async fn execs_are_listed_signalled_and_deleted() {
+    let Some(agent) = start() else { return };
+    let (id, _streams) = agent.create("c", shell("sleep 100; true")).await.unwrap();
+    agent.start_container(&id).await.unwrap();
+    let streams = Streams::new(&agent.prefix);
+    let output = streams.read_stdout();
+    let pid = agent.exec(&id, "e", shell("echo here; exec sleep 100"), &streams).await.unwrap();
+    let again = agent.exec(&id, "e", shell("true"), &streams).await;
+    assert_eq!(code(again).0, Code::ALREADY_EXISTS);
+    let list = agent.client.list_processes(context(), &container(&id)).await.unwrap();
+    assert_eq!(list.processes.len(), 3);
+    let named: Vec<_> = list.processes.iter().filter(|p| p.exec_id == "e").collect();
+    assert_eq!(named.len(), 1);
+    assert_eq!(named[0].pid, pid);
+    let running = agent.client.delete_process(context(), &process_ref(&id, "e")).await;
+    assert_eq!(code(running).0, Code::FAILED_PRECONDITION);
+    agent.signal(&id, "e", 15).await.unwrap();
+    assert_eq!(agent.wait(&id, "e").await.exit_status, 143);
+    assert_eq!(output.join().unwrap(), b"here\n");
+    agent.client.delete_process(context(), &process_ref(&id, "e")).await.unwrap();
+    let gone = agent.client.delete_process(context(), &process_ref(&id, "e")).await;
+    assert_eq!(code(gone).0, Code::NOT_FOUND);
+    agent.signal(&id, "", 9).await.unwrap();
+    agent.wait(&id, "").await;
+    agent.delete(&id).await.unwrap();
+    agent.assert_nothing_left().await;
+}
+
+#[tokio::test]
+async fn a_signal_to_all_reaches_all() {
+    let Some(agent) = start() else { return };
+    let (id, _streams) = agent.create("c", shell("sleep 100; sleep 100")).await.unwrap();
+    agent.start_container(&id).await.unwrap();
+    let streams = Streams::new(&agent.prefix);
+    agent.exec(&id, "e", shell("sleep 100; exit 7"), &streams).await.unwrap();
+    let request = protocol::agent::SignalProcessRequest {
+        container_id: id.clone(),
+        signal: 9,
+        all: true,
+        ..Default::default()
+    };
+    agent.client.signal_process(context(), &request).await.unwrap();
+    assert_eq!(agent.wait(&id, "").await.exit_status, 137);
+    assert_eq!(agent.wait(&id, "e").await.exit_status, 137);
+    agent.delete(&id).await.unwrap();
+    agent.assert_nothing_left().await;
+}

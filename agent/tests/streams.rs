@@ -1,0 +1,126 @@
+//! Standard streams: whole, in order, and closed when they are at their end.
+
+mod support;
+
+use protocol::agent::ResizeTerminalRequest;
+use serde_json::json;
+use std::io::{Read as _, Write as _};
+use std::time::Duration;
+use support::{Streams, context, shell, start};
+
+/// Bytes sent through a process in one test.
+const TOTAL: usize = 64 << 20;
+
+#[tokio::test]
+async fn input_ends_when_the_host_closes_it() {
+    let Some(agent) = start() else { return };
+    let streams = Streams::new(&agent.prefix);
+    let output = streams.read_stdout();
+    let (id, streams) = agent.create_with("c", shell("wc"), json!({}), streams).await.unwrap();
+    agent.start_container(&id).await.unwrap();
+    let mut stdin = streams.stdin();
+    stdin.write_all(b"one two\nthree\n").unwrap();
+    drop(stdin);
+    assert_eq!(agent.wait(&id, "").await.exit_status, 0);
+    let text = String::from_utf8(output.join().unwrap()).unwrap();
+    assert_eq!(text.split_whitespace().collect::<Vec<_>>(), ["2", "3", "14"]);
+}
+
+#[tokio::test]
+async fn stdout_and_stderr_are_apart() {
+    let Some(agent) = start() else { return };
+    let streams = Streams::new(&agent.prefix);
+    let (out, err) = (streams.read_stdout(), streams.read_stderr());
+    let script = shell("echo out; echo err >&2");
+    let (id, _streams) = agent.create_with("c", script, json!({}), streams).await.unwrap();
+    agent.start_container(&id).await.unwrap();
+    agent.wait(&id, "").await;
+    assert_eq!(out.join().unwrap(), b"out\n");
+    assert_eq!(err.join().unwrap(), b"err\n");
+}
+
+#[tokio::test]
+async fn the_last_words_arrive_whole_a_hundred_times() {
+    let Some(agent) = start() else { return };
+    let (id, _streams) = agent.create("c", shell("exec sleep 100")).await.unwrap();
+    agent.start_container(&id).await.unwrap();
+    for number in 0..100 {
+        let streams = Streams::new(&agent.prefix);
+        let output = streams.read_stdout();
+        let exec_id = format!("e{number}");
+        let script = shell("head -c 100000 /dev/zero; echo last");
+        agent.exec(&id, &exec_id, script, &streams).await.unwrap();
+        assert_eq!(agent.wait(&id, &exec_id).await.exit_status, 0);
+        let bytes = output.join().unwrap();
+        assert_eq!(bytes.len(), 100_005);
+        assert!(bytes.ends_with(b"last\n"));
+    }
+}
+
+#[tokio::test]
+async fn much_data_goes_through_both_ways_and_a_slow_reader_loses_nothing() {
+    let Some(agent) = start() else { return };
+    let (id, _streams) = agent.create("c", shell("exec sleep 100")).await.unwrap();
+    agent.start_container(&id).await.unwrap();
+    let streams = Streams::new(&agent.prefix);
+    agent.exec(&id, "cat", shell("exec cat"), &streams).await.unwrap();
+    let mut stdin = streams.stdin();
+    let mut stdout = streams.connect(streams.stdio.stdout);
+    std::thread::spawn(move || {
+        let block: Vec<u8> = (0..1 << 20).map(|i: u32| (i % 253) as u8).collect();
+        for _ in 0..TOTAL / block.len() {
+            stdin.write_all(&block).unwrap();
+        }
+    });
+    let reading = tokio::task::spawn_blocking(move || {
+        std::thread::sleep(Duration::from_secs(1));
+        let mut all = Vec::new();
+        stdout.read_to_end(&mut all).unwrap();
+        all
+    });
+    let all = reading.await.unwrap();
+    assert_eq!(all.len(), TOTAL);
+    assert!(all.chunks(1 << 20).all(|c| c.iter().enumerate().all(|(i, b)| *b == (i % 253) as u8)));
+    assert_eq!(agent.wait(&id, "cat").await.exit_status, 0);
+}
+
+#[tokio::test]
+async fn a_terminal_has_a_size_and_takes_a_new_one() {
+    let Some(agent) = start() else { return };
+    let mut process = shell("stty size; read line; stty size; echo $line; tty");
+    process["terminal"] = json!(true);
+    process["consoleSize"] = json!({ "height": 33, "width": 99 });
+    for exec in [false, true] {
+        let streams = Streams::for_terminal(&agent.prefix);
+        let mut output = streams.connect(streams.stdio.stdout);
+        let name = format!("c{exec}");
+        let (id, exec_id) = if exec {
+            let (id, _) = agent.create(&name, shell("exec sleep 100")).await.unwrap();
+            agent.start_container(&id).await.unwrap();
+            agent.exec(&id, "e", process.clone(), &streams).await.unwrap();
+            (id, "e")
+        } else {
+            let same = Streams::of(&agent.prefix, streams.stdio.clone());
+            let (id, _) = agent.create_with(&name, process.clone(), json!({}), same).await.unwrap();
+            agent.start_container(&id).await.unwrap();
+            (id, "")
+        };
+        let mut first = [0; 7];
+        output.read_exact(&mut first).unwrap();
+        assert_eq!(&first, b"33 99\r\n");
+        let resize = ResizeTerminalRequest {
+            container_id: id.clone(),
+            exec_id: exec_id.to_owned(),
+            width: 120,
+            height: 40,
+            ..ResizeTerminalRequest::default()
+        };
+        agent.client.resize_terminal(context(), &resize).await.unwrap();
+        streams.stdin().write_all(b"typed\n").unwrap();
+        assert_eq!(agent.wait(&id, exec_id).await.exit_status, 0);
+        let mut rest = String::new();
+        output.read_to_string(&mut rest).unwrap();
+        // The echo of what was typed comes first.
+        assert_eq!(rest, "typed\r\n40 120\r\ntyped\r\n/dev/pts/0\r\n");
+    }
+}
