@@ -2,7 +2,8 @@
 //! debugging and for measuring a start without a shim.
 //!
 //! `boot KERNEL INITRD MEMORY_MIB VCPUS [WORD...]`; `CONSOLE=FILE` keeps the console's log,
-//! `NAMESPACES=0` leaves out what only root can do.
+//! `DISK=FILE` adds a disk, `NAMESPACES=0` leaves out what only root can do. Lines on standard
+//! input are commands: `pause`, `resume`, `counters`, `stop`.
 
 #[path = "../tests/launch/mod.rs"]
 mod launch;
@@ -10,7 +11,8 @@ mod launch;
 use anyhow::Context;
 use nix::time::{ClockId, clock_gettime};
 use protocol::control::{self, Command, ControlError, Event};
-use protocol::machine::{JailConfig, MachineConfig};
+use protocol::machine::{DiskConfig, JailConfig, MachineConfig, VsockConfig};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -28,14 +30,15 @@ fn main() -> anyhow::Result<()> {
         initrd: (initrd != "-").then(|| initrd.into()),
         cmdline: words.join(" "),
         console_log: Some(console.clone().into()),
-        disks: Vec::new(),
-        vsock: None,
+        disks: std::env::var("DISK").iter().map(disk).collect(),
+        vsock: Some(VsockConfig { guest_cid: 3, host_ports: vec![protocol::ports::LOG] }),
         shared_dirs: Vec::new(),
         jail: JailConfig { uid: 65_534, gid: 65_534, namespaces },
     };
     let started = now()?;
     let (socket, mut vmm) = launch::spawn(&find_vmm()?).context("start the VMM")?;
     control::send(&socket, &Command::Boot(Box::new(config)), &[])?;
+    pass_commands(socket.try_clone()?);
     loop {
         let event = match control::receive::<Event>(&socket) {
             Ok((event, _)) => event,
@@ -61,6 +64,22 @@ fn main() -> anyhow::Result<()> {
     println!("VMM: {}", vmm.wait()?);
     print!("{}", std::fs::read_to_string(console)?);
     Ok(())
+}
+
+fn disk(path: &String) -> DiskConfig {
+    DiskConfig { path: path.into(), read_only: false, serial: "boot".into() }
+}
+
+/// Sends what is typed, until the end of standard input.
+fn pass_commands(socket: OwnedFd) {
+    std::thread::spawn(move || {
+        for line in std::io::stdin().lines().map_while(Result::ok) {
+            match serde_json::from_str::<Command>(&format!("{line:?}")) {
+                Ok(command) => drop(control::send(&socket, &command, &[])),
+                Err(e) => eprintln!("{line}: {e}"),
+            }
+        }
+    });
 }
 
 /// The VMM in this program's directory, or above it, where Cargo puts it.
