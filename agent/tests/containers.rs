@@ -3,6 +3,7 @@
 mod support;
 
 use serde_json::json;
+use std::io::Read as _;
 use support::{Streams, code, command, container, context, process_ref, shell, start};
 use ttrpc::Code;
 
@@ -99,15 +100,18 @@ async fn broken_specifications_are_refused() {
 #[tokio::test]
 async fn execs_are_listed_signalled_and_deleted() {
     let Some(agent) = start() else { return };
-    let (id, _streams) = agent.create("c", shell("sleep 100; true")).await.unwrap();
+    let (id, _streams) = agent.create("c", command(&["sleep", "100"])).await.unwrap();
     agent.start_container(&id).await.unwrap();
     let streams = Streams::new(&agent.prefix);
-    let output = streams.read_stdout();
+    let mut output = streams.connect(streams.stdio.stdout);
     let pid = agent.exec(&id, "e", shell("echo here; exec sleep 100"), &streams).await.unwrap();
+    let mut here = [0; 5];
+    output.read_exact(&mut here).unwrap();
+    assert_eq!(&here, b"here\n");
     let again = agent.exec(&id, "e", shell("true"), &streams).await;
     assert_eq!(code(again).0, Code::ALREADY_EXISTS);
     let list = agent.client.list_processes(context(), &container(&id)).await.unwrap();
-    assert_eq!(list.processes.len(), 3);
+    assert_eq!(list.processes.len(), 2);
     let named: Vec<_> = list.processes.iter().filter(|p| p.exec_id == "e").collect();
     assert_eq!(named.len(), 1);
     assert_eq!(named[0].pid, pid);
@@ -115,7 +119,7 @@ async fn execs_are_listed_signalled_and_deleted() {
     assert_eq!(code(running).0, Code::FAILED_PRECONDITION);
     agent.signal(&id, "e", 15).await.unwrap();
     assert_eq!(agent.wait(&id, "e").await.exit_status, 143);
-    assert_eq!(output.join().unwrap(), b"here\n");
+    assert_eq!(output.read(&mut here).unwrap(), 0);
     agent.client.delete_process(context(), &process_ref(&id, "e")).await.unwrap();
     let gone = agent.client.delete_process(context(), &process_ref(&id, "e")).await;
     assert_eq!(code(gone).0, Code::NOT_FOUND);
