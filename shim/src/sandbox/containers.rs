@@ -35,15 +35,16 @@ impl Sandbox {
         protocol::ids::check(&new.id).map_err(|e| Error::InvalidArgument(e.to_string()))?;
         self.table().reserve(&new.id)?;
         let sandbox = self.clone();
-        Self::detached(async move {
+        // Boxed: a spec is large, and callers hold this in their own futures.
+        let work = Box::pin(async move {
             let id = new.id.clone();
             let made = sandbox.make(new).await;
             if made.is_err() {
                 sandbox.table().release(&id);
             }
             made
-        })
-        .await
+        });
+        Self::detached(work).await
     }
 
     async fn make(&self, new: NewContainer) -> Result<u32> {

@@ -11,6 +11,7 @@ use protocol::ports;
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
 use std::time::Duration;
 use tokio::sync::{Notify, mpsc};
 use ttrpc::asynchronous::{Server, TtrpcContext};
@@ -123,21 +124,21 @@ impl AgentService for Guest {
 }
 
 /// The VMM's side: joins streams to the guest's server or echoes them, until the socket ends or `end` is sent.
-fn play_vmm(socket: OwnedFd, rpc: std::path::PathBuf) {
+fn play_vmm(socket: &OwnedFd, rpc: &Path) {
     let log = UnixStream::pair().unwrap();
-    control::send(&socket, &VmEvent::Accepted { port: ports::LOG }, &[log.1.as_fd()]).unwrap();
+    control::send(socket, &VmEvent::Accepted { port: ports::LOG }, &[log.1.as_fd()]).unwrap();
     let mut streams = Vec::new();
-    while let Ok((command, fds)) = control::receive::<Command>(&socket) {
+    while let Ok((command, fds)) = control::receive::<Command>(socket) {
         match command {
             Command::Connect { port } => {
                 let host = UnixStream::from(fds.into_iter().next().unwrap());
-                let guest = (port == ports::RPC).then(|| UnixStream::connect(&rpc).unwrap());
+                let guest = (port == ports::RPC).then(|| UnixStream::connect(rpc).unwrap());
                 streams.push(host.try_clone().unwrap());
                 join(host, guest);
             }
             Command::Stop => {
                 let reason = ExitReason::Stopped;
-                control::send(&socket, &VmEvent::Exited { reason }, &[]).unwrap();
+                control::send(socket, &VmEvent::Exited { reason }, &[]).unwrap();
                 break;
             }
             _ => {}
@@ -185,7 +186,7 @@ async fn fixture() -> Fixture {
 
     let (control, theirs) = Control::pair().unwrap();
     let vmm = theirs.try_clone().unwrap();
-    std::thread::spawn(move || play_vmm(theirs, rpc));
+    std::thread::spawn(move || play_vmm(&theirs, &rpc));
     let (vm, notices) = Vm::from_control(control);
     let paths = SandboxPaths::new(dir.path(), "ns", "s").unwrap();
     paths.create().unwrap();

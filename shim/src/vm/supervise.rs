@@ -212,6 +212,7 @@ fn signalled(who: &str, signal: i32) -> String {
 mod tests {
     use super::*;
 
+    #[allow(clippy::unnecessary_wraps)] // The type of what is tested.
     fn statuses(vmm: i32, file_server: i32) -> Statuses {
         Some([vmm, file_server].map(|raw| Some(ExitStatus::from_raw(raw))))
     }
