@@ -42,7 +42,18 @@ pub fn helper(program: &Path, args: &[&OsStr], socket: OwnedFd) -> Result<Child>
     }
     let child = command.spawn().map_err(Error::path("start", program))?;
     drop(socket);
+    give_up_protection(&child);
     Ok(child)
+}
+
+/// containerd and its shims are protected from the system's shortage of memory; a guest must not be.
+fn give_up_protection(child: &Child) {
+    let Some(pid) = child.id() else { return };
+    let file = format!("/proc/{pid}/oom_score_adj");
+    let protected = std::fs::read_to_string(&file).is_ok_and(|text| text.starts_with('-'));
+    if protected && let Err(error) = std::fs::write(&file, "0") {
+        tracing::warn!("{file}: {error}");
+    }
 }
 
 /// Gives `fd` the number [`SOCKET_FD`], open across exec.

@@ -125,3 +125,82 @@ fn services(service: &Arc<TaskService>) -> HashMap<String, Service> {
     services.extend(again.map(|service| (TASK_V2.to_owned(), service)));
     services
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use protobuf::Message;
+    use std::os::unix::net::UnixListener;
+    use ttrpc::asynchronous::Client;
+    use ttrpc::{Code, Request};
+
+    /// A server whose sandbox could not be launched, and a client of it.
+    async fn serve_failed() -> (Server, Client, Arc<Notify>) {
+        let (events, _told) = mpsc::unbounded_channel();
+        let slot = Slot::launch("ns", "s", Some("/nowhere/config.toml".into()), events);
+        let finished = Arc::new(Notify::new());
+        let service = Arc::new(TaskService::new(slot, Containers::default(), finished.clone()));
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("s");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let server = Server::new().register_service(services(&service));
+        let mut server = server.add_listener(listener.try_into().unwrap());
+        server.start().await.unwrap();
+        let client = Client::connect(&format!("unix://{}", socket.display())).await.unwrap();
+        (server, client, finished)
+    }
+
+    async fn call(
+        client: &Client,
+        service: &str,
+        method: &str,
+        payload: Vec<u8>,
+    ) -> (Code, String) {
+        let request = Request {
+            service: service.into(),
+            method: method.into(),
+            payload,
+            ..Default::default()
+        };
+        match client.request(request).await {
+            Ok(_) => (Code::OK, String::new()),
+            Err(ttrpc::Error::RpcStatus(status)) => (status.code(), status.message),
+            Err(other) => panic!("{other}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn both_versions_of_the_task_api_are_served_on_one_socket() {
+        let (_server, client, _) = serve_failed().await;
+        for service in [TASK_V2, TASK_V3] {
+            let (code, text) = call(&client, service, "Create", Vec::new()).await;
+            assert_eq!(code, Code::UNKNOWN);
+            assert!(text.contains("/nowhere/config.toml"), "{text}");
+            assert_eq!(call(&client, service, "Connect", Vec::new()).await.0, Code::OK);
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_not_there_is_unimplemented_by_name() {
+        let (_server, client, _) = serve_failed().await;
+        for method in ["Pause", "Resume", "Checkpoint", "Update", "Stats"] {
+            let (code, text) = call(&client, TASK_V3, method, Vec::new()).await;
+            assert_eq!(code, Code::UNIMPLEMENTED);
+            assert!(text.contains(&method.to_lowercase()), "{text}");
+        }
+    }
+
+    #[tokio::test]
+    async fn shutdown_is_answered_before_the_server_ends() {
+        let (mut server, client, finished) = serve_failed().await;
+        let request =
+            containerd_shim_protos::api::ShutdownRequest { now: true, ..Default::default() };
+        let payload = request.write_to_bytes().unwrap();
+        let ends = async {
+            finished.notified().await;
+            server.shutdown().await.unwrap();
+        };
+        let (answer, ()) = tokio::join!(call(&client, TASK_V3, "Shutdown", payload), ends);
+        assert_eq!(answer.0, Code::OK);
+    }
+}
