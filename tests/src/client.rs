@@ -1,16 +1,20 @@
 //! The host's side of the lab's agent.
 
-use crate::wire::{self, Entry, EntryKind, Exec, Kind, Request};
+use crate::wire::{self, Connection, Entry, EntryKind, Exec, Kind, Request};
 use anyhow::{Context, Result, bail};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
-use std::path::Path;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 /// Where a lab's agent is reached.
-#[derive(Debug, Clone, Copy)]
-pub struct Client {
-    address: SocketAddr,
+#[derive(Debug, Clone)]
+pub enum Client {
+    /// A port of this host that QEMU forwards.
+    Emulated(u16),
+    /// The socket of an agent on this host's kernel.
+    Host(PathBuf),
 }
 
 /// How much a [`Client::put`] moved.
@@ -23,15 +27,21 @@ pub struct Moved {
 }
 
 impl Client {
-    /// The agent behind a port of this host.
-    pub fn new(port: u16) -> Self {
-        Self { address: (Ipv4Addr::LOCALHOST, port).into() }
+    fn connect(&self) -> std::io::Result<Connection> {
+        match self {
+            Self::Emulated(port) => {
+                let address = SocketAddr::from((Ipv4Addr::LOCALHOST, *port));
+                let stream = TcpStream::connect_timeout(&address, Duration::from_secs(2))?;
+                stream.set_nodelay(true)?;
+                Ok(OwnedFd::from(stream).into())
+            }
+            Self::Host(socket) => Connection::connect(socket),
+        }
     }
 
-    fn request(&self, request: &Request) -> Result<TcpStream> {
-        let mut stream = TcpStream::connect_timeout(&self.address, Duration::from_secs(2))
-            .context("the lab does not answer; `cargo xtask lab up` starts it")?;
-        stream.set_nodelay(true)?;
+    fn request(&self, request: &Request) -> Result<Connection> {
+        let mut stream =
+            self.connect().context("the lab does not answer; `cargo xtask lab up` starts it")?;
         wire::write_json(&mut stream, Kind::Request, request)?;
         Ok(stream)
     }
@@ -175,7 +185,7 @@ impl Client {
 }
 
 /// Copies the command's output until it exits.
-fn carry(stream: &mut TcpStream, out: &mut dyn Write, err: &mut dyn Write) -> Result<i32> {
+fn carry(stream: &mut Connection, out: &mut dyn Write, err: &mut dyn Write) -> Result<i32> {
     while let Some((kind, body)) = wire::read_frame(stream)? {
         match kind {
             Kind::Stdout => out.write_all(&body).and_then(|()| out.flush())?,

@@ -2,6 +2,7 @@
 
 use crate::cache::{self, Step};
 use crate::client::Client;
+use crate::host::{self, Ground};
 use crate::qemu::{self, Files, Start};
 use crate::qmp::Qmp;
 use crate::root::{Root, run};
@@ -65,12 +66,14 @@ impl Lab {
     }
 
     fn running(&self) -> Option<Client> {
-        let port = std::fs::read_to_string(self.run.join("port")).ok()?.parse().ok()?;
-        let client = Client::new(port);
+        let client = match std::fs::read_to_string(self.run.join("port")) {
+            Ok(port) => Client::Emulated(port.parse().ok()?),
+            Err(_) => Client::Host(host::agent_socket(&self.run)),
+        };
         (self.pid().is_some() && client.is_alive(Duration::from_secs(10))).then_some(client)
     }
 
-    /// The QEMU process, if it is alive and really ours.
+    /// The process that the lab is, if it is alive and really ours.
     fn pid(&self) -> Option<Pid> {
         let text = std::fs::read_to_string(self.run.join("pid")).ok()?;
         let pid: i32 = text.trim().parse().ok()?;
@@ -80,23 +83,45 @@ impl Lab {
     }
 
     /// Brings the lab up: as it is, when it is up; else resumed from the frozen state, which is made if
-    /// need be. `agent` is the lab's agent, static.
+    /// need be, or started on the host's kernel. `agent` is the lab's agent, static.
     ///
     /// # Errors
     /// When a step fails; the message says what to do.
-    pub fn up(&self, agent: &Path) -> Result<Client> {
-        let frozen = Frozen::prepare(agent)?;
-        let made_from = frozen.dir.display().to_string();
-        let is_current =
-            || std::fs::read_to_string(self.run.join("frozen")).is_ok_and(|f| f == made_from);
-        if is_current()
+    pub fn up(&self, agent: &Path, ground: Ground) -> Result<Client> {
+        match ground {
+            Ground::Emulated => {
+                let frozen = Frozen::prepare(agent)?;
+                self.reuse_or(&frozen.dir, || self.resume(&frozen))
+            }
+            Ground::Host => {
+                let root = Root::prepare()?;
+                self.reuse_or(&root.dir, || self.start_on_host(&root, agent))
+            }
+        }
+    }
+
+    /// The lab that is up, when it was made from `origin`; else a new one by `start`.
+    fn reuse_or(&self, origin: &Path, start: impl FnOnce() -> Result<Client>) -> Result<Client> {
+        let note = self.run.join("origin");
+        let origin = origin.display().to_string();
+        if std::fs::read_to_string(&note).is_ok_and(|made_from| made_from == origin)
             && let Some(client) = self.running()
         {
             return Ok(client);
         }
         self.down()?;
-        let client = self.resume(&frozen)?;
-        std::fs::write(self.run.join("frozen"), made_from)?;
+        let client = start()?;
+        std::fs::write(note, origin)?;
+        Ok(client)
+    }
+
+    fn start_on_host(&self, root: &Root, agent: &Path) -> Result<Client> {
+        let step = Step::begin("lab: on this host's kernel", "3 s");
+        host::spawn(root, &self.run, agent)?;
+        let client = Client::Host(host::agent_socket(&self.run));
+        client.wait_alive(Duration::from_secs(10)).with_context(|| self.said())?;
+        start_services(&client)?;
+        step.end();
         Ok(client)
     }
 
@@ -105,14 +130,14 @@ impl Lab {
         let files = Files { root: &frozen.root, state: &frozen.dir, run: &self.run };
         let client = spawn(&files, Start::Resume)?;
         let mut qmp = Qmp::connect(&qemu::monitor(&self.run), Duration::from_secs(10))
-            .with_context(|| self.qemu_said())?;
+            .with_context(|| self.said())?;
         qmp.keep_memory_in_file()?;
         let state = format!("file:{}", files.devices().display());
         qmp.call("migrate-incoming", &json!({ "uri": state }))?;
         // `cont` before the state is in would be lost.
         qmp.wait_status("query-status", "paused", Duration::from_secs(60))?;
         qmp.call("cont", &json!({}))?;
-        client.wait_alive(Duration::from_secs(20)).with_context(|| self.qemu_said())?;
+        client.wait_alive(Duration::from_secs(20)).with_context(|| self.said())?;
         client.set_clock()?; // it stood still
         eprintln!("[lab] resumed in {:.1} s", start.elapsed().as_secs_f32());
         Ok(client)
@@ -128,17 +153,17 @@ impl Lab {
         let files = Files { root: &frozen.root, state: &frozen.dir, run: &self.run };
         let step = Step::begin("lab: boot, counting instructions", "30 s");
         let client = spawn(&files, Start::Counting)?;
-        client.wait_alive(Duration::from_secs(240)).with_context(|| self.qemu_said())?;
+        client.wait_alive(Duration::from_secs(240)).with_context(|| self.said())?;
         client.set_clock()?;
         start_services(&client)?;
         step.end();
         Ok(client)
     }
 
-    fn qemu_said(&self) -> String {
+    fn said(&self) -> String {
         let read = |file: PathBuf| std::fs::read_to_string(file).unwrap_or_default();
         let (said, console) = (read(self.run.join("qemu.log")), read(qemu::console(&self.run)));
-        format!("QEMU: {said}\nconsole of the lab: {console}")
+        format!("QEMU said: {said}\nthe lab's console: {console}")
     }
 
     /// The lab's console.
@@ -152,11 +177,11 @@ impl Lab {
     /// When its process can't be ended.
     pub fn down(&self) -> Result<()> {
         if let Some(pid) = self.pid() {
-            kill(pid, Signal::SIGKILL).context("end QEMU")?;
+            kill(pid, Signal::SIGKILL).context("end the lab")?;
             let end = Instant::now() + Duration::from_secs(10);
             while self.pid().is_some() {
                 if Instant::now() > end {
-                    bail!("QEMU (process {pid}) does not end");
+                    bail!("the lab (process {pid}) does not end");
                 }
                 std::thread::sleep(Duration::from_millis(10));
             }
@@ -212,7 +237,7 @@ fn freeze(dir: &Path, root: &Root, agent: &[u8]) -> Result<()> {
         .arg(root.dir.join("disk.img"))
         .arg(files.disk()))?;
     let lab = Lab { run: files.run.to_owned() };
-    let result = boot_and_freeze(&files).map_err(|error| error.context(lab.qemu_said()));
+    let result = boot_and_freeze(&files).map_err(|error| error.context(lab.said()));
     lab.down()?;
     result?;
     step.end();
@@ -247,7 +272,7 @@ fn spawn(files: &Files<'_>, start: Start) -> Result<Client> {
     let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
     qemu::spawn(files, start, port)?;
     std::fs::write(files.run.join("port"), port.to_string())?;
-    Ok(Client::new(port))
+    Ok(Client::Emulated(port))
 }
 
 /// The module for the disk, busybox to mount it, and what goes along to `/run/lab`.

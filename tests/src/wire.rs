@@ -1,4 +1,4 @@
-//! What the host and the lab's agent say to each other, one TCP connection a request.
+//! What the host and the lab's agent say to each other, one connection a request.
 //!
 //! A frame is one byte of [`Kind`], four bytes of length (little-endian) and the body.
 //! The first frame is a [`Request`] in JSON; what follows depends on it.
@@ -8,6 +8,10 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::io::{Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+
+/// A connected stream socket. The calls that std's type makes are the same for TCP, which the emulated lab is
+/// reached by, and for the unix socket of a lab on the host.
+pub type Connection = std::os::unix::net::UnixStream;
 
 /// The TCP port on which the lab's agent listens.
 pub const PORT: u16 = 7000;

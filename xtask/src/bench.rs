@@ -5,6 +5,7 @@ mod plot;
 
 use crate::{build, lab};
 use ::lab::bench::Report;
+use ::lab::host::Ground;
 use ::lab::machine::Lab;
 use ::lab::wire::Exec;
 use anyhow::{Context, Result, bail};
@@ -32,14 +33,19 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         build::product()?;
     }
     let program = build::lab_program("bench")?;
-    // A lab of its own, whose clock counts instructions: other load on this machine doesn't show.
-    let lab = Lab::named("counting")?;
-    let client = lab.up_counting(&build::lab_program("lab-agent")?)?;
+    let agent = build::lab_program("lab-agent")?;
+    let lab = Lab::named("bench")?;
+    let ground = lab::ground()?;
+    let client = match ground {
+        // Its clock counts instructions: other load on this machine doesn't show.
+        Ground::Emulated => lab.up_counting(&agent)?,
+        Ground::Host => lab.up(&agent, ground)?,
+    };
     let report = lab::install(&client)
         .and_then(|()| client.put(&[(&program, Path::new(PROGRAM))]).map(drop))
         .and_then(|()| measure(&client, arguments.runs));
     lab.down()?;
-    write(&report?)
+    write(&report?, ground)
 }
 
 fn measure(client: &::lab::client::Client, runs: u32) -> Result<Report> {
@@ -53,11 +59,11 @@ fn measure(client: &::lab::client::Client, runs: u32) -> Result<Report> {
     ::lab::bench::parse(&out).context("the benchmark's report")
 }
 
-fn write(report: &Report) -> Result<()> {
+fn write(report: &Report, ground: Ground) -> Result<()> {
     let docs = build::workspace().join("docs");
     std::fs::write(docs.join("benchmarks.json"), ::lab::bench::rows_json(report)?)?;
     std::fs::write(docs.join("benchmarks.svg"), plot::phases(report))?;
-    std::fs::write(docs.join("benchmarks.md"), page::text(report))?;
+    std::fs::write(docs.join("benchmarks.md"), page::text(report, ground))?;
     println!("wrote {}", docs.join("benchmarks.md").display());
     Ok(())
 }

@@ -2,6 +2,7 @@
 
 use crate::build;
 use ::lab::client::Client;
+use ::lab::host::Ground;
 use ::lab::machine::Lab;
 use ::lab::wire::Exec;
 use anyhow::{Context, Result, bail};
@@ -83,7 +84,15 @@ pub fn run(command: Command) -> Result<i32> {
 /// # Errors
 /// When a step fails.
 pub fn up(lab: &Lab) -> Result<Client> {
-    lab.up(&build::lab_program("lab-agent")?)
+    lab.up(&build::lab_program("lab-agent")?, ground()?)
+}
+
+/// On what the lab stands, as the VMM that was built last says.
+///
+/// # Errors
+/// When the environment's wish is not understood.
+pub fn ground() -> Result<Ground> {
+    Ground::choose(&build::install_dir().join("usr/libexec/kata-like/kata-like-vmm"))
 }
 
 /// Installs the product in the lab, as a user would have it.

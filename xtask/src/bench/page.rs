@@ -1,6 +1,7 @@
 //! `docs/benchmarks.md`.
 
 use ::lab::bench::{Report, Row};
+use ::lab::host::Ground;
 use std::fmt::Write;
 
 /// What is aimed at: a name, the runtime's row it is about, whether the ratio counts, and the most it may be.
@@ -30,8 +31,8 @@ const TARGETS: [Target; 5] = [
 ];
 
 /// The page.
-pub fn text(report: &Report) -> String {
-    let mut page = String::from(HEAD);
+pub fn text(report: &Report, ground: Ground) -> String {
+    let mut page = format!("{HEAD}{}", clock(ground));
     push(
         &mut page,
         format_args!("\n## Targets\n\n| | target | measured | |\n|---|---:|---:|---|\n"),
@@ -63,12 +64,23 @@ pub fn text(report: &Report) -> String {
 const HEAD: &str = "# Benchmarks
 
 Written by `make bench`; to repeat them, run it. Both runtimes are run in turn, by the same containerd, with the same
-image, in a lab whose clock counts instructions: a millisecond is 500,000 instructions of an emulated processor.
-Figures so counted hardly differ from run to run or from one machine to another, and compare only with each other:
-nested page faults and exits cost more than on hardware, so the ratios are an upper estimate. The first run
-of each kind is thrown away; the spread is the distance between the quartiles. Rows for programs:
+image. The first run of each kind is thrown away; the spread is the distance between the quartiles. Rows for programs:
 [benchmarks.json](benchmarks.json).
+
 ";
+
+/// What a millisecond is.
+fn clock(ground: Ground) -> &'static str {
+    match ground {
+        Ground::Emulated => {
+            "Times are of a lab whose clock counts instructions: a millisecond is 500,000 instructions of an emulated
+processor. So counted they hardly differ from run to run or from one machine to another, and compare only with each
+other: exits and nested page faults cost more than on hardware.
+"
+        }
+        Ground::Host => "Times are by the wall clock, on this host's own KVM.\n",
+    }
+}
 
 fn push(page: &mut String, text: std::fmt::Arguments<'_>) {
     // Writing to a String does not fail.
@@ -107,7 +119,7 @@ mod tests {
 
     #[test]
     fn a_missed_target_and_a_missing_figure_are_told() {
-        let page = text(&report());
+        let page = text(&report(), Ground::Emulated);
         assert!(page.contains("| cold start, × runc | ≤ 1.5 | 2.50 | **not met** |"), "{page}");
         assert!(page.contains("| exec, × runc | ≤ 1 | – | **not measured** |"), "{page}");
         assert!(

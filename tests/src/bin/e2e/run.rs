@@ -44,11 +44,13 @@ fn the_kernel_is_the_guests(context: &Context) -> Result<()> {
     Ok(())
 }
 
+/// By lines: `ctr run` itself loses an end of input that comes before its task has started.
 fn stdin_reaches_the_container(context: &Context) -> Result<()> {
     let run = context.container().stdin("one two\nthree\n");
-    let counts = run.output(&["wc"])?.expect_code(0)?.text();
-    if counts.split_whitespace().collect::<Vec<_>>() != ["2", "3", "14"] {
-        bail!("wc counted {counts:?}");
+    let script = "read -r a; read -r b; echo \"<$a><$b>\"";
+    let said = run.output(&["sh", "-c", script])?.expect_code(0)?.text();
+    if said != "<one two><three>" {
+        bail!("the container read {said:?}");
     }
     Ok(())
 }

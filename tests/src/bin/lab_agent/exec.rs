@@ -1,12 +1,12 @@
 //! Runs one command and carries its streams.
 
 use anyhow::{Context, Result};
-use lab::wire::{self, Exec, Kind};
+use lab::wire::{self, Connection, Exec, Kind};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use std::fs::File;
 use std::io::{Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, Stdio};
@@ -19,7 +19,7 @@ const GRACE: Duration = Duration::from_millis(150);
 
 /// The write half of the connection, shared by the threads that carry output.
 struct Output {
-    stream: Mutex<TcpStream>,
+    stream: Mutex<Connection>,
     /// Grows with every frame; also while a write waits for a slow reader.
     progress: AtomicU64,
     writing: AtomicBool,
@@ -49,7 +49,7 @@ struct Started {
 }
 
 /// Runs `request` and answers on `stream` until the command has ended.
-pub fn run(stream: &TcpStream, request: &Exec) -> Result<()> {
+pub fn run(stream: &Connection, request: &Exec) -> Result<()> {
     let mut started = start(request)?;
     let pid = Pid::from_raw(started.child.id() as i32);
     let output = Arc::new(Output {
@@ -183,7 +183,7 @@ fn carry(mut from: File, kind: Kind, output: &Output) {
 }
 
 /// Carries the client's frames to the command until the client goes.
-fn feed(mut stream: TcpStream, mut stdin: Option<File>, terminal: Option<&File>) {
+fn feed(mut stream: Connection, mut stdin: Option<File>, terminal: Option<&File>) {
     while let Ok(Some((kind, body))) = wire::read_frame(&mut stream) {
         match kind {
             Kind::Stdin => {

@@ -1,15 +1,17 @@
 //! The lab's agent: runs what the host asks for, inside the lab.
 //!
-//! `lab-agent serve` answers requests on TCP port [`wire::PORT`]; `lab-agent reap` is the lab's
+//! `lab-agent serve [SOCKET]` answers requests on TCP port [`wire::PORT`], or on a unix socket; `lab-agent reap` is the lab's
 //! process 1 once it has booted, and collects orphans; `lab-agent services` starts both containerds.
 
 mod exec;
 
 use anyhow::{Context, Result, bail};
 use lab::containerd::Version;
-use lab::wire::{self, Entry, EntryKind, Kind, Request};
+use lab::wire::{self, Connection, Entry, EntryKind, Kind, Request};
 use std::collections::HashMap;
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpListener;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -20,18 +22,34 @@ type Stamp = (u64, u64, u64, i64, i64);
 
 fn main() -> Result<()> {
     match std::env::args().nth(1).as_deref() {
-        Some("serve") => serve(),
+        Some("serve") => match std::env::args_os().nth(2) {
+            Some(socket) => serve_host(Path::new(&socket)),
+            None => serve_emulated(),
+        },
         Some("reap") => reap(),
         Some("services") => services(),
-        _ => bail!("usage: lab-agent serve|reap|services"),
+        _ => bail!("usage: lab-agent serve [SOCKET]|reap|services"),
     }
 }
 
-fn serve() -> Result<()> {
+fn serve_emulated() -> Result<()> {
     let listener = TcpListener::bind(("0.0.0.0", wire::PORT)).context("listen")?;
+    serve(listener.incoming().map(|stream| {
+        let stream = stream?;
+        stream.set_nodelay(true)?;
+        Ok(OwnedFd::from(stream).into())
+    }));
+    Ok(())
+}
+
+fn serve_host(socket: &Path) -> Result<()> {
+    serve(UnixListener::bind(socket).context("listen")?.incoming());
+    Ok(())
+}
+
+fn serve(connections: impl Iterator<Item = std::io::Result<Connection>>) {
     let known = Known::default();
-    for stream in listener.incoming() {
-        let Ok(stream) = stream else { continue };
+    for stream in connections.flatten() {
         let known = Arc::clone(&known);
         std::thread::spawn(move || {
             let Ok(mut answer) = stream.try_clone() else { return };
@@ -42,7 +60,6 @@ fn serve() -> Result<()> {
             }
         });
     }
-    Ok(())
 }
 
 fn reap() -> ! {
@@ -61,8 +78,7 @@ fn services() -> Result<()> {
     Ok(())
 }
 
-fn handle(mut stream: TcpStream, known: &Known) -> Result<()> {
-    stream.set_nodelay(true)?;
+fn handle(mut stream: Connection, known: &Known) -> Result<()> {
     match wire::read_json(&mut stream, Kind::Request)? {
         Request::Ping => wire::write_json(&mut stream, Kind::Answer, &()),
         Request::SetClock(ns) => {
@@ -80,7 +96,7 @@ fn set_clock(since_epoch: Duration) -> Result<()> {
     nix::time::clock_settime(nix::time::ClockId::CLOCK_REALTIME, time).context("set the clock")
 }
 
-fn put(stream: &mut TcpStream, entries: &[Entry], known: &Known) -> Result<()> {
+fn put(stream: &mut Connection, entries: &[Entry], known: &Known) -> Result<()> {
     let wanted: Vec<usize> = (0..entries.len()).filter(|i| !is_here(&entries[*i], known)).collect();
     wire::write_json(stream, Kind::Answer, &wanted)?;
     for i in &wanted {
@@ -103,7 +119,7 @@ fn is_here(entry: &Entry, known: &Known) -> bool {
     })
 }
 
-fn get(stream: &mut TcpStream, path: &Path) -> Result<()> {
+fn get(stream: &mut Connection, path: &Path) -> Result<()> {
     for (local, entry) in wire::list_entries(path, Path::new(""))? {
         wire::write_json(stream, Kind::Answer, &Some(&entry))?;
         if let EntryKind::File { size, .. } = entry.kind {
