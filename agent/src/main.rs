@@ -54,7 +54,12 @@ fn run() -> anyhow::Result<()> {
 async fn serve(zygote: zygote::Zygote, log: Arc<logging::Log>) -> anyhow::Result<()> {
     let transport = transport::Transport::from_env();
     let reaper = Arc::new(reaper::Reaper::default());
+    let mut zygote_exit = reaper.expect().claim(zygote.pid());
     let reaping = reaper.start().context("catching SIGCHLD")?;
+    tokio::spawn(async move {
+        let _ = zygote_exit.wait_for(Option::is_some).await;
+        tracing::error!("the zygote has ended: what runs goes on, nothing new can be started");
+    });
     let streams = Arc::new(streams::Streams::default());
     let stdio = transport.listen(protocol::ports::STDIO).context("listening for streams")?;
     tokio::spawn(streams::accept(stdio, Arc::clone(&streams)));

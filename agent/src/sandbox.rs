@@ -13,6 +13,7 @@ use protocol::ports::SHARED_DIR;
 use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::AsRawFd as _;
+use std::time::Instant;
 
 /// Most bytes of entropy taken.
 const MAX_ENTROPY: usize = 512;
@@ -22,6 +23,7 @@ const MAX_ENTROPY: usize = 512;
 /// # Errors
 /// The first step that the kernel refuses.
 pub fn setup(request: &SetupSandboxRequest) -> Result<(), AgentError> {
+    let begin = Instant::now();
     if request.clock_ns != 0 {
         let (seconds, nanoseconds) =
             (request.clock_ns / 1_000_000_000, request.clock_ns % 1_000_000_000);
@@ -45,6 +47,7 @@ pub fn setup(request: &SetupSandboxRequest) -> Result<(), AgentError> {
             ..Storage::default()
         })?;
     }
+    tracing::info!(ms = begin.elapsed().as_millis(), "sandbox set up");
     Ok(())
 }
 

@@ -35,6 +35,7 @@ pub enum ZygoteError {
 /// The agent's end.
 #[derive(Debug)]
 pub struct Zygote {
+    pid: i32,
     socket: OwnedFd,
     slots: Semaphore,
 }
@@ -48,14 +49,19 @@ impl Zygote {
         let (ours, theirs) = pair()?;
         // SAFETY: the process has one thread, so the child may do whatever this process may.
         match unsafe { fork() }? {
-            ForkResult::Parent { .. } => {
-                Ok(Self { socket: ours, slots: Semaphore::new(MAX_WORKERS) })
+            ForkResult::Parent { child } => {
+                Ok(Self { pid: child.as_raw(), socket: ours, slots: Semaphore::new(MAX_WORKERS) })
             }
             ForkResult::Child => {
                 drop(ours);
                 serve(&theirs)
             }
         }
+    }
+
+    /// Its process, which ends only with the agent.
+    pub fn pid(&self) -> i32 {
+        self.pid
     }
 
     /// Has a worker do `job`; the descriptors are those of [`Answer::Started`].

@@ -20,6 +20,7 @@ use protocol::agent::{
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 /// Most containers at once.
 const MAX_CONTAINERS: usize = 128;
@@ -56,14 +57,20 @@ impl Containers {
     pub async fn create(&self, request: CreateContainerRequest) -> Result<i32, AgentError> {
         let id = request.container_id;
         check_id(&id)?;
+        let begin = Instant::now();
         let reservation = self.reserve(&id)?;
         let storages = request.storages;
-        let mounts = blocking(move || Mounts::make(&storages)).await?;
+        let mounts = if storages.is_empty() {
+            Mounts::default()
+        } else {
+            blocking(move || Mounts::make(&storages)).await?
+        };
         let bundle = bundle_of(&id);
         let stdio = request.stdio.unwrap_or_default();
         match self.create_in(&id, &bundle, &request.spec_json, stdio).await {
             Ok(init) => {
                 let pid = init.pid();
+                tracing::info!(id, pid, ms = begin.elapsed().as_millis(), "container created");
                 let container = Arc::new(Container::new(id, bundle, init, mounts));
                 container.end_with_init();
                 reservation.commit(container);
@@ -135,10 +142,13 @@ impl Containers {
             process: Some(file),
             wanted: process::wanted(&stdio),
         };
+        let begin = Instant::now();
         let launched = self.launch(&job, stdio).await;
         let _ = std::fs::remove_file(&path);
         let process = launched?;
         let pid = process.pid();
+        let (id, exec_id) = (&job.container_id, &request.exec_id);
+        tracing::info!(id, exec_id, pid, ms = begin.elapsed().as_millis(), "process added");
         reservation.commit(process);
         Ok(pid)
     }
@@ -230,6 +240,7 @@ impl Containers {
         let (mounts, result) = clean_up(id.to_owned(), container.take_mounts()).await;
         match result {
             Ok(()) => {
+                tracing::info!(id, "container deleted");
                 self.by_id().remove(id);
                 Ok(())
             }
