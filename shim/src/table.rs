@@ -42,13 +42,31 @@ pub struct Process {
     pub pid: u32,
     /// Its streams once they flow.
     pub io: Option<Arc<ProcessIo>>,
+    stdin_closed: bool,
     exit: watch::Sender<Option<Exit>>,
     early_exit: Option<Exit>,
 }
 
 impl Process {
     fn new(phase: Phase) -> Self {
-        Self { phase, pid: 0, io: None, exit: watch::Sender::new(None), early_exit: None }
+        let exit = watch::Sender::new(None);
+        Self { phase, pid: 0, io: None, stdin_closed: false, exit, early_exit: None }
+    }
+
+    /// Gives the process its streams.
+    pub fn set_io(&mut self, io: Arc<ProcessIo>) {
+        if self.stdin_closed {
+            io.close_stdin();
+        }
+        self.io = Some(io);
+    }
+
+    /// Lets standard input end with its last writer, also if it is still to flow.
+    pub fn close_stdin(&mut self) {
+        self.stdin_closed = true;
+        if let Some(io) = &self.io {
+            io.close_stdin();
+        }
     }
 
     /// Becomes the exit once there is one.
@@ -164,7 +182,7 @@ impl Table {
         let Some(container) = self.containers.get_mut(id) else { return };
         container.init.phase = Phase::Created;
         container.init.pid = pid;
-        container.init.io = Some(Arc::new(io));
+        container.init.set_io(Arc::new(io));
         container.undo = Some(undo);
         self.tell(Event::Created { id: id.into(), pid });
         if self.ended.is_some() {
@@ -243,6 +261,7 @@ impl Table {
         } else if !exec.is_empty() {
             let exit = Exit::now(status);
             process.phase = Phase::Stopped(exit);
+            process.io = None;
             process.exit.send_replace(Some(exit));
         }
     }

@@ -102,12 +102,11 @@ impl Sandbox {
         let open = OpenIo::open(stdio).await?;
         let agent = self.agent().await?;
         let (numbers, streams) = self.streams(open.wanted()).await?;
-        let io = open.join(streams);
+        let io = Arc::new(open.join(streams));
+        // Known before the input flows: the call that ends it may come before the agent's answer.
+        self.table().process(id, exec)?.set_io(io.clone());
         io.begin_input()?;
         let pid = agent.exec(id, exec, process_json, numbers).await.map_err(named("exec"))?;
-        if let Ok(process) = self.table().process(id, exec) {
-            process.io = Some(Arc::new(io));
-        }
         Ok((agent, pid))
     }
 
@@ -162,9 +161,7 @@ impl Sandbox {
     /// # Errors
     /// [`Error::NotFound`].
     pub fn close_stdin(&self, id: &str, exec: &str) -> Result<()> {
-        if let Some(io) = &self.table().process(id, exec)?.io {
-            io.close_stdin();
-        }
+        self.table().process(id, exec)?.close_stdin();
         Ok(())
     }
 }

@@ -168,3 +168,24 @@ fn a_failed_init_may_be_tried_again() {
     f.table.start_failed("c", "", 127);
     f.table.starting("c", "").unwrap();
 }
+
+#[tokio::test]
+async fn an_input_that_is_closed_before_it_flows_ends() {
+    use crate::io::{Endpoint, GuestStreams, OpenIo, Stdio};
+    use tokio::io::AsyncReadExt;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("in");
+    nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let mut f = running();
+    f.table.add_exec("c", "e").unwrap();
+    f.table.process("c", "e").unwrap().close_stdin();
+    let (ours, mut guest) = tokio::net::UnixStream::pair().unwrap();
+    let stdio = Stdio { stdin: Endpoint::Path(path), ..Default::default() };
+    let open = OpenIo::open(stdio).await.unwrap();
+    let io = Arc::new(open.join(GuestStreams { stdin: Some(ours), ..Default::default() }));
+    f.table.process("c", "e").unwrap().set_io(io.clone());
+    io.begin_input().unwrap();
+    let mut byte = [0; 1];
+    let ended = tokio::time::timeout(std::time::Duration::from_secs(10), guest.read(&mut byte));
+    assert_eq!(ended.await.unwrap().unwrap(), 0);
+}
