@@ -35,11 +35,15 @@ impl Tail {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
     }
 
-    /// The last line that tells of a kernel panic.
+    /// The line that tells of a kernel panic.
     pub fn panic(&self) -> Option<String> {
-        let lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        lines.iter().rev().find_map(|l| l.find("Kernel panic").map(|at| l[at..].to_owned()))
+        panic(&*self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
+}
+
+/// The first of `lines` that tells of a kernel panic, from there on.
+pub fn panic<'a>(lines: impl IntoIterator<Item = &'a String>) -> Option<String> {
+    lines.into_iter().find_map(|l| l.find("Kernel panic").map(|at| l[at..].to_owned()))
 }
 
 /// Passes on the lines of `stream` until it ends.

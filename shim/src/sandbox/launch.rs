@@ -193,28 +193,30 @@ impl Sandbox {
     async fn see_the_end(self) {
         let end = self.0.vm.ended().await;
         let expected = end.expected || self.0.stopping.load(Ordering::Relaxed);
-        let reason = match self.0.guest_tail.panic() {
-            Some(panic) if !expected => format!("{} ({panic})", end.reason),
-            _ => end.reason,
-        };
+        let mut reason = end.reason;
         if !expected {
-            self.log_last_words();
+            let console = self.console();
+            if let Some(panic) = self.0.guest_tail.panic().or_else(|| guest_log::panic(&console)) {
+                reason = format!("{reason} ({panic})");
+            }
+            self.log_last_words(&console);
         }
         tracing::info!("sandbox {} ended: {reason}", self.id());
         self.settle(Readiness::Failed(reason.clone()));
         self.table().sandbox_ended(&reason);
     }
 
-    /// What the guest said last: its log, and the console, where a panic is whose log did not get out.
-    fn log_last_words(&self) {
+    /// The end of the console, where a panic is: then nobody in the guest sends its log any more.
+    fn console(&self) -> Vec<String> {
         const TAIL: usize = 4096;
-        for line in self.0.guest_tail.lines() {
-            tracing::warn!("guest id={}: {line}", self.id());
-        }
-        let Ok(text) = std::fs::read(self.0.paths.console_log()) else { return };
-        let tail = &text[text.len().saturating_sub(TAIL)..];
-        for line in guest_log::lines(tail) {
-            tracing::warn!("console id={}: {line}", self.id());
-        }
+        let text = std::fs::read(self.0.paths.console_log()).unwrap_or_default();
+        guest_log::lines(&text[text.len().saturating_sub(TAIL)..]).collect()
+    }
+
+    /// What the guest said last.
+    fn log_last_words(&self, console: &[String]) {
+        let id = self.id();
+        self.0.guest_tail.lines().iter().for_each(|line| tracing::warn!("guest id={id}: {line}"));
+        console.iter().for_each(|line| tracing::warn!("console id={id}: {line}"));
     }
 }

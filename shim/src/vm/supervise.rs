@@ -1,6 +1,7 @@
 //! Watching a machine until it has ended, and saying why it did.
 
 use super::{Control, Notice};
+use nix::sys::signal::Signal;
 use protocol::control::{Command, ControlError, Event, ExitReason};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
@@ -70,7 +71,7 @@ pub async fn run(
     }
     drop(fs_socket);
     let cause = watch(control, helpers.as_mut(), &mut stop, &notices).await;
-    if let Cause::Asked(_) = cause {
+    if let Cause::Asked(_) | Cause::FileServer(_) = cause {
         // The socket may be gone already; the processes are killed below whatever it says.
         let _ = timeout(GRACE, control.send(&Command::Stop, &[])).await;
     }
@@ -204,7 +205,10 @@ fn describe(cause: Cause, statuses: Statuses) -> Ended {
 fn signalled(who: &str, signal: i32) -> String {
     match signal {
         libc::SIGSYS => format!("the {who} was killed by seccomp: forbidden system call"),
-        signal => format!("the {who} was killed by signal {signal}"),
+        signal => match Signal::try_from(signal) {
+            Ok(signal) => format!("the {who} was killed by {signal}"),
+            Err(_) => format!("the {who} was killed by signal {signal}"),
+        },
     }
 }
 
@@ -228,7 +232,7 @@ mod tests {
     fn a_dead_file_server_is_the_reason_although_the_vmm_noticed_first() {
         let noticed = Cause::Said(ExitReason::Internal("vhost-user".into()));
         let end = describe(noticed, statuses(1 << 8, libc::SIGKILL));
-        assert_eq!(end.reason, "the file server was killed by signal 9");
+        assert_eq!(end.reason, "the file server was killed by SIGKILL");
     }
 
     #[test]
