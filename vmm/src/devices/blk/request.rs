@@ -90,7 +90,7 @@ impl Request {
             T_GET_ID => Ok(Self::GetId),
             T_DISCARD | T_WRITE_ZEROES => {
                 let count = reader.remaining() / RANGE;
-                if count == 0 || count > MAX_RANGES || reader.remaining() % RANGE != 0 {
+                if count == 0 || count > MAX_RANGES || !reader.remaining().is_multiple_of(RANGE) {
                     return Ok(Err(Status::IoError));
                 }
                 let mut raw = vec![0; count * RANGE];
@@ -108,7 +108,7 @@ impl Request {
 /// A run of whole sectors within the disk.
 fn whole(first: u64, len: u64, sectors: u64) -> Result<Range, Status> {
     let end = first.checked_add(len / SECTOR).ok_or(Status::IoError)?;
-    if len % SECTOR != 0 || end > sectors {
+    if !len.is_multiple_of(SECTOR) || end > sectors {
         return Err(Status::IoError);
     }
     Ok(Range { offset: first * SECTOR, len, unmap: false })

@@ -73,7 +73,7 @@ impl Muxer {
     }
 
     /// How many streams there are.
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.streams.len()
     }
 
@@ -300,11 +300,12 @@ impl Muxer {
     }
 
     fn make_ready(&mut self, token: u32) {
-        if let Some(stream) = self.streams.get_mut(&token) {
-            if !stream.queued && stream.has_work() {
-                stream.queued = true;
-                self.ready.push_back(token);
-            }
+        if let Some(stream) = self.streams.get_mut(&token)
+            && !stream.queued
+            && stream.has_work()
+        {
+            stream.queued = true;
+            self.ready.push_back(token);
         }
     }
 

@@ -13,7 +13,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-use vm_memory::GuestMemoryMmap;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 const GUEST: u64 = 3;
 const LOG: u32 = 1026;
@@ -128,7 +128,7 @@ impl Rig {
 
     fn streams(&mut self) -> usize {
         self.stop();
-        self.device.with_backend(|b| b.as_ref().unwrap().muxer.len())
+        self.device.with_backend(|b| b.as_ref().unwrap().muxer.count())
     }
 }
 
@@ -282,7 +282,6 @@ fn a_large_transfer_arrives_whole_in_both_directions() {
 
 /// Sends a packet from one and the same place in guest memory.
 fn send_at(rig: &mut Rig, header: &Header, data: &[u8]) {
-    use vm_memory::{Bytes, GuestAddress};
     const AT: u64 = 0x2f_0000 - 0x2_0000;
     rig.memory.write_slice(&header.to_bytes(), GuestAddress(AT)).unwrap();
     rig.memory.write_slice(data, GuestAddress(AT + HEADER as u64)).unwrap();
@@ -503,7 +502,7 @@ fn a_flood_without_receive_buffers_is_bounded() {
 fn more_streams_than_allowed_are_closed() {
     let mut rig = Rig::without_buffers();
     let mut ends = Vec::new();
-    for batch in 0..muxer::MAX_STREAMS / 128 + 1 {
+    for batch in 0..=muxer::MAX_STREAMS / 128 {
         for _ in 0..128 {
             let (ours, theirs) = UnixStream::pair().unwrap();
             if rig.connector.connect(batch as u32, theirs.into()).is_ok() {
@@ -596,7 +595,7 @@ fn buffers_too_small_for_a_packet_stop_the_device() {
 
 #[test]
 fn random_packets_are_survived() {
-    let mut dice = Dice(0xabcdef);
+    let mut dice = Dice(0x00ab_cdef);
     for _ in 0..5 {
         let mut rig = Rig::new();
         rig.offer(192);
@@ -623,7 +622,6 @@ fn random_packets_are_survived() {
             };
             let mut all = header.to_bytes().to_vec();
             all.extend(&data);
-            use vm_memory::{Bytes, GuestAddress};
             rig.memory.write_slice(&all, GuestAddress(0x2d_0000)).unwrap();
             rig.tx.descriptor(0, 0x2d_0000, all.len() as u32, 0, 0);
             rig.tx.offer(0);
