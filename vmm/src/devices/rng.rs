@@ -117,7 +117,7 @@ impl Worker for RngWorker {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::virtio::testing::{TestQueue, activation, hostile_chains, memory};
+    use crate::virtio::testing::{TestQueue, activation, hostile_chains, memory, while_rewritten};
 
     fn worker(memory: &GuestMemoryMmap, queue: &TestQueue) -> RngWorker {
         let requests = queue.active();
@@ -150,6 +150,19 @@ mod tests {
     fn a_hostile_chain_ends_the_worker() {
         hostile_chains(16, |name, memory, queue| {
             assert!(worker(memory, &queue).serve().is_err(), "{name}");
+        });
+    }
+
+    #[test]
+    fn a_chain_changed_while_it_is_served_is_survived() {
+        let memory = memory();
+        while_rewritten(&memory, 0x10_0000, || {
+            for _ in 0..500 {
+                let mut queue = TestQueue::new(&memory, 0x10_0000, 16);
+                queue.offer(0);
+                // Served or refused, as it happens to be when it is read.
+                let _ = worker(&memory, &queue).serve();
+            }
         });
     }
 }

@@ -259,6 +259,27 @@ pub fn hostile_chains(size: u16, mut check: impl FnMut(&str, &GuestMemoryMmap, T
     }
 }
 
+/// Runs `serve` while another thread, as a hostile vCPU would, keeps rewriting the descriptor of the
+/// chain at `base`: each field takes good values and bad ones.
+pub fn while_rewritten(memory: &GuestMemoryMmap, base: u64, serve: impl FnOnce()) {
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let hostile = TestQueue::new(memory, base, 16);
+        let stop = &stop;
+        scope.spawn(move || {
+            let mut dice = Dice(0x5eed);
+            while !stop.load(Ordering::Relaxed) {
+                let address = dice.pick(&[base + 0x1_0000, base + 0x1_0000, MEMORY - 4, u64::MAX]);
+                let len = dice.pick(&[16, 600, 4096, 0, u32::MAX]);
+                let flags = dice.pick(&[0, WRITE, NEXT, NEXT | WRITE, INDIRECT]);
+                hostile.descriptor(0, address, len, flags, dice.below(3) as u16);
+            }
+        });
+        serve();
+        stop.store(true, Ordering::Relaxed);
+    });
+}
+
 /// A small deterministic generator (xorshift64*), for tests that try many inputs.
 pub struct Dice(pub u64);
 
