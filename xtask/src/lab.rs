@@ -15,7 +15,11 @@ use std::time::Instant;
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Bring it up (about a second, once it has been built and frozen) and install target/install in it
-    Up,
+    Up {
+        /// Boot one whose clock counts instructions, as the benchmark does
+        #[arg(long)]
+        counting: bool,
+    },
     /// Install target/install in it, or copy one file or folder
     Put {
         /// File or folder of this machine
@@ -60,9 +64,9 @@ pub enum Command {
 pub fn run(command: Command) -> Result<i32> {
     let lab = Lab::named_by_environment()?;
     match command {
-        Command::Up => {
-            let client = up(&lab)?;
-            install(&client)?;
+        Command::Up { counting: false } => install(&up(&lab)?)?,
+        Command::Up { counting: true } => {
+            install(&lab.up_counting(&build::lab_program("lab-agent")?)?)?;
         }
         Command::Put { from: None, .. } => install(&lab.client()?)?,
         Command::Put { from: Some(from), to } => put(&lab.client()?, &from, to.as_deref())?,
