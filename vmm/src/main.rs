@@ -21,6 +21,7 @@ fn main() -> ExitCode {
         println!("{}", vmm::probe::report());
         return ExitCode::SUCCESS;
     }
+    use_one_heap();
     match run(process_start) {
         Ok(ExitReason::Internal(why)) => {
             eprintln!("kata-like-vmm: {why}");
@@ -32,6 +33,13 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// All threads allocate from the main heap. glibc's heaps of other threads cost memory each, and to
+/// shrink one it opens `/proc/sys/vm/overcommit_memory`, which the seccomp filters answer with death.
+fn use_one_heap() {
+    // SAFETY: sets a number inside the allocator, before there is a second thread.
+    unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
 }
 
 fn run(process_start: u64) -> anyhow::Result<ExitReason> {
