@@ -210,24 +210,28 @@ impl Frozen {
             freeze(part, &root, &agent)
         })?;
         if fresh {
-            forget_older(&root.dir, &dir)?;
+            forget_older(&root.dir)?;
         }
         Ok(Self { dir, root })
     }
 }
 
-/// Frozen states are over a gigabyte each: keeps only the newest (labs that run keep theirs open).
-fn forget_older(root: &Path, keep: &Path) -> Result<()> {
+/// How many frozen states are kept: checkouts of different age share a cache, and each needs its own.
+const KEPT: usize = 3;
+
+/// Frozen states are over a gigabyte each: forgets all but the newest (labs that run keep theirs open).
+fn forget_older(root: &Path) -> Result<()> {
+    let mut states = Vec::new();
     for entry in std::fs::read_dir(root)? {
         let path = entry?.path();
-        let is_frozen = path.file_name().is_some_and(|n| {
-            n.to_string_lossy().starts_with("frozen-") && path.extension().is_none()
-        });
-        if is_frozen && path != keep {
-            cache::remove(&path)?;
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if name.starts_with("frozen-") && path.extension().is_none() {
+            states.push((path.metadata()?.modified()?, path));
         }
     }
-    Ok(())
+    states.sort();
+    let surplus = states.len().saturating_sub(KEPT);
+    states.into_iter().take(surplus).try_for_each(|(_, path)| cache::remove(&path))
 }
 
 fn freeze(dir: &Path, root: &Root, agent: &[u8]) -> Result<()> {
