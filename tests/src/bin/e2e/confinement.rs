@@ -141,7 +141,7 @@ fn forbidden(context: &Context, program: &str, called: &str) -> Result<()> {
     if !since.lines().any(|line| words.iter().all(|word| line.contains(word))) {
         bail!("no line of the log has all of {words:?}");
     }
-    let code = container.delete_task()?.code;
+    let code = container.exit_status()?;
     if code == 0 {
         bail!("the container's exit code is 0");
     }

@@ -191,9 +191,25 @@ impl Container<'_> {
         command::eventually(&what, DEADLINE, || Ok(self.status()?.as_deref() == Some(status)))
     }
 
-    /// `ctr task delete`, whose exit code is the task's.
+    /// `ctr task delete`.
     pub fn delete_task(&self) -> Result<Output> {
         self.task(&["delete"], &[])
+    }
+
+    /// `ctr task delete` of a stopped task, and the exit status that it tells of.
+    pub fn exit_status(&self) -> Result<i32> {
+        let output = self.delete_task()?;
+        // ctr exits with the task's status, or (with some versions) 0 and a warning that names it.
+        let told = output.stderr.split("exit code ").nth(1).and_then(|rest| {
+            rest.chars().take_while(char::is_ascii_digit).collect::<String>().parse().ok()
+        });
+        Ok(told.unwrap_or(output.code))
+    }
+
+    /// Waits until a file is there in the container.
+    pub fn await_file(&self, path: &str) -> Result<()> {
+        let what = format!("{path} in {}", self.id);
+        command::eventually(&what, DEADLINE, || Ok(self.exec(&["test", "-e", path])?.code == 0))
     }
 
     /// Kills it, removes it, and says how that went.

@@ -80,7 +80,7 @@ fn dies(
             bail!("no line of the log has all of {reason:?}");
         }
     }
-    let code = container.delete_task()?.code;
+    let code = container.exit_status()?;
     if code == 0 {
         bail!("a container that died with its machine has exit code 0");
     }

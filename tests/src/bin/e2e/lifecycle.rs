@@ -1,7 +1,7 @@
 //! Signals, detached containers, deletion, several at once and one after another.
 
 use crate::command::{self, DEADLINE};
-use crate::context::Context;
+use crate::context::{Container, Context};
 use crate::leaks;
 use anyhow::{Context as _, Result, bail};
 use nix::sys::signal::Signal;
@@ -20,17 +20,24 @@ crate::cases!(
     a_living_shim_keeps_no_descriptors,
 );
 
-const TRAP: &str = "trap 'echo terminated; exit 3' TERM; echo ready; while :; do sleep 0.1; done";
+/// Says when its trap is set: by a file, and on its standard output.
+const TRAP: &str = "trap 'echo terminated; exit 3' TERM; touch /ready; echo ready; \
+    while :; do sleep 0.1; done";
+
+/// The exit status that a stopped task is deleted with.
+pub fn expect_status(container: &Container, status: i32) -> Result<()> {
+    match container.exit_status()? {
+        told if told == status => Ok(()),
+        told => bail!("exit status {told} instead of {status}"),
+    }
+}
 
 fn sigterm_reaches_the_process(context: &Context) -> Result<()> {
     let container = context.container().detached(&["sh", "-c", TRAP])?;
-    // The trap must be set before the signal comes.
-    command::eventually("the shell sleeps", DEADLINE, || {
-        Ok(container.exec(&["pgrep", "sleep"])?.code == 0)
-    })?;
+    container.await_file("/ready")?;
     container.kill("TERM")?.expect_code(0)?;
     container.await_status("STOPPED")?;
-    container.delete_task()?.expect_code(3)?;
+    expect_status(&container, 3)?;
     Ok(())
 }
 
@@ -38,7 +45,7 @@ fn sigkill_ends_it_with_137(context: &Context) -> Result<()> {
     let container = context.sleeper()?;
     container.kill("KILL")?.expect_code(0)?;
     container.await_status("STOPPED")?;
-    container.delete_task()?.expect_code(137)?;
+    expect_status(&container, 137)?;
     Ok(())
 }
 
@@ -46,13 +53,10 @@ fn signals_to_ctr_run_are_passed_on(context: &Context) -> Result<()> {
     let run = context.container();
     let id = run.id().to_owned();
     let running = run.start(&["sh", "-c", TRAP])?;
-    command::eventually("the task runs", DEADLINE, || {
-        let list = context.ctr(&["task", "ls"])?.text();
-        Ok(list.lines().any(|line| line.contains(&id) && line.contains("RUNNING")))
+    command::eventually("the shell is ready", DEADLINE, || {
+        let exec = ["task", "exec", "--exec-id", "look", &id, "test", "-e", "/ready"];
+        Ok(context.ctr(&exec)?.code == 0)
     })?;
-    let shell_is_up =
-        || Ok(context.ctr(&["task", "exec", "--exec-id", "up", &id, "pgrep", "sleep"])?.code == 0);
-    command::eventually("the shell sleeps", DEADLINE, shell_is_up)?;
     running.signal(Signal::SIGTERM)?;
     let said = running.finish(DEADLINE)?.expect_code(3)?.text();
     if said != "ready\nterminated" {
@@ -72,19 +76,17 @@ fn a_detached_container_runs_on(context: &Context) -> Result<()> {
 
 fn kill_all_ends_every_process(context: &Context) -> Result<()> {
     let container = context.sleeper()?;
-    let mut exec = container.exec_command(&[], &["sh", "-c", "sleep 1000 & sleep 2000"]);
+    let script = "sleep 1000 & touch /ready; sleep 2000";
+    let mut exec = container.exec_command(&[], &["sh", "-c", script]);
     let running = command::Running::start(&mut exec, Vec::new())?;
-    command::eventually("three sleepers", DEADLINE, || {
-        Ok(container.exec(&["pgrep", "-c", "sleep"])?.text() == "3"
-            || container.exec(&["pgrep", "sleep"])?.text().lines().count() == 3)
-    })?;
+    container.await_file("/ready")?;
     container.task(&["kill", "--all", "-s", "KILL"], &[])?.expect_code(0)?;
     container.await_status("STOPPED")?;
     let code = running.finish(DEADLINE)?.code;
     if code != 137 {
         bail!("the exec ended with {code}");
     }
-    container.delete_task()?.expect_code(137)?;
+    expect_status(&container, 137)?;
     Ok(())
 }
 
@@ -102,7 +104,7 @@ fn a_second_delete_is_not_found(context: &Context) -> Result<()> {
     let container = context.sleeper()?;
     container.kill("KILL")?.expect_code(0)?;
     container.await_status("STOPPED")?;
-    container.delete_task()?.expect_code(137)?;
+    expect_status(&container, 137)?;
     container.delete_task()?.expect_error(&["not found"])?;
     Ok(())
 }

@@ -98,6 +98,7 @@ fn main() -> Result<()> {
     let (mut passed, mut failed) = (0, Vec::new());
     for (number, case) in chosen.iter().enumerate() {
         let started = Instant::now();
+        let mark = std::fs::metadata(version.log()).map_or(0, |log| log.len() as usize);
         let outcome = leaks::guarded(&context, case.run);
         let took = started.elapsed().as_secs_f32();
         let verdict = if outcome.is_ok() { "ok" } else { "FAILED" };
@@ -106,7 +107,7 @@ fn main() -> Result<()> {
         match outcome {
             Ok(()) => passed += 1,
             Err(error) => {
-                report::failure(&context, case.name, &error);
+                report::failure(&context, case.name, &error, mark);
                 failed.push(case.name);
             }
         }

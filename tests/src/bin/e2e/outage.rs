@@ -2,6 +2,7 @@
 
 use crate::command::{self, DEADLINE};
 use crate::context::Context;
+use crate::lifecycle::expect_status;
 use anyhow::{Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -36,7 +37,7 @@ fn a_task_outlives_containerd(context: &Context) -> Result<()> {
     }
     container.kill("KILL")?.expect_code(0)?;
     container.await_status("STOPPED")?;
-    container.delete_task()?.expect_code(137)?;
+    expect_status(&container, 137)?;
     Ok(())
 }
 
@@ -51,7 +52,7 @@ fn an_exit_during_the_outage_is_reported(context: &Context) -> Result<()> {
     std::thread::sleep(std::time::Duration::from_secs(2));
     context.containerd.start()?;
     container.await_status("STOPPED")?;
-    container.delete_task()?.expect_code(6)?;
+    expect_status(&container, 6)?;
     drop(container);
     Ok(fs::remove_dir_all(&flag)?)
 }

@@ -5,24 +5,28 @@ use std::fs;
 use std::path::Path;
 
 /// Prints why a test failed and the ends of the logs; keeps the logs whole under the artifacts directory.
-pub fn failure(context: &Context, name: &str, error: &anyhow::Error) {
+///
+/// `mark`: where containerd's log ended when the test began.
+pub fn failure(context: &Context, name: &str, error: &anyhow::Error, mark: usize) {
     println!("---- {name}: {error:#}");
     let directory = context.artifacts.join(format!("{}-{name}", context.containerd.name()));
     let _ = fs::create_dir_all(&directory);
     let _ = fs::write(directory.join("error"), format!("{error:?}\n"));
-    let log = fs::read_to_string(context.containerd.log()).unwrap_or_default();
+    let log = fs::read(context.containerd.log()).unwrap_or_default();
+    let log = String::from_utf8_lossy(log.get(mark..).unwrap_or_default());
     let lines: Vec<&str> = log.lines().collect();
     for line in ours(&lines).iter().rev().take(25).rev() {
         println!("     {line}");
     }
-    let end = lines.len().saturating_sub(2000);
-    let _ = fs::write(directory.join("containerd.log"), lines[end..].join("\n"));
+    let _ = fs::write(directory.join("containerd.log"), lines.join("\n"));
     keep_logs(Path::new("/run/kata-like"), &directory);
 }
 
 fn ours<'a>(lines: &[&'a str]) -> Vec<&'a str> {
-    let words = ["kata-like", "shim", "level=error", "level=warn"];
-    lines.iter().copied().filter(|line| words.iter().any(|w| line.contains(w))).collect()
+    let words = ["sandbox::", "level=error"];
+    let noise = ["guest_log", "cleaning up"];
+    let has = |line: &str, words: &[&str]| words.iter().any(|word| line.contains(word));
+    lines.iter().copied().filter(|line| has(line, &words) && !has(line, &noise)).collect()
 }
 
 /// Copies the logs of sandboxes that are still there: consoles, VMMs' messages.
