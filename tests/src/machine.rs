@@ -154,7 +154,7 @@ impl Lab {
         let files = Files { root: &frozen.root, state: &frozen.dir, run: &self.run };
         let step = Step::begin("lab: boot, counting instructions", "30 s");
         let client = spawn(&files, Start::Counting)?;
-        client.wait_alive(Duration::from_secs(240)).with_context(|| self.said())?;
+        client.wait_alive(Duration::from_secs(300)).with_context(|| self.said())?;
         client.set_clock()?;
         keep_off_the_disk(&client)?;
         start_services(&client)?;
@@ -252,7 +252,7 @@ fn freeze(dir: &Path, root: &Root, agent: &[u8]) -> Result<()> {
 
 fn boot_and_freeze(files: &Files<'_>) -> Result<()> {
     let client = spawn(files, Start::Cold)?;
-    client.wait_alive(Duration::from_secs(120))?;
+    client.wait_alive(Duration::from_secs(300))?; // seconds, on a machine that is not overloaded
     client.set_clock()?;
     start_services(&client)?;
     client.output(&["sync"])?;
