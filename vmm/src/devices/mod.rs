@@ -7,8 +7,8 @@ pub mod events;
 pub mod fs;
 pub mod i8042;
 pub mod rng;
-pub mod vsock;
 pub mod serial;
+pub mod vsock;
 
 use crate::virtio::RestoreError;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
