@@ -2,9 +2,8 @@ use super::*;
 use crate::devices::events::{self, EventReceiver};
 use crate::devices::rng::Rng;
 use crate::io_loop::IoLoop;
-use crate::virtio::testing::{Dice, TestQueue, memory};
+use crate::virtio::testing::{Dice, TestQueue, memory, wait_for};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
 
 /// A transport before an rng, and the thread of its worker.
 struct Rig {
@@ -75,17 +74,6 @@ impl Drop for Rig {
     fn drop(&mut self) {
         self.io.exit();
         self.thread.take().unwrap().join().unwrap().unwrap();
-    }
-}
-
-fn wait_for<T>(mut poll: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + Duration::from_secs(10);
-    loop {
-        if let Some(value) = poll() {
-            return value;
-        }
-        assert!(Instant::now() < deadline, "nothing happened");
-        std::thread::yield_now();
     }
 }
 

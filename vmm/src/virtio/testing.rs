@@ -5,6 +5,7 @@ use crate::virtio::snapshot::QueueSetup;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -256,6 +257,18 @@ pub fn hostile_chains(size: u16, mut check: impl FnMut(&str, &GuestMemoryMmap, T
         let mut queue = TestQueue::new(&memory, 0x10_0000, size);
         build(&mut queue);
         check(name, &memory, queue);
+    }
+}
+
+/// Polls until there is something; fails the test after ten seconds.
+pub fn wait_for<T>(mut poll: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        if let Some(value) = poll() {
+            return value;
+        }
+        assert!(Instant::now() < deadline, "nothing happened");
+        std::thread::yield_now();
     }
 }
 

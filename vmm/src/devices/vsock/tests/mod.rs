@@ -10,12 +10,13 @@ use super::*;
 use crate::devices::events::{self, DeviceEvent, EventReceiver};
 use crate::io_loop::{IoHandle, IoLoop, WorkerId};
 use crate::virtio::testing::{
-    Dice, TestInterrupt, TestQueue, WRITE, activation, hostile_chains, memory, while_rewritten,
+    Dice, TestInterrupt, TestQueue, WRITE, activation, hostile_chains, memory, wait_for,
+    while_rewritten,
 };
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 const GUEST: u64 = 3;
@@ -171,17 +172,6 @@ impl Peer {
 
     fn shutdown(self, flags: u32) -> Header {
         Header { flags, ..self.packet(Op::Shutdown) }
-    }
-}
-
-fn wait_for<T>(mut poll: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + Duration::from_secs(10);
-    loop {
-        if let Some(value) = poll() {
-            return value;
-        }
-        assert!(Instant::now() < deadline, "nothing happened");
-        std::thread::yield_now();
     }
 }
 
