@@ -136,6 +136,11 @@ impl KernelImage {
         self.header.as_ref()
     }
 
+    /// First address that the kernel needs at the start.
+    pub fn start(&self) -> u64 {
+        self.segments.iter().map(|s| s.address).min().unwrap_or(0)
+    }
+
     /// First address after what the kernel needs at the start.
     pub fn end(&self) -> u64 {
         self.segments.iter().map(|s| s.address + s.memory_len).max().unwrap_or(0)

@@ -6,9 +6,10 @@ use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::mman::{MmapAdvise, madvise};
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous};
 use std::fs::File;
 use std::io;
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use vm_memory::{
     FileOffset, GuestAddress, GuestMemory, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
@@ -20,6 +21,9 @@ pub const HOLE_START: u64 = 3 << 30;
 
 /// Where memory goes on.
 pub const HOLE_END: u64 = 4 << 30;
+
+/// Size and alignment of a huge page, bytes.
+pub const HUGE_PAGE: u64 = 2 << 20;
 
 /// Why there is no guest memory.
 #[derive(Debug, thiserror::Error)]
@@ -80,7 +84,7 @@ impl GuestRam {
         let mut regions = Vec::new();
         let mut offset = 0;
         for (address, len) in layout(size) {
-            let region = map(&file, offset, len).map_err(|e| MemoryError::Map(e.into()))?;
+            let region = map(&file, offset, len)?;
             advise(&region);
             let region = GuestRegionMmap::new(region, GuestAddress(address))
                 .ok_or(MemoryError::Size(size))?;
@@ -95,6 +99,29 @@ impl GuestRam {
     /// The memory, for devices and loaders; clones share it.
     pub fn memory(&self) -> &GuestMemoryMmap {
         &self.memory
+    }
+
+    /// Populates a range with huge pages, as far as the host has them and whatever its policy for
+    /// shared memory is: for what the guest touches anyway at its start. A fault of a guest costs
+    /// far more than the 2 MiB are worth, above all under nested virtualisation.
+    pub fn populate(&self, start: u64, len: u64) {
+        let end = start.saturating_add(len).checked_next_multiple_of(HUGE_PAGE);
+        let end = end.unwrap_or(u64::MAX);
+        let start = start & !(HUGE_PAGE - 1);
+        for region in self.memory.iter() {
+            let (base, limit) = (region.start_addr().0, region.start_addr().0 + region.len());
+            // Only whole huge pages: the end of a region may be shorter.
+            let (from, to) = (start.max(base), end.min(limit & !(HUGE_PAGE - 1)));
+            if from < to {
+                let start = region.as_ptr().wrapping_add((from - base) as usize);
+                collapse(start, (to - from) as usize);
+            }
+        }
+    }
+
+    /// Bytes.
+    pub fn size(&self) -> u64 {
+        self.memory.iter().map(GuestMemoryRegion::len).sum()
     }
 
     /// The parts, as (guest address, length).
@@ -134,26 +161,55 @@ fn sealed_file(size: u64) -> io::Result<File> {
     Ok(file)
 }
 
-fn map(
-    file: &Arc<File>,
-    offset: u64,
-    len: u64,
-) -> Result<MmapRegion, vm_memory::mmap::MmapRegionError> {
-    MmapRegionBuilder::new(len as usize)
+/// Maps `len` bytes of the file at an address that is a multiple of [`HUGE_PAGE`], as the guest
+/// addresses are: otherwise neither the host nor KVM can use a huge page. The mapping stays until
+/// the process ends.
+fn map(file: &Arc<File>, offset: u64, len: u64) -> Result<MmapRegion, MemoryError> {
+    let refused = |e: nix::Error| MemoryError::Map(e.into());
+    let size = NonZeroUsize::new(len as usize).ok_or(MemoryError::Size(len))?;
+    let reserved_len = size.saturating_add(HUGE_PAGE as usize);
+    let (none, private) = (ProtFlags::PROT_NONE, MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE);
+    // SAFETY: a new mapping at an address of the kernel's choice.
+    let reserved = unsafe { mmap_anonymous(None, reserved_len, none, private) }.map_err(refused)?;
+    let start = (reserved.addr().get()).next_multiple_of(HUGE_PAGE as usize);
+    let at = NonZeroUsize::new(start);
+    let (prot, flags) =
+        (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_NORESERVE);
+    let fixed = MapFlags::from_bits_truncate(flags) | MapFlags::MAP_FIXED;
+    let access = ProtFlags::from_bits_truncate(prot);
+    // SAFETY: the range lies in the reservation just made, which nothing else uses.
+    let mapped = unsafe { mmap(at, size, access, fixed, file, offset as i64) }.map_err(refused)?;
+    let builder = MmapRegionBuilder::new(size.get())
         .with_file_offset(FileOffset::from_arc(file.clone(), offset))
-        .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
-        .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
+        .with_mmap_prot(prot)
+        .with_mmap_flags(flags);
+    // SAFETY: the mapping has this size and is never unmapped.
+    unsafe { builder.with_raw_mmap_pointer(mapped.as_ptr().cast()) }
         .build()
+        .map_err(|e| MemoryError::Map(e.into()))
 }
 
 /// Huge pages where the host gives them to shared memory (`shmem_enabled`), and no guest memory
 /// in core dumps. Both are wishes: failure changes nothing that the guest can see.
 fn advise(region: &MmapRegion) {
-    let Some(start) = std::ptr::NonNull::new(region.as_ptr().cast()) else { return };
-    for advice in [MmapAdvise::MADV_HUGEPAGE, MmapAdvise::MADV_DONTDUMP] {
+    for advice in [libc::MADV_HUGEPAGE, libc::MADV_DONTDUMP] {
         // SAFETY: the range is exactly the mapping, and neither advice changes its contents.
-        let _ = unsafe { madvise(start, region.size(), advice) };
+        let _ = unsafe { libc::madvise(region.as_ptr().cast(), region.size(), advice) };
     }
+}
+
+/// Makes whole huge pages of a range of a mapping that is aligned to them, keeping its contents.
+/// A host that can't do it (no room, a kernel before 6.1) leaves small pages.
+fn collapse(start: *mut u8, len: usize) {
+    let advise = |offset: usize, len: usize, advice: libc::c_int| {
+        // SAFETY: the range lies in the mapping, and the advices used here keep its contents.
+        let _ = unsafe { libc::madvise(start.wrapping_add(offset).cast(), len, advice) };
+    };
+    for huge_page in (0..len).step_by(HUGE_PAGE as usize) {
+        // One page has to be there: the kernel takes an empty range for a truncated file.
+        advise(huge_page, 4096, libc::MADV_POPULATE_WRITE);
+    }
+    advise(0, len, libc::MADV_COLLAPSE);
 }
 
 #[cfg(test)]
@@ -178,6 +234,18 @@ mod tests {
         for size in [0, 4095, u64::MAX] {
             assert!(matches!(GuestRam::new(size), Err(MemoryError::Size(_))), "{size}");
         }
+    }
+
+    #[test]
+    fn populating_keeps_contents_and_stays_inside() {
+        let ram = GuestRam::new((6 << 20) + 4096).unwrap();
+        ram.memory().write_obj(7u64, GuestAddress(0x12_3456)).unwrap();
+        ram.populate(0x12_3456, 1);
+        ram.populate(0, u64::MAX);
+        ram.populate(u64::MAX, u64::MAX);
+        assert_eq!(ram.memory().read_obj::<u64>(GuestAddress(0x12_3456)).unwrap(), 7);
+        let region = ram.memory().iter().next().unwrap();
+        assert_eq!(region.as_ptr() as u64 % HUGE_PAGE, 0);
     }
 
     #[test]

@@ -15,7 +15,7 @@ use crate::error::StartError;
 use crate::exit::ExitNotice;
 use crate::kernel::{Initrd, KernelImage};
 use crate::kvm::{self, KvmError};
-use crate::memory::{GuestRam, HOLE_START};
+use crate::memory::{GuestRam, HOLE_START, HUGE_PAGE};
 use crate::vcpu::{Gate, Surroundings, Vcpu};
 use crate::virtio::mmio::{MmioTransport, WINDOW, register};
 use kvm_ioctls::{IoEventAddress, Kvm, VmFd};
@@ -25,8 +25,12 @@ use std::sync::Arc;
 
 /// What a kernel needs besides its image and the initial RAM disk to get to its first process.
 const WORKING_MEMORY: u64 = 24 << 20;
-/// The image begins on a huge page of its own.
-const INITRD_ALIGNMENT: u64 = 2 << 20;
+/// Where Linux's page allocator begins, as seen in guests of any size.
+const FIRST_ALLOCATIONS: std::ops::Range<u64> = 8 << 20..12 << 20;
+/// Linux describes a page of 4 KiB in 64 bytes.
+const PAGE_MAP_SHARE: u64 = 64;
+/// What else it puts at the top: hash tables, page tables, per-CPU data.
+const TOP_TABLES: u64 = 4 << 20;
 
 /// Opens what the configuration names and builds the machine, up to the state before its start.
 ///
@@ -51,6 +55,7 @@ pub fn build(config: &MachineConfig, descriptors: Vec<OwnedFd>) -> Result<Prepar
     let devices = devices::build::build(config, descriptors, ram.memory())?;
     let Placed { mmio, announced } = place_devices(&vm, &devices.transports)?;
 
+    populate_start(&ram, &kernel, initrd_at + initrd.as_ref().map_or(0, Initrd::len));
     kernel.load(&ram)?;
     if let Some(initrd) = &mut initrd {
         initrd.load(&ram, initrd_at)?;
@@ -67,7 +72,7 @@ pub fn build(config: &MachineConfig, descriptors: Vec<OwnedFd>) -> Result<Prepar
 
 /// Where the image goes: right after the kernel. Refuses a memory that is too small for both.
 fn place_initrd(size: u64, kernel_end: u64, initrd_len: u64) -> Result<u64, StartError> {
-    let start = kernel_end.next_multiple_of(INITRD_ALIGNMENT);
+    let start = kernel_end.next_multiple_of(HUGE_PAGE);
     // Unpacked, the image takes at least as much again.
     let needs = start.saturating_add(initrd_len.saturating_mul(2)).saturating_add(WORKING_MEMORY);
     if size < needs || start.saturating_add(initrd_len) > HOLE_START {
@@ -79,6 +84,18 @@ fn place_initrd(size: u64, kernel_end: u64, initrd_len: u64) -> Result<u64, Star
         });
     }
     Ok(start)
+}
+
+/// Populates what every start touches: boot data, kernel and image, the guest's first allocations,
+/// and the top of memory, where Linux puts its map of pages and its tables.
+fn populate_start(ram: &GuestRam, kernel: &KernelImage, image_end: u64) {
+    ram.populate(0, HUGE_PAGE);
+    ram.populate(FIRST_ALLOCATIONS.start, FIRST_ALLOCATIONS.end - FIRST_ALLOCATIONS.start);
+    ram.populate(kernel.start(), image_end.saturating_sub(kernel.start()));
+    if let Some((start, len)) = ram.regions().into_iter().next_back() {
+        let top = (ram.size() / PAGE_MAP_SHARE + TOP_TABLES).min(len);
+        ram.populate(start + len - top, top);
+    }
 }
 
 fn open_kvm(vcpus: u32) -> Result<Kvm, StartError> {
