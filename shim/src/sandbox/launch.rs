@@ -216,7 +216,11 @@ impl Sandbox {
     /// What the guest said last.
     fn log_last_words(&self, console: &[String]) {
         let id = self.id();
-        self.0.guest_tail.lines().iter().for_each(|line| tracing::warn!("guest id={id}: {line}"));
-        console.iter().for_each(|line| tracing::warn!("console id={id}: {line}"));
+        for line in self.0.guest_tail.lines() {
+            tracing::warn!("guest id={id}: {line}");
+        }
+        for line in console {
+            tracing::warn!("console id={id}: {line}");
+        }
     }
 }

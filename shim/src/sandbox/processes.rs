@@ -132,7 +132,7 @@ impl Sandbox {
     /// [`Error::NotFound`] also for a process that has ended; it was not started, or the agent fails.
     pub async fn kill(&self, id: &str, exec: &str, signal: u32, all: bool) -> Result<()> {
         match self.state(id, exec)?.phase {
-            Phase::Stopped(_) => return Err(Error::NotFound("process already finished".into())),
+            Phase::Stopped(_) => return Err(Error::NotFound("process already finished:".into())),
             Phase::Created if !exec.is_empty() => {
                 return Err(Error::FailedPrecondition("process not created".into()));
             }

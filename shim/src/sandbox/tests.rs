@@ -187,7 +187,7 @@ async fn fixture() -> Fixture {
     let (control, theirs) = Control::pair().unwrap();
     let vmm = theirs.try_clone().unwrap();
     std::thread::spawn(move || play_vmm(&theirs, &rpc));
-    let (vm, notices) = Vm::from_control(control);
+    let (vm, notices) = Vm::played(control);
     let paths = SandboxPaths::new(dir.path(), "ns", "s").unwrap();
     paths.create().unwrap();
     std::fs::create_dir(paths.shared()).unwrap();
@@ -330,7 +330,7 @@ async fn a_dead_machine_is_told_once_with_its_reason() {
 #[tokio::test]
 async fn what_a_failed_start_says_reaches_the_creator() {
     let (control, vmm) = Control::pair().unwrap();
-    let (vm, notices) = Vm::from_control(control);
+    let (vm, notices) = Vm::played(control);
     let dir = tempfile::tempdir().unwrap();
     let paths = SandboxPaths::new(dir.path(), "ns", "s").unwrap();
     let (sender, _events) = mpsc::unbounded_channel();

@@ -70,26 +70,21 @@ impl Vm {
         let vmm = spawn::helper(&settings.vmm, &[], control_theirs)?;
         let ids = [ProcessId::of_child(&vmm)?, ProcessId::of_child(&file_server)?];
         let config = plan::machine(settings, paths.console_log());
-        let boot = Command::Boot(Box::new(config));
+        let boot = (Command::Boot(Box::new(config)), fs_ours.into());
         let helpers = Helpers { vmm, file_server };
-        let (vm, notices) = Self::supervised(control, Some(helpers), (boot, fs_ours.into()));
+        let (vm, notices) = Self::supervised(control, Some((helpers, boot)));
         Ok((vm, notices, ids))
     }
 
-    /// A machine behind a control socket whose processes are somebody else's: the tests' stub.
-    pub fn from_control(control: Control) -> (Self, mpsc::UnboundedReceiver<Notice>) {
-        let nothing = StdUnixStream::pair().map(|(a, _)| a.into());
-        let boot = nothing.map(|fd: OwnedFd| (Command::Counters, fd));
-        match boot {
-            Ok(boot) => Self::supervised(control, None, boot),
-            Err(_) => unreachable!("a test is out of descriptors"),
-        }
+    /// A machine that a test plays behind its control socket.
+    #[cfg(test)]
+    pub fn played(control: Control) -> (Self, mpsc::UnboundedReceiver<Notice>) {
+        Self::supervised(control, None)
     }
 
     fn supervised(
         control: Control,
-        helpers: Option<Helpers>,
-        boot: (Command, OwnedFd),
+        helpers: Option<(Helpers, (Command, OwnedFd))>,
     ) -> (Self, mpsc::UnboundedReceiver<Notice>) {
         let control = Arc::new(control);
         let (stop, stop_requests) = mpsc::unbounded_channel();
@@ -97,7 +92,7 @@ impl Vm {
         let (ended_in, ended) = watch::channel(None);
         let watched = control.clone();
         tokio::spawn(async move {
-            let end = supervise::run(&watched, helpers, boot, stop_requests, notices).await;
+            let end = supervise::run(&watched, helpers, stop_requests, notices).await;
             tracing::info!("machine ended: {}", end.reason);
             ended_in.send_replace(Some(end));
         });

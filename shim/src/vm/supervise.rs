@@ -51,25 +51,18 @@ enum Cause {
 type Statuses = Option<[Option<ExitStatus>; 2]>;
 
 /// Boots the machine, forwards what it says, and returns when it and its processes are gone.
+///
+/// Without helpers somebody else has booted it.
 pub async fn run(
     control: &Control,
-    mut helpers: Option<Helpers>,
-    boot: (Command, OwnedFd),
+    helpers: Option<(Helpers, (Command, OwnedFd))>,
     mut stop: mpsc::UnboundedReceiver<String>,
     notices: mpsc::UnboundedSender<Notice>,
 ) -> Ended {
-    if let Some(helpers) = &mut helpers {
-        for (who, child) in [("vmm", &mut helpers.vmm), ("fs", &mut helpers.file_server)] {
-            if let Some(stream) = child.stderr.take() {
-                let _ = notices.send(Notice::Said { who, stream });
-            }
-        }
-    }
-    let (command, fs_socket) = boot;
-    if let Err(error) = control.send(&command, &[fs_socket.as_fd()]).await {
-        tracing::warn!("boot message: {error}");
-    }
-    drop(fs_socket);
+    let mut helpers = match helpers {
+        Some((helpers, boot)) => Some(begin(control, helpers, boot, &notices).await),
+        None => None,
+    };
     let cause = watch(control, helpers.as_mut(), &mut stop, &notices).await;
     if let Cause::Asked(_) | Cause::FileServer(_) = cause {
         // The socket may be gone already; the processes are killed below whatever it says.
@@ -84,6 +77,25 @@ pub async fn run(
         cause => cause,
     };
     describe(cause, statuses)
+}
+
+/// Sends the boot message with the file server's socket, and hands on the helpers' standard errors.
+async fn begin(
+    control: &Control,
+    mut helpers: Helpers,
+    (command, fs_socket): (Command, OwnedFd),
+    notices: &mpsc::UnboundedSender<Notice>,
+) -> Helpers {
+    for (who, child) in [("vmm", &mut helpers.vmm), ("fs", &mut helpers.file_server)] {
+        if let Some(stream) = child.stderr.take() {
+            let _ = notices.send(Notice::Said { who, stream });
+        }
+    }
+    if let Err(error) = control.send(&command, &[fs_socket.as_fd()]).await {
+        // Why the VMM doesn't listen shows in its end.
+        tracing::warn!("boot message: {error}");
+    }
+    helpers
 }
 
 async fn watch(

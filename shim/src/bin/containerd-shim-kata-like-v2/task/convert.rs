@@ -31,6 +31,7 @@ pub fn status(phase: Phase) -> Status {
 }
 
 /// For answering a call.
+#[allow(clippy::needless_pass_by_value)] // The form that `map_err` takes.
 pub fn rpc_error(error: Error) -> ttrpc::Error {
     ttrpc::Error::RpcStatus(ttrpc::get_status(error.code(), error.chain()))
 }

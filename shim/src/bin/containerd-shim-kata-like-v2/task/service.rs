@@ -105,7 +105,9 @@ impl TaskService {
     }
 
     async fn delete_task(&self, id: &str, exec: &str) -> Result<DeleteResponse> {
-        let (pid, exit) = self.slot.get()?.delete(id, exec).await?;
+        // After a failed launch containerd deletes the task that it could not create.
+        let sandbox = self.slot.get().map_err(|_| Error::NotFound(format!("container {id}")))?;
+        let (pid, exit) = sandbox.delete(id, exec).await?;
         self.containers.forget(id, exec);
         let (exit_status, exited_at) = (exit.status, Some(timestamp(exit.at)).into());
         Ok(DeleteResponse { pid, exit_status, exited_at, ..Default::default() })

@@ -32,6 +32,16 @@ enum Launched {
     No,
 }
 
+/// What was in the slot.
+enum Taken {
+    /// The sandbox that is asked for; it still is.
+    Right,
+    /// Another one, to be ended.
+    Other(Sandbox),
+    /// None.
+    Failed,
+}
+
 impl Slot {
     /// Launches a sandbox with `config`, or with the default configuration.
     pub fn launch(
@@ -66,9 +76,10 @@ impl Slot {
     /// # Errors
     /// As [`Slot::get`], or there are containers with another configuration in it.
     pub async fn get_with(&self, config: Option<PathBuf>) -> Result<Sandbox> {
-        let Some(old) = self.take_for(config.as_ref())? else { return self.get() };
-        if let Some(sandbox) = old {
-            sandbox.stop().await;
+        match self.take_for(config.as_ref())? {
+            Taken::Right => return self.get(),
+            Taken::Failed => {}
+            Taken::Other(sandbox) => sandbox.stop().await,
         }
         let mut state = self.state();
         let Some(events) = &state.events else {
@@ -81,10 +92,10 @@ impl Slot {
     }
 
     /// Empties the slot if `config` is another one than its own. Options may name none: then any is right.
-    fn take_for(&self, config: Option<&PathBuf>) -> Result<Option<Option<Sandbox>>> {
+    fn take_for(&self, config: Option<&PathBuf>) -> Result<Taken> {
         let mut state = self.state();
         if config.is_none() || state.config.as_ref() == config {
-            return Ok(None);
+            return Ok(Taken::Right);
         }
         match &state.launched {
             Launched::Yes(sandbox) if !sandbox.is_empty() => Err(Error::InvalidArgument(
@@ -92,8 +103,8 @@ impl Slot {
             )),
             Launched::No => Err(Error::FailedPrecondition("the sandbox is being replaced".into())),
             _ => Ok(match std::mem::replace(&mut state.launched, Launched::No) {
-                Launched::Yes(sandbox) => Some(Some(sandbox)),
-                _ => Some(None),
+                Launched::Yes(sandbox) => Taken::Other(sandbox),
+                _ => Taken::Failed,
             }),
         }
     }
