@@ -6,7 +6,6 @@ mod run;
 
 use clap::{Parser, Subcommand};
 use sandbox::config::{self, Config};
-use sandbox::settings::Settings;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -35,12 +34,11 @@ fn main() -> ExitCode {
     }
 }
 
-/// The settings of a configuration file. Only the default one may be missing.
-fn settings(path: &Path) -> sandbox::Result<Settings> {
-    let config = if path == Path::new(config::DEFAULT_PATH) {
-        Config::load_default()?
+/// What a configuration file says. Only the default one may be missing.
+fn load(path: &Path) -> sandbox::Result<Config> {
+    if path == Path::new(config::DEFAULT_PATH) {
+        Config::load_default()
     } else {
-        Config::load(path)?
-    };
-    Settings::resolve(config)
+        Config::load(path)
+    }
 }

@@ -35,7 +35,7 @@ fn configuration(path: &Path, version: &str) -> Finding {
             let detail = format!("{}: {}", path.display(), error.message());
             Finding::warning(what, detail, "correct the file")
         }
-        Ok(table) if names_runtime(&Value::Table(table)) => {
+        Ok(table) if names_runtime(&Value::Table(table.clone())) => {
             Finding::ok(what, format!("{} names {RUNTIME}", path.display()))
         }
         Ok(_) => Finding::warning(
@@ -52,11 +52,12 @@ fn configuration(path: &Path, version: &str) -> Finding {
 
 /// The plugin's name has changed with containerd 2.0.
 fn lines_to_add(version: &str) -> String {
-    let plugin =
-        if version.starts_with("1.") { "io.containerd.grpc.v1.cri" } else { "io.containerd.cri.v1.runtime" };
-    format!(
-        "[plugins.\"{plugin}\".containerd.runtimes.kata-like]\n  runtime_type = \"{RUNTIME}\""
-    )
+    let plugin = if version.starts_with("1.") {
+        "io.containerd.grpc.v1.cri"
+    } else {
+        "io.containerd.cri.v1.runtime"
+    };
+    format!("[plugins.\"{plugin}\".containerd.runtimes.kata-like]\n  runtime_type = \"{RUNTIME}\"")
 }
 
 fn names_runtime(value: &Value) -> bool {

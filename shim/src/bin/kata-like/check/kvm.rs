@@ -77,7 +77,8 @@ mod tests {
             (r#"{"error": "no", "remedy": "yes"}"#, Verdict::Failed),
             ("nonsense", Verdict::Failed),
         ] {
-            fs::write(&vmm, format!("#!/bin/sh\n[ \"$1\" = --probe ] && echo '{answer}'\n")).unwrap();
+            fs::write(&vmm, format!("#!/bin/sh\n[ \"$1\" = --probe ] && echo '{answer}'\n"))
+                .unwrap();
             fs::set_permissions(&vmm, fs::Permissions::from_mode(0o755)).unwrap();
             assert_eq!(kvm(&vmm).verdict(), verdict, "{answer}");
         }

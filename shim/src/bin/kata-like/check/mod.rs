@@ -8,6 +8,7 @@ mod report;
 
 use clap::Args;
 use report::Finding;
+use sandbox::settings::Settings;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
@@ -35,7 +36,7 @@ pub(crate) fn main(arguments: &Arguments, config: &Path) -> ExitCode {
 
 fn findings(config: &Path) -> Vec<Finding> {
     let mut findings = vec![host::user(), host::kernel(), host::cgroups()];
-    match crate::settings(config) {
+    match crate::load(config).and_then(Settings::resolve) {
         Ok(settings) => {
             findings.push(parts::configuration(config, &settings));
             findings.push(host::memory(settings.memory_mib));

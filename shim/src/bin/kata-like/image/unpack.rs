@@ -1,0 +1,286 @@
+//! Applying a layer's tar file to what the layers below it have left.
+//!
+//! Rules: <https://github.com/opencontainers/image-spec/blob/main/layer.md>.
+
+use super::root::{Place, Root, printable};
+use super::trash::{Trash, entries};
+use anyhow::{Context, Result, bail, ensure};
+use rustix::fs::{
+    AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags, chmodat, chownat,
+    fchmod, fchown, fsetxattr, futimens, linkat, makedev, mkdirat, mknodat, openat, statat,
+    symlinkat, unlinkat, utimensat,
+};
+use rustix::io::Errno;
+use std::collections::HashSet;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, OwnedFd};
+use tar::{Entry, EntryType};
+
+/// Most entries of one layer.
+const MAX_ENTRIES: usize = 4_000_000;
+
+/// Removes what the lower layers have under the rest of the name.
+const WHITEOUT: &[u8] = b".wh.";
+/// Removes what the lower layers have in its directory.
+const OPAQUE: &[u8] = b".wh..wh..opq";
+
+/// Unpacks one layer. What it removes goes to `trash`.
+pub(super) fn unpack(tar: impl Read, root: &Root, trash: &mut Trash) -> Result<()> {
+    let mut layer = Layer { root, trash, made: HashSet::new(), directories: Vec::new() };
+    let mut archive = tar::Archive::new(tar);
+    for (number, entry) in archive.entries().context("not a tar file")?.enumerate() {
+        ensure!(number < MAX_ENTRIES, "more than {MAX_ENTRIES} entries");
+        let mut entry = entry.context("a broken tar file")?;
+        let name = entry.path_bytes().into_owned();
+        layer.apply(&name, &mut entry).with_context(|| printable(&name))?;
+    }
+    layer.finish()
+}
+
+/// Owner, mode, time and attributes of an entry.
+struct Metadata {
+    uid: Uid,
+    gid: Gid,
+    mode: Mode,
+    times: Timestamps,
+    attributes: Vec<(String, Vec<u8>)>,
+}
+
+struct Layer<'a> {
+    root: &'a Root,
+    trash: &'a mut Trash,
+    /// Names, without superfluous slashes, of what this layer has and of the directories they are in.
+    made: HashSet<Vec<u8>>,
+    /// Their times are set at the end, for making things in them changes them.
+    directories: Vec<(Vec<u8>, Timestamps)>,
+}
+
+impl Layer<'_> {
+    fn apply(&mut self, name: &[u8], entry: &mut Entry<'_, impl Read>) -> Result<()> {
+        let kind = entry.header().entry_type();
+        if kind == EntryType::XGlobalHeader {
+            return Ok(());
+        }
+        let metadata = metadata(entry)?;
+        let Some(place) = self.root.place(name)? else {
+            ensure!(kind.is_dir(), "the root is not a directory");
+            self.directories.push((name.to_vec(), metadata.times.clone()));
+            return set_directory(self.root.directory()?, &metadata);
+        };
+        if place.name.to_bytes() == OPAQUE {
+            return self.clear(parent_name(name));
+        }
+        if let Some(hidden) = place.name.to_bytes().strip_prefix(WHITEOUT) {
+            ensure!(!matches!(hidden, b"" | b"." | b".."), "a whiteout of nothing");
+            let hidden = std::ffi::CString::new(hidden)?;
+            return self.trash.take(place.parent.as_fd(), &hidden).map(drop);
+        }
+        self.note(name);
+        self.make_room(&place, kind)?;
+        match kind {
+            EntryType::Directory => {
+                self.directories.push((name.to_vec(), metadata.times.clone()));
+                make_directory(&place, &metadata)
+            }
+            EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
+                make_file(&place, entry, &metadata)
+            }
+            EntryType::Symlink => make_symlink(&place, &link_name(entry)?, &metadata),
+            EntryType::Link => self.make_link(&place, &link_name(entry)?),
+            EntryType::Char | EntryType::Block | EntryType::Fifo => {
+                make_node(&place, entry, &metadata)
+            }
+            other => bail!("an entry of the unknown kind {other:?}"),
+        }
+    }
+
+    /// Remembers the name and the directories that it is in.
+    fn note(&mut self, name: &[u8]) {
+        let mut name = normal(name);
+        while !name.is_empty() && self.made.insert(name.clone()) {
+            name = parent_name(&name).to_vec();
+        }
+    }
+
+    /// Removes what is in the way of an entry. A directory stays for a directory.
+    fn make_room(&mut self, place: &Place, kind: EntryType) -> Result<()> {
+        match statat(&place.parent, &*place.name, AtFlags::SYMLINK_NOFOLLOW) {
+            Err(Errno::NOENT) => Ok(()),
+            Err(e) => Err(e.into()),
+            Ok(found) if FileType::from_raw_mode(found.st_mode).is_dir() => {
+                if !kind.is_dir() {
+                    self.trash.take(place.parent.as_fd(), &place.name)?;
+                }
+                Ok(())
+            }
+            Ok(_) => Ok(unlinkat(&place.parent, &*place.name, AtFlags::empty())?),
+        }
+    }
+
+    /// Removes everything beneath a directory that is not of this layer.
+    fn clear(&mut self, directory: &[u8]) -> Result<()> {
+        let mut unvisited = vec![normal(directory)];
+        while let Some(directory) = unvisited.pop() {
+            let opened = match self.root.place(&directory)? {
+                None => self.root.directory()?,
+                Some(place) => match open_directory(&place) {
+                    Ok(opened) => opened,
+                    // A link or a file of this layer: there is nothing beneath it.
+                    Err(Errno::NOTDIR | Errno::LOOP | Errno::NOENT) => continue,
+                    Err(e) => return Err(e.into()),
+                },
+            };
+            for child in entries(opened.as_fd())? {
+                let mut name = directory.clone();
+                if !name.is_empty() {
+                    name.push(b'/');
+                }
+                name.extend(child.to_bytes());
+                if self.made.contains(&name) {
+                    unvisited.push(name);
+                } else {
+                    self.trash.take(opened.as_fd(), &child)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn make_link(&self, place: &Place, target: &[u8]) -> Result<()> {
+        let target = self.root.place(target)?.context("a hard link to the root")?;
+        // Without following: a link to a symbolic link is one too.
+        linkat(&target.parent, &*target.name, &place.parent, &*place.name, AtFlags::empty())
+            .context("a hard link")
+    }
+
+    fn finish(self) -> Result<()> {
+        for (name, times) in self.directories.iter().rev() {
+            match self.root.place(name)? {
+                None => futimens(self.root.directory()?, times)?,
+                Some(Place { parent, name }) => {
+                    match utimensat(parent, &*name, times, AtFlags::SYMLINK_NOFOLLOW) {
+                        // Removed again by a later entry.
+                        Ok(()) | Err(Errno::NOENT) => {}
+                        Err(e) => return Err(e.into()),
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn metadata(entry: &mut Entry<'_, impl Read>) -> Result<Metadata> {
+    let mut attributes = Vec::new();
+    for extension in entry.pax_extensions()?.into_iter().flatten() {
+        let extension = extension?;
+        let Some(name) = extension.key().ok().and_then(|key| key.strip_prefix("SCHILY.xattr."))
+        else {
+            continue;
+        };
+        // Others mean something to the host: trusted.overlay.* would.
+        if name == "security.capability" || name.starts_with("user.") {
+            attributes.push((name.to_owned(), extension.value_bytes().to_vec()));
+        }
+    }
+    let header = entry.header();
+    let id = |id: u64| u32::try_from(id).context("an owner that is too large");
+    let seconds = i64::try_from(header.mtime().unwrap_or(0)).unwrap_or(0);
+    let time = Timespec { tv_sec: seconds, tv_nsec: 0 };
+    Ok(Metadata {
+        uid: Uid::from_raw(id(header.uid()?)?),
+        gid: Gid::from_raw(id(header.gid()?)?),
+        mode: Mode::from_raw_mode(header.mode()? & 0o7777),
+        times: Timestamps { last_access: time, last_modification: time },
+        attributes,
+    })
+}
+
+fn link_name(entry: &Entry<'_, impl Read>) -> Result<Vec<u8>> {
+    Ok(entry.link_name_bytes().context("a link to nothing")?.into_owned())
+}
+
+fn make_file(place: &Place, content: &mut impl Read, metadata: &Metadata) -> Result<()> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let mode = Mode::from_raw_mode(0o600);
+    let mut file = File::from(openat(&place.parent, &*place.name, flags, mode)?);
+    io::copy(content, &mut file)?;
+    set_open(&file, metadata)
+}
+
+fn make_directory(place: &Place, metadata: &Metadata) -> Result<()> {
+    match mkdirat(&place.parent, &*place.name, Mode::from_raw_mode(0o700)) {
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(e) => return Err(e.into()),
+    }
+    set_directory(open_directory(place)?, metadata)
+}
+
+fn open_directory(place: &Place) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    openat(&place.parent, &*place.name, flags, Mode::empty())
+}
+
+fn set_directory(directory: OwnedFd, metadata: &Metadata) -> Result<()> {
+    set_open(&File::from(directory), metadata)
+}
+
+/// A change of the owner takes away set-user-id and capabilities, so these come after it.
+fn set_open(file: &File, metadata: &Metadata) -> Result<()> {
+    fchown(file, Some(metadata.uid), Some(metadata.gid)).context("its owner")?;
+    fchmod(file, metadata.mode).context("its mode")?;
+    for (name, value) in &metadata.attributes {
+        match fsetxattr(file, name.as_str(), value, XattrFlags::empty()) {
+            // Not every file system has them.
+            Ok(()) | Err(Errno::NOTSUP) => {}
+            Err(e) => return Err(e).with_context(|| format!("its attribute {name}")),
+        }
+    }
+    Ok(futimens(file, &metadata.times)?)
+}
+
+fn make_symlink(place: &Place, target: &[u8], metadata: &Metadata) -> Result<()> {
+    symlinkat(target, &place.parent, &*place.name)?;
+    set_by_name(place, metadata)
+}
+
+fn make_node(place: &Place, entry: &Entry<'_, impl Read>, metadata: &Metadata) -> Result<()> {
+    let header = entry.header();
+    let number = |number: io::Result<Option<u32>>| Ok::<_, io::Error>(number?.unwrap_or(0));
+    let device =
+        || Ok::<_, io::Error>((number(header.device_major())?, number(header.device_minor())?));
+    // A pipe has no numbers: its fields may be empty.
+    let (kind, (major, minor)) = match header.entry_type() {
+        EntryType::Char => (FileType::CharacterDevice, device()?),
+        EntryType::Block => (FileType::BlockDevice, device()?),
+        _ => (FileType::Fifo, (0, 0)),
+    };
+    let device = makedev(major, minor);
+    mknodat(&place.parent, &*place.name, kind, Mode::from_raw_mode(0o600), device)?;
+    set_by_name(place, metadata)?;
+    // The name is a node that was just made, so there is no link to follow.
+    Ok(chmodat(&place.parent, &*place.name, metadata.mode, AtFlags::empty())?)
+}
+
+fn set_by_name(place: &Place, metadata: &Metadata) -> Result<()> {
+    let (parent, name, flags) = (&place.parent, &*place.name, AtFlags::SYMLINK_NOFOLLOW);
+    chownat(parent, name, Some(metadata.uid), Some(metadata.gid), flags).context("its owner")?;
+    Ok(utimensat(parent, name, &metadata.times, flags)?)
+}
+
+/// Without superfluous slashes and dots.
+fn normal(name: &[u8]) -> Vec<u8> {
+    let parts = name.split(|&b| b == b'/').filter(|part| !matches!(*part, b"" | b"."));
+    parts.collect::<Vec<_>>().join(&b'/')
+}
+
+/// The directory of a name.
+fn parent_name(name: &[u8]) -> &[u8] {
+    let name = name.strip_suffix(b"/").unwrap_or(name);
+    name.iter().rposition(|&b| b == b'/').map_or(b"", |slash| &name[..slash])
+}
+
+#[cfg(test)]
+#[path = "unpack_tests.rs"]
+mod tests;

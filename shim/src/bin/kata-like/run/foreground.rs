@@ -1,0 +1,151 @@
+//! A container's life in the foreground: made, started, waited for; signals and terminal passed on.
+
+use super::Arguments;
+use super::scratch::Scratch;
+use super::signals::{Action, Signals};
+use super::source::Source;
+use super::spec;
+use super::terminal::{self, RawTerminal};
+use crate::image;
+use anyhow::{Context, Result, bail};
+use oci_spec::runtime::Spec;
+use sandbox::io::{Endpoint, Stdio};
+use sandbox::{Error, NewContainer, Sandbox};
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+
+/// Runs the source's container to its end: its exit status.
+pub(super) async fn run(
+    sandbox: &Sandbox,
+    source: Source,
+    scratch: &Scratch,
+    arguments: Arguments,
+    mut signals: Signals,
+) -> Result<u8> {
+    let id = sandbox.id().to_owned();
+    let interactive = arguments.interactive;
+    let made = async {
+        let spec = prepare(source, scratch, arguments).await?;
+        let tty = spec::has_terminal(&spec);
+        let stdio = stdio(interactive, tty)?;
+        let new = NewContainer { id: id.clone(), spec, rootfs: Vec::new(), stdio };
+        sandbox.create(new).await?;
+        Ok::<_, anyhow::Error>(tty)
+    };
+    let tty = tokio::select! {
+        tty = made => tty?,
+        number = interruption(&mut signals) => {
+            return Ok(128 + number as u8);
+        }
+    };
+    sandbox.start(&id).await?;
+    let raw = if tty { RawTerminal::enter()? } else { None };
+    if tty {
+        resize(sandbox, &id).await;
+    }
+    let exit = attend(sandbox, &id, tty, &mut signals).await;
+    // Output that is on its way comes before the user's prompt.
+    let deleted = sandbox.delete(&id, "").await;
+    drop(raw);
+    deleted?;
+    Ok(exit?.min(255) as u8)
+}
+
+/// The first signal that asks to end.
+async fn interruption(signals: &mut Signals) -> i32 {
+    loop {
+        match signals.next().await {
+            Action::Forward(libc::SIGCONT | libc::SIGUSR1 | libc::SIGUSR2) | Action::Resize => {}
+            Action::Forward(number) => return number,
+        }
+    }
+}
+
+/// Waits for the container to end and passes on what comes for it.
+async fn attend(sandbox: &Sandbox, id: &str, tty: bool, signals: &mut Signals) -> Result<u32> {
+    let exit = sandbox.wait(id, "");
+    tokio::pin!(exit);
+    loop {
+        tokio::select! {
+            exit = &mut exit => return Ok(exit?.status),
+            action = signals.next() => match action {
+                Action::Resize if tty => resize(sandbox, id).await,
+                Action::Resize => {}
+                Action::Forward(number) => {
+                    if let Err(error) = sandbox.kill(id, "", number as u32, false).await {
+                        tracing::debug!("signal {number}: {}", error.chain());
+                    }
+                }
+            },
+        }
+    }
+}
+
+async fn resize(sandbox: &Sandbox, id: &str) {
+    let Some((columns, rows)) = terminal::size() else { return };
+    if let Err(error) = sandbox.resize(id, "", columns, rows).await {
+        tracing::debug!("size of the terminal: {}", error.chain());
+    }
+}
+
+async fn prepare(source: Source, scratch: &Scratch, arguments: Arguments) -> Result<Spec> {
+    let image = match source {
+        Source::Bundle(mut spec) => {
+            spec::adapt_bundle(&mut spec, &arguments)?;
+            return Ok(*spec);
+        }
+        Source::Image(image) => image,
+    };
+    let rootfs = scratch.rootfs();
+    let (root, mut trash) = scratch.open()?;
+    // A thread of its own: unpacking must not hold up the machine's start.
+    let unpacked = tokio::task::spawn_blocking(move || {
+        image.unpack(&root, &mut trash)?;
+        trash.empty()?;
+        Ok::<_, anyhow::Error>((image, root))
+    });
+    let (image, root) = unpacked.await.context("unpacking ended unexpectedly")??;
+    let user = arguments.user.as_deref();
+    let config = image.config().config().as_ref();
+    let user = user.or(config.and_then(|config| config.user().as_deref())).unwrap_or_default();
+    let account = image::account(&root, user)?;
+    spec::of_image(config, &account, rootfs, &arguments)
+}
+
+/// This process's own streams.
+fn stdio(interactive: bool, tty: bool) -> Result<Stdio> {
+    let copy = |fd: std::os::fd::BorrowedFd<'_>| -> io::Result<Endpoint> {
+        Ok(Endpoint::File(File::from(fd.try_clone_to_owned()?)))
+    };
+    let stdin = if interactive { copy(io::stdin().as_fd())? } else { Endpoint::None };
+    let stdout = copy(io::stdout().as_fd())?;
+    let stderr = if tty { Endpoint::None } else { copy(io::stderr().as_fd())? };
+    Ok(Stdio { stdin, stdout, stderr })
+}
+
+/// The status by which shells tell that a command does not exist or can't be executed.
+pub(super) fn status_of(error: &anyhow::Error) -> Option<u8> {
+    let Some(Error::Agent { message, .. }) = error.downcast_ref() else { return None };
+    let message = message.to_ascii_lowercase();
+    if message.contains("executable file not found")
+        || message.contains("no such file or directory")
+    {
+        Some(127)
+    } else if message.contains("permission denied") || message.contains("exec format error") {
+        Some(126)
+    } else {
+        None
+    }
+}
+
+/// `NAME=VALUE`, or the value that `NAME` has here.
+pub(super) fn variable(text: &str) -> Result<Option<String>> {
+    if text.starts_with('=') || text.is_empty() {
+        bail!("--env {text:?} has no name");
+    }
+    if text.contains('=') {
+        return Ok(Some(text.to_owned()));
+    }
+    Ok(std::env::var(text).ok().map(|value| format!("{text}={value}")))
+}
