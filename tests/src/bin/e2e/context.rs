@@ -29,6 +29,15 @@ impl Context {
         Self { containerd, runtime: runtime.into(), artifacts: artifacts.into(), next }
     }
 
+    /// Removes what a run of these tests that was broken off left in containerd.
+    pub fn sweep(&self) -> Result<()> {
+        let containers = self.ctr(&["container", "ls", "-q"])?.expect_code(0)?.text();
+        for id in containers.lines().filter(|id| id.starts_with("e2e-")) {
+            drop(Container { context: self, id: id.to_owned() });
+        }
+        Ok(())
+    }
+
     /// An id that no other container of this run has.
     pub fn fresh_id(&self) -> String {
         format!("e2e-{}-{}", std::process::id(), self.next.fetch_add(1, Ordering::Relaxed))

@@ -27,7 +27,8 @@ struct Events {
 }
 
 impl Events {
-    fn watch(context: &Context) -> Result<Self> {
+    /// Starts to collect; an event of our own making shows that it has.
+    fn watch(context: &Context, id: &str) -> Result<Self> {
         let mut ctr = context.ctr_command(&["events"]).stdout(Stdio::piped()).spawn()?;
         let mut stdout = ctr.stdout.take().context("stdout")?;
         let text = Arc::new(Mutex::new(String::new()));
@@ -40,13 +41,23 @@ impl Events {
                 }
             }
         });
-        Ok(Self { ctr, text })
+        let events = Self { ctr, text };
+        command::eventually("ctr events shows an event", DEADLINE, || {
+            context.ctr(&["container", "label", id, "watched=yes"])?.expect_code(0)?;
+            Ok(events.text().contains("/containers/update"))
+        })?;
+        Ok(events)
     }
 
-    /// Exit events that name the container.
+    fn text(&self) -> String {
+        self.text.lock().map(|text| text.clone()).unwrap_or_default()
+    }
+
+    /// Exit events of the container's init.
     fn exits(&self, id: &str) -> Vec<String> {
-        let text = self.text.lock().map(|text| text.clone()).unwrap_or_default();
-        let is_exit = |line: &&str| line.contains("/tasks/exit") && line.contains(id);
+        let text = self.text();
+        let init = format!("\"id\":\"{id}\"");
+        let is_exit = |line: &&str| line.contains("/tasks/exit") && line.contains(&init);
         text.lines().filter(is_exit).map(str::to_owned).collect()
     }
 }
@@ -69,7 +80,7 @@ fn dies(
     cause: impl FnOnce() -> Result<()>,
     reason: &[&str],
 ) -> Result<()> {
-    let events = Events::watch(context)?;
+    let events = Events::watch(context, &container.id)?;
     let mark = fs::metadata(context.containerd.log())?.len();
     cause()?;
     container.await_status("STOPPED")?;
@@ -106,7 +117,7 @@ fn the_file_server_is_killed(context: &Context) -> Result<()> {
 /// containerd itself notices, and calls `delete`; the VMM and the file server end with the shim.
 fn the_shim_is_killed(context: &Context) -> Result<()> {
     let container = context.sleeper()?;
-    let events = Events::watch(context)?;
+    let events = Events::watch(context, &container.id)?;
     kill_program("containerd-shim-kata-like-v2")?;
     command::eventually("the task is gone or stopped", DEADLINE, || {
         Ok(container.status()?.is_none_or(|status| status == "STOPPED"))
@@ -116,13 +127,22 @@ fn the_shim_is_killed(context: &Context) -> Result<()> {
     if events.exits(&container.id).len() != 1 {
         bail!("exit events: {:#?}", events.exits(&container.id));
     }
+    drop(container);
+    remove_fifos_of_ctr()
+}
+
+/// `ctr run --detach` leaves the directory of its FIFOs to `ctr task delete`, which finds no task here.
+fn remove_fifos_of_ctr() -> Result<()> {
+    for entry in fs::read_dir("/run/containerd/fifo")? {
+        fs::remove_dir_all(entry?.path())?;
+    }
     Ok(())
 }
 
 /// A privileged container asks for a panic on out-of-memory, and runs out of memory.
 fn the_guest_kernel_panics(context: &Context) -> Result<()> {
     let container = context.container().flag("--privileged").detached(&["sleep", "100000"])?;
-    let script = "echo 2 > /proc/sys/vm/panic_on_oom && tail -c 1g /dev/zero";
+    let script = "echo 2 > /proc/sys/vm/panic_on_oom && tail -c 1073741824 /dev/zero";
     let cause = || {
         let mut exec = container.exec_command(&[], &["sh", "-c", script]);
         command::Running::start(&mut exec, Vec::new())?.finish(DEADLINE).map(drop)

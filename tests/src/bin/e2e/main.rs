@@ -95,6 +95,7 @@ fn main() -> Result<()> {
         return Ok(());
     }
     version.start()?;
+    context.sweep()?;
     let (mut passed, mut failed) = (0, Vec::new());
     for (number, case) in chosen.iter().enumerate() {
         let started = Instant::now();

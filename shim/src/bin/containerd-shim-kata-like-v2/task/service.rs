@@ -20,7 +20,7 @@ use protobuf::{EnumOrUnknown, Message};
 use sandbox::{Error, NewContainer, Phase, Result, phase};
 use std::path::Path;
 use std::sync::Arc;
-use tokio::sync::Notify;
+use tokio::sync::{Mutex, Notify};
 use ttrpc::asynchronous::TtrpcContext;
 
 /// Serves one sandbox.
@@ -28,12 +28,14 @@ pub struct TaskService {
     slot: Slot,
     containers: Containers,
     finished: Arc<Notify>,
+    /// Held for the length of a Create: its caller may go away, and Delete and Shutdown come meanwhile.
+    creating: Mutex<()>,
 }
 
 impl TaskService {
     /// `finished` is told when the shim is to end.
     pub fn new(slot: Slot, containers: Containers, finished: Arc<Notify>) -> Self {
-        Self { slot, containers, finished }
+        Self { slot, containers, finished, creating: Mutex::new(()) }
     }
 
     /// Ends the sandbox.
@@ -42,6 +44,7 @@ impl TaskService {
     }
 
     async fn create_task(&self, request: CreateTaskRequest) -> Result<CreateTaskResponse> {
+        let _creating = self.creating.lock().await;
         phase::mark("create-call", &request.id);
         if !request.checkpoint.is_empty() {
             return Err(Error::Unimplemented("create from a checkpoint".into()));
@@ -107,13 +110,23 @@ impl TaskService {
     async fn delete_task(&self, id: &str, exec: &str) -> Result<DeleteResponse> {
         // After a failed launch containerd deletes the task that it could not create.
         let sandbox = self.slot.get().map_err(|_| Error::NotFound(format!("container {id}")))?;
-        let (pid, exit) = sandbox.delete(id, exec).await?;
+        let (pid, exit) = match sandbox.delete(id, exec).await {
+            // It may be on its way: containerd deletes what it stopped waiting for.
+            Err(Error::NotFound(_)) if self.creating.try_lock().is_err() => {
+                drop(self.creating.lock().await);
+                sandbox.delete(id, exec).await?
+            }
+            outcome => outcome?,
+        };
         self.containers.forget(id, exec);
         let (exit_status, exited_at) = (exit.status, Some(timestamp(exit.at)).into());
         Ok(DeleteResponse { pid, exit_status, exited_at, ..Default::default() })
     }
 
     async fn end(&self, now: bool) {
+        if !now {
+            drop(self.creating.lock().await);
+        }
         // A shim that still has containers is shared with them, unless the call says now.
         if !now && self.slot.get().is_ok_and(|sandbox| !sandbox.is_empty()) {
             return;
