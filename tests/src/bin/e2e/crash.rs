@@ -142,7 +142,7 @@ fn remove_fifos_of_ctr() -> Result<()> {
 /// A privileged container asks for a panic on out-of-memory, and runs out of memory.
 fn the_guest_kernel_panics(context: &Context) -> Result<()> {
     let container = context.container().flag("--privileged").detached(&["sleep", "100000"])?;
-    let script = "echo 2 > /proc/sys/vm/panic_on_oom && tail -c 1073741824 /dev/zero";
+    let script = "echo 2 > /proc/sys/vm/panic_on_oom; for i in 1 2 3 4; do tail -c 60000000 /dev/zero & done; wait";
     let cause = || {
         let mut exec = container.exec_command(&[], &["sh", "-c", script]);
         command::Running::start(&mut exec, Vec::new())?.finish(DEADLINE).map(drop)

@@ -29,13 +29,13 @@ pub struct TaskService {
     containers: Containers,
     finished: Arc<Notify>,
     /// Held for the length of a Create: its caller may go away, and Delete and Shutdown come meanwhile.
-    creating: Mutex<()>,
+    creating: Arc<Mutex<()>>,
 }
 
 impl TaskService {
     /// `finished` is told when the shim is to end.
     pub fn new(slot: Slot, containers: Containers, finished: Arc<Notify>) -> Self {
-        Self { slot, containers, finished, creating: Mutex::new(()) }
+        Self { slot, containers, finished, creating: Arc::default() }
     }
 
     /// Ends the sandbox.
@@ -44,7 +44,7 @@ impl TaskService {
     }
 
     async fn create_task(&self, request: CreateTaskRequest) -> Result<CreateTaskResponse> {
-        let _creating = self.creating.lock().await;
+        let creating = self.creating.clone().lock_owned().await;
         phase::mark("create-call", &request.id);
         if !request.checkpoint.is_empty() {
             return Err(Error::Unimplemented("create from a checkpoint".into()));
@@ -61,7 +61,13 @@ impl TaskService {
             self.containers.forget(&id, "");
             self.containers.keep(&id, "", said(request));
         }
-        let pid = sandbox.create(new).await?;
+        // A task of its own: this call's future is dropped when its caller goes away.
+        let created = tokio::spawn(async move {
+            let _creating = creating;
+            sandbox.create(new).await
+        });
+        let pid =
+            created.await.map_err(|e| Error::Machine(format!("create ended early: {e}")))??;
         Ok(CreateTaskResponse { pid, ..Default::default() })
     }
 
