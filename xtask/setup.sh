@@ -24,7 +24,7 @@ present() {
 
 [ "$(uname -m)" = x86_64 ] || stop "this builds on x86_64 only, for now"
 command -v cargo > /dev/null ||
-  stop "no cargo found: install Rust 1.85 or newer with rustup, then start again"
+  stop "no cargo found: install Rust 1.88 or newer with rustup, then start again"
 command -v go > /dev/null ||
   stop "no go found: install Go 1.26.6 or newer (for the newest containerd in the lab), then start again"
 

@@ -27,6 +27,8 @@ pub fn helper(program: &Path, args: &[&OsStr], socket: OwnedFd) -> Result<Child>
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
+        // The user's Ctrl-C is for the container, which the command line passes it on to.
+        .process_group(0)
         .kill_on_drop(true);
     let fd = socket.as_raw_fd();
     let parent = nix::unistd::getpid();
