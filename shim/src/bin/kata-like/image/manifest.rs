@@ -39,7 +39,9 @@ pub(super) fn read(store: Store, tag: Option<&str>) -> Result<Image> {
     } else if store.has("manifest.json") {
         from_docker(&store, tag)?
     } else {
-        bail!("neither an OCI layout (index.json) nor a docker-archive (manifest.json)");
+        bail!(
+            "neither an OCI bundle (config.json), an OCI layout (index.json) nor a docker-archive (manifest.json)"
+        );
     };
     let diff_ids = config.rootfs().diff_ids().clone();
     ensure!(blobs.len() <= MAX_LAYERS, "{} layers; at most {MAX_LAYERS}", blobs.len());
