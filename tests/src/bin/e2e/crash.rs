@@ -132,7 +132,7 @@ fn the_shim_is_killed(context: &Context) -> Result<()> {
 }
 
 /// `ctr run --detach` leaves the directory of its FIFOs to `ctr task delete`, which finds no task here.
-fn remove_fifos_of_ctr() -> Result<()> {
+pub fn remove_fifos_of_ctr() -> Result<()> {
     for entry in fs::read_dir("/run/containerd/fifo")? {
         fs::remove_dir_all(entry?.path())?;
     }
