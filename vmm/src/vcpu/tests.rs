@@ -161,7 +161,8 @@ fn a_vcpu_that_loops_or_halts_is_paused_and_goes_on() {
         let state = serde_json::to_value(guest.vcpu.save().unwrap()).unwrap();
         let again: VcpuState = serde_json::from_value(state.clone()).unwrap();
         assert_eq!(serde_json::to_value(&again).unwrap(), state);
-        assert!(guest.counter("interrupted") >= 100);
+        // In the first round the thread may not have come to the gate yet.
+        assert!(guest.counter("interrupted") >= 99);
         assert_eq!(guest.around.exit.reason(), None);
     }
 }
