@@ -143,7 +143,26 @@ impl Client {
         out: &mut dyn Write,
         err: &mut dyn Write,
     ) -> Result<i32> {
-        let mut stream = self.request(&Request::Exec(exec))?;
+        self.exec_on(self.request(&Request::Exec(exec))?, stdin, out, err)
+    }
+
+    /// Runs a command without input whose output never pauses for longer than `silence`.
+    ///
+    /// # Errors
+    /// As [`Client::exec`], and when it falls silent for longer.
+    pub fn exec_watched(&self, exec: Exec, silence: Duration, out: &mut dyn Write) -> Result<i32> {
+        let stream = self.request(&Request::Exec(exec))?;
+        stream.set_read_timeout(Some(silence))?;
+        self.exec_on(stream, None, out, &mut std::io::stderr())
+    }
+
+    fn exec_on(
+        &self,
+        mut stream: Connection,
+        stdin: Option<Box<dyn Read + Send>>,
+        out: &mut dyn Write,
+        err: &mut dyn Write,
+    ) -> Result<i32> {
         let mut input = stream.try_clone()?;
         std::thread::spawn(move || {
             if let Some(mut stdin) = stdin {

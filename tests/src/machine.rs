@@ -22,7 +22,7 @@ const INITRAMFS_INIT: &[u8] = include_bytes!("../lab/initramfs-init");
 
 /// What decides the state that is frozen: the agent in it, by its sources, so that a rebuilt but unchanged
 /// agent or another compiler doesn't cost a new freeze.
-const FROZEN_FROM: [&[u8]; 7] = [
+const FROZEN_FROM: [&[u8]; 8] = [
     INIT,
     INITRAMFS_INIT,
     include_bytes!("wire.rs"),
@@ -30,6 +30,7 @@ const FROZEN_FROM: [&[u8]; 7] = [
     include_bytes!("qemu.rs"),
     include_bytes!("bin/lab_agent/main.rs"),
     include_bytes!("bin/lab_agent/exec.rs"),
+    include_bytes!("bin/lab_agent/kept_vms.rs"),
 ];
 
 /// One lab on this host, up or not; several may be up beside each other under different names.
@@ -162,9 +163,13 @@ impl Lab {
         Ok(client)
     }
 
-    fn said(&self) -> String {
-        let read = |file: PathBuf| std::fs::read_to_string(file).unwrap_or_default();
-        let (said, console) = (read(self.run.join("qemu.log")), read(qemu::console(&self.run)));
+    /// The last that QEMU said and the lab's console showed: why it is gone.
+    pub fn said(&self) -> String {
+        let end = |file: PathBuf| {
+            let text = std::fs::read(file).unwrap_or_default();
+            String::from_utf8_lossy(&text[text.len().saturating_sub(8192)..]).into_owned()
+        };
+        let (said, console) = (end(self.run.join("qemu.log")), end(qemu::console(&self.run)));
         format!("QEMU said: {said}\nthe lab's console: {console}")
     }
 

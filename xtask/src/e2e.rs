@@ -9,9 +9,14 @@ use ::lab::wire::Exec;
 use anyhow::{Context, Result, bail};
 use std::io::Write;
 use std::path::Path;
+use std::time::Duration;
 
 const PROGRAM: &str = "/run/lab/e2e";
 const ARTIFACTS: &str = "/tmp/e2e-artifacts";
+/// How many labs a round may use up.
+const LABS: u32 = 3;
+/// Longer than any test may take: a lab that says nothing for so long is gone.
+const SILENCE: Duration = Duration::from_secs(480);
 
 /// Which tests to run, and against what.
 #[derive(Debug, clap::Args)]
@@ -54,17 +59,14 @@ pub fn run(arguments: &Arguments) -> Result<Count> {
     if !arguments.no_build {
         build::product()?;
     }
-    let program = build::lab_program("e2e")?;
-    let client = lab::up(&Lab::named_by_environment()?)?;
-    lab::install(&client)?;
-    client.put(&[(&program, Path::new(PROGRAM))])?;
+    let lab = Lab::named_by_environment()?;
     let mut sum = Count::default();
     for (round, version) in versions.iter().enumerate() {
         println!("[end to end] containerd {}", version.name());
-        sum = sum + against(&client, *version, round > 0, arguments)?;
+        sum = sum + against(&lab, *version, round > 0, arguments)?;
     }
     if sum.failed > 0 {
-        keep_artifacts(&client);
+        keep_artifacts(&lab.client()?);
     }
     println!("[end to end] {} passed, {} failed", sum.passed, sum.failed);
     Ok(sum)
@@ -78,22 +80,43 @@ fn versions(word: &str) -> Result<Vec<Version>> {
     }
 }
 
-/// One run of the program. `again`: tests that no containerd takes part in have been run.
-fn against(client: &Client, version: Version, again: bool, arguments: &Arguments) -> Result<Count> {
+/// Brings the lab up, with the product and the tests in it.
+fn prepare(lab: &Lab) -> Result<Client> {
+    let program = build::lab_program("e2e")?;
+    let client = lab::up(lab)?;
+    lab::install(&client)?;
+    client.put(&[(&program, Path::new(PROGRAM))])?;
+    Ok(client)
+}
+
+/// One round of the tests, in as many labs as it takes: a test that takes the lab with it has failed, the
+/// others go on in a new one. `again`: tests that no containerd takes part in have been run.
+fn against(lab: &Lab, version: Version, again: bool, arguments: &Arguments) -> Result<Count> {
     let mut argv = vec![PROGRAM, "--containerd", version.name(), "--artifacts", ARTIFACTS];
     argv.extend(again.then_some("--skip-once"));
     argv.extend(arguments.list.then_some("--list"));
     argv.extend(arguments.runtime.iter().flat_map(|runtime| ["--runtime", runtime.as_str()]));
     argv.extend(arguments.filters.iter().map(String::as_str));
-    let argv = argv.into_iter().map(str::to_owned).collect();
-    let mut watched = Watched::default();
-    client.exec_to(Exec { argv, ..Exec::default() }, None, &mut watched, &mut std::io::stderr())?;
-    if arguments.list {
-        return Ok(Count { passed: 1, failed: 0 });
+    let argv: Vec<String> = argv.into_iter().map(str::to_owned).collect();
+    let (mut count, mut begun) = (Count::default(), 0);
+    for _ in 0..LABS {
+        let client = prepare(lab)?;
+        let argv = argv.iter().cloned().chain(["--skip".to_owned(), begun.to_string()]).collect();
+        let mut watched = Watched::default();
+        let exec = Exec { argv, ..Exec::default() };
+        let Err(error) = client.exec_watched(exec, SILENCE, &mut watched) else {
+            if arguments.list {
+                return Ok(Count { passed: 1, failed: 0 });
+            }
+            // A filter may name none of this round's tests; the sum over the rounds decides.
+            return Ok(count + watched.result().context("the tests ended without a result")?);
+        };
+        println!("[end to end] FAILED with the lab: {error:#}\n{}", lab.said());
+        lab.down()?;
+        count = count + watched.finished + Count { passed: 0, failed: 1 };
+        begun += watched.finished.passed + watched.finished.failed + 1;
     }
-    let count = watched.result().context("the tests ended without a result")?;
-    // A filter may name none of this round's tests; the sum over the rounds decides.
-    Ok(count)
+    bail!("{LABS} labs went away in one round")
 }
 
 fn keep_artifacts(client: &Client) {
@@ -104,25 +127,40 @@ fn keep_artifacts(client: &Client) {
     }
 }
 
-/// Passes output on to ours and keeps the last line.
+/// Passes output on to ours, counts the tests that end, and keeps the last line.
 #[derive(Default)]
 struct Watched {
+    finished: Count,
     last: Vec<u8>,
     line: Vec<u8>,
 }
 
 impl Watched {
     fn result(&self) -> Option<Count> {
-        let last = if self.line.is_empty() { &self.last } else { &self.line };
-        plain_result(&String::from_utf8_lossy(last))
+        plain_result(&String::from_utf8_lossy(&self.last))
     }
+
+    fn end_line(&mut self) {
+        self.last = std::mem::take(&mut self.line);
+        if let Some(count) = one_result(&String::from_utf8_lossy(&self.last)) {
+            self.finished = self.finished + count;
+        }
+    }
+}
+
+/// The verdict in `[3/66] 1.7 run::echoes ... ok (2.5 s)`.
+fn one_result(line: &str) -> Option<Count> {
+    let (name, verdict) = line.rsplit_once(" ... ")?;
+    let passed = verdict.starts_with("ok (");
+    (name.starts_with('[') && (passed || verdict.starts_with("FAILED (")))
+        .then_some(Count { passed: u32::from(passed), failed: u32::from(!passed) })
 }
 
 impl Write for Watched {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
         for &byte in bytes {
             if byte == b'\n' {
-                self.last = std::mem::take(&mut self.line);
+                self.end_line();
             } else {
                 self.line.push(byte);
             }
@@ -133,5 +171,22 @@ impl Write for Watched {
 
     fn flush(&mut self) -> std::io::Result<()> {
         std::io::stdout().flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tests_that_ended_are_counted_and_the_last_line_is_the_result() {
+        let mut watched = Watched::default();
+        let said =
+            "[1/3] 1.7 run::echoes ... ok (2.5 s)\n[2/3] 1.7 a ... FAILED (1.0 s)\n---- a ... ok\n";
+        watched.write_all(said.as_bytes()).unwrap();
+        assert_eq!(watched.finished, Count { passed: 1, failed: 1 });
+        assert_eq!(watched.result(), None);
+        watched.write_all(b"1 passed, 1 failed\n").unwrap();
+        assert_eq!(watched.result(), Some(Count { passed: 1, failed: 1 }));
     }
 }

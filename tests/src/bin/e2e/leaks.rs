@@ -25,7 +25,7 @@ const WATCHED: [(&str, usize); 8] = [
 const SETTLE: Duration = Duration::from_secs(10);
 
 /// Runs a test and holds what it leaves against what was there.
-pub fn guarded(context: &Context, test: fn(&Context) -> Result<()>) -> Result<()> {
+pub fn guarded(context: &Context, test: impl FnOnce(&Context) -> Result<()>) -> Result<()> {
     let before = Holdings::now(context)?;
     let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| test(context)))
         .unwrap_or_else(|_| Err(anyhow::anyhow!("the test panicked")));

@@ -1,9 +1,11 @@
 //! The lab's agent: runs what the host asks for, inside the lab.
 //!
 //! `lab-agent serve [SOCKET]` answers requests on TCP port [`wire::PORT`], or on a unix socket; `lab-agent reap` is the lab's
-//! process 1 once it has booted, and collects orphans; `lab-agent services` starts both containerds.
+//! process 1 once it has booted, and collects orphans; `lab-agent services` starts both containerds; `lab-agent
+//! keep-vms` see [`kept_vms`].
 
 mod exec;
+mod kept_vms;
 
 use anyhow::{Context, Result, bail};
 use lab::containerd::Version;
@@ -28,7 +30,8 @@ fn main() -> Result<()> {
         },
         Some("reap") => reap(),
         Some("services") => services(),
-        _ => bail!("usage: lab-agent serve [SOCKET]|reap|services"),
+        Some("keep-vms") => kept_vms::keep(),
+        _ => bail!("usage: lab-agent serve [SOCKET]|reap|services|keep-vms"),
     }
 }
 
