@@ -143,7 +143,7 @@ impl Client {
         out: &mut dyn Write,
         err: &mut dyn Write,
     ) -> Result<i32> {
-        self.exec_on(self.request(&Request::Exec(exec))?, stdin, out, err)
+        run(self.request(&Request::Exec(exec))?, stdin, out, err)
     }
 
     /// Runs a command without input whose output never pauses for longer than `silence`.
@@ -153,31 +153,7 @@ impl Client {
     pub fn exec_watched(&self, exec: Exec, silence: Duration, out: &mut dyn Write) -> Result<i32> {
         let stream = self.request(&Request::Exec(exec))?;
         stream.set_read_timeout(Some(silence))?;
-        self.exec_on(stream, None, out, &mut std::io::stderr())
-    }
-
-    fn exec_on(
-        &self,
-        mut stream: Connection,
-        stdin: Option<Box<dyn Read + Send>>,
-        out: &mut dyn Write,
-        err: &mut dyn Write,
-    ) -> Result<i32> {
-        let mut input = stream.try_clone()?;
-        std::thread::spawn(move || {
-            if let Some(mut stdin) = stdin {
-                let mut chunk = vec![0u8; wire::CHUNK];
-                while let Ok(n) = stdin.read(&mut chunk) {
-                    if n == 0 || wire::write_frame(&mut input, Kind::Stdin, &chunk[..n]).is_err() {
-                        break;
-                    }
-                }
-            }
-            wire::write_frame(&mut input, Kind::StdinEnd, &[])
-        });
-        let status = carry(&mut stream, out, err);
-        let _ = stream.shutdown(Shutdown::Both); // wakes the thread above, if it still writes
-        status
+        run(stream, None, out, &mut std::io::stderr())
     }
 
     /// Runs a command without input and answers its exit status, output and errors.
@@ -201,6 +177,30 @@ impl Client {
         let tty = Some(crate::terminal::size());
         self.exec(Exec { tty, ..exec }, Some(Box::new(std::io::stdin())))
     }
+}
+
+/// Feeds the command of this connection, and copies its output until it exits.
+fn run(
+    mut stream: Connection,
+    stdin: Option<Box<dyn Read + Send>>,
+    out: &mut dyn Write,
+    err: &mut dyn Write,
+) -> Result<i32> {
+    let mut input = stream.try_clone()?;
+    std::thread::spawn(move || {
+        if let Some(mut stdin) = stdin {
+            let mut chunk = vec![0u8; wire::CHUNK];
+            while let Ok(n) = stdin.read(&mut chunk) {
+                if n == 0 || wire::write_frame(&mut input, Kind::Stdin, &chunk[..n]).is_err() {
+                    break;
+                }
+            }
+        }
+        wire::write_frame(&mut input, Kind::StdinEnd, &[])
+    });
+    let status = carry(&mut stream, out, err);
+    let _ = stream.shutdown(Shutdown::Both); // wakes the thread above, if it still writes
+    status
 }
 
 /// Copies the command's output until it exits.
