@@ -7,22 +7,25 @@
 XTASK := cargo xtask
 CACHE := $(or $(KATA_LIKE_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/kata-like)
 
-.PHONY: run test lint bench setup clean-lab
+.PHONY: run test lint bench setup setup-tests clean-lab
 
 run: setup
 	@$(XTASK) demo
 
-test: setup
+test: setup-tests
 	@$(XTASK) test $(FILTER)
 
 lint: setup
 	@$(XTASK) lint
 
-bench: setup
+bench: setup-tests
 	@$(XTASK) bench
 
 setup:
 	@bash xtask/setup.sh
+
+setup-tests:
+	@bash xtask/setup.sh tests
 
 clean-lab:
 	@$(XTASK) lab down

@@ -9,7 +9,7 @@ use ttrpc::Code;
 
 #[tokio::test]
 async fn a_container_runs_and_nothing_is_left() {
-    let Some(agent) = start() else { return };
+    let agent = start();
     let (status, output) = agent.run("c", "echo pid $$; hostname >/dev/null; exit 42").await;
     assert_eq!((status, output.as_str()), (42, "pid 1\n"));
     agent.assert_nothing_left().await;
@@ -17,7 +17,7 @@ async fn a_container_runs_and_nothing_is_left() {
 
 #[tokio::test]
 async fn twenty_one_after_the_other_and_five_at_once() {
-    let Some(agent) = start() else { return };
+    let agent = start();
     for number in 0..20 {
         let (status, output) = agent.run(&format!("c{number}"), "echo hello").await;
         assert_eq!((status, output.as_str()), (0, "hello\n"));
@@ -32,7 +32,7 @@ async fn twenty_one_after_the_other_and_five_at_once() {
 
 #[tokio::test]
 async fn states_are_kept_and_wrong_calls_are_refused_by_code() {
-    let Some(agent) = start() else { return };
+    let agent = start();
     let (id, streams) = agent.create("c", shell("exec sleep 100")).await.unwrap();
     let state = async || agent.client.container_state(context(), &container(&id)).await.unwrap();
     assert_eq!(state().await.status.value(), 1);
@@ -58,7 +58,7 @@ async fn states_are_kept_and_wrong_calls_are_refused_by_code() {
 
 #[tokio::test]
 async fn a_container_that_was_never_started_can_be_deleted() {
-    let Some(agent) = start() else { return };
+    let agent = start();
     let (id, _streams) = agent.create("c", shell("true")).await.unwrap();
     agent.delete(&id).await.unwrap();
     agent.assert_nothing_left().await;
@@ -66,7 +66,7 @@ async fn a_container_that_was_never_started_can_be_deleted() {
 
 #[tokio::test]
 async fn programs_that_cannot_be_run_are_named_and_leave_nothing() {
-    let Some(agent) = start() else { return };
+    let agent = start();
     let cases = [
         ("nosuch", "exec: \"nosuch\": executable file not found in $PATH"),
         ("/etc/passwd", "exec: \"/etc/passwd\": permission denied"),
@@ -88,7 +88,7 @@ async fn programs_that_cannot_be_run_are_named_and_leave_nothing() {
 
 #[tokio::test]
 async fn broken_specifications_are_refused() {
-    let Some(agent) = start() else { return };
+    let agent = start();
     let mut no_args = shell("true");
     no_args["args"] = json!([]);
     assert_eq!(code(agent.create("c", no_args).await.map(drop)).0, Code::INVALID_ARGUMENT);
@@ -99,7 +99,7 @@ async fn broken_specifications_are_refused() {
 
 #[tokio::test]
 async fn execs_are_listed_signalled_and_deleted() {
-    let Some(agent) = start() else { return };
+    let agent = start();
     let (id, _streams) = agent.create("c", command(&["sleep", "100"])).await.unwrap();
     agent.start_container(&id).await.unwrap();
     let streams = Streams::new(&agent.prefix);
@@ -131,7 +131,7 @@ async fn execs_are_listed_signalled_and_deleted() {
 
 #[tokio::test]
 async fn a_signal_to_all_reaches_all() {
-    let Some(agent) = start() else { return };
+    let agent = start();
     let (id, _streams) = agent.create("c", shell("sleep 100; sleep 100")).await.unwrap();
     agent.start_container(&id).await.unwrap();
     let streams = Streams::new(&agent.prefix);

@@ -13,7 +13,7 @@ const TOTAL: usize = 64 << 20;
 
 #[tokio::test]
 async fn input_ends_when_the_host_closes_it() {
-    let Some(agent) = start() else { return };
+    let agent = start();
     let streams = Streams::new(&agent.prefix);
     let output = streams.read_stdout();
     let (id, streams) = agent.create_with("c", shell("wc"), json!({}), streams).await.unwrap();
@@ -28,7 +28,7 @@ async fn input_ends_when_the_host_closes_it() {
 
 #[tokio::test]
 async fn stdout_and_stderr_are_apart() {
-    let Some(agent) = start() else { return };
+    let agent = start();
     let streams = Streams::new(&agent.prefix);
     let (out, err) = (streams.read_stdout(), streams.read_stderr());
     let script = shell("echo out; echo err >&2");
@@ -41,7 +41,7 @@ async fn stdout_and_stderr_are_apart() {
 
 #[tokio::test]
 async fn the_last_words_arrive_whole_a_hundred_times() {
-    let Some(agent) = start() else { return };
+    let agent = start();
     let (id, _streams) = agent.create("c", shell("exec sleep 100")).await.unwrap();
     agent.start_container(&id).await.unwrap();
     for number in 0..100 {
@@ -59,7 +59,7 @@ async fn the_last_words_arrive_whole_a_hundred_times() {
 
 #[tokio::test]
 async fn much_data_goes_through_both_ways_and_a_slow_reader_loses_nothing() {
-    let Some(agent) = start() else { return };
+    let agent = start();
     let (id, _streams) = agent.create("c", shell("exec sleep 100")).await.unwrap();
     agent.start_container(&id).await.unwrap();
     let streams = Streams::new(&agent.prefix);
@@ -86,7 +86,7 @@ async fn much_data_goes_through_both_ways_and_a_slow_reader_loses_nothing() {
 
 #[tokio::test]
 async fn a_terminal_has_a_size_and_takes_a_new_one() {
-    let Some(agent) = start() else { return };
+    let agent = start();
     let mut process = shell("stty size; read line; stty size; echo $line; tty");
     process["terminal"] = json!(true);
     process["consoleSize"] = json!({ "height": 33, "width": 99 });

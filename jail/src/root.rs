@@ -1,11 +1,11 @@
 //! What a confined process sees as `/`.
 
 use crate::error::{JailError, Step, StepResult};
-use rustix::fs::CWD;
+use rustix::fs::{CWD, Mode, OFlags, open};
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags,
-    OpenTreeFlags, UnmountFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen,
-    mount_change, move_mount, open_tree, unmount,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, UnmountFlags,
+    fsconfig_create, fsconfig_set_string, fsmount, fsopen, mount_bind_recursive, mount_change,
+    move_mount, unmount,
 };
 use rustix::process::{chdir, fchdir, pivot_root};
 use std::os::fd::{AsFd, OwnedFd};
@@ -31,11 +31,14 @@ pub enum Root {
 impl Root {
     /// Changes to the root, in a mount namespace that the caller has just made.
     pub(crate) fn enter(&self) -> Result<(), JailError> {
-        let new_root = match self {
-            Self::Unchanged => return Ok(()),
+        match self {
+            Self::Unchanged => Ok(()),
             Self::Empty => {
                 set_propagation(MountPropagationFlags::PRIVATE)?;
-                empty_file_system()?
+                let new_root = empty_file_system()?;
+                let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+                move_mount(new_root.as_fd(), "", CWD, "/", flags).step(Step::ChangeRoot)?;
+                change_to(&new_root)
             }
             Self::Directory { path, receive_mounts } => {
                 set_propagation(if *receive_mounts {
@@ -43,13 +46,13 @@ impl Root {
                 } else {
                     MountPropagationFlags::PRIVATE
                 })?;
-                let flags = OpenTreeFlags::OPEN_TREE_CLONE
-                    | OpenTreeFlags::OPEN_TREE_CLOEXEC
-                    | OpenTreeFlags::AT_RECURSIVE;
-                open_tree(CWD, path, flags).step(Step::NewRoot)?
+                // Made and attached in one step: a detached mount (`open_tree`) receives nothing, so it
+                // would lack what the host mounts before it is moved into place.
+                mount_bind_recursive(path, path).step(Step::NewRoot)?;
+                let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+                change_to(&open(path, flags, Mode::empty()).step(Step::NewRoot)?)
             }
-        };
-        change_to(&new_root)
+        }
     }
 }
 
@@ -71,10 +74,8 @@ fn empty_file_system() -> Result<OwnedFd, JailError> {
     fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes).step(Step::NewRoot)
 }
 
-/// Puts the detached mount over `/`, makes it the root and lets go of everything that was there.
+/// Makes a mount of this namespace the root and lets go of everything else that was there.
 fn change_to(new_root: &OwnedFd) -> Result<(), JailError> {
-    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-    move_mount(new_root.as_fd(), "", CWD, "/", flags).step(Step::ChangeRoot)?;
     fchdir(new_root).step(Step::ChangeRoot)?;
     // With both arguments the same, the old root ends up on top of the new one, where "." finds it:
     // no directory has to be made for it (pivot_root(2), "pivot_root(".", ".")").

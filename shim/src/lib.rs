@@ -10,6 +10,7 @@
 //! ```
 
 pub mod agent;
+pub mod bundle;
 pub mod config;
 pub mod error;
 pub mod event;

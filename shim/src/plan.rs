@@ -11,6 +11,7 @@
 //! 5. What names host hardware or host policy is removed: hooks, AppArmor and SELinux labels, RDT, NUMA
 //!    policy, CPU sets, block and network device limits, RDMA, and device nodes other than FUSE and TUN.
 
+use crate::bundle;
 use crate::error::{Error, Result};
 use crate::paths;
 use crate::settings::Settings;
@@ -30,6 +31,8 @@ const PORTABLE_DEVICES: [(i64, i64); 2] = [(10, 229), (10, 200)];
 pub struct Plan {
     /// The spec for the guest.
     pub spec: Spec,
+    /// What of the spec has no meaning in the guest and was left out, as JSON pointers.
+    pub left_out: Vec<String>,
     /// Host files and directories to show in the container's part of the shared directory, by index.
     pub binds: Vec<Bind>,
 }
@@ -67,6 +70,8 @@ pub fn machine(settings: &Settings, console_log: PathBuf) -> MachineConfig {
 /// [`Error::InvalidArgument`] naming what the spec lacks or asks that can't be had.
 pub fn container(id: &str, mut spec: Spec) -> Result<Plan> {
     let invalid = |what: &str| Error::InvalidArgument(format!("config.json: {what}"));
+    let value = |spec: &Spec| serde_json::to_value(spec).map_err(|e| invalid(&e.to_string()));
+    let asked = value(&spec)?;
     let process = spec.process_mut().as_mut().ok_or_else(|| invalid("no process"))?;
     if process.args().as_ref().is_none_or(Vec::is_empty) {
         return Err(invalid("process.args is empty"));
@@ -79,7 +84,8 @@ pub fn container(id: &str, mut spec: Spec) -> Result<Plan> {
         plan_linux(id, linux)?;
     }
     let binds = plan_mounts(id, spec.mounts_mut().get_or_insert_default())?;
-    Ok(Plan { spec, binds })
+    let left_out = bundle::lost(&asked, &value(&spec)?);
+    Ok(Plan { spec, left_out, binds })
 }
 
 fn plan_linux(id: &str, linux: &mut Linux) -> Result<()> {

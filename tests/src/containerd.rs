@@ -26,6 +26,11 @@ impl Version {
     /// Both, oldest first.
     pub const ALL: [Self; 2] = [Self::V1_7, Self::V2_4];
 
+    /// Those that this lab has: one made without Go has no newest one.
+    pub fn installed() -> impl Iterator<Item = Self> {
+        Self::ALL.into_iter().filter(|version| version.binary("containerd").exists())
+    }
+
     /// As people write it.
     pub fn name(self) -> &'static str {
         match self {
@@ -45,6 +50,10 @@ impl Version {
             Self::V1_7 => "/usr/bin",
             Self::V2_4 => "/opt/containerd-2.4/bin",
         }
+    }
+
+    fn binary(self, name: &str) -> PathBuf {
+        PathBuf::from(self.bin_dir()).join(name)
     }
 
     fn suffix(self) -> &'static str {
@@ -94,7 +103,7 @@ impl Version {
 
     /// `ctr`, speaking to this containerd.
     pub fn ctr(self) -> Command {
-        let mut ctr = Command::new(PathBuf::from(self.bin_dir()).join("ctr"));
+        let mut ctr = Command::new(self.binary("ctr"));
         ctr.arg("--address").arg(self.address());
         ctr
     }
@@ -119,12 +128,15 @@ impl Version {
         if self.is_up() {
             return Ok(());
         }
+        if !self.binary("containerd").exists() {
+            bail!("this lab has no containerd {}: install Go, then start again", self.name());
+        }
         let config = format!("/etc/containerd{}/config.toml", self.suffix());
         std::fs::create_dir_all(format!("/etc/containerd{}", self.suffix()))?;
         std::fs::write(&config, self.config())?;
         let log = File::options().append(true).create(true).open(self.log())?;
         let path = std::env::var("PATH").unwrap_or_default();
-        let mut child = Command::new(PathBuf::from(self.bin_dir()).join("containerd"))
+        let mut child = Command::new(self.binary("containerd"))
             .args(["--config", &config, "--log-level", "debug"])
             .env("PATH", format!("{}:{path}", self.bin_dir()))
             .stdin(Stdio::null())

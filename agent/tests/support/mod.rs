@@ -31,13 +31,14 @@ exec 9<root && exec "$AGENT"
 
 static NUMBER: AtomicU64 = AtomicU64::new(1);
 
-/// `None`, with a word on stderr, where the caller may not make namespaces.
-pub fn start() -> Option<Agent> {
-    if !nix::unistd::geteuid().is_root() {
-        eprintln!("skipped: needs root");
-        return None;
-    }
-    Some(Agent::start())
+/// # Panics
+/// Where the caller may not make namespaces.
+pub fn start() -> Agent {
+    assert!(
+        nix::unistd::geteuid().is_root(),
+        "this test makes mounts and namespaces: run it as root"
+    );
+    Agent::start()
 }
 
 /// A running agent; killed, with all its containers, when dropped.

@@ -1,6 +1,6 @@
 //! The file server as its machine sees it, and what a hostile guest can do to it.
 //!
-//! The tests need root; without it they are skipped, with a line that says so.
+//! The tests need root.
 
 mod frontend;
 
@@ -22,21 +22,21 @@ struct Scratch {
 
 const SECRET: &str = "not for the guest";
 
-fn scratch() -> Option<Scratch> {
-    if !rustix::process::geteuid().is_root() {
-        eprintln!("skipped: needs root");
-        return None;
-    }
+fn scratch() -> Scratch {
+    assert!(
+        rustix::process::geteuid().is_root(),
+        "this test makes mounts and namespaces: run it as root"
+    );
     let parent = tempfile::tempdir().unwrap();
     let (shared, secret) = (parent.path().join("shared"), parent.path().join("secret"));
     fs::create_dir(&shared).unwrap();
     fs::write(&secret, SECRET).unwrap();
-    Some(Scratch { _parent: parent, shared, secret })
+    Scratch { _parent: parent, shared, secret }
 }
 
 #[test]
 fn a_file_written_by_the_guest_is_on_the_host_and_back() {
-    let Some(scratch) = scratch() else { return };
+    let scratch = scratch();
     fs::write(scratch.shared.join("from-host"), "hello").unwrap();
     let mut machine = Machine::start(&scratch.shared);
     machine.init();
@@ -50,7 +50,7 @@ fn a_file_written_by_the_guest_is_on_the_host_and_back() {
 
 #[test]
 fn files_belong_to_the_user_of_the_guest_who_makes_them() {
-    let Some(scratch) = scratch() else { return };
+    let scratch = scratch();
     fs::set_permissions(&scratch.shared, fs::Permissions::from_mode(0o777)).unwrap();
     let mut machine = Machine::start(&scratch.shared);
     machine.init();
@@ -63,7 +63,7 @@ fn files_belong_to_the_user_of_the_guest_who_makes_them() {
 
 #[test]
 fn what_is_mounted_later_is_served_and_announced() {
-    let Some(scratch) = scratch() else { return };
+    let scratch = scratch();
     rustix::mount::mount_bind(&scratch.shared, &scratch.shared).unwrap();
     rustix::mount::mount_change(&scratch.shared, MountPropagationFlags::SHARED).unwrap();
     let rootfs = scratch.shared.join("rootfs");
@@ -84,7 +84,7 @@ fn what_is_mounted_later_is_served_and_announced() {
 
 #[test]
 fn no_name_leads_out_of_the_directory() {
-    let Some(scratch) = scratch() else { return };
+    let scratch = scratch();
     let directory = scratch.shared.join("dir");
     fs::create_dir(&directory).unwrap();
     symlink(&scratch.secret, directory.join("absolute")).unwrap();
@@ -135,7 +135,7 @@ fn no_name_leads_out_of_the_directory() {
 
 #[test]
 fn a_name_with_a_zero_byte_is_refused_and_does_no_harm() {
-    let Some(scratch) = scratch() else { return };
+    let scratch = scratch();
     fs::write(scratch.shared.join("a"), "").unwrap();
     let mut machine = Machine::start(&scratch.shared);
     machine.init();
@@ -148,7 +148,7 @@ fn a_name_with_a_zero_byte_is_refused_and_does_no_harm() {
 
 #[test]
 fn forged_nodes_and_handles_are_refused() {
-    let Some(scratch) = scratch() else { return };
+    let scratch = scratch();
     fs::write(scratch.shared.join("file"), "x").unwrap();
     let mut machine = Machine::start(&scratch.shared);
     machine.init();
@@ -162,7 +162,7 @@ fn forged_nodes_and_handles_are_refused() {
 
 #[test]
 fn malformed_chains_stop_a_queue_and_nothing_else() {
-    let Some(scratch) = scratch() else { return };
+    let scratch = scratch();
     let request = |address, len, next| Descriptor { address, len, writable: false, next };
     let answer = |address, len, next| Descriptor { address, len, writable: true, next };
     let malformed: [&[Descriptor]; 9] = [
@@ -196,7 +196,7 @@ fn malformed_chains_stop_a_queue_and_nothing_else() {
 
 #[test]
 fn a_ring_that_claims_too_much_stops_its_queue() {
-    let Some(scratch) = scratch() else { return };
+    let scratch = scratch();
     let mut machine = Machine::start(&scratch.shared);
     machine.init();
     machine.overrun(REQUESTS);
@@ -209,7 +209,7 @@ fn a_ring_that_claims_too_much_stops_its_queue() {
 /// A server that does not survive is a hole in the filter of system calls, or a panic.
 #[test]
 fn garbage_in_every_operation_is_survived() {
-    let Some(scratch) = scratch() else { return };
+    let scratch = scratch();
     fs::write(scratch.shared.join("file"), "content").unwrap();
     for operation in 0..fuse::OPERATIONS {
         for (filler, len) in [(0, 0), (0, 8), (0, 128), (0xff, 128), (b'a', 64), (0xff, 4096)] {
@@ -232,7 +232,7 @@ fn garbage_in_every_operation_is_survived() {
 /// Each operation once as the guest's kernel makes it, for the filter of system calls.
 #[test]
 fn every_operation_works_under_the_filter() {
-    let Some(scratch) = scratch() else { return };
+    let scratch = scratch();
     let mut machine = Machine::start(&scratch.shared);
     machine.init();
     let (file, handle) = machine.create(GUEST_ROOT, ROOT, "file").unwrap();
@@ -357,7 +357,7 @@ fn directories(machine: &mut Machine) {
 
 #[test]
 fn a_device_node_of_the_guest_is_a_node_on_the_host() {
-    let Some(scratch) = scratch() else { return };
+    let scratch = scratch();
     let mut machine = Machine::start(&scratch.shared);
     machine.init();
     let body = Body::new().u32(libc::S_IFCHR | 0o600).u32(0x103).u32(0).u32(0).name("null");
@@ -369,7 +369,7 @@ fn a_device_node_of_the_guest_is_a_node_on_the_host() {
 
 #[test]
 fn the_server_is_confined() {
-    let Some(scratch) = scratch() else { return };
+    let scratch = scratch();
     let mut machine = Machine::start(&scratch.shared);
     machine.init();
     let process = PathBuf::from(format!("/proc/{}", machine.server.id()));
@@ -398,7 +398,7 @@ fn the_server_is_confined() {
 
 #[test]
 fn the_server_ends_with_its_socket() {
-    let Some(scratch) = scratch() else { return };
+    let scratch = scratch();
     let mut machine = Machine::start(&scratch.shared);
     machine.init();
     assert!(machine.disconnect().is_some_and(|status| status.success()));

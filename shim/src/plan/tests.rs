@@ -50,6 +50,15 @@ fn host_policy_is_removed() {
 }
 
 #[test]
+fn what_is_left_out_is_named() {
+    let plan =
+        container("c1", spec(|v| v["linux"]["resources"] = json!({"network": {"classID": 1}})));
+    let expected =
+        ["/hooks", "/linux/resources/network", "/process/apparmorProfile", "/process/selinuxLabel"];
+    assert_eq!(plan.unwrap().left_out, expected);
+}
+
+#[test]
 fn only_portable_devices_are_left() {
     let out = planned(|v| {
         v["linux"]["devices"] = json!([

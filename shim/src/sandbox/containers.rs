@@ -51,6 +51,12 @@ impl Sandbox {
         let NewContainer { id, spec, rootfs, stdio } = new;
         let rootfs = rootfs_or_directory(rootfs, &spec);
         let plan = plan::container(&id, spec)?;
+        if !plan.left_out.is_empty() {
+            tracing::info!(
+                "{id}: config.json: of no use in the guest, left out: {}",
+                plan.left_out.join(", ")
+            );
+        }
         // The guest boots meanwhile.
         let (undo, open) =
             tokio::join!(self.prepare_storage(&id, rootfs, &plan), OpenIo::open(stdio));

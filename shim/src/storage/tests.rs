@@ -10,19 +10,18 @@ fn mount_points_are_found_below_the_directory_only() {
     assert_eq!(found, [Path::new("/run/x/shared"), Path::new("/run/x/shared/a b")]);
 }
 
-/// Runs `test` in a child with its own mount namespace; skipped where that is not allowed.
+/// Runs `test` in a child with its own mount namespace.
 fn in_own_namespace(test: impl FnOnce()) {
     use nix::sys::wait::{WaitStatus, waitpid};
     use nix::unistd::{ForkResult, fork};
     // SAFETY: the child only runs the test and leaves by _exit; other test threads hold no lock it takes.
     match unsafe { fork() }.unwrap() {
         ForkResult::Child => {
-            let code = match private_mounts() {
-                Ok(()) => {
-                    std::panic::catch_unwind(std::panic::AssertUnwindSafe(test)).is_err().into()
-                }
-                Err(_) => 0,
-            };
+            let inside = std::panic::AssertUnwindSafe(|| {
+                private_mounts().expect("this test makes mounts and namespaces: run it as root");
+                test();
+            });
+            let code = std::panic::catch_unwind(inside).is_err().into();
             // SAFETY: ends the child without running the parent's exit handlers.
             unsafe { libc::_exit(code) }
         }

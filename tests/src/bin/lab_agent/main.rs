@@ -1,7 +1,7 @@
 //! The lab's agent: runs what the host asks for, inside the lab.
 //!
 //! `lab-agent serve [SOCKET]` answers requests on TCP port [`wire::PORT`], or on a unix socket; `lab-agent reap` is the lab's
-//! process 1 once it has booted, and collects orphans; `lab-agent services` starts both containerds; `lab-agent
+//! process 1 once it has booted, and collects orphans; `lab-agent services` starts the containerds; `lab-agent
 //! keep-vms` see [`kept_vms`].
 
 mod exec;
@@ -74,7 +74,7 @@ fn reap() -> ! {
 }
 
 fn services() -> Result<()> {
-    for version in Version::ALL {
+    for version in Version::installed() {
         version.start()?;
         version.import_image()?;
     }

@@ -1,17 +1,12 @@
 //! Between containerd's messages and the sandbox's types.
 
-use anyhow::Context;
 use containerd_shim_protos::api::{CreateTaskRequest, Status};
-use oci_spec::runtime::{Process, Spec};
+use oci_spec::runtime::Process;
 use protobuf::well_known_types::timestamp::Timestamp;
 use sandbox::io::{Stdio, parse_endpoint};
 use sandbox::storage::RootfsMount;
 use sandbox::{Error, Phase, Result};
-use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
-
-/// Largest config.json, bytes.
-const MAX_SPEC: u64 = 16 << 20;
 
 /// A time as protobuf has it.
 pub fn timestamp(at: SystemTime) -> Timestamp {
@@ -59,26 +54,6 @@ pub fn rootfs(request: &CreateTaskRequest) -> Vec<RootfsMount> {
     request.rootfs.iter().map(mount).collect()
 }
 
-/// Reads the spec of a bundle; its root becomes absolute.
-///
-/// # Errors
-/// It is missing, too long or not a spec; the text says where.
-pub fn read_spec(bundle: &Path) -> Result<Spec> {
-    let path = bundle.join("config.json");
-    let read = || -> anyhow::Result<Spec> {
-        let len = std::fs::metadata(&path)?.len();
-        anyhow::ensure!(len <= MAX_SPEC, "it is longer than {MAX_SPEC} bytes");
-        serde_json::from_slice(&std::fs::read(&path)?).context("it is not an OCI spec")
-    };
-    let mut spec =
-        read().map_err(|e| Error::InvalidArgument(format!("{}: {e:#}", path.display())))?;
-    if let Some(root) = spec.root_mut() {
-        let absolute = bundle.join(root.path());
-        root.set_path(absolute);
-    }
-    Ok(spec)
-}
-
 /// The JSON of an exec's `process`, with what the request says and without host policy.
 ///
 /// # Errors
@@ -94,24 +69,6 @@ pub fn exec_process(json: &[u8], terminal: bool) -> Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_is_wrong_with_a_bundle_is_named() {
-        let dir = tempfile::tempdir().unwrap();
-        let error = || read_spec(dir.path()).unwrap_err().to_string();
-        assert!(error().contains("No such file"), "{}", error());
-        std::fs::write(dir.path().join("config.json"), "{\"root\": ").unwrap();
-        assert!(error().contains("config.json") && error().contains("line 1"), "{}", error());
-    }
-
-    #[test]
-    fn an_unknown_field_is_ignored_as_the_oci_spec_demands_and_the_root_is_absolute() {
-        let dir = tempfile::tempdir().unwrap();
-        let text = r#"{"ociVersion":"1.2.0","new":1,"root":{"path":"rootfs"}}"#;
-        std::fs::write(dir.path().join("config.json"), text).unwrap();
-        let spec = read_spec(dir.path()).unwrap();
-        assert_eq!(spec.root().as_ref().unwrap().path(), &dir.path().join("rootfs"));
-    }
 
     #[test]
     fn the_request_says_whether_an_exec_has_a_terminal() {

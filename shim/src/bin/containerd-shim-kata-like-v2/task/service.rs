@@ -1,6 +1,6 @@
 //! The methods of the task API. No state but what containerd wants to hear again.
 
-use super::convert::{exec_process, read_spec, rootfs, rpc_error, status, stdio, timestamp};
+use super::convert::{exec_process, rootfs, rpc_error, status, stdio, timestamp};
 use super::events::{Containers, Said};
 use super::slot::Slot;
 use crate::bootstrap::config_path;
@@ -17,6 +17,7 @@ use containerd_shim_protos::shim::oci::ProcessDetails;
 use containerd_shim_protos::shim_async::Task;
 use protobuf::well_known_types::any::Any;
 use protobuf::{EnumOrUnknown, Message};
+use sandbox::bundle::read_spec;
 use sandbox::{Error, NewContainer, Phase, Result, phase};
 use std::path::Path;
 use std::sync::Arc;

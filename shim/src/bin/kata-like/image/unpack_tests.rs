@@ -14,12 +14,8 @@ struct Scratch {
     trash: Trash,
 }
 
-/// `None` without root, which unpacking needs to set owners.
-fn scratch() -> Option<Scratch> {
-    if !nix::unistd::geteuid().is_root() {
-        eprintln!("skipped: needs root");
-        return None;
-    }
+fn scratch() -> Scratch {
+    assert!(nix::unistd::geteuid().is_root(), "unpacking sets owners: run this test as root");
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("root");
     let (trash, outside) = (directory.path().join("trash"), directory.path().join("outside"));
@@ -28,7 +24,7 @@ fn scratch() -> Option<Scratch> {
     }
     let trash = Trash::new(File::open(trash).unwrap().into());
     let root = Root::open(&path).unwrap();
-    Some(Scratch { _directory: directory, outside, path, root, trash })
+    Scratch { _directory: directory, outside, path, root, trash }
 }
 
 /// A tar file: kind, name, target or content.
@@ -71,7 +67,7 @@ const LINK: EntryType = EntryType::Link;
 
 #[test]
 fn a_layer_becomes_files_with_their_owner_mode_and_time() {
-    let Some(mut scratch) = scratch() else { return };
+    let mut scratch = scratch();
     scratch
         .apply(&[
             (DIRECTORY, "./", ""),
@@ -95,7 +91,7 @@ fn a_layer_becomes_files_with_their_owner_mode_and_time() {
 
 #[test]
 fn a_later_layer_replaces_whatever_is_there() {
-    let Some(mut scratch) = scratch() else { return };
+    let mut scratch = scratch();
     scratch
         .apply(&[
             (FILE, "a/b/c", "1"),
@@ -120,7 +116,7 @@ fn a_later_layer_replaces_whatever_is_there() {
 
 #[test]
 fn whiteouts_remove_what_is_below_and_not_their_own_layer() {
-    let Some(mut scratch) = scratch() else { return };
+    let mut scratch = scratch();
     scratch
         .apply(&[
             (FILE, "gone/deep/file", ""),
@@ -149,7 +145,7 @@ fn whiteouts_remove_what_is_below_and_not_their_own_layer() {
 
 #[test]
 fn nothing_is_written_removed_or_linked_outside() {
-    let Some(mut scratch) = scratch() else { return };
+    let mut scratch = scratch();
     fs::write(scratch.outside.join("precious"), "precious").unwrap();
     let outside = scratch.outside.display().to_string();
     let hostile: [&[(EntryType, &str, &str)]; 12] = [
@@ -180,7 +176,7 @@ fn nothing_is_written_removed_or_linked_outside() {
 
 #[test]
 fn a_link_that_is_there_before_is_replaced_and_not_followed() {
-    let Some(mut scratch) = scratch() else { return };
+    let mut scratch = scratch();
     let target = scratch.outside.join("target");
     fs::write(&target, "before").unwrap();
     symlink(&target, scratch.path.join("link")).unwrap();
@@ -191,7 +187,7 @@ fn a_link_that_is_there_before_is_replaced_and_not_followed() {
 
 #[test]
 fn a_broken_tar_file_is_an_error() {
-    let Some(mut scratch) = scratch() else { return };
+    let mut scratch = scratch();
     assert!(unpack(&[7; 2048][..], &scratch.root, &mut scratch.trash).is_err());
     let mut cut = layer(&[(FILE, "file", &"x".repeat(4096))]);
     cut.truncate(1024);

@@ -3,10 +3,8 @@
 use crate::image::Image;
 use anyhow::{Context, Result, bail};
 use oci_spec::runtime::Spec;
+use sandbox::bundle::read_spec;
 use std::path::{Path, PathBuf};
-
-/// Longest `config.json` of a bundle, bytes.
-const MAX_CONFIG: u64 = 8 << 20;
 
 /// What is to be run.
 pub(super) enum Source {
@@ -36,7 +34,7 @@ impl Source {
     fn at(path: &Path, tag: Option<&str>) -> Result<Option<Self>> {
         let config = path.join("config.json");
         if config.is_file() {
-            return bundle(path, &config).map(Box::new).map(Self::Bundle).map(Some);
+            return bundle(path).map(Box::new).map(Self::Bundle).map(Some);
         }
         if !path.exists() {
             return Ok(None);
@@ -45,14 +43,12 @@ impl Source {
     }
 }
 
-fn bundle(directory: &Path, config: &Path) -> Result<Spec> {
-    let len = config.metadata()?.len();
-    if len > MAX_CONFIG {
-        bail!("{} is longer than {MAX_CONFIG} bytes", config.display());
-    }
-    let mut spec = Spec::load(config).with_context(|| config.display().to_string())?;
-    let root =
-        spec.root_mut().as_mut().with_context(|| format!("{}: no root", config.display()))?;
+fn bundle(directory: &Path) -> Result<Spec> {
+    let mut spec = read_spec(directory)?;
+    let root = spec
+        .root_mut()
+        .as_mut()
+        .with_context(|| format!("{}: no root", directory.join("config.json").display()))?;
     let path = absolute(directory, root.path())?;
     root.set_path(path);
     for mount in spec.mounts_mut().iter_mut().flatten() {

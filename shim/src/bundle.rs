@@ -1,0 +1,150 @@
+//! A bundle's `config.json` (OCI runtime-spec, config.md), read the same way for both doors.
+
+use crate::error::{Error, Result};
+use oci_spec::runtime::Spec;
+use serde_json::Value;
+use std::path::Path;
+
+/// Longest `config.json`, bytes.
+const MAX_CONFIG: u64 = 16 << 20;
+
+/// Reads the spec of a bundle; its root becomes absolute.
+///
+/// A property that the specification doesn't know is no error ("Extensibility"), but is named in a warning.
+///
+/// # Errors
+/// It is missing, too long or not a spec; the text says where.
+pub fn read_spec(bundle: &Path) -> Result<Spec> {
+    let path = bundle.join("config.json");
+    let wrong = |what: &str| Error::InvalidArgument(format!("{}: {what}", path.display()));
+    let read = || -> std::io::Result<Option<Vec<u8>>> {
+        let fits = std::fs::metadata(&path)?.len() <= MAX_CONFIG;
+        fits.then(|| std::fs::read(&path)).transpose()
+    };
+    let text = read()
+        .map_err(|e| wrong(&e.to_string()))?
+        .ok_or_else(|| wrong(&format!("it is longer than {MAX_CONFIG} bytes")))?;
+    let not_a_spec = |e: serde_json::Error| wrong(&format!("it is not an OCI spec: {e}"));
+    let mut spec: Spec = serde_json::from_slice(&text).map_err(not_a_spec)?;
+    let said: Value = serde_json::from_slice(&text).map_err(not_a_spec)?;
+    let unknown = lost(&said, &serde_json::to_value(&spec).map_err(not_a_spec)?);
+    if !unknown.is_empty() {
+        tracing::warn!("{}: unknown and ignored: {}", path.display(), unknown.join(", "));
+    }
+    if let Some(root) = spec.root_mut() {
+        let absolute = bundle.join(root.path());
+        root.set_path(absolute);
+    }
+    Ok(spec)
+}
+
+/// What `had` says and `has` doesn't, as JSON pointers (RFC 6901); null and empty are as good as absent.
+///
+/// Lists are compared item by item when they are of one length, and named as a whole when they are not.
+pub fn lost(had: &Value, has: &Value) -> Vec<String> {
+    let mut pointers = Vec::new();
+    compare(had, Some(has), &mut String::new(), &mut pointers);
+    pointers
+}
+
+fn compare(had: &Value, has: Option<&Value>, at: &mut String, lost: &mut Vec<String>) {
+    let Some(has) = has else {
+        if !is_empty(had) {
+            lost.push(at.clone());
+        }
+        return;
+    };
+    let mut step = |key: &str, had: &Value, has: Option<&Value>| {
+        let length = at.len();
+        at.push('/');
+        at.push_str(&key.replace('~', "~0").replace('/', "~1"));
+        compare(had, has, at, lost);
+        at.truncate(length);
+    };
+    match (had, has) {
+        (Value::Object(had), Value::Object(has)) => {
+            had.iter().for_each(|(key, value)| step(key, value, has.get(key)));
+        }
+        (Value::Array(had), Value::Array(has)) if had.len() == has.len() => {
+            let pairs = had.iter().zip(has).enumerate();
+            pairs.for_each(|(i, (had, has))| step(&i.to_string(), had, Some(has)));
+        }
+        (Value::Array(had), Value::Array(has)) if had.len() > has.len() => lost.push(at.clone()),
+        (had, Value::Null) if !is_empty(had) => lost.push(at.clone()),
+        _ => {}
+    }
+}
+
+fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Array(list) => list.is_empty(),
+        Value::Object(map) => map.is_empty(),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn what_is_wrong_with_a_bundle_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = || read_spec(dir.path()).unwrap_err().to_string();
+        assert!(error().contains("No such file"), "{}", error());
+        std::fs::write(dir.path().join("config.json"), "{\"root\": ").unwrap();
+        assert!(error().contains("config.json") && error().contains("line 1"), "{}", error());
+    }
+
+    #[test]
+    fn an_unknown_field_is_ignored_as_the_oci_spec_demands_and_the_root_is_absolute() {
+        let dir = tempfile::tempdir().unwrap();
+        let text = r#"{"ociVersion":"1.2.0","new":1,"root":{"path":"rootfs"}}"#;
+        std::fs::write(dir.path().join("config.json"), text).unwrap();
+        let spec = read_spec(dir.path()).unwrap();
+        assert_eq!(spec.root().as_ref().unwrap().path(), &dir.path().join("rootfs"));
+    }
+
+    #[test]
+    fn what_gets_lost_is_named_wherever_it_stood() {
+        let had =
+            json!({"a": {"b/c": 1, "d": null, "e": []}, "l": [{"x": 1}, {"y": 2}], "m": [1, 2]});
+        let has = json!({"a": {}, "l": [{"x": 1}, {}], "m": [1]});
+        assert_eq!(lost(&had, &has), ["/a/b~1c", "/l/1/y", "/m"]);
+        assert!(lost(&had, &had).is_empty());
+    }
+
+    #[test]
+    fn nothing_of_a_usual_spec_is_unknown() {
+        let said = json!({
+            "ociVersion": "1.2.0",
+            "process": {"terminal": false, "user": {"uid": 0, "gid": 0, "additionalGids": [0, 10]},
+                "args": ["sh"], "env": ["A=b"], "cwd": "/", "noNewPrivileges": true,
+                "capabilities": {"bounding": ["CAP_CHOWN"], "effective": ["CAP_CHOWN"],
+                    "permitted": ["CAP_CHOWN"]},
+                "rlimits": [{"type": "RLIMIT_NOFILE", "hard": 1024, "soft": 1024}],
+                "oomScoreAdj": 100, "apparmorProfile": "cri-containerd.apparmor.d"},
+            "root": {"path": "rootfs"},
+            "hostname": "h",
+            "mounts": [{"destination": "/proc", "type": "proc", "source": "proc",
+                "options": ["nosuid"], "uidMappings": [], "gidMappings": []}],
+            "annotations": {"io.kubernetes.cri.container-type": "sandbox"},
+            "linux": {
+                "resources": {"devices": [{"allow": false, "access": "rwm"},
+                    {"allow": true, "type": "c", "major": 1, "minor": 8, "access": "rwm"}],
+                    "memory": {"limit": 1, "swap": 1}, "pids": {"limit": 1},
+                    "cpu": {"shares": 2, "period": 100_000, "quota": 100_000},
+                    "unified": {"memory.oom.group": "1"}},
+                "cgroupsPath": "/default/c", "namespaces": [{"type": "pid"}, {"type": "cgroup"}],
+                "seccomp": {"defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": 1,
+                    "architectures": ["SCMP_ARCH_X86_64"],
+                    "syscalls": [{"names": ["personality"], "action": "SCMP_ACT_ALLOW",
+                        "args": [{"index": 0, "value": 8, "op": "SCMP_CMP_EQ"}]}]},
+                "maskedPaths": ["/proc/acpi"], "readonlyPaths": ["/proc/bus"],
+                "sysctl": {"net.ipv4.ping_group_range": "0 0"}}});
+        let spec: Spec = serde_json::from_value(said.clone()).unwrap();
+        assert_eq!(lost(&said, &serde_json::to_value(spec).unwrap()), Vec::<String>::new());
+    }
+}
