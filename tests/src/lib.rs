@@ -9,6 +9,7 @@ pub mod bench;
 pub mod cache;
 pub mod client;
 pub mod containerd;
+pub mod emulator;
 pub mod host;
 pub mod image;
 pub mod machine;

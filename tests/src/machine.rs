@@ -3,6 +3,7 @@
 use crate::cache::{self, Step};
 use crate::client::Client;
 use crate::containerd::Version;
+use crate::emulator;
 use crate::host::{self, Ground};
 use crate::qemu::{self, Files, Start};
 use crate::qmp::Qmp;
@@ -22,9 +23,10 @@ const INITRAMFS_INIT: &[u8] = include_bytes!("../lab/initramfs-init");
 
 /// What decides the state that is frozen: the agent in it, by its sources, so that a rebuilt but unchanged
 /// agent or another compiler doesn't cost a new freeze.
-const FROZEN_FROM: [&[u8]; 8] = [
+const FROZEN_FROM: [&[u8]; 9] = [
     INIT,
     INITRAMFS_INIT,
+    include_bytes!("../lab/build-qemu"),
     include_bytes!("wire.rs"),
     include_bytes!("containerd.rs"),
     include_bytes!("qemu.rs"),
@@ -207,6 +209,7 @@ struct Frozen {
 impl Frozen {
     fn prepare(agent: &Path) -> Result<Self> {
         let root = Root::prepare()?;
+        emulator::prepare()?;
         let key = cache::key(&FROZEN_FROM);
         let dir = root.dir.join(format!("frozen-{key}"));
         let fresh = !dir.exists();

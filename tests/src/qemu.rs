@@ -1,13 +1,13 @@
-//! QEMU with the lab in it, run out of the lab's own root with that root's loader and libraries:
-//! there is nothing to install on the host.
+//! QEMU with the lab in it: its machine, and how it is started.
 
+use crate::emulator;
 use crate::root::Root;
 use crate::wire;
 use anyhow::{Context, Result};
 use std::fs::File;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 
 /// The lab's memory, MiB.
 const MEMORY_MIB: u32 = 4096;
@@ -71,21 +71,11 @@ pub fn console(run: &Path) -> PathBuf {
 /// # Errors
 /// When a file can't be made or QEMU can't be started.
 pub fn spawn(files: &Files<'_>, start: Start, port: u16) -> Result<Child> {
-    let root = files.root.dir.join("root");
-    let lib = root.join("usr/lib/x86_64-linux-gnu");
     let said = File::create(files.run.join("qemu.log"))?;
-    let mut command = Command::new(root.join("usr/lib64/ld-linux-x86-64.so.2"));
+    let mut command = emulator::command(files.root)?;
     command
-        .arg("--library-path")
-        .arg(&lib)
-        .arg(root.join("usr/bin/qemu-system-x86_64"))
-        .arg("-L")
-        .arg(root.join("usr/share/qemu"))
-        .arg("-L")
-        .arg(root.join("usr/share/seabios"))
         .args(machine(files, start))
         .args(devices(files, start, port))
-        .env("QEMU_MODULE_DIR", lib.join("qemu"))
         .env("TMPDIR", files.run)
         .stdin(Stdio::null())
         .stdout(said.try_clone()?)
@@ -101,7 +91,7 @@ fn machine(files: &Files<'_>, start: Start) -> Vec<String> {
     let share = if start == Start::Cold { "on" } else { "off" };
     let (accel, cpus) = match start {
         Start::Counting => ("tcg,thread=single", "1"),
-        Start::Cold | Start::Resume => ("tcg,thread=multi", "3"),
+        Start::Cold | Start::Resume => ("tcg,thread=multi", "2"),
     };
     let memory = match start {
         Start::Counting => format!("memory-backend-ram,id=m,size={MEMORY_MIB}M"),
@@ -110,16 +100,6 @@ fn machine(files: &Files<'_>, start: Start) -> Vec<String> {
             files.memory().display()
         ),
     };
-    // QEMU's other CPU threads change the first CPU's flags without a lock whenever they load an FPU state
-    // (`cpu_clear_ignne`, seen in 10.0.13). What is lost now and then is the end of nested paging at a
-    // #VMEXIT: the lab's kernel then runs through the guest's page tables. No guest may run on the first CPU.
-    let first_cpu = match start {
-        Start::Counting => "", // one thread: nothing to race with
-        Start::Cold | Start::Resume => "isolcpus=0 irqaffinity=1-2",
-    };
-    let append = format!(
-        "console=ttyS0 quiet mitigations=off panic=-1 random.trust_cpu=on tsc=reliable {first_cpu}"
-    );
     let kernel = files.root.dir.join("vmlinuz").display().to_string();
     let initramfs = files.initramfs().display().to_string();
     let memory_mib = MEMORY_MIB.to_string();
@@ -142,7 +122,7 @@ fn machine(files: &Files<'_>, start: Start) -> Vec<String> {
         "-initrd",
         &initramfs,
         "-append",
-        &append,
+        "console=ttyS0 quiet mitigations=off panic=-1 random.trust_cpu=on tsc=reliable",
         "-nodefaults",
         "-no-user-config",
         "-no-reboot",

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 const PACKAGES: &str = include_str!("../lab/packages");
-const SUITE: &str = "trixie";
+/// The Debian that the lab is.
+pub const SUITE: &str = "trixie";
 
 /// The newest containerd, by its Go module.
 const CONTAINERD_MODULE: &str = "github.com/containerd/containerd/v2";
@@ -106,15 +107,7 @@ fn debootstrap(root: &Path) -> Result<()> {
     let packages: Vec<&str> =
         PACKAGES.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with('#')).collect();
     let step = Step::begin("lab: Debian root", "40 to 70 s");
-    run(Command::new("mmdebstrap")
-        .args(["--quiet", "--variant=minbase", "--mode=root"])
-        .arg("--keyring=/usr/share/keyrings/debian-archive-keyring.gpg")
-        .arg("--aptopt=Acquire::Check-Valid-Until \"false\"")
-        .arg("--aptopt=APT::Install-Recommends \"false\"")
-        .arg("--dpkgopt=path-exclude=/usr/share/man/*")
-        .arg("--dpkgopt=path-exclude=/usr/share/doc/*")
-        .arg("--dpkgopt=path-exclude=/usr/share/locale/*")
-        .arg("--dpkgopt=path-exclude=/boot/initrd*")
+    run(mmdebstrap()
         .arg(format!("--include={}", packages.join(",")))
         .arg(SUITE)
         .arg(root)
@@ -123,8 +116,26 @@ fn debootstrap(root: &Path) -> Result<()> {
     Ok(())
 }
 
+/// `mmdebstrap` as root, for little more than what is named.
+pub fn mmdebstrap() -> Command {
+    let mut command = Command::new("mmdebstrap");
+    command
+        .args(["--quiet", "--variant=minbase", "--mode=root"])
+        .arg("--keyring=/usr/share/keyrings/debian-archive-keyring.gpg")
+        .arg("--aptopt=Acquire::Check-Valid-Until \"false\"")
+        .arg("--aptopt=APT::Install-Recommends \"false\"")
+        .arg("--dpkgopt=path-exclude=/usr/share/man/*")
+        .arg("--dpkgopt=path-exclude=/usr/share/doc/*")
+        .arg("--dpkgopt=path-exclude=/usr/share/locale/*")
+        .arg("--dpkgopt=path-exclude=/boot/initrd*");
+    command
+}
+
 /// The Debian mirror of this machine's own apt configuration.
-fn mirror() -> Result<String> {
+///
+/// # Errors
+/// When none is configured.
+pub fn mirror() -> Result<String> {
     let mut files = vec![PathBuf::from("/etc/apt/sources.list")];
     if let Ok(folder) = std::fs::read_dir("/etc/apt/sources.list.d") {
         files.extend(folder.flatten().map(|entry| entry.path()));
