@@ -25,8 +25,16 @@ fn config() -> MachineConfig {
 
 /// Error and remedy of a start with this configuration; the process has ended with status 1.
 fn failure(config: MachineConfig) -> (String, String) {
+    failure_after(config, || Ok(()))
+}
+
+/// As [`failure`], where `prepare` has changed the process before the VMM starts.
+fn failure_after(
+    config: MachineConfig,
+    prepare: impl FnMut() -> std::io::Result<()> + Send + Sync + 'static,
+) -> (String, String) {
     let program = Path::new(env!("CARGO_BIN_EXE_kata-like-vmm"));
-    let (socket, mut vmm) = launch::spawn(program).unwrap();
+    let (socket, mut vmm) = launch::spawn_after(program, prepare).unwrap();
     control::send(&socket, &Command::Boot(Box::new(config)), &[]).unwrap();
     let (event, _) = control::receive::<Event>(&socket).unwrap();
     assert!(matches!(control::receive::<Event>(&socket), Err(ControlError::Closed)));
@@ -136,6 +144,44 @@ fn too_few_and_too_many_vcpus() {
         assert!(no_guests || error.starts_with(&format!("{vcpus} vCPUs")), "{error}");
         assert!(!remedy.is_empty());
     }
+}
+
+/// A `/dev` of the process's own, with a `kvm` that may not be opened, or with nothing in it.
+fn another_dev(with_kvm: bool) -> std::io::Result<()> {
+    let number = libc::makedev(10, 232);
+    // SAFETY: plain system calls on constant strings.
+    let done = unsafe {
+        libc::unshare(libc::CLONE_NEWNS) == 0
+            && libc::mount(
+                std::ptr::null(),
+                c"/".as_ptr(),
+                std::ptr::null(),
+                libc::MS_REC | libc::MS_PRIVATE,
+                std::ptr::null(),
+            ) == 0
+            && libc::mount(
+                c"dev".as_ptr(),
+                c"/dev".as_ptr(),
+                c"tmpfs".as_ptr(),
+                libc::MS_NODEV, // opening a device is then refused, to root as well
+                std::ptr::null(),
+            ) == 0
+            && (!with_kvm || libc::mknod(c"/dev/kvm".as_ptr(), libc::S_IFCHR | 0o666, number) == 0)
+    };
+    if done { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+}
+
+#[test]
+fn no_kvm_and_a_kvm_that_may_not_be_opened() {
+    let scratch = Scratch::new("kvm");
+    let kernel = scratch.file("kernel", &kernel(4096, 4096));
+    let config = MachineConfig { kernel, ..config() };
+    let (error, remedy) = failure_after(config.clone(), || another_dev(false));
+    assert!(error.contains("/dev/kvm"), "{error}");
+    assert!(remedy.contains("modprobe"), "{remedy}");
+    let (error, remedy) = failure_after(config, || another_dev(true));
+    assert!(error.contains("/dev/kvm") && error.contains("ermission"), "{error}");
+    assert!(remedy.contains("usermod"), "{remedy}");
 }
 
 #[test]

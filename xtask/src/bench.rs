@@ -10,6 +10,7 @@ use ::lab::machine::Lab;
 use ::lab::wire::Exec;
 use anyhow::{Context, Result, bail};
 use std::path::Path;
+use std::time::Duration;
 
 const PROGRAM: &str = "/run/lab/bench";
 
@@ -51,8 +52,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 fn measure(client: &::lab::client::Client, runs: u32) -> Result<Report> {
     let argv = vec![PROGRAM.to_owned(), runs.to_string()];
     let mut out = Vec::new();
-    let status =
-        client.exec_to(Exec { argv, ..Exec::default() }, None, &mut out, &mut std::io::stderr())?;
+    // It says something at every run: a lab that is silent for long hangs.
+    let silence = Duration::from_secs(300);
+    let status = client.exec_watched(Exec { argv, ..Exec::default() }, silence, &mut out)?;
     if status != 0 {
         bail!("the benchmark failed ({status})");
     }

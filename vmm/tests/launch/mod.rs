@@ -10,10 +10,18 @@ use std::process::{Child, Command};
 
 /// This end of the control socket, and the process.
 pub fn spawn(program: &Path) -> io::Result<(OwnedFd, Child)> {
+    spawn_after(program, || Ok(()))
+}
+
+/// As [`spawn`]; `prepare` runs in the child and makes async-signal-safe calls only.
+pub fn spawn_after(
+    program: &Path,
+    mut prepare: impl FnMut() -> io::Result<()> + Send + Sync + 'static,
+) -> io::Result<(OwnedFd, Child)> {
     let flags = SockFlag::SOCK_CLOEXEC;
     let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?;
     let theirs_raw = theirs.as_raw_fd();
-    let give_socket = move || {
+    let prepared = move || {
         // SAFETY: plain system calls on a descriptor that is open in the child.
         let result = unsafe {
             if theirs_raw == CONTROL_FD {
@@ -22,10 +30,10 @@ pub fn spawn(program: &Path) -> io::Result<(OwnedFd, Child)> {
                 libc::dup2(theirs_raw, CONTROL_FD)
             }
         };
-        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+        if result < 0 { Err(io::Error::last_os_error()) } else { prepare() }
     };
     let mut command = Command::new(program);
     // SAFETY: the closure only makes async-signal-safe calls.
-    unsafe { command.pre_exec(give_socket) };
+    unsafe { command.pre_exec(prepared) };
     Ok((ours, command.spawn()?))
 }

@@ -2,9 +2,10 @@
 
 use crate::command::{self, DEADLINE};
 use crate::context::{Container, Context};
-use crate::leaks;
+use crate::{crash, leaks};
 use anyhow::{Context as _, Result, bail};
 use nix::sys::signal::Signal;
+use std::time::Duration;
 
 crate::cases!(
     crate::Scope::EachContainerd;
@@ -16,6 +17,7 @@ crate::cases!(
     delete_of_a_running_task_is_refused,
     a_second_delete_is_not_found,
     two_at_once_are_apart,
+    a_caller_that_goes_away_leaves_nothing,
     twenty_one_after_another,
     a_living_shim_keeps_no_descriptors,
 );
@@ -124,6 +126,28 @@ fn two_at_once_are_apart(context: &Context) -> Result<()> {
     one.remove()?;
     two.exec(&["true"])?.expect_code(0)?;
     two.remove()
+}
+
+/// `ctr` is killed at different moments of a create; what has come to be can be removed, and the rest is gone.
+fn a_caller_that_goes_away_leaves_nothing(context: &Context) -> Result<()> {
+    for delay in [100, 300, 500, 700, 1000, 1500] {
+        let run = context.container();
+        let id = run.id().to_owned();
+        let running = run.start(&["sleep", "100000"])?;
+        std::thread::sleep(Duration::from_millis(delay));
+        running.signal(Signal::SIGKILL)?;
+        running.finish(DEADLINE)?;
+        // containerd goes on with what it was asked for, or undoes it.
+        command::eventually(&format!("{id} can be removed"), DEADLINE, || {
+            context.ctr(&["task", "delete", "--force", &id])?;
+            context.ctr(&["container", "delete", &id])?;
+            let left = context.ctr(&["container", "ls", "-q"])?.expect_code(0)?.text();
+            Ok(!left.lines().any(|line| line == id))
+        })?;
+        context.ctr(&["snapshot", "rm", &id])?; // ctr would have removed it
+    }
+    crash::remove_fifos_of_ctr()?;
+    context.container().output(&["true"])?.expect_code(0).map(drop)
 }
 
 fn twenty_one_after_another(context: &Context) -> Result<()> {
