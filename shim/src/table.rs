@@ -17,7 +17,7 @@ use crate::io::ProcessIo;
 use crate::undo::Undo;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 
 /// Where a process is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,6 +80,8 @@ impl Process {
 }
 
 struct Container {
+    /// Told when nobody wants it any more while it is being made.
+    called_off: Arc<Notify>,
     init: Process,
     execs: BTreeMap<String, Process>,
     undo: Option<Undo>,
@@ -154,11 +156,11 @@ impl Table {
         found.ok_or_else(|| Error::NotFound(name(id, exec)))
     }
 
-    /// Takes the id of a new container.
+    /// Takes the id of a new container; gives what is told if it is called off while it is being made.
     ///
     /// # Errors
     /// [`Error::AlreadyExists`], or [`Error::Ended`] with the sandbox.
-    pub fn reserve(&mut self, id: &str) -> Result<()> {
+    pub fn reserve(&mut self, id: &str) -> Result<Arc<Notify>> {
         if let Some(reason) = &self.ended {
             return Err(Error::Ended(reason.clone()));
         }
@@ -167,9 +169,26 @@ impl Table {
         }
         let init = Process::new(Phase::Reserved);
         let execs = BTreeMap::new();
-        let container = Container { init, execs, undo: None, ending: false, deleting: false };
+        let called_off = Arc::new(Notify::new());
+        let container = Container {
+            called_off: called_off.clone(),
+            init,
+            execs,
+            undo: None,
+            ending: false,
+            deleting: false,
+        };
         self.containers.insert(id.into(), container);
-        Ok(())
+        Ok(called_off)
+    }
+
+    /// Tells whoever makes the container that it is no longer wanted; one that is made already stays.
+    pub fn call_off(&self, id: &str) {
+        if let Some(container) = self.containers.get(id)
+            && container.init.phase == Phase::Reserved
+        {
+            container.called_off.notify_one();
+        }
     }
 
     /// Gives up an id that [`Table::reserve`] took.

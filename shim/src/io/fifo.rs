@@ -5,9 +5,9 @@ use crate::error::{Error, Result};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::pipe;
 
@@ -143,29 +143,24 @@ impl Sink {
     }
 }
 
-/// The write end of a FIFO that has a reader.
+/// The write end of a FIFO that has a reader. Asked again and again: a thread in a blocking `open(2)` could not
+/// be called back.
 async fn open_with_reader(path: &Path) -> io::Result<File> {
-    let at_once =
-        OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC).open(path);
-    match at_once {
-        Err(error) if error.raw_os_error() == Some(libc::ENXIO) => {}
-        other => return other,
+    let end = Instant::now() + READER_PATIENCE;
+    let mut pause = Duration::from_millis(1);
+    loop {
+        let mut options = OpenOptions::new();
+        options.write(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC);
+        match options.open(path) {
+            Err(error) if error.raw_os_error() == Some(libc::ENXIO) => {}
+            other => return other,
+        }
+        if Instant::now() > end {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "nobody has opened it to read"));
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_millis(50));
     }
-    let waited: PathBuf = path.into();
-    let mut open = tokio::task::spawn_blocking(move || {
-        OpenOptions::new().write(true).custom_flags(libc::O_CLOEXEC).open(waited)
-    });
-    let Ok(opened) = tokio::time::timeout(READER_PATIENCE, &mut open).await else {
-        // Being a reader ourselves for a moment lets the waiting thread go.
-        let _ = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
-        return Err(io::Error::new(io::ErrorKind::TimedOut, "nobody has opened it to read"));
-    };
-    let file = opened.map_err(io::Error::other)??;
-    // The blocking descriptor is opened anew, non-blocking, while its reader is known to be there.
-    let reopened =
-        OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC).open(path);
-    drop(file);
-    reopened
 }
 
 fn is_fifo(file: &File) -> io::Result<bool> {

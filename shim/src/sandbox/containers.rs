@@ -16,6 +16,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
+use tokio::sync::Notify;
 
 /// How long output may stand still before a delete goes on without the rest of it.
 pub(super) const DRAIN_PATIENCE: Duration = Duration::from_secs(10);
@@ -33,12 +34,12 @@ impl Sandbox {
     /// The id is taken, the spec asks for what can't be, or the machine or the agent fails. Nothing is left then.
     pub async fn create(&self, new: NewContainer) -> Result<u32> {
         protocol::ids::check(&new.id).map_err(|e| Error::InvalidArgument(e.to_string()))?;
-        self.table().reserve(&new.id)?;
+        let called_off = self.table().reserve(&new.id)?;
         let sandbox = self.clone();
         // Boxed: a spec is large, and callers hold this in their own futures.
         let work = Box::pin(async move {
             let id = new.id.clone();
-            let made = sandbox.make(new).await;
+            let made = sandbox.make(new, &called_off).await;
             if made.is_err() {
                 sandbox.table().release(&id);
             }
@@ -47,7 +48,12 @@ impl Sandbox {
         Self::detached(work).await
     }
 
-    async fn make(&self, new: NewContainer) -> Result<u32> {
+    /// Lets a [`Sandbox::create`] that waits for the readers of its output fail: its caller has gone.
+    pub fn call_off(&self, id: &str) {
+        self.table().call_off(id);
+    }
+
+    async fn make(&self, new: NewContainer, called_off: &Notify) -> Result<u32> {
         let NewContainer { id, spec, rootfs, stdio } = new;
         let rootfs = rootfs_or_directory(rootfs, &spec);
         let plan = plan::container(&id, spec)?;
@@ -58,8 +64,15 @@ impl Sandbox {
             );
         }
         // The guest boots meanwhile.
-        let (undo, open) =
-            tokio::join!(self.prepare_storage(&id, rootfs, &plan), OpenIo::open(stdio));
+        let open_io = async {
+            tokio::select! {
+                open = OpenIo::open(stdio) => open,
+                () = called_off.notified() => {
+                    Err(Error::FailedPrecondition(format!("the create of container {id} was called off")))
+                }
+            }
+        };
+        let (undo, open) = tokio::join!(self.prepare_storage(&id, rootfs, &plan), open_io);
         let (undo, open) = (undo?, open?);
         phase::mark("storage-ready", &id);
         let spec_json = serde_json::to_vec(&plan.spec)

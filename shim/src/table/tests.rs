@@ -8,7 +8,7 @@ struct Fixture {
 fn with_container() -> Fixture {
     let (sender, events) = mpsc::unbounded_channel();
     let mut table = Table::new(sender);
-    table.reserve("c").unwrap();
+    let _ = table.reserve("c").unwrap();
     table.created("c", 7, ProcessIo::default(), Undo::new());
     Fixture { table, events }
 }
@@ -56,11 +56,11 @@ use ttrpc::Code::{ALREADY_EXISTS, FAILED_PRECONDITION, NOT_FOUND, UNAVAILABLE};
 fn an_id_is_taken_from_the_moment_it_is_reserved_but_not_there() {
     let (sender, _events) = mpsc::unbounded_channel();
     let mut table = Table::new(sender);
-    table.reserve("c").unwrap();
+    let _ = table.reserve("c").unwrap();
     assert_eq!(code(table.reserve("c")), ALREADY_EXISTS);
     assert_eq!(code(table.process("c", "").map(drop)), NOT_FOUND);
     table.release("c");
-    table.reserve("c").unwrap();
+    let _ = table.reserve("c").unwrap();
 }
 
 #[test]
@@ -125,7 +125,7 @@ fn the_end_of_the_sandbox_is_the_end_of_all() {
 fn a_container_whose_sandbox_ended_before_it_was_there_is_lost_too() {
     let (sender, events) = mpsc::unbounded_channel();
     let mut f = Fixture { table: Table::new(sender), events };
-    f.table.reserve("c").unwrap();
+    let _ = f.table.reserve("c").unwrap();
     f.table.sandbox_ended("gone");
     f.table.created("c", 7, ProcessIo::default(), Undo::new());
     assert_eq!(f.told(), ["created", "exited"]);

@@ -28,6 +28,10 @@ const LISTENER_FD: RawFd = 3;
 const TASK_V3: &str = "containerd.task.v3.Task";
 const TASK_V2: &str = "containerd.task.v2.Task";
 
+/// How long a shim lives without a container. containerd calls Create at once and Shutdown after the last Delete,
+/// unless it is killed between them.
+const ABANDONED: Duration = Duration::from_secs(120);
+
 /// How long events may take to get out at the end.
 const FLUSH_PATIENCE: Duration = Duration::from_secs(3);
 
@@ -53,7 +57,7 @@ pub fn run(flags: &Flags) -> anyhow::Result<()> {
         // One thread: the VMM lives as long as the thread that started it.
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let served = runtime.block_on(serve(flags));
-        // A thread may be waiting for the reader of a FIFO.
+        // A thread may be in a system call on a file that hangs.
         runtime.shutdown_background();
         served
     });
@@ -96,7 +100,12 @@ async fn serve(flags: &Flags) -> anyhow::Result<()> {
     server.start().await?;
     phase::mark("shim-serving", &flags.id);
 
-    wait_for_the_end(&finished).await?;
+    tokio::select! {
+        end = wait_for_the_end(&finished) => end?,
+        () = service.abandoned(ABANDONED) => {
+            tracing::warn!("no container for {} s: ending", ABANDONED.as_secs());
+        }
+    }
     service.stop().await;
     server.shutdown().await?;
     drop(server);
@@ -133,6 +142,15 @@ mod tests {
     use std::os::unix::net::UnixListener;
     use ttrpc::asynchronous::Client;
     use ttrpc::{Code, Request};
+
+    #[tokio::test]
+    async fn a_shim_without_containers_is_abandoned() {
+        let (events, _told) = mpsc::unbounded_channel();
+        let slot = Slot::launch("ns", "s", Some("/nowhere/config.toml".into()), events);
+        let service = TaskService::new(slot, Containers::default(), Arc::default());
+        let patience = Duration::from_millis(40);
+        tokio::time::timeout(Duration::from_secs(10), service.abandoned(patience)).await.unwrap();
+    }
 
     /// A server whose sandbox could not be launched, and a client of it.
     async fn serve_failed() -> (Server, Client, Arc<Notify>) {

@@ -2,6 +2,8 @@
 
 use crate::context::Context;
 use anyhow::{Context as _, Result, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
@@ -31,12 +33,21 @@ pub fn guarded(context: &Context, test: impl FnOnce(&Context) -> Result<()>) -> 
         .unwrap_or_else(|_| Err(anyhow::anyhow!("the test panicked")));
     let left = before.settle(context, SETTLE)?;
     if !left.is_empty() {
+        end_leaked(&left);
         return Err(match outcome {
             Ok(()) => anyhow::anyhow!("left behind:\n  {}", left.join("\n  ")),
             Err(error) => error.context(format!("and left behind:\n  {}", left.join("\n  "))),
         });
     }
     outcome
+}
+
+/// Kills leaked processes, so that the next tests are not blamed for them.
+fn end_leaked(left: &[String]) {
+    let pids = left.iter().filter_map(|what| what.strip_prefix("process ")?.split(':').next());
+    for pid in pids.filter_map(|pid| pid.parse().ok()) {
+        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+    }
 }
 
 /// Everything that a sandbox may hold on the host, as text.

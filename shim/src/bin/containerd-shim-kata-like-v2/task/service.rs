@@ -21,6 +21,7 @@ use sandbox::bundle::read_spec;
 use sandbox::{Error, NewContainer, Phase, Result, phase};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 use tokio::sync::{Mutex, Notify};
 use ttrpc::asynchronous::TtrpcContext;
 
@@ -42,6 +43,18 @@ impl TaskService {
     /// Ends the sandbox.
     pub async fn stop(&self) {
         self.slot.stop().await;
+    }
+
+    /// Until there has been no container for so long: containerd has forgotten this shim.
+    pub async fn abandoned(&self, patience: Duration) {
+        let mut empty_since = Instant::now();
+        while empty_since.elapsed() < patience {
+            tokio::time::sleep(patience / 8).await;
+            let creating = self.creating.try_lock().is_err();
+            if creating || self.slot.get().is_ok_and(|sandbox| !sandbox.is_empty()) {
+                empty_since = Instant::now();
+            }
+        }
     }
 
     async fn create_task(&self, request: CreateTaskRequest) -> Result<CreateTaskResponse> {
@@ -120,6 +133,7 @@ impl TaskService {
         let (pid, exit) = match sandbox.delete(id, exec).await {
             // It may be on its way: containerd deletes what it stopped waiting for.
             Err(Error::NotFound(_)) if self.creating.try_lock().is_err() => {
+                sandbox.call_off(id);
                 drop(self.creating.lock().await);
                 sandbox.delete(id, exec).await?
             }
