@@ -1,4 +1,4 @@
-//! The cgroup of a container (version 2): its processes, killing them, its removal.
+//! The cgroup of a container (version 2): its processes, stopping and killing them, its removal.
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::fs::{self, File};
@@ -13,8 +13,8 @@ pub const ROOT: &str = "/sys/fs/cgroup";
 /// Most levels below a container's cgroup that are looked at; the kernel refuses more to be made.
 const MAX_DEPTH: usize = 32;
 
-/// How long killed processes have to disappear.
-const EMPTY_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long processes have to disappear when they are killed, or to stand still.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// One container's cgroup.
 #[derive(Debug, Clone)]
@@ -75,21 +75,52 @@ impl Cgroup {
         Ok(())
     }
 
+    /// Stops every process in it and below, or lets them go on; returns when that has happened. Blocks.
+    ///
+    /// # Errors
+    /// [`ErrorKind::TimedOut`] when one does not stop; they go on then.
+    pub fn set_frozen(&self, frozen: bool) -> io::Result<()> {
+        let set =
+            |frozen: bool| fs::write(self.0.join("cgroup.freeze"), if frozen { "1" } else { "0" });
+        set(frozen)?;
+        let reached = self.wait_for(if frozen { "frozen 1" } else { "frozen 0" });
+        if reached.is_err() && frozen {
+            set(false)?;
+        }
+        reached
+    }
+
+    /// The text of one of its files; empty where the kernel has no such file.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn read(&self, file: &str) -> io::Result<String> {
+        match fs::read_to_string(self.0.join(file)) {
+            Err(error) if is_gone(&error) => Ok(String::new()),
+            other => other,
+        }
+    }
+
     fn wait_until_empty(&self) -> io::Result<()> {
+        self.wait_for("populated 0")
+    }
+
+    /// Waits for a line in the file of its events; a cgroup that is not there waits for nothing.
+    fn wait_for(&self, wanted: &str) -> io::Result<()> {
         let mut events = match File::open(self.0.join("cgroup.events")) {
             Ok(file) => file,
             Err(error) if is_gone(&error) => return Ok(()),
             Err(error) => return Err(error),
         };
-        let deadline = Instant::now() + EMPTY_TIMEOUT;
+        let deadline = Instant::now() + PATIENCE;
         loop {
             let mut text = String::new();
             events.rewind()?;
             match events.read_to_string(&mut text) {
-                Err(error) if !is_gone(&error) => return Err(error),
-                _ => {}
-            }
-            if !text.lines().any(|line| line == "populated 1") {
+                Err(error) if is_gone(&error) => return Ok(()),
+                other => other?,
+            };
+            if text.lines().any(|line| line == wanted) {
                 return Ok(());
             }
             let left = deadline.saturating_duration_since(Instant::now());

@@ -19,6 +19,7 @@ mod sandbox;
 mod seccomp;
 mod server;
 mod spec;
+mod stats;
 mod stdio;
 mod storage;
 mod streams;

@@ -7,9 +7,9 @@ use crate::sandbox;
 use crate::transport::Transport;
 use async_trait::async_trait;
 use protocol::agent::{
-    ContainerRef, ContainerStateResponse, CreateContainerRequest, Empty, ExecProcessRequest,
-    ListProcessesResponse, ProcessExit, ProcessRef, ProcessStarted, ResizeTerminalRequest,
-    SetupSandboxRequest, SignalProcessRequest,
+    ContainerRef, ContainerStateResponse, ContainerStatsResponse, CreateContainerRequest, Empty,
+    ExecProcessRequest, ListProcessesResponse, ProcessExit, ProcessRef, ProcessStarted,
+    ResizeTerminalRequest, SetupSandboxRequest, SignalProcessRequest,
 };
 use protocol::agent_ttrpc::{Agent, create_agent};
 use std::future::Future;
@@ -129,6 +129,34 @@ impl Agent for Service {
     ) -> ttrpc::Result<ListProcessesResponse> {
         let processes = self.containers.processes(&request.container_id)?;
         Ok(ListProcessesResponse { processes, ..ListProcessesResponse::default() })
+    }
+
+    async fn pause_container(
+        &self,
+        _: &TtrpcContext,
+        request: ContainerRef,
+    ) -> ttrpc::Result<Empty> {
+        let containers = Arc::clone(&self.containers);
+        whole(async move { containers.set_paused(&request.container_id, true).await }).await?;
+        Ok(Empty::default())
+    }
+
+    async fn resume_container(
+        &self,
+        _: &TtrpcContext,
+        request: ContainerRef,
+    ) -> ttrpc::Result<Empty> {
+        let containers = Arc::clone(&self.containers);
+        whole(async move { containers.set_paused(&request.container_id, false).await }).await?;
+        Ok(Empty::default())
+    }
+
+    async fn container_stats(
+        &self,
+        _: &TtrpcContext,
+        request: ContainerRef,
+    ) -> ttrpc::Result<ContainerStatsResponse> {
+        Ok(self.containers.stats(&request.container_id).await?)
     }
 
     async fn resize_terminal(

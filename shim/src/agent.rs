@@ -15,6 +15,9 @@ const SHORT: Duration = Duration::from_secs(10);
 /// For calls that mount and start processes.
 const LONG: Duration = Duration::from_secs(60);
 
+/// For stopping processes: more than the agent itself takes to give up.
+const PAUSE: Duration = Duration::from_secs(15);
+
 /// No deadline, in ttrpc's terms: for a wait that ends with the process or the guest.
 const FOREVER: Duration = Duration::ZERO;
 
@@ -153,6 +156,33 @@ impl Agent {
         let call = self.client.list_processes(deadline(SHORT), &container(id)).await;
         let answer = checked("ListProcesses", SHORT, call)?;
         Ok(answer.processes.into_iter().map(|p| (p.pid, p.exec_id)).collect())
+    }
+
+    /// Stops every process of a running container.
+    ///
+    /// # Errors
+    /// See [`Agent::setup_sandbox`].
+    pub async fn pause(&self, id: &str) -> Result<()> {
+        let call = self.client.pause_container(deadline(PAUSE), &container(id)).await;
+        checked("PauseContainer", PAUSE, call).map(drop)
+    }
+
+    /// Lets the processes of a paused container go on.
+    ///
+    /// # Errors
+    /// See [`Agent::setup_sandbox`].
+    pub async fn resume(&self, id: &str) -> Result<()> {
+        let call = self.client.resume_container(deadline(PAUSE), &container(id)).await;
+        checked("ResumeContainer", PAUSE, call).map(drop)
+    }
+
+    /// What a container uses.
+    ///
+    /// # Errors
+    /// See [`Agent::setup_sandbox`].
+    pub async fn stats(&self, id: &str) -> Result<api::ContainerStatsResponse> {
+        let call = self.client.container_stats(deadline(SHORT), &container(id)).await;
+        checked("ContainerStats", SHORT, call)
     }
 
     /// Sets the size of a process's terminal.

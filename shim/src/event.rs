@@ -38,6 +38,16 @@ pub enum Event {
         /// Host process that stands for it.
         pid: u32,
     },
+    /// A container's processes stand still.
+    Paused {
+        /// Container.
+        id: String,
+    },
+    /// They go on.
+    Resumed {
+        /// Container.
+        id: String,
+    },
     /// An exec is registered.
     ExecAdded {
         /// Container.

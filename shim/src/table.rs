@@ -8,6 +8,8 @@
 //!                         └──────────────── exit ──────────────────┘
 //! ```
 //!
+//! A running container may be Paused, and then Running again; it may end in either.
+//!
 //! A change and its event are one step, so the events' order is the changes' order. An exit that is seen
 //! while a start is under way is told after it.
 
@@ -30,6 +32,8 @@ pub enum Phase {
     Starting,
     /// It runs.
     Running,
+    /// It stands still, with all of its container (init).
+    Paused,
     /// It has ended.
     Stopped(Exit),
 }
@@ -75,7 +79,7 @@ impl Process {
     }
 
     fn is_alive(&self) -> bool {
-        matches!(self.phase, Phase::Starting | Phase::Running)
+        matches!(self.phase, Phase::Starting | Phase::Running | Phase::Paused)
     }
 }
 
@@ -231,8 +235,12 @@ impl Table {
     /// # Errors
     /// [`Error::NotFound`], or the process is not waiting to be started.
     pub fn starting(&mut self, id: &str, exec: &str) -> Result<()> {
-        if self.container(id)?.ending && !exec.is_empty() {
+        let container = self.container(id)?;
+        if container.ending && !exec.is_empty() {
             return Err(precondition(id, "", "is not running"));
+        }
+        if container.init.phase == Phase::Paused {
+            return Err(precondition(id, "", "is paused"));
         }
         let process = self.process(id, exec)?;
         let what = match process.phase {
@@ -241,7 +249,7 @@ impl Table {
                 return Ok(());
             }
             Phase::Reserved | Phase::Starting => "is being started",
-            Phase::Running => "runs already",
+            Phase::Running | Phase::Paused => "runs already",
             Phase::Stopped(_) => "has ended",
         };
         Err(precondition(id, exec, what))
@@ -285,6 +293,33 @@ impl Table {
         }
     }
 
+    /// A container is to be paused, or to be resumed.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], or it is not running, or not paused.
+    pub fn pausing(&mut self, id: &str, pause: bool) -> Result<()> {
+        match self.process(id, "")?.phase {
+            Phase::Running if pause => Ok(()),
+            Phase::Paused if !pause => Ok(()),
+            Phase::Paused => Err(precondition(id, "", "is paused already")),
+            Phase::Running => Err(precondition(id, "", "is not paused")),
+            _ => Err(precondition(id, "", "is not running")),
+        }
+    }
+
+    /// What [`Table::pausing`] began is done.
+    pub fn paused(&mut self, id: &str, pause: bool) {
+        let Ok(init) = self.process(id, "") else { return };
+        let (from, to) =
+            if pause { (Phase::Running, Phase::Paused) } else { (Phase::Paused, Phase::Running) };
+        // It may have ended meanwhile.
+        if init.phase == from {
+            init.phase = to;
+            let id = id.to_owned();
+            self.tell(if pause { Event::Paused { id } } else { Event::Resumed { id } });
+        }
+    }
+
     /// An init has ended: its container takes no more execs. Gives the exits to wait for before it is told.
     pub fn ending(&mut self, id: &str) -> Vec<watch::Receiver<Option<Exit>>> {
         let Ok(container) = self.container(id) else { return Vec::new() };
@@ -304,7 +339,7 @@ impl Table {
                 process.early_exit.get_or_insert(exit);
                 return;
             }
-            Phase::Created | Phase::Running => process.phase = Phase::Stopped(exit),
+            Phase::Created | Phase::Running | Phase::Paused => process.phase = Phase::Stopped(exit),
         }
         process.exit.send_replace(Some(exit));
         let pid = process.pid;

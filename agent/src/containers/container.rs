@@ -3,12 +3,13 @@
 use crate::cgroup::Cgroup;
 use crate::error::AgentError;
 use crate::process::Process;
+use crate::stats;
 use crate::storage::Mounts;
 use crate::worker::STATE_DIR;
 use libcontainer::container::{Container as Libcontainer, ContainerStatus as LibcontainerStatus};
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
-use protocol::agent::{ContainerStatus, ProcessInfo};
+use protocol::agent::{ContainerStatsResponse, ContainerStatus, ProcessInfo};
 use std::collections::HashMap;
 use std::io::{self, Write as _};
 use std::os::fd::AsRawFd as _;
@@ -30,6 +31,7 @@ pub struct Container {
     bundle: PathBuf,
     init: Arc<Process>,
     started: Mutex<bool>,
+    paused: Mutex<bool>,
     /// `None`: being made.
     execs: Mutex<HashMap<String, Option<Arc<Process>>>>,
     mounts: Mutex<Mounts>,
@@ -44,6 +46,7 @@ impl Container {
             bundle,
             init: Arc::new(init),
             started: Mutex::new(false),
+            paused: Mutex::new(false),
             execs: Mutex::default(),
             mounts: Mutex::new(mounts),
             process_files: AtomicU64::new(0),
@@ -73,10 +76,11 @@ impl Container {
         });
     }
 
-    /// What `started` and the init process's exit amount to.
+    /// What `started`, `paused` and the init process's exit amount to.
     pub fn status(&self) -> ContainerStatus {
         match (self.init.exit(), *lock(&self.started)) {
             (Some(_), _) => ContainerStatus::STOPPED,
+            (None, true) if *lock(&self.paused) => ContainerStatus::PAUSED,
             (None, true) => ContainerStatus::RUNNING,
             (None, false) => ContainerStatus::CREATED,
         }
@@ -102,6 +106,33 @@ impl Container {
         let_go(&directory).map_err(|e| AgentError::io("starting the init process", e))?;
         *started = true;
         Ok(())
+    }
+
+    /// Stops all processes, or lets them go on; returns when that has happened. Blocks.
+    ///
+    /// # Errors
+    /// [`AgentError::WrongState`] unless it runs, or is paused; a process does not stop.
+    pub fn set_paused(&self, paused: bool) -> Result<(), AgentError> {
+        let (from, what) = if paused {
+            (ContainerStatus::RUNNING, "running")
+        } else {
+            (ContainerStatus::PAUSED, "paused")
+        };
+        if self.status() != from {
+            return Err(AgentError::WrongState(format!("container {:?} is not {what}", self.id)));
+        }
+        let done = Cgroup::of(&self.id).set_frozen(paused);
+        done.map_err(|e| AgentError::io("freezing the cgroup", e))?;
+        *lock(&self.paused) = paused;
+        Ok(())
+    }
+
+    /// What it uses.
+    ///
+    /// # Errors
+    /// When its cgroup cannot be read.
+    pub fn stats(&self) -> Result<ContainerStatsResponse, AgentError> {
+        stats::of(&Cgroup::of(&self.id)).map_err(|e| AgentError::io("reading the cgroup", e))
     }
 
     /// Reserves the id of an exec, in a running container.
@@ -207,7 +238,7 @@ impl Container {
     /// # Errors
     /// [`AgentError::WrongState`] while it runs.
     pub fn check_deletable(&self) -> Result<(), AgentError> {
-        if self.status() == ContainerStatus::RUNNING {
+        if matches!(self.status(), ContainerStatus::RUNNING | ContainerStatus::PAUSED) {
             return Err(AgentError::WrongState(format!("container {:?} is running", self.id)));
         }
         Ok(())

@@ -14,8 +14,8 @@ use crate::worker::{Answer, Job, SPEC_FILE, STATE_DIR};
 use crate::zygote::Zygote;
 use container::Container;
 use protocol::agent::{
-    ContainerStateResponse, CreateContainerRequest, ExecProcessRequest, ProcessInfo,
-    SignalProcessRequest, Stdio,
+    ContainerStateResponse, ContainerStatsResponse, CreateContainerRequest, ExecProcessRequest,
+    ProcessInfo, SignalProcessRequest, Stdio,
 };
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -203,6 +203,24 @@ impl Containers {
     /// [`AgentError::NotFound`], or when the cgroup cannot be read.
     pub fn processes(&self, id: &str) -> Result<Vec<ProcessInfo>, AgentError> {
         self.container(id)?.processes()
+    }
+
+    /// Stops a running container's processes, or lets those of a paused one go on.
+    ///
+    /// # Errors
+    /// [`AgentError::WrongState`], or a process that does not stop.
+    pub async fn set_paused(&self, id: &str, paused: bool) -> Result<(), AgentError> {
+        let container = self.container(id)?;
+        blocking(move || container.set_paused(paused)).await
+    }
+
+    /// What a container uses.
+    ///
+    /// # Errors
+    /// [`AgentError::NotFound`], or when its cgroup cannot be read.
+    pub async fn stats(&self, id: &str) -> Result<ContainerStatsResponse, AgentError> {
+        let container = self.container(id)?;
+        blocking(move || container.stats()).await
     }
 
     /// Sets the size of a process's terminal.

@@ -8,6 +8,7 @@ use crate::event::Exit;
 use crate::io::{OpenIo, Stdio};
 use crate::phase;
 use crate::table::Phase;
+use protocol::agent::ContainerStatsResponse;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -139,6 +140,32 @@ impl Sandbox {
             _ => {}
         }
         self.agent().await?.signal(id, exec, signal, all && exec.is_empty()).await
+    }
+
+    /// Stops every process of a running container where it is, or lets them go on.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], it is not running, or not paused, or the agent fails.
+    pub async fn set_paused(&self, id: &str, pause: bool) -> Result<()> {
+        self.table().pausing(id, pause)?;
+        let (sandbox, id) = (self.clone(), id.to_owned());
+        Self::detached(async move {
+            let agent = sandbox.agent().await?;
+            let done = if pause { agent.pause(&id).await } else { agent.resume(&id).await };
+            done.map_err(named(if pause { "pause" } else { "resume" }))?;
+            sandbox.table().paused(&id, pause);
+            Ok(())
+        })
+        .await
+    }
+
+    /// What a container uses, as the guest counts it.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], or the agent fails.
+    pub async fn stats(&self, id: &str) -> Result<ContainerStatsResponse> {
+        self.state(id, "")?;
+        self.agent().await?.stats(id).await
     }
 
     /// Sets the size of a process's terminal. Before an exec is started there is none to set.

@@ -224,6 +224,8 @@ impl Fixture {
             out.push(match event.expect("an event is missing").unwrap() {
                 Event::Created { id, pid } => format!("created {id} {pid}"),
                 Event::Started { id, pid } => format!("started {id} {pid}"),
+                Event::Paused { id } => format!("paused {id}"),
+                Event::Resumed { id } => format!("resumed {id}"),
                 Event::ExecAdded { id, exec } => format!("added {id}/{exec}"),
                 Event::ExecStarted { id, exec, pid } => format!("started {id}/{exec} {pid}"),
                 Event::Exited { id, exec, exit, .. } => {

@@ -35,6 +35,8 @@ impl Fixture {
             out.push(match event {
                 Event::Created { .. } => "created",
                 Event::Started { .. } => "started",
+                Event::Paused { .. } => "paused",
+                Event::Resumed { .. } => "resumed",
                 Event::ExecAdded { .. } => "exec-added",
                 Event::ExecStarted { .. } => "exec-started",
                 Event::Exited { exec, .. } if exec.is_empty() => "exited",
@@ -51,6 +53,33 @@ fn code<T>(result: Result<T>) -> ttrpc::Code {
 }
 
 use ttrpc::Code::{ALREADY_EXISTS, FAILED_PRECONDITION, NOT_FOUND, UNAVAILABLE};
+
+#[test]
+fn a_container_is_paused_once_and_starts_nothing_then() {
+    let mut f = running();
+    assert_eq!(code(f.table.pausing("c", false)), FAILED_PRECONDITION);
+    f.table.pausing("c", true).unwrap();
+    f.table.paused("c", true);
+    assert_eq!(code(f.table.pausing("c", true)), FAILED_PRECONDITION);
+    f.table.add_exec("c", "e").unwrap();
+    assert_eq!(code(f.table.starting("c", "e")), FAILED_PRECONDITION);
+    assert_eq!(code(f.table.deleting("c", "")), FAILED_PRECONDITION);
+    f.table.pausing("c", false).unwrap();
+    f.table.paused("c", false);
+    f.table.starting("c", "e").unwrap();
+    assert_eq!(f.told(), ["created", "started", "paused", "exec-added", "resumed"]);
+}
+
+#[test]
+fn a_paused_container_may_end_and_is_not_resumed_then() {
+    let mut f = running();
+    f.table.pausing("c", true).unwrap();
+    f.table.paused("c", true);
+    f.table.exited("c", "", Exit::now(137));
+    f.table.paused("c", false);
+    assert_eq!(code(f.table.pausing("c", false)), FAILED_PRECONDITION);
+    assert_eq!(f.told(), ["created", "started", "paused", "exited"]);
+}
 
 #[test]
 fn an_id_is_taken_from_the_moment_it_is_reserved_but_not_there() {

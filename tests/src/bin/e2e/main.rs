@@ -15,6 +15,7 @@ mod leaks;
 mod lifecycle;
 mod machine;
 mod outage;
+mod pause;
 mod ptrace;
 mod report;
 mod run;
@@ -132,11 +133,12 @@ fn main() -> Result<()> {
 }
 
 fn choose(arguments: &Arguments) -> Vec<Case> {
-    let topics: [fn() -> Vec<Case>; 13] = [
+    let topics: [fn() -> Vec<Case>; 14] = [
         run::cases,
         exec::cases,
         terminal::cases,
         lifecycle::cases,
+        pause::cases,
         leaks::cases,
         wrong_settings::cases,
         bundles::cases,

@@ -4,7 +4,8 @@ use super::timestamp;
 use crate::publisher::Notice;
 use containerd_shim_protos::api::Mount;
 use containerd_shim_protos::events::task::{
-    TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted, TaskExit, TaskIO, TaskStart,
+    TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted, TaskExit, TaskIO, TaskPaused,
+    TaskResumed, TaskStart,
 };
 use sandbox::event::Event;
 use std::collections::HashMap;
@@ -69,6 +70,12 @@ fn notice(event: Event, containers: &Containers) -> Notice {
         }
         Event::Started { id, pid } => {
             Notice::new("/tasks/start", &TaskStart { container_id: id, pid, ..Default::default() })
+        }
+        Event::Paused { id } => {
+            Notice::new("/tasks/paused", &TaskPaused { container_id: id, ..Default::default() })
+        }
+        Event::Resumed { id } => {
+            Notice::new("/tasks/resumed", &TaskResumed { container_id: id, ..Default::default() })
         }
         Event::ExecAdded { id, exec } => Notice::new(
             "/tasks/exec-added",

@@ -2,6 +2,7 @@
 
 pub mod convert;
 pub mod events;
+mod metrics;
 pub mod service;
 pub mod slot;
 

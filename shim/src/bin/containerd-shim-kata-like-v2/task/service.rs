@@ -2,6 +2,7 @@
 
 use super::convert::{exec_process, rootfs, rpc_error, status, stdio, timestamp};
 use super::events::{Containers, Said};
+use super::metrics;
 use super::slot::Slot;
 use crate::bootstrap::config_path;
 use async_trait::async_trait;
@@ -144,6 +145,17 @@ impl TaskService {
         Ok(DeleteResponse { pid, exit_status, exited_at, ..Default::default() })
     }
 
+    async fn set_paused(&self, id: &str, pause: bool) -> Result<Empty> {
+        self.slot.get()?.set_paused(id, pause).await?;
+        Ok(Empty::new())
+    }
+
+    async fn metrics(&self, id: &str) -> Result<StatsResponse> {
+        let used = self.slot.get()?.stats(id).await?;
+        let stats = Some(metrics::for_this_host(&used)?).into();
+        Ok(StatsResponse { stats, ..Default::default() })
+    }
+
     async fn end(&self, now: bool) {
         if !now {
             drop(self.creating.lock().await);
@@ -256,12 +268,12 @@ impl Task for TaskService {
         Ok(Empty::new())
     }
 
-    async fn pause(&self, _: &TtrpcContext, _: PauseRequest) -> ttrpc::Result<Empty> {
-        unimplemented("pause", "a guest can't be paused for one container yet")
+    async fn pause(&self, _: &TtrpcContext, r: PauseRequest) -> ttrpc::Result<Empty> {
+        self.set_paused(&r.id, true).await.map_err(rpc_error)
     }
 
-    async fn resume(&self, _: &TtrpcContext, _: ResumeRequest) -> ttrpc::Result<Empty> {
-        unimplemented("resume", "a guest can't be paused for one container yet")
+    async fn resume(&self, _: &TtrpcContext, r: ResumeRequest) -> ttrpc::Result<Empty> {
+        self.set_paused(&r.id, false).await.map_err(rpc_error)
     }
 
     async fn checkpoint(&self, _: &TtrpcContext, _: CheckpointTaskRequest) -> ttrpc::Result<Empty> {
@@ -272,7 +284,7 @@ impl Task for TaskService {
         unimplemented("update", "limits are set when a container is created")
     }
 
-    async fn stats(&self, _: &TtrpcContext, _: StatsRequest) -> ttrpc::Result<StatsResponse> {
-        unimplemented("stats", "the guest's counters are not read yet")
+    async fn stats(&self, _: &TtrpcContext, r: StatsRequest) -> ttrpc::Result<StatsResponse> {
+        self.metrics(&r.id).await.map_err(rpc_error)
     }
 }

@@ -1,0 +1,130 @@
+//! A container that stands still, and what it uses.
+
+use crate::command::{self, DEADLINE, Running};
+use crate::context::{Container, Context};
+use crate::lifecycle::expect_status;
+use anyhow::{Context as _, Result, bail};
+use nix::sys::signal::Signal;
+use std::time::Duration;
+
+crate::cases!(
+    crate::Scope::EachContainerd;
+    a_paused_container_stands_still_and_goes_on,
+    a_paused_container_is_killed,
+    pause_and_resume_are_told_once_and_in_order,
+    metrics_are_the_guests,
+);
+
+/// How far the container has counted.
+fn count(path: &str) -> Result<u64> {
+    Ok(std::fs::read_to_string(path)?.trim().parse().unwrap_or_default())
+}
+
+fn a_paused_container_stands_still_and_goes_on(context: &Context) -> Result<()> {
+    let directory = format!("/tmp/{}", context.fresh_id());
+    std::fs::create_dir(&directory)?;
+    let file = format!("{directory}/count");
+    let mount = format!("--mount=type=bind,src={directory},dst=/out,options=rbind:rw");
+    let script =
+        "i=0; while :; do i=$((i+1)); echo $i > /out/new; mv /out/new /out/count; sleep 0.05; done";
+    let container = context.container().flag(mount).detached(&["sh", "-c", script])?;
+    let counts_on = |than: u64| {
+        command::eventually("the container counts", DEADLINE, || {
+            Ok(count(&file).unwrap_or_default() > than)
+        })
+    };
+    counts_on(1)?;
+    container.task(&["resume"], &[])?.expect_error(&["not paused"])?;
+    container.task(&["pause"], &[])?.expect_code(0)?;
+    if container.status()?.as_deref() != Some("PAUSED") {
+        bail!("after a pause its status is {:?}", container.status()?);
+    }
+    let stood_at = count(&file)?;
+    container.exec(&["true"])?.expect_error(&["is paused"])?;
+    container.task(&["pause"], &[])?.expect_error(&["paused already"])?;
+    std::thread::sleep(Duration::from_secs(1));
+    if count(&file)? != stood_at {
+        bail!("a paused container has counted from {stood_at} to {}", count(&file)?);
+    }
+    container.task(&["resume"], &[])?.expect_code(0)?;
+    container.await_status("RUNNING")?;
+    counts_on(stood_at)?;
+    container.exec(&["true"])?.expect_code(0)?;
+    container.remove()?;
+    Ok(std::fs::remove_dir_all(&directory)?)
+}
+
+fn a_paused_container_is_killed(context: &Context) -> Result<()> {
+    let container = context.sleeper()?;
+    container.task(&["pause"], &[])?.expect_code(0)?;
+    container.delete_task()?.expect_error(&[&container.id])?;
+    container.kill("KILL")?.expect_code(0)?;
+    container.await_status("STOPPED")?;
+    expect_status(&container, 137)
+}
+
+fn pause_and_resume_are_told_once_and_in_order(context: &Context) -> Result<()> {
+    let events = Running::start(&mut context.ctr_command(&["events"]), Vec::new())?;
+    std::thread::sleep(Duration::from_secs(1)); // until it listens
+    let container = context.sleeper()?;
+    let id = container.id.clone();
+    container.task(&["pause"], &[])?.expect_code(0)?;
+    container.task(&["resume"], &[])?.expect_code(0)?;
+    container.remove()?;
+    std::thread::sleep(Duration::from_millis(500));
+    events.signal(Signal::SIGTERM)?;
+    let told = events.finish(DEADLINE)?.text();
+    let topics: Vec<&str> = told
+        .lines()
+        .filter(|line| line.contains(&id))
+        .filter_map(|line| line.split_whitespace().find(|word| word.starts_with("/tasks/")))
+        .collect();
+    let expected = [
+        "/tasks/create",
+        "/tasks/start",
+        "/tasks/paused",
+        "/tasks/resumed",
+        "/tasks/exit",
+        "/tasks/delete",
+    ];
+    if topics != expected {
+        bail!("told: {topics:?}");
+    }
+    Ok(())
+}
+
+/// What `ctr task metrics` prints in the row of that name.
+fn metric(container: &Container, name: &str) -> Result<u64> {
+    let table = container.task(&["metrics"], &[])?.expect_code(0)?.text();
+    let row = table.lines().find(|line| line.split_whitespace().next() == Some(name));
+    let value = row.and_then(|row| row.split_whitespace().nth(1)?.parse().ok());
+    value.with_context(|| format!("no number called {name} in: {table}"))
+}
+
+fn metrics_are_the_guests(context: &Context) -> Result<()> {
+    let limit = 64 << 20;
+    let container = context.container().flag(format!("--memory-limit={limit}")).detached(&[
+        "sh",
+        "-c",
+        "sleep 100000 & sleep 100000 & wait",
+    ])?;
+    let (pids, before) =
+        (metric(&container, "pids.current")?, metric(&container, "cpu.usage_usec")?);
+    if pids != 3 {
+        bail!("{pids} processes instead of 3");
+    }
+    if metric(&container, "memory.usage_limit")? != limit {
+        bail!("the memory's limit is not told");
+    }
+    let used = metric(&container, "memory.usage")?;
+    if !(100_000..limit).contains(&used) {
+        bail!("{used} bytes used");
+    }
+    let busy = "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done";
+    container.exec(&["sh", "-c", busy])?.expect_code(0)?;
+    let after = metric(&container, "cpu.usage_usec")?;
+    if after < before + 10_000 {
+        bail!("20000 rounds took {before} to {after} µs");
+    }
+    container.remove()
+}
