@@ -1,6 +1,8 @@
 //! The cgroup of a container (version 2): its processes, stopping and killing them, its removal.
 
+use libcgroups::common::{CgroupConfig, CgroupManager, ControllerOpt, create_cgroup_manager};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use oci_spec::runtime::LinuxResources;
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read, Seek};
 use std::os::fd::AsFd;
@@ -88,6 +90,26 @@ impl Cgroup {
             set(false)?;
         }
         reached
+    }
+
+    /// Sets the limits that are named, and leaves the others.
+    ///
+    /// # Errors
+    /// What the kernel refuses; those before it are set.
+    pub fn limit(&self, resources: &LinuxResources) -> io::Result<()> {
+        let config = CgroupConfig {
+            cgroup_path: Path::new("/").join(self.0.strip_prefix(ROOT).unwrap_or(&self.0)),
+            systemd_cgroup: false,
+            container_name: String::new(),
+        };
+        let options = ControllerOpt {
+            resources,
+            disable_oom_killer: false,
+            oom_score_adj: None,
+            freezer_state: None,
+        };
+        let manager = create_cgroup_manager(config).map_err(io::Error::other)?;
+        manager.apply(&options).map_err(io::Error::other)
     }
 
     /// The text of one of its files; empty where the kernel has no such file.

@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use protocol::agent::{
     ContainerRef, ContainerStateResponse, ContainerStatsResponse, CreateContainerRequest, Empty,
     ExecProcessRequest, ListProcessesResponse, ProcessExit, ProcessRef, ProcessStarted,
-    ResizeTerminalRequest, SetupSandboxRequest, SignalProcessRequest,
+    ResizeTerminalRequest, SetupSandboxRequest, SignalProcessRequest, UpdateContainerRequest,
 };
 use protocol::agent_ttrpc::{Agent, create_agent};
 use std::future::Future;
@@ -148,6 +148,17 @@ impl Agent for Service {
     ) -> ttrpc::Result<Empty> {
         let containers = Arc::clone(&self.containers);
         whole(async move { containers.set_paused(&request.container_id, false).await }).await?;
+        Ok(Empty::default())
+    }
+
+    async fn update_container(
+        &self,
+        _: &TtrpcContext,
+        request: UpdateContainerRequest,
+    ) -> ttrpc::Result<Empty> {
+        let containers = Arc::clone(&self.containers);
+        let UpdateContainerRequest { container_id, resources_json, .. } = request;
+        whole(async move { containers.update(&container_id, &resources_json).await }).await?;
         Ok(Empty::default())
     }
 

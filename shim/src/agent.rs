@@ -176,6 +176,20 @@ impl Agent {
         checked("ResumeContainer", PAUSE, call).map(drop)
     }
 
+    /// Sets those of a container's limits that are named.
+    ///
+    /// # Errors
+    /// See [`Agent::setup_sandbox`].
+    pub async fn update(&self, id: &str, resources_json: Vec<u8>) -> Result<()> {
+        let request = api::UpdateContainerRequest {
+            container_id: id.into(),
+            resources_json,
+            ..Default::default()
+        };
+        let call = self.client.update_container(deadline(SHORT), &request).await;
+        checked("UpdateContainer", SHORT, call).map(drop)
+    }
+
     /// What a container uses.
     ///
     /// # Errors

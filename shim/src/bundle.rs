@@ -80,6 +80,7 @@ fn is_empty(value: &Value) -> bool {
         Value::Null => true,
         Value::Array(list) => list.is_empty(),
         Value::Object(map) => map.is_empty(),
+        Value::String(text) => text.is_empty(),
         _ => false,
     }
 }

@@ -15,7 +15,7 @@ use crate::bundle;
 use crate::error::{Error, Result};
 use crate::paths;
 use crate::settings::Settings;
-use oci_spec::runtime::{Linux, LinuxDeviceType, LinuxNamespaceType, Mount, Spec};
+use oci_spec::runtime::{Linux, LinuxDeviceType, LinuxNamespaceType, LinuxResources, Mount, Spec};
 use protocol::machine::{FsConfig, JailConfig, MachineConfig, VsockConfig};
 use protocol::ports;
 use std::path::{Path, PathBuf};
@@ -102,12 +102,38 @@ fn plan_linux(id: &str, linux: &mut Linux) -> Result<()> {
         });
     }
     if let Some(resources) = linux.resources_mut() {
-        resources.set_block_io(None).set_network(None).set_rdma(None).set_hugepage_limits(None);
-        if let Some(cpu) = resources.cpu_mut() {
-            cpu.set_cpus(None).set_mems(None);
-        }
+        plan_resources(resources);
     }
     plan_namespaces(linux)
+}
+
+fn plan_resources(resources: &mut LinuxResources) {
+    resources.set_block_io(None).set_network(None).set_rdma(None).set_hugepage_limits(None);
+    if let Some(cpu) = resources.cpu_mut() {
+        cpu.set_cpus(None).set_mems(None);
+    }
+}
+
+/// The limits of `linux.resources` that are the guest's, to be set on a container that exists.
+///
+/// # Errors
+/// [`Error::InvalidArgument`] for a text that is no such object, or for limits that only the host could set.
+pub fn update(resources_json: &[u8]) -> Result<Vec<u8>> {
+    let invalid = |what: &dyn std::fmt::Display| {
+        Error::InvalidArgument(format!("update: linux.resources: {what}"))
+    };
+    let mut resources: LinuxResources =
+        serde_json::from_slice(resources_json).map_err(|e| invalid(&e))?;
+    // Who may use which device is decided once.
+    resources.set_devices(None);
+    let value = |r: &LinuxResources| serde_json::to_value(r).map_err(|e| invalid(&e));
+    let asked = value(&resources)?;
+    plan_resources(&mut resources);
+    let left_out = bundle::lost(&asked, &value(&resources)?);
+    if !left_out.is_empty() {
+        return Err(invalid(&format!("the guest can't be given {}", left_out.join(", "))));
+    }
+    serde_json::to_vec(&resources).map_err(|e| invalid(&e))
 }
 
 fn plan_namespaces(linux: &mut Linux) -> Result<()> {

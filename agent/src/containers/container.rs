@@ -9,6 +9,7 @@ use crate::worker::STATE_DIR;
 use libcontainer::container::{Container as Libcontainer, ContainerStatus as LibcontainerStatus};
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
+use oci_spec::runtime::LinuxResources;
 use protocol::agent::{ContainerStatsResponse, ContainerStatus, ProcessInfo};
 use std::collections::HashMap;
 use std::io::{self, Write as _};
@@ -125,6 +126,18 @@ impl Container {
         done.map_err(|e| AgentError::io("freezing the cgroup", e))?;
         *lock(&self.paused) = paused;
         Ok(())
+    }
+
+    /// Sets the limits that are named.
+    ///
+    /// # Errors
+    /// [`AgentError::WrongState`] when it has ended; what the kernel refuses.
+    pub fn limit(&self, resources: &LinuxResources) -> Result<(), AgentError> {
+        if self.status() == ContainerStatus::STOPPED {
+            return Err(AgentError::WrongState(format!("container {:?} has ended", self.id)));
+        }
+        let done = Cgroup::of(&self.id).limit(resources);
+        done.map_err(|e| AgentError::io("setting the limits", e))
     }
 
     /// What it uses.

@@ -13,6 +13,7 @@ use crate::streams::Streams;
 use crate::worker::{Answer, Job, SPEC_FILE, STATE_DIR};
 use crate::zygote::Zygote;
 use container::Container;
+use oci_spec::runtime::LinuxResources;
 use protocol::agent::{
     ContainerStateResponse, ContainerStatsResponse, CreateContainerRequest, ExecProcessRequest,
     ProcessInfo, SignalProcessRequest, Stdio,
@@ -212,6 +213,17 @@ impl Containers {
     pub async fn set_paused(&self, id: &str, paused: bool) -> Result<(), AgentError> {
         let container = self.container(id)?;
         blocking(move || container.set_paused(paused)).await
+    }
+
+    /// Sets those of a container's limits that are named.
+    ///
+    /// # Errors
+    /// They are no `resources` object; [`AgentError::WrongState`]; what the kernel refuses.
+    pub async fn update(&self, id: &str, resources_json: &[u8]) -> Result<(), AgentError> {
+        let container = self.container(id)?;
+        let resources: LinuxResources = serde_json::from_slice(resources_json)
+            .map_err(|e| AgentError::Invalid(format!("linux.resources: {e}")))?;
+        blocking(move || container.limit(&resources)).await
     }
 
     /// What a container uses.

@@ -7,6 +7,7 @@ use crate::error::{Error, Result};
 use crate::event::Exit;
 use crate::io::{OpenIo, Stdio};
 use crate::phase;
+use crate::plan;
 use crate::table::Phase;
 use protocol::agent::ContainerStatsResponse;
 use std::collections::HashMap;
@@ -157,6 +158,16 @@ impl Sandbox {
             Ok(())
         })
         .await
+    }
+
+    /// Sets those limits of a container that are named in an OCI `linux.resources` object.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] names what the guest can't be given; [`Error::NotFound`]; the agent fails.
+    pub async fn update(&self, id: &str, resources_json: &[u8]) -> Result<()> {
+        self.state(id, "")?;
+        let resources = plan::update(resources_json)?;
+        self.agent().await?.update(id, resources).await.map_err(named("update"))
     }
 
     /// What a container uses, as the guest counts it.

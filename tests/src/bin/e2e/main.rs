@@ -22,6 +22,7 @@ mod run;
 mod shim;
 mod terminal;
 mod throughput;
+mod update;
 mod wrong_settings;
 
 use anyhow::{Context as _, Result, bail};
@@ -133,12 +134,13 @@ fn main() -> Result<()> {
 }
 
 fn choose(arguments: &Arguments) -> Vec<Case> {
-    let topics: [fn() -> Vec<Case>; 14] = [
+    let topics: [fn() -> Vec<Case>; 15] = [
         run::cases,
         exec::cases,
         terminal::cases,
         lifecycle::cases,
         pause::cases,
+        update::cases,
         leaks::cases,
         wrong_settings::cases,
         bundles::cases,

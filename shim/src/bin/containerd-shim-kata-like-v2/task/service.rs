@@ -280,8 +280,10 @@ impl Task for TaskService {
         unimplemented("checkpoint", "a machine can't be saved yet")
     }
 
-    async fn update(&self, _: &TtrpcContext, _: UpdateTaskRequest) -> ttrpc::Result<Empty> {
-        unimplemented("update", "limits are set when a container is created")
+    async fn update(&self, _: &TtrpcContext, r: UpdateTaskRequest) -> ttrpc::Result<Empty> {
+        let sandbox = self.slot.get().map_err(rpc_error)?;
+        sandbox.update(&r.id, &r.resources.value).await.map_err(rpc_error)?;
+        Ok(Empty::new())
     }
 
     async fn stats(&self, _: &TtrpcContext, r: StatsRequest) -> ttrpc::Result<StatsResponse> {
