@@ -78,6 +78,8 @@ impl Source {
 pub enum Sink {
     /// A FIFO, by readiness, and its read end: a reader may go away and come back.
     Fifo(pipe::Sender, File),
+    /// A pipe, by readiness.
+    Pipe(pipe::Sender),
     /// Anything else, on tokio's blocking threads.
     File(tokio::fs::File),
 }
@@ -97,6 +99,9 @@ impl Sink {
         let failed = || Error::path("open the output", &path);
         let kind = std::fs::metadata(&path).map(|m| m.file_type());
         if !kind.as_ref().is_ok_and(FileTypeExt::is_fifo) {
+            if let Some(parent) = path.parent() {
+                std::fs::create_dir_all(parent).map_err(failed())?;
+            }
             let mut options = OpenOptions::new();
             options.append(true).create(true).mode(0o600).custom_flags(libc::O_CLOEXEC);
             let file = options.open(&path).map_err(failed())?;
@@ -119,7 +124,7 @@ impl Sink {
     pub async fn write_all(&mut self, mut block: &[u8], progress: &AtomicU64) -> io::Result<()> {
         while !block.is_empty() {
             let written = match self {
-                Self::Fifo(fifo, _) => fifo.write(block).await?,
+                Self::Fifo(pipe, _) | Self::Pipe(pipe) => pipe.write(block).await?,
                 Self::File(file) => file.write(block).await?,
             };
             if written == 0 {
@@ -137,7 +142,7 @@ impl Sink {
     /// As `write(2)`.
     pub async fn finish(self) -> io::Result<()> {
         match self {
-            Self::Fifo(..) => Ok(()),
+            Self::Fifo(..) | Self::Pipe(_) => Ok(()),
             Self::File(mut file) => file.flush().await,
         }
     }

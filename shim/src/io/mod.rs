@@ -4,9 +4,11 @@
 //! The end of standard input goes to the guest as a half-close.
 
 mod fifo;
+mod logger;
 
 use crate::error::{Error, Result};
 pub use fifo::{Sink, Source, StdinHold};
+pub use logger::Logger;
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,6 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
+use tokio::process::Child;
 use tokio::task::JoinHandle;
 
 /// Bytes copied at a time.
@@ -40,6 +43,8 @@ pub struct Stdio {
     pub stdout: Endpoint,
     /// Standard error.
     pub stderr: Endpoint,
+    /// A program that reads both outputs, in place of what is named above.
+    pub logger: Option<Logger>,
 }
 
 /// The host's ends of the outputs, open, and that of the input; the guest's are joined by [`OpenIo::join`].
@@ -48,6 +53,7 @@ pub struct OpenIo {
     stdin: Endpoint,
     stdout: Option<Sink>,
     stderr: Option<Sink>,
+    logger: Option<Child>,
 }
 
 /// The guest's ends.
@@ -65,10 +71,19 @@ impl OpenIo {
     /// Opens the host's ends of the outputs; waits for the readers of FIFOs.
     ///
     /// # Errors
-    /// A path can't be opened or nobody reads from it; it is named.
+    /// A path can't be opened or nobody reads from it, or a logging program can't be started; it is named.
     pub async fn open(stdio: Stdio) -> Result<Self> {
+        if let Some(logger) = stdio.logger {
+            let started = logger.start().await?;
+            return Ok(Self {
+                stdin: stdio.stdin,
+                stdout: Some(started.stdout),
+                stderr: started.stderr,
+                logger: Some(started.child),
+            });
+        }
         let (stdout, stderr) = tokio::join!(Sink::open(stdio.stdout), Sink::open(stdio.stderr));
-        Ok(Self { stdin: stdio.stdin, stdout: stdout?, stderr: stderr? })
+        Ok(Self { stdin: stdio.stdin, stdout: stdout?, stderr: stderr?, logger: None })
     }
 
     /// Which of the guest's ends are wanted: stdin, stdout, stderr.
@@ -90,6 +105,16 @@ impl OpenIo {
                 }
             });
             io.output().push(task);
+        }
+        if let Some(mut logger) = self.logger {
+            // The last of the outputs: it ends when it has read them to their ends.
+            io.output().push(tokio::spawn(async move {
+                if let Ok(status) = logger.wait().await
+                    && !status.success()
+                {
+                    tracing::warn!("the logging program ended with {status}");
+                }
+            }));
         }
         io
     }

@@ -13,6 +13,7 @@ mod deadline;
 mod exec;
 mod leaks;
 mod lifecycle;
+mod logs;
 mod machine;
 mod outage;
 mod pause;
@@ -134,11 +135,12 @@ fn main() -> Result<()> {
 }
 
 fn choose(arguments: &Arguments) -> Vec<Case> {
-    let topics: [fn() -> Vec<Case>; 15] = [
+    let topics: [fn() -> Vec<Case>; 16] = [
         run::cases,
         exec::cases,
         terminal::cases,
         lifecycle::cases,
+        logs::cases,
         pause::cases,
         update::cases,
         leaks::cases,

@@ -1,9 +1,10 @@
 //! Between containerd's messages and the sandbox's types.
 
 use containerd_shim_protos::api::{CreateTaskRequest, Status};
+use containerd_shim_protos::events::task::TaskIO;
 use oci_spec::runtime::Process;
 use protobuf::well_known_types::timestamp::Timestamp;
-use sandbox::io::{Stdio, parse_endpoint};
+use sandbox::io::{Logger, Stdio, parse_endpoint};
 use sandbox::storage::RootfsMount;
 use sandbox::{Error, Phase, Result};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -36,11 +37,19 @@ pub fn rpc_error(error: Error) -> ttrpc::Error {
 ///
 /// # Errors
 /// A kind that is not supported.
-pub fn stdio(stdin: &str, stdout: &str, stderr: &str, terminal: bool) -> Result<Stdio> {
+pub fn stdio(named: &TaskIO, id: &str, namespace: &str) -> Result<Stdio> {
+    let TaskIO { stdin, stdout, stderr, terminal, .. } = named;
+    let stdin = parse_endpoint(stdin)?;
+    // One program reads both outputs: containerd names it twice.
+    if let Some(logger) = Logger::parse(stdout, id, namespace)? {
+        let logger = Some(logger.with_terminal(*terminal));
+        return Ok(Stdio { stdin, logger, ..Default::default() });
+    }
     Ok(Stdio {
-        stdin: parse_endpoint(stdin)?,
+        stdin,
         stdout: parse_endpoint(stdout)?,
-        stderr: parse_endpoint(if terminal { "" } else { stderr })?,
+        stderr: parse_endpoint(if *terminal { "" } else { stderr })?,
+        logger: None,
     })
 }
 

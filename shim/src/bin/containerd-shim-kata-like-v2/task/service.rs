@@ -65,16 +65,17 @@ impl TaskService {
             return Err(Error::Unimplemented("create from a checkpoint".into()));
         }
         let sandbox = self.slot.get_with(request.options.as_ref().and_then(config_path)).await?;
+        let said = said(&request);
         let new = NewContainer {
             id: request.id.clone(),
             spec: read_spec(Path::new(&request.bundle))?,
             rootfs: rootfs(&request),
-            stdio: stdio(&request.stdin, &request.stdout, &request.stderr, request.terminal)?,
+            stdio: stdio(&said.io, &request.id, self.slot.namespace())?,
         };
         let id = request.id.clone();
         if sandbox.state(&id, "").is_err() {
             self.containers.forget(&id, "");
-            self.containers.keep(&id, "", said(request));
+            self.containers.keep(&id, "", said);
         }
         // A task of its own: this call's future is dropped when its caller goes away.
         let created = tokio::spawn(async move {
@@ -110,9 +111,9 @@ impl TaskService {
     fn add_exec(&self, request: ExecProcessRequest) -> Result<()> {
         let ExecProcessRequest { id, exec_id, terminal, stdin, stdout, stderr, spec, .. } = request;
         let json = exec_process(&spec.value, terminal)?;
-        let streams = stdio(&stdin, &stdout, &stderr, terminal)?;
-        self.slot.get()?.add_exec(&id, &exec_id, json, streams)?;
         let io = TaskIO { stdin, stdout, stderr, terminal, ..Default::default() };
+        let streams = stdio(&io, &id, self.slot.namespace())?;
+        self.slot.get()?.add_exec(&id, &exec_id, json, streams)?;
         self.containers.keep(&id, &exec_id, Said { io, ..Said::default() });
         Ok(())
     }
@@ -169,8 +170,8 @@ impl TaskService {
     }
 }
 
-fn said(request: CreateTaskRequest) -> Said {
-    let CreateTaskRequest { bundle, rootfs, stdin, stdout, stderr, terminal, .. } = request;
+fn said(request: &CreateTaskRequest) -> Said {
+    let CreateTaskRequest { bundle, rootfs, stdin, stdout, stderr, terminal, .. } = request.clone();
     let io = TaskIO { stdin, stdout, stderr, terminal, ..Default::default() };
     Said { bundle, rootfs, io }
 }

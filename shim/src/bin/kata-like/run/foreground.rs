@@ -121,7 +121,7 @@ fn stdio(interactive: bool, tty: bool) -> Result<Stdio> {
     let stdin = if interactive { copy(io::stdin().as_fd())? } else { Endpoint::None };
     let stdout = copy(io::stdout().as_fd())?;
     let stderr = if tty { Endpoint::None } else { copy(io::stderr().as_fd())? };
-    Ok(Stdio { stdin, stdout, stderr })
+    Ok(Stdio { stdin, stdout, stderr, logger: None })
 }
 
 /// The status by which shells tell that a command does not exist or can't be executed.
