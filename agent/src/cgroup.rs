@@ -112,12 +112,27 @@ impl Cgroup {
         manager.apply(&options).map_err(io::Error::other)
     }
 
+    /// One of its files.
+    pub fn path(&self, file: &str) -> PathBuf {
+        self.0.join(file)
+    }
+
+    /// How many of its processes the kernel has killed for lack of memory.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn oom_kills(&self) -> io::Result<u64> {
+        let text = self.read("memory.events")?;
+        let kills = text.lines().find_map(|line| line.strip_prefix("oom_kill "));
+        Ok(kills.and_then(|kills| kills.parse().ok()).unwrap_or_default())
+    }
+
     /// The text of one of its files; empty where the kernel has no such file.
     ///
     /// # Errors
     /// When it cannot be read.
     pub fn read(&self, file: &str) -> io::Result<String> {
-        match fs::read_to_string(self.0.join(file)) {
+        match fs::read_to_string(self.path(file)) {
             Err(error) if is_gone(&error) => Ok(String::new()),
             other => other,
         }

@@ -12,6 +12,7 @@ mod error;
 mod executor;
 mod home;
 mod logging;
+mod oom;
 mod privileges;
 mod process;
 mod reaper;

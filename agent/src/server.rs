@@ -8,8 +8,9 @@ use crate::transport::Transport;
 use async_trait::async_trait;
 use protocol::agent::{
     ContainerRef, ContainerStateResponse, ContainerStatsResponse, CreateContainerRequest, Empty,
-    ExecProcessRequest, ListProcessesResponse, ProcessExit, ProcessRef, ProcessStarted,
-    ResizeTerminalRequest, SetupSandboxRequest, SignalProcessRequest, UpdateContainerRequest,
+    ExecProcessRequest, ListProcessesResponse, OutOfMemory, ProcessExit, ProcessRef,
+    ProcessStarted, ResizeTerminalRequest, SetupSandboxRequest, SignalProcessRequest,
+    UpdateContainerRequest, WaitOutOfMemoryRequest,
 };
 use protocol::agent_ttrpc::{Agent, create_agent};
 use std::future::Future;
@@ -107,11 +108,25 @@ impl Agent for Service {
         request: ProcessRef,
     ) -> ttrpc::Result<ProcessExit> {
         let exit = self.containers.wait(&request.container_id, &request.exec_id).await?;
+        let of_init = request.exec_id.is_empty();
+        let cgroup = Cgroup::of(&request.container_id);
+        let oom_kills = of_init.then(|| cgroup.oom_kills().unwrap_or_default());
         Ok(ProcessExit {
             exit_status: exit.status,
             exited_at_ns: exit.at_ns,
+            oom_kills: oom_kills.unwrap_or_default(),
             ..ProcessExit::default()
         })
+    }
+
+    async fn wait_out_of_memory(
+        &self,
+        _: &TtrpcContext,
+        request: WaitOutOfMemoryRequest,
+    ) -> ttrpc::Result<OutOfMemory> {
+        let WaitOutOfMemoryRequest { container_id, seen, .. } = request;
+        let kills = self.containers.wait_out_of_memory(&container_id, seen).await?;
+        Ok(OutOfMemory { kills, ..OutOfMemory::default() })
     }
 
     async fn container_state(

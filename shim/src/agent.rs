@@ -139,13 +139,27 @@ impl Agent {
         checked("SignalProcess", SHORT, call).map(drop)
     }
 
-    /// Waits for a process to end, however long; gives its exit status, 0 to 255.
+    /// Waits for a process to end, however long; gives its exit status, 0 to 255, and for an init how many
+    /// processes of its container were killed for lack of memory.
     ///
     /// # Errors
     /// [`Error::Agent`], or [`Error::Ended`] when the guest is gone.
-    pub async fn wait(&self, id: &str, exec: &str) -> Result<u32> {
+    pub async fn wait(&self, id: &str, exec: &str) -> Result<(u32, u64)> {
         let call = self.client.wait_process(deadline(FOREVER), &process(id, exec)).await;
-        checked("WaitProcess", FOREVER, call).map(|answer| answer.exit_status.min(255))
+        let answer = checked("WaitProcess", FOREVER, call)?;
+        Ok((answer.exit_status.min(255), answer.oom_kills))
+    }
+
+    /// Waits until more than `seen` processes of a container were killed for lack of memory, or its init has
+    /// ended; gives how many.
+    ///
+    /// # Errors
+    /// As [`Agent::wait`].
+    pub async fn wait_out_of_memory(&self, id: &str, seen: u64) -> Result<u64> {
+        let request =
+            api::WaitOutOfMemoryRequest { container_id: id.into(), seen, ..Default::default() };
+        let call = self.client.wait_out_of_memory(deadline(FOREVER), &request).await;
+        checked("WaitOutOfMemory", FOREVER, call).map(|answer| answer.kills)
     }
 
     /// The processes of a container: guest pid, and exec id if it is an exec's.

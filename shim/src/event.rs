@@ -38,6 +38,11 @@ pub enum Event {
         /// Host process that stands for it.
         pid: u32,
     },
+    /// A process of a container was killed for lack of memory.
+    OutOfMemory {
+        /// Container.
+        id: String,
+    },
     /// A container's processes stand still.
     Paused {
         /// Container.

@@ -89,6 +89,8 @@ struct Container {
     init: Process,
     execs: BTreeMap<String, Process>,
     undo: Option<Undo>,
+    /// How many of its processes are told to have been killed for lack of memory.
+    oom_kills: u64,
     /// Its init has ended, though that is not told before its execs have.
     ending: bool,
     deleting: bool,
@@ -179,6 +181,7 @@ impl Table {
             init,
             execs,
             undo: None,
+            oom_kills: 0,
             ending: false,
             deleting: false,
         };
@@ -317,6 +320,16 @@ impl Table {
             init.phase = to;
             let id = id.to_owned();
             self.tell(if pause { Event::Paused { id } } else { Event::Resumed { id } });
+        }
+    }
+
+    /// So many processes of a container were killed for lack of memory: told if they are more than before.
+    pub fn out_of_memory(&mut self, id: &str, kills: u64) {
+        let Ok(container) = self.container(id) else { return };
+        let more = kills > container.oom_kills;
+        container.oom_kills = kills.max(container.oom_kills);
+        if more && !matches!(container.init.phase, Phase::Stopped(_)) {
+            self.tell(Event::OutOfMemory { id: id.into() });
         }
     }
 

@@ -6,6 +6,7 @@ mod container;
 
 use crate::cgroup::Cgroup;
 use crate::error::AgentError;
+use crate::oom;
 use crate::process::{self, Process};
 use crate::reaper::{Exit, Reaper};
 use crate::storage::Mounts;
@@ -183,6 +184,22 @@ impl Containers {
         exit.ok()
             .and_then(|exit| *exit)
             .ok_or_else(|| AgentError::Internal("the exit was lost".to_owned()))
+    }
+
+    /// Waits until more than `seen` processes of a container were killed for lack of memory, or its init has
+    /// ended; how many they are.
+    ///
+    /// # Errors
+    /// [`AgentError::NotFound`], or when its cgroup cannot be watched.
+    pub async fn wait_out_of_memory(&self, id: &str, seen: u64) -> Result<u64, AgentError> {
+        let container = self.container(id)?;
+        let cgroup = Cgroup::of(id);
+        let mut init = container.init().exit_cell();
+        let kills = tokio::select! {
+            kills = oom::wait(&cgroup, seen) => kills,
+            _ = init.wait_for(Option::is_some) => cgroup.oom_kills(),
+        };
+        kills.map_err(|e| AgentError::io("watching the cgroup", e))
     }
 
     /// What state a container is in.

@@ -83,6 +83,7 @@ impl Sandbox {
         agent.create_container(&id, spec_json, numbers).await.map_err(named("create"))?;
         phase::mark("container-created", &id);
         self.table().created(&id, self.pid(), io, undo);
+        tokio::spawn(self.clone().watch_memory(agent.clone(), id.clone()));
         tokio::spawn(self.clone().watch_init(agent, id));
         Ok(self.pid())
     }
@@ -124,8 +125,8 @@ impl Sandbox {
 
     /// Sees a container's init end, and tells it after the ends of its execs.
     async fn watch_init(self, agent: Agent, id: String) {
-        let status = match agent.wait(&id, "").await {
-            Ok(status) => status,
+        let (status, oom_kills) = match agent.wait(&id, "").await {
+            Ok(exit) => exit,
             Err(error) => {
                 // With the sandbox's end every container's is told; this is then too late and ignored.
                 self.0.vm.stop(format!("waiting for container {id}: {}", error.chain()));
@@ -134,6 +135,7 @@ impl Sandbox {
         };
         phase::mark("exit-seen", &id);
         let exit = Exit::now(status);
+        self.table().out_of_memory(&id, oom_kills);
         let execs = self.table().ending(&id);
         let all = async {
             for mut exec in execs {
@@ -144,6 +146,19 @@ impl Sandbox {
             tracing::warn!("execs of container {id} did not end with it");
         }
         self.table().exited(&id, "", exit);
+    }
+
+    /// Tells when processes of a container are killed for lack of memory; those that die with its init are
+    /// told by [`Sandbox::watch_init`], before its end.
+    async fn watch_memory(self, agent: Agent, id: String) {
+        let mut seen = 0;
+        while let Ok(kills) = agent.wait_out_of_memory(&id, seen).await {
+            if kills <= seen {
+                return; // its init has ended
+            }
+            seen = kills;
+            self.table().out_of_memory(&id, kills);
+        }
     }
 
     /// Deletes a container that has ended or never ran, or an exec. Gives its pid and its exit.

@@ -119,7 +119,7 @@ impl Sandbox {
 
     async fn watch_exec(self, agent: Agent, id: String, exec: String) {
         let exit = match agent.wait(&id, &exec).await {
-            Ok(status) => Exit::now(status),
+            Ok((status, _)) => Exit::now(status),
             Err(error) => {
                 tracing::warn!("waiting for exec {exec} of {id}: {}", error.chain());
                 Exit::now(Exit::LOST)

@@ -224,6 +224,7 @@ impl Fixture {
             out.push(match event.expect("an event is missing").unwrap() {
                 Event::Created { id, pid } => format!("created {id} {pid}"),
                 Event::Started { id, pid } => format!("started {id} {pid}"),
+                Event::OutOfMemory { id } => format!("oom {id}"),
                 Event::Paused { id } => format!("paused {id}"),
                 Event::Resumed { id } => format!("resumed {id}"),
                 Event::ExecAdded { id, exec } => format!("added {id}/{exec}"),

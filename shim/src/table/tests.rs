@@ -35,6 +35,7 @@ impl Fixture {
             out.push(match event {
                 Event::Created { .. } => "created",
                 Event::Started { .. } => "started",
+                Event::OutOfMemory { .. } => "oom",
                 Event::Paused { .. } => "paused",
                 Event::Resumed { .. } => "resumed",
                 Event::ExecAdded { .. } => "exec-added",
@@ -68,6 +69,17 @@ fn a_container_is_paused_once_and_starts_nothing_then() {
     f.table.paused("c", false);
     f.table.starting("c", "e").unwrap();
     assert_eq!(f.told(), ["created", "started", "paused", "exec-added", "resumed"]);
+}
+
+#[test]
+fn memory_that_runs_out_is_told_for_each_new_kill_and_before_the_exit() {
+    let mut f = running();
+    for kills in [0, 1, 1, 3] {
+        f.table.out_of_memory("c", kills);
+    }
+    f.table.exited("c", "", Exit::now(137));
+    f.table.out_of_memory("c", 4);
+    assert_eq!(f.told(), ["created", "started", "oom", "oom", "exited"]);
 }
 
 #[test]

@@ -12,6 +12,7 @@ crate::cases!(
     a_paused_container_stands_still_and_goes_on,
     a_paused_container_is_killed,
     pause_and_resume_are_told_once_and_in_order,
+    memory_that_runs_out_is_told,
     metrics_are_the_guests,
 );
 
@@ -63,34 +64,49 @@ fn a_paused_container_is_killed(context: &Context) -> Result<()> {
     expect_status(&container, 137)
 }
 
-fn pause_and_resume_are_told_once_and_in_order(context: &Context) -> Result<()> {
+/// The topics that are told of a container that `life` makes and whose id it gives.
+fn told(context: &Context, life: impl FnOnce() -> Result<String>) -> Result<Vec<String>> {
     let events = Running::start(&mut context.ctr_command(&["events"]), Vec::new())?;
     std::thread::sleep(Duration::from_secs(1)); // until it listens
-    let container = context.sleeper()?;
-    let id = container.id.clone();
-    container.task(&["pause"], &[])?.expect_code(0)?;
-    container.task(&["resume"], &[])?.expect_code(0)?;
-    container.remove()?;
+    let id = life()?;
     std::thread::sleep(Duration::from_millis(500));
     events.signal(Signal::SIGTERM)?;
     let told = events.finish(DEADLINE)?.text();
-    let topics: Vec<&str> = told
-        .lines()
-        .filter(|line| line.contains(&id))
-        .filter_map(|line| line.split_whitespace().find(|word| word.starts_with("/tasks/")))
-        .collect();
-    let expected = [
-        "/tasks/create",
-        "/tasks/start",
-        "/tasks/paused",
-        "/tasks/resumed",
-        "/tasks/exit",
-        "/tasks/delete",
-    ];
-    if topics != expected {
-        bail!("told: {topics:?}");
+    let topic = |line: &str| {
+        let topic = line.split_whitespace().find(|word| word.starts_with("/tasks/"));
+        topic.map(str::to_owned)
+    };
+    Ok(told.lines().filter(|line| line.contains(&id)).filter_map(topic).collect())
+}
+
+fn expect_topics(told: &[String], expected: &[&str]) -> Result<()> {
+    let told: Vec<&str> = told.iter().filter_map(|topic| topic.strip_prefix("/tasks/")).collect();
+    if told != expected {
+        bail!("told: {told:?}");
     }
     Ok(())
+}
+
+fn pause_and_resume_are_told_once_and_in_order(context: &Context) -> Result<()> {
+    let told = told(context, || {
+        let container = context.sleeper()?;
+        let id = container.id.clone();
+        container.task(&["pause"], &[])?.expect_code(0)?;
+        container.task(&["resume"], &[])?.expect_code(0)?;
+        container.remove()?;
+        Ok(id)
+    })?;
+    expect_topics(&told, &["create", "start", "paused", "resumed", "exit", "delete"])
+}
+
+fn memory_that_runs_out_is_told(context: &Context) -> Result<()> {
+    let told = told(context, || {
+        let run = context.container().flag(format!("--memory-limit={}", 32 << 20));
+        let id = run.id().to_owned();
+        run.output(&["tail", "-c", "60000000", "/dev/zero"])?.expect_code(137)?;
+        Ok(id)
+    })?;
+    expect_topics(&told, &["create", "start", "oom", "exit", "delete"])
 }
 
 /// What `ctr task metrics` prints in the row of that name.

@@ -4,7 +4,7 @@ use super::timestamp;
 use crate::publisher::Notice;
 use containerd_shim_protos::api::Mount;
 use containerd_shim_protos::events::task::{
-    TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted, TaskExit, TaskIO, TaskPaused,
+    TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted, TaskExit, TaskIO, TaskOOM, TaskPaused,
     TaskResumed, TaskStart,
 };
 use sandbox::event::Event;
@@ -70,6 +70,9 @@ fn notice(event: Event, containers: &Containers) -> Notice {
         }
         Event::Started { id, pid } => {
             Notice::new("/tasks/start", &TaskStart { container_id: id, pid, ..Default::default() })
+        }
+        Event::OutOfMemory { id } => {
+            Notice::new("/tasks/oom", &TaskOOM { container_id: id, ..Default::default() })
         }
         Event::Paused { id } => {
             Notice::new("/tasks/paused", &TaskPaused { container_id: id, ..Default::default() })
