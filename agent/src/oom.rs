@@ -1,10 +1,10 @@
 //! Waits for the kernel to kill a process of a container for lack of memory.
 
 use crate::cgroup::Cgroup;
+use crate::transport;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
-use tokio::io::unix::AsyncFd;
+use std::os::fd::AsFd as _;
 
 /// Waits until more than `seen` processes were killed; how many.
 ///
@@ -14,9 +14,7 @@ pub async fn wait(cgroup: &Cgroup, seen: u64) -> io::Result<u64> {
     let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
     let flags = AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_DELETE_SELF;
     inotify.add_watch(&cgroup.path("memory.events"), flags)?;
-    let descriptor: OwnedFd = inotify.as_fd().try_clone_to_owned()?;
-    // SAFETY: the value owns its descriptor and gives it to nobody: it is open as long as it is registered.
-    let changed = unsafe { AsyncFd::register(descriptor) }?;
+    let changed = transport::pollable(inotify.as_fd().try_clone_to_owned()?)?;
     loop {
         // The watch is there first: no change between the two is missed.
         let kills = cgroup.oom_kills()?;
