@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 use std::io::{BufRead as _, BufReader, Read, Write as _};
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, Stdio as ProcessStdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -41,6 +42,16 @@ pub fn start() -> Agent {
     Agent::start()
 }
 
+/// As the kernel starts PID 1; who started this test, as a shell in the background, may ignore some signals.
+#[allow(clippy::unnecessary_wraps)] // The form that `pre_exec` takes.
+fn ignore_nothing() -> std::io::Result<()> {
+    for signal in 1..=libc::SIGRTMAX() {
+        // SAFETY: installs no handler; for SIGKILL and SIGSTOP it fails and changes nothing.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+    Ok(())
+}
+
 /// A running agent; killed, with all its containers, when dropped.
 pub struct Agent {
     pub client: AgentClient,
@@ -59,14 +70,16 @@ impl Agent {
         let directory = std::env::temp_dir().join(&prefix);
         std::fs::create_dir(&directory).unwrap();
         let listener = UnixListener::bind_addr(&address(&prefix, ports::LOG)).unwrap();
-        let child = Command::new("unshare")
+        let mut command = Command::new("unshare");
+        command
             .args(["--pid", "--mount", "--uts", "--fork", "--kill-child", "sh", "-c", START])
             .env("DIR", &directory)
             .env("AGENT", env!("CARGO_BIN_EXE_kata-like-agent"))
             .env("KATA_LIKE_AGENT_SOCKETS", &prefix)
-            .stdin(ProcessStdio::null())
-            .spawn()
-            .unwrap();
+            .stdin(ProcessStdio::null());
+        // SAFETY: the closure only makes async-signal-safe calls.
+        unsafe { command.pre_exec(ignore_nothing) };
+        let child = command.spawn().unwrap();
         let (stream, _) = listener.accept().unwrap();
         let log = Arc::new(Mutex::new(Vec::new()));
         let lines = Arc::clone(&log);

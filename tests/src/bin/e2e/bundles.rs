@@ -12,6 +12,8 @@ crate::cases!(
     crate::Scope::Once;
     a_bundle_runs,
     an_image_archive_runs,
+    an_interactive_run_has_a_terminal,
+    this_host_is_found_fit,
     broken_json_is_refused,
     an_unknown_field_is_no_error,
     a_bundle_without_process_is_refused,
@@ -78,6 +80,30 @@ fn a_bundle_runs(context: &Context) -> Result<()> {
         bail!("it said {said:?}");
     }
     Ok(())
+}
+
+/// A terminal of its own, made by `script`, which passes it on.
+fn an_interactive_run_has_a_terminal(context: &Context) -> Result<()> {
+    let bundle = Bundle::new(context, &["sh", "-c", "[ -t 0 ] && [ -t 1 ] && echo a terminal"])?;
+    let command = format!("kata-like run -it {}", bundle.0.display());
+    let mut script = Command::new("script");
+    script.args(["--quiet", "--return", "--command", &command, "/dev/null"]);
+    let said = command::output(&mut script)?.expect_code(0)?.text();
+    if !said.contains("a terminal") {
+        bail!("it said {said:?}");
+    }
+    Ok(())
+}
+
+/// The lab is a host that is fit; `check` says so line by line.
+fn this_host_is_found_fit(_: &Context) -> Result<()> {
+    let said = command::output(Command::new("/usr/bin/kata-like").arg("check"))?;
+    for word in ["KVM", "containerd", "kernel"] {
+        if !said.stdout.windows(word.len()).any(|window| window == word.as_bytes()) {
+            bail!("check says nothing of {word}: {}", said.text());
+        }
+    }
+    said.expect_code(0).map(drop)
 }
 
 fn an_image_archive_runs(_: &Context) -> Result<()> {
