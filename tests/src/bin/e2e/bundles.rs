@@ -82,14 +82,15 @@ fn a_bundle_runs(context: &Context) -> Result<()> {
     Ok(())
 }
 
-/// A terminal of its own, made by `script`, which passes it on.
-fn an_interactive_run_has_a_terminal(context: &Context) -> Result<()> {
-    let bundle = Bundle::new(context, &["sh", "-c", "[ -t 0 ] && [ -t 1 ] && echo a terminal"])?;
-    let command = format!("kata-like run -it {}", bundle.0.display());
+/// On a terminal that `script` makes.
+fn an_interactive_run_has_a_terminal(_: &Context) -> Result<()> {
+    let image = lab::containerd::IMAGE_ARCHIVE;
+    let inside = "[ -t 0 ] && [ -t 1 ] && echo a terminal of $(stty size)";
+    let command = format!("stty rows 33 cols 77; kata-like run -it {image} sh -c '{inside}'");
     let mut script = Command::new("script");
     script.args(["--quiet", "--return", "--command", &command, "/dev/null"]);
     let said = command::output(&mut script)?.expect_code(0)?.text();
-    if !said.contains("a terminal") {
+    if !said.contains("a terminal of 33 77") {
         bail!("it said {said:?}");
     }
     Ok(())
