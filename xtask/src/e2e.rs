@@ -16,7 +16,7 @@ const ARTIFACTS: &str = "/tmp/e2e-artifacts";
 /// How many labs a round may use up.
 const LABS: u32 = 3;
 /// Longer than any test may take: a lab that says nothing for so long is gone.
-const SILENCE: Duration = Duration::from_secs(480);
+const SILENCE: Duration = Duration::from_secs(720);
 
 /// Which tests to run, and against what.
 #[derive(Debug, clap::Args)]
@@ -140,6 +140,16 @@ impl Watched {
         plain_result(&String::from_utf8_lossy(&self.last))
     }
 
+    fn take(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            if byte == b'\n' {
+                self.end_line();
+            } else {
+                self.line.push(byte);
+            }
+        }
+    }
+
     fn end_line(&mut self) {
         self.last = std::mem::take(&mut self.line);
         if let Some(count) = one_result(&String::from_utf8_lossy(&self.last)) {
@@ -158,13 +168,7 @@ fn one_result(line: &str) -> Option<Count> {
 
 impl Write for Watched {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        for &byte in bytes {
-            if byte == b'\n' {
-                self.end_line();
-            } else {
-                self.line.push(byte);
-            }
-        }
+        self.take(bytes);
         std::io::stdout().write_all(bytes)?;
         Ok(bytes.len())
     }
@@ -183,10 +187,10 @@ mod tests {
         let mut watched = Watched::default();
         let said =
             "[1/3] 1.7 run::echoes ... ok (2.5 s)\n[2/3] 1.7 a ... FAILED (1.0 s)\n---- a ... ok\n";
-        watched.write_all(said.as_bytes()).unwrap();
+        watched.take(said.as_bytes());
         assert_eq!(watched.finished, Count { passed: 1, failed: 1 });
         assert_eq!(watched.result(), None);
-        watched.write_all(b"1 passed, 1 failed\n").unwrap();
+        watched.take(b"1 passed, 1 failed\n");
         assert_eq!(watched.result(), Some(Count { passed: 1, failed: 1 }));
     }
 }
