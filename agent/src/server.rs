@@ -108,13 +108,15 @@ impl Agent for Service {
         request: ProcessRef,
     ) -> ttrpc::Result<ProcessExit> {
         let exit = self.containers.wait(&request.container_id, &request.exec_id).await?;
-        let of_init = request.exec_id.is_empty();
-        let cgroup = Cgroup::of(&request.container_id);
-        let oom_kills = of_init.then(|| cgroup.oom_kills().unwrap_or_default());
+        let oom_kills = if request.exec_id.is_empty() {
+            Cgroup::of(&request.container_id).oom_kills().unwrap_or_default()
+        } else {
+            0
+        };
         Ok(ProcessExit {
             exit_status: exit.status,
             exited_at_ns: exit.at_ns,
-            oom_kills: oom_kills.unwrap_or_default(),
+            oom_kills,
             ..ProcessExit::default()
         })
     }

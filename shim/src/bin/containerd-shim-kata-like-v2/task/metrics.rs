@@ -55,7 +55,7 @@ fn unified(used: &ContainerStatsResponse) -> v2::Metrics {
         pids: MessageField::some(v2::PidsStat {
             current: single("pids.current"),
             // containerd's own word for "no limit" here.
-            limit: get(&used.single, "pids.max"),
+            limit: single("pids.max"),
             ..Default::default()
         }),
         cpu: MessageField::some(v2::CPUStat {
@@ -84,7 +84,10 @@ fn unified(used: &ContainerStatsResponse) -> v2::Metrics {
 fn memory(used: &ContainerStatsResponse) -> v2::MemoryStat {
     let stat = |name: &str| get(&used.memory, name);
     // The kernel counts refaults and activations apart for anonymous and file pages.
-    let both = |name: &str| stat(&format!("{name}_anon")) + stat(&format!("{name}_file"));
+    let both = |name: &str| {
+        // The guest's own figures: whatever they are, adding them must not end the shim.
+        stat(&format!("{name}_anon")).saturating_add(stat(&format!("{name}_file")))
+    };
     v2::MemoryStat {
         anon: stat("anon"),
         file: stat("file"),
@@ -207,6 +210,18 @@ mod tests {
         assert_eq!((metrics.memory.usage, metrics.memory.usage_limit), (13, NO_LIMIT));
         assert_eq!((metrics.pids.current, metrics.pids.limit), (3, 9));
         assert_eq!(metrics.memory_events.oom_kill, 1);
+    }
+
+    #[test]
+    fn no_figure_of_a_hostile_guest_is_too_large() {
+        let mut used = used();
+        for table in [&mut used.cpu, &mut used.memory, &mut used.single] {
+            for value in table.values_mut() {
+                *value = u64::MAX;
+            }
+        }
+        assert_eq!(unified(&used).memory.workingset_refault, u64::MAX);
+        assert_eq!(legacy(&used).cpu.usage.total, u64::MAX);
     }
 
     #[test]
