@@ -8,6 +8,7 @@
 mod boot;
 mod cgroup;
 mod containers;
+mod dev;
 mod error;
 mod executor;
 mod home;
@@ -15,6 +16,7 @@ mod logging;
 mod oom;
 mod privileges;
 mod process;
+mod ps;
 mod reaper;
 mod sandbox;
 mod seccomp;

@@ -2,6 +2,7 @@
 //!
 //! The worker makes the pipes or takes the terminal, and hands the agent's ends back with the pid.
 
+use crate::dev;
 use crate::executor::GuestExecutor;
 use crate::privileges::Privileges;
 use crate::spec::{self, InvalidSpec};
@@ -128,6 +129,10 @@ fn prepare(job: &Job) -> Result<Plan, Failure> {
     let mut spec: Spec = load(Path::new(SPEC_FILE))?;
     let Some(file) = &job.process else {
         let privileges = spec::adapt_container(&mut spec, &job.container_id)?;
+        if let Some(root) = spec.root() {
+            dev::make_way(&spec, root.path())
+                .map_err(|e| Failure::internal("clearing /dev", &e))?;
+        }
         store(Path::new(CONFIG_FILE), &spec)?;
         return Ok(plan(privileges, spec.process().as_ref()));
     };

@@ -42,6 +42,21 @@ impl From<StreamNumbers> for protobuf::MessageField<api::Stdio> {
     }
 }
 
+/// A process of a container, as its guest tells of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Process {
+    /// In the guest.
+    pub pid: u32,
+    /// Its exec id, if it is an exec's.
+    pub exec: String,
+    /// Its parent's pid in the guest.
+    pub parent: u32,
+    /// In the guest's own user namespace.
+    pub uid: u32,
+    /// Its arguments, or its name in brackets.
+    pub command: String,
+}
+
 /// The agent of one guest.
 #[derive(Clone)]
 pub struct Agent {
@@ -162,14 +177,21 @@ impl Agent {
         checked("WaitOutOfMemory", FOREVER, call).map(|answer| answer.kills)
     }
 
-    /// The processes of a container: guest pid, and exec id if it is an exec's.
+    /// The processes of a container.
     ///
     /// # Errors
     /// See [`Agent::setup_sandbox`].
-    pub async fn processes(&self, id: &str) -> Result<Vec<(u32, String)>> {
+    pub async fn processes(&self, id: &str) -> Result<Vec<Process>> {
         let call = self.client.list_processes(deadline(SHORT), &container(id)).await;
         let answer = checked("ListProcesses", SHORT, call)?;
-        Ok(answer.processes.into_iter().map(|p| (p.pid, p.exec_id)).collect())
+        let process = |p: api::ProcessInfo| Process {
+            pid: p.pid,
+            exec: p.exec_id,
+            parent: p.parent,
+            uid: p.uid,
+            command: bounded(&p.command),
+        };
+        Ok(answer.processes.into_iter().map(process).collect())
     }
 
     /// Stops every process of a running container.

@@ -28,6 +28,7 @@ mod table;
 mod undo;
 pub mod vm;
 
+pub use agent::Process;
 pub use error::{Error, Result};
 pub use sandbox::{Launch, NewContainer, ProcessState, Sandbox};
 pub use table::Phase;

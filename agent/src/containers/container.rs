@@ -3,6 +3,7 @@
 use crate::cgroup::Cgroup;
 use crate::error::AgentError;
 use crate::process::Process;
+use crate::ps;
 use crate::stats;
 use crate::storage::Mounts;
 use crate::worker::STATE_DIR;
@@ -239,9 +240,8 @@ impl Container {
             .filter_map(|(id, process)| process.as_ref().map(|p| (p.pid(), id)))
             .collect();
         let info = |pid| ProcessInfo {
-            pid: pid as u32,
             exec_id: named.get(&pid).map(ToString::to_string).unwrap_or_default(),
-            ..ProcessInfo::default()
+            ..ps::describe(pid)
         };
         Ok(pids.into_iter().map(info).collect())
     }

@@ -39,6 +39,11 @@ impl Source {
         let path = match endpoint {
             Endpoint::None => return Ok(None),
             Endpoint::File(file) => return Ok(Some(Self::of_file(file))),
+            Endpoint::Pipe(end) => {
+                let receiver = pipe::Receiver::from_owned_fd(end);
+                let receiver = receiver.map_err(Error::system("watch a pipe"))?;
+                return Ok(Some((Self::Fifo(receiver), StdinHold { _write_end: None })));
+            }
             Endpoint::Path(path) => path,
         };
         let failed = || Error::path("open standard input", &path);
@@ -94,6 +99,10 @@ impl Sink {
         let path = match endpoint {
             Endpoint::None => return Ok(None),
             Endpoint::File(file) => return Ok(Some(Self::File(tokio::fs::File::from_std(file)))),
+            Endpoint::Pipe(end) => {
+                let sender = pipe::Sender::from_owned_fd(end);
+                return Ok(Some(Self::Pipe(sender.map_err(Error::system("watch a pipe"))?)));
+            }
             Endpoint::Path(path) => path,
         };
         let failed = || Error::path("open the output", &path);

@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 pub use fifo::{Sink, Source, StdinHold};
 pub use logger::Logger;
 use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -32,6 +33,8 @@ pub enum Endpoint {
     Path(PathBuf),
     /// A file that is open already.
     File(File),
+    /// An end of a pipe that nobody else has.
+    Pipe(OwnedFd),
 }
 
 /// A process's three streams as their owner gave them. With a terminal there is no standard error.

@@ -1,7 +1,7 @@
 //! Making and deleting containers.
 
 use super::{NewContainer, ProcessState, Sandbox};
-use crate::agent::{Agent, StreamNumbers};
+use crate::agent::{Agent, Process, StreamNumbers};
 use crate::error::{Error, Result};
 use crate::event::Exit;
 use crate::io::{GuestStreams, OpenIo, ProcessIo};
@@ -241,11 +241,11 @@ impl Sandbox {
         }
     }
 
-    /// The processes of a container: guest pid, and exec id of those that are execs.
+    /// The processes of a container.
     ///
     /// # Errors
     /// [`Error::NotFound`], or the agent fails.
-    pub async fn pids(&self, id: &str) -> Result<Vec<(u32, String)>> {
+    pub async fn processes(&self, id: &str) -> Result<Vec<Process>> {
         if let ProcessState { phase: Phase::Stopped(_), .. } = self.state(id, "")? {
             return Ok(Vec::new());
         }

@@ -1,14 +1,16 @@
-//! The shim's end of the control socket, for tokio.
+//! One end of a control socket, for tokio.
 
 use crate::error::{Error, Result};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
-use protocol::control::{self, Command, ControlError, Event};
+use protocol::control::{self, ControlError};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-/// Sends commands to a VMM and reads its events.
+/// Sends and receives the packets of [`protocol::control`] without blocking.
 #[derive(Debug)]
 pub struct Control {
     socket: AsyncFd<OwnedFd>,
@@ -23,30 +25,38 @@ impl Control {
         let flags = SockFlag::SOCK_CLOEXEC;
         let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)
             .map_err(Error::system("make the control socket"))?;
-        set_nonblocking(&ours).map_err(Error::system("make the control socket non-blocking"))?;
-        // SAFETY: the AsyncFd owns the descriptor and nothing takes it out, so it stays open while registered.
-        let socket = unsafe { AsyncFd::register(ours) };
-        let socket = socket.map_err(Error::system("watch the control socket"))?;
-        Ok((Self { socket }, theirs))
+        Ok((Self::over(ours)?, theirs))
     }
 
-    /// Sends one command.
+    /// Over a socket of the type `SOCK_SEQPACKET`.
+    ///
+    /// # Errors
+    /// It can't be polled.
+    pub fn over(socket: OwnedFd) -> Result<Self> {
+        set_nonblocking(&socket).map_err(Error::system("make the control socket non-blocking"))?;
+        // SAFETY: the AsyncFd owns the descriptor and nothing takes it out, so it stays open while registered.
+        let socket = unsafe { AsyncFd::register(socket) };
+        let socket = socket.map_err(Error::system("watch the control socket"))?;
+        Ok(Self { socket })
+    }
+
+    /// Sends one message.
     ///
     /// # Errors
     /// See [`ControlError`].
-    pub async fn send(
+    pub async fn send<M: Serialize>(
         &self,
-        command: &Command,
+        message: &M,
         fds: &[BorrowedFd<'_>],
     ) -> Result<(), ControlError> {
-        self.io(Interest::WRITABLE, |socket| control::send(socket, command, fds)).await
+        self.io(Interest::WRITABLE, |socket| control::send(socket, message, fds)).await
     }
 
-    /// Waits for the next event. Dropping the future loses nothing.
+    /// Waits for the next message. Dropping the future loses nothing.
     ///
     /// # Errors
     /// See [`ControlError`].
-    pub async fn receive(&self) -> Result<(Event, Vec<OwnedFd>), ControlError> {
+    pub async fn receive<M: DeserializeOwned>(&self) -> Result<(M, Vec<OwnedFd>), ControlError> {
         self.io(Interest::READABLE, |socket| control::receive(socket)).await
     }
 

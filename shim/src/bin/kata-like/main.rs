@@ -1,36 +1,159 @@
 //! `kata-like`: the command line. Each subcommand is a module.
 
+mod background;
 mod check;
+mod command;
 mod image;
+mod log;
+mod monitor;
+mod record;
 mod run;
 
 use clap::{Parser, Subcommand};
+use command::{
+    create, delete, events, exec, features, kill, list, logs, manual, ps, state, update,
+};
+use monitor::call::{self, Call};
+use record::Home;
 use sandbox::config::{self, Config};
+use sandbox::settings::Settings;
+use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// Containers in virtual machines of their own.
+///
+/// An OCI runtime, and a way to run an image without a daemon.
 #[derive(Debug, Parser)]
 #[command(name = "kata-like", version)]
 struct CommandLine {
-    /// Configuration file
-    #[arg(long, global = true, value_name = "FILE", default_value = config::DEFAULT_PATH)]
-    config: PathBuf,
+    #[command(flatten)]
+    globals: Globals,
     #[command(subcommand)]
     command: Command,
 }
 
+/// Options of every command.
+#[derive(Debug, Parser)]
+struct Globals {
+    /// Configuration file
+    #[arg(long, global = true, value_name = "FILE", default_value = config::DEFAULT_PATH)]
+    config: PathBuf,
+    /// Directory of the containers' state
+    #[arg(long, global = true, value_name = "DIR", default_value = "/run/kata-like-cli")]
+    root: PathBuf,
+    #[command(flatten)]
+    log: log::Arguments,
+    /// Accepted for runc's sake: a container's cgroup is in its guest, where there is no systemd
+    #[arg(long, global = true)]
+    systemd_cgroup: bool,
+    /// Accepted for runc's sake: only root can run machines
+    #[arg(long, global = true, value_name = "BOOL")]
+    rootless: Option<String>,
+    /// Set for a process in the background: whom to tell that it is ready
+    #[arg(long, global = true, hide = true)]
+    report_fd: Option<RawFd>,
+}
+
 #[derive(Debug, Subcommand)]
 enum Command {
-    Check(check::Arguments),
+    Create(create::Arguments),
+    /// Let the process of a created container run
+    Start(Id),
+    /// Show a container's state as JSON
+    State(Id),
+    Kill(kill::Arguments),
+    Delete(delete::Arguments),
     Run(Box<run::Arguments>),
+    Exec(Box<exec::Arguments>),
+    List(list::Arguments),
+    Ps(ps::Arguments),
+    /// Stop every process of a container where it is
+    Pause(Id),
+    /// Let the processes of a paused container go on
+    Resume(Id),
+    Update(Box<update::Arguments>),
+    Events(events::Arguments),
+    /// Show what the guest's console says
+    Logs(Id),
+    /// Show what this runtime can do, as the OCI runtime-spec's features document
+    Features,
+    Check(check::Arguments),
+    /// Show the version
+    Version,
+    Completion(manual::Completion),
+    Man(manual::Man),
+}
+
+#[derive(Debug, clap::Args)]
+struct Id {
+    /// Name of the container
+    id: String,
+}
+
+/// Exit status of an exec that did not come to run its command, which could have any other.
+const EXEC_FAILED: u8 = 255;
+
+impl Globals {
+    /// What the configuration file says.
+    fn settings(&self) -> anyhow::Result<Settings> {
+        Ok(Settings::resolve(load(&self.config)?)?)
+    }
 }
 
 fn main() -> ExitCode {
-    let CommandLine { config, command } = CommandLine::parse();
+    let CommandLine { globals, command } = match CommandLine::try_parse() {
+        Ok(parsed) => parsed,
+        Err(error) => {
+            let _ = error.print();
+            return ExitCode::from(u8::from(error.use_stderr()));
+        }
+    };
+    let background = globals.report_fd.is_some();
+    let failure = ExitCode::from(if matches!(command, Command::Exec(_)) { EXEC_FAILED } else { 1 });
     match command {
-        Command::Check(arguments) => check::main(&arguments, &config),
-        Command::Run(arguments) => run::main(*arguments, &config),
+        Command::Check(arguments) => return check::main(&arguments, &globals.config),
+        Command::Run(arguments) => return run::main(*arguments, &globals),
+        _ => {}
+    }
+    // A process in the background has its standard error from its container, and a log of its own.
+    let log = if background { Ok(()) } else { globals.log.begin(None) };
+    match log.and_then(|()| dispatch(command, &globals)) {
+        Ok(status) => ExitCode::from(status),
+        // Who waits for it is told, and says so.
+        Err(_) if background => failure,
+        Err(error) => {
+            globals.log.fatal(&error);
+            failure
+        }
+    }
+}
+
+fn dispatch(command: Command, globals: &Globals) -> anyhow::Result<u8> {
+    let home = |id: &Id| Home::new(&globals.root, &id.id);
+    let ask = |id: &Id, call: Call| call::ask(&home(id)?, &call, &[]).map(|_| 0);
+    match command {
+        Command::Create(arguments) => create::main(&arguments, globals),
+        Command::Start(id) => ask(&id, Call::Start),
+        Command::State(id) => state::main(&home(&id)?),
+        Command::Kill(arguments) => kill::main(&arguments, globals),
+        Command::Delete(arguments) => delete::main(&arguments, globals),
+        Command::Exec(arguments) => exec::main(&arguments, globals),
+        Command::List(arguments) => list::main(&arguments, globals),
+        Command::Ps(arguments) => ps::main(&arguments, globals),
+        Command::Pause(id) => ask(&id, Call::Pause(true)),
+        Command::Resume(id) => ask(&id, Call::Pause(false)),
+        Command::Update(arguments) => update::main(&arguments, globals),
+        Command::Events(arguments) => events::main(&arguments, globals),
+        Command::Logs(id) => logs::main(&id.id, globals),
+        Command::Features => features::main(),
+        Command::Version => {
+            println!("kata-like version {}\nspec: 1.2.1", env!("CARGO_PKG_VERSION"));
+            Ok(0)
+        }
+        Command::Completion(arguments) => Ok(manual::completion(&arguments)),
+        Command::Man(arguments) => manual::man(&arguments),
+        Command::Check(_) | Command::Run(_) => Ok(0),
     }
 }
 

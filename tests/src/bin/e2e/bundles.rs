@@ -22,10 +22,10 @@ crate::cases!(
 );
 
 /// A bundle with busybox in it; removed when dropped.
-struct Bundle(PathBuf);
+pub struct Bundle(PathBuf);
 
 impl Bundle {
-    fn new(context: &Context, args: &[&str]) -> Result<Self> {
+    pub fn new(context: &Context, args: &[&str]) -> Result<Self> {
         let directory = PathBuf::from(format!("/tmp/{}-bundle", context.fresh_id()));
         let bin = directory.join("rootfs/bin");
         fs::create_dir_all(&bin)?;
@@ -33,7 +33,7 @@ impl Bundle {
             fs::create_dir(directory.join("rootfs").join(name))?;
         }
         fs::copy("/usr/bin/busybox", bin.join("busybox"))?;
-        for applet in ["sh", "echo", "uname", "true"] {
+        for applet in ["sh", "echo", "uname", "true", "sleep", "cat", "id", "stty"] {
             std::os::unix::fs::symlink("busybox", bin.join(applet))?;
         }
         let bundle = Self(directory);
@@ -41,7 +41,11 @@ impl Bundle {
         Ok(bundle)
     }
 
-    fn write_config(&self, config: &Value) -> Result<()> {
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    pub fn write_config(&self, config: &Value) -> Result<()> {
         Ok(fs::write(self.0.join("config.json"), config.to_string())?)
     }
 
@@ -57,7 +61,7 @@ impl Drop for Bundle {
 }
 
 /// The least that the OCI runtime-spec asks of a Linux container, and its usual mounts.
-fn config(args: &[&str]) -> Value {
+pub fn config(args: &[&str]) -> Value {
     json!({
         "ociVersion": "1.2.0",
         "process": {

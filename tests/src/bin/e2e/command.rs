@@ -39,6 +39,14 @@ impl Output {
         Ok(self)
     }
 
+    /// Fails unless the words are on standard error.
+    pub fn expect_stderr(self, words: &str) -> Result<Self> {
+        if !self.stderr.contains(words) {
+            bail!("standard error lacks {words:?}: {:?}", self.stderr);
+        }
+        Ok(self)
+    }
+
     /// Itself, when the command failed and its standard error contains each of `words`.
     pub fn expect_error(self, words: &[&str]) -> Result<Self> {
         if self.code == 0 {

@@ -15,6 +15,7 @@ mod leaks;
 mod lifecycle;
 mod logs;
 mod machine;
+mod oci;
 mod outage;
 mod pause;
 mod ptrace;
@@ -135,7 +136,7 @@ fn main() -> Result<()> {
 }
 
 fn choose(arguments: &Arguments) -> Vec<Case> {
-    let topics: [fn() -> Vec<Case>; 16] = [
+    let topics: [fn() -> Vec<Case>; 17] = [
         run::cases,
         exec::cases,
         terminal::cases,
@@ -146,6 +147,7 @@ fn choose(arguments: &Arguments) -> Vec<Case> {
         leaks::cases,
         wrong_settings::cases,
         bundles::cases,
+        oci::cases,
         confinement::cases,
         crash::cases,
         outage::cases,

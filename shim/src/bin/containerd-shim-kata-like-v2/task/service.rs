@@ -119,10 +119,10 @@ impl TaskService {
     }
 
     async fn processes(&self, id: &str) -> Result<PidsResponse> {
-        let processes = self.slot.get()?.pids(id).await?;
-        let info = |(pid, exec_id): (u32, String)| ProcessInfo {
-            pid,
-            info: details(exec_id).into(),
+        let processes = self.slot.get()?.processes(id).await?;
+        let info = |process: sandbox::Process| ProcessInfo {
+            pid: process.pid,
+            info: details(process.exec).into(),
             ..Default::default()
         };
         let processes = processes.into_iter().map(info).collect();

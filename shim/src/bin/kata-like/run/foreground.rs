@@ -5,32 +5,32 @@ use super::scratch::Scratch;
 use super::signals::{Action, Signals};
 use super::source::Source;
 use super::spec;
-use super::terminal::{self, RawTerminal};
-use crate::image;
+use super::terminal::RawTerminal;
+use crate::record::Reservation;
+use crate::{image, monitor};
 use anyhow::{Context, Result, bail};
 use oci_spec::runtime::Spec;
-use sandbox::io::{Endpoint, Stdio};
 use sandbox::{Error, NewContainer, Sandbox};
-use std::fs::File;
-use std::io;
-use std::os::fd::AsFd;
 
 /// Runs the source's container to its end: its exit status.
 pub(super) async fn run(
     sandbox: &Sandbox,
     source: Source,
-    scratch: &Scratch,
+    (scratch, reservation): (&Scratch, &Reservation),
     arguments: Arguments,
     mut signals: Signals,
 ) -> Result<u8> {
     let id = sandbox.id().to_owned();
     let interactive = arguments.interactive;
+    let bundle = arguments.source.canonicalize().unwrap_or_else(|_| arguments.source.clone());
     let made = async {
         let spec = prepare(source, scratch, arguments).await?;
-        let tty = spec::has_terminal(&spec);
-        let stdio = stdio(interactive, tty)?;
-        let new = NewContainer { id: id.clone(), spec, rootfs: Vec::new(), stdio };
+        let tty = monitor::has_terminal(&spec);
+        let stdio = monitor::own_stdio(interactive, tty)?;
+        let new = NewContainer { id: id.clone(), spec: spec.clone(), rootfs: Vec::new(), stdio };
         sandbox.create(new).await?;
+        monitor::answer_calls(reservation.home(), sandbox)?;
+        reservation.record(&spec, bundle, true)?;
         Ok::<_, anyhow::Error>(tty)
     };
     let tty = tokio::select! {
@@ -41,10 +41,7 @@ pub(super) async fn run(
     };
     sandbox.start(&id).await?;
     let raw = if tty { RawTerminal::enter()? } else { None };
-    if tty {
-        resize(sandbox, &id).await;
-    }
-    let exit = attend(sandbox, &id, tty, &mut signals).await;
+    let exit = monitor::attend(sandbox, &id, tty, &mut signals).await;
     // Output that is on its way comes before the user's prompt.
     let deleted = sandbox.delete(&id, "").await;
     drop(raw);
@@ -59,33 +56,6 @@ async fn interruption(signals: &mut Signals) -> i32 {
             Action::Forward(libc::SIGCONT | libc::SIGUSR1 | libc::SIGUSR2) | Action::Resize => {}
             Action::Forward(number) => return number,
         }
-    }
-}
-
-/// Waits for the container to end and passes on what comes for it.
-async fn attend(sandbox: &Sandbox, id: &str, tty: bool, signals: &mut Signals) -> Result<u32> {
-    let exit = sandbox.wait(id, "");
-    tokio::pin!(exit);
-    loop {
-        tokio::select! {
-            exit = &mut exit => return Ok(exit?.status),
-            action = signals.next() => match action {
-                Action::Resize if tty => resize(sandbox, id).await,
-                Action::Resize => {}
-                Action::Forward(number) => {
-                    if let Err(error) = sandbox.kill(id, "", number as u32, false).await {
-                        tracing::debug!("signal {number}: {}", error.chain());
-                    }
-                }
-            },
-        }
-    }
-}
-
-async fn resize(sandbox: &Sandbox, id: &str) {
-    let Some((columns, rows)) = terminal::size() else { return };
-    if let Err(error) = sandbox.resize(id, "", columns, rows).await {
-        tracing::debug!("size of the terminal: {}", error.chain());
     }
 }
 
@@ -111,17 +81,6 @@ async fn prepare(source: Source, scratch: &Scratch, arguments: Arguments) -> Res
     let user = user.or(config.and_then(|config| config.user().as_deref())).unwrap_or_default();
     let account = image::account(&root, user)?;
     spec::of_image(config, &account, rootfs, &arguments)
-}
-
-/// This process's own streams.
-fn stdio(interactive: bool, tty: bool) -> Result<Stdio> {
-    let copy = |fd: std::os::fd::BorrowedFd<'_>| -> io::Result<Endpoint> {
-        Ok(Endpoint::File(File::from(fd.try_clone_to_owned()?)))
-    };
-    let stdin = if interactive { copy(io::stdin().as_fd())? } else { Endpoint::None };
-    let stdout = copy(io::stdout().as_fd())?;
-    let stderr = if tty { Endpoint::None } else { copy(io::stderr().as_fd())? };
-    Ok(Stdio { stdin, stdout, stderr, logger: None })
 }
 
 /// The status by which shells tell that a command does not exist or can't be executed.

@@ -6,16 +6,18 @@
 mod foreground;
 mod leftovers;
 mod scratch;
-mod signals;
-mod source;
+pub(crate) mod signals;
+pub(crate) mod source;
 mod spec;
-mod terminal;
+pub(crate) mod terminal;
 
-use anyhow::{Context, Result};
+use crate::command::create;
+use crate::record::Home;
+use crate::{Globals, background, monitor};
+use anyhow::{Context, Result, bail};
 use clap::Args;
-use sandbox::paths::SandboxPaths;
 use sandbox::settings::Settings;
-use sandbox::{Launch, Sandbox, storage};
+use sandbox::storage;
 use scratch::Scratch;
 use source::Source;
 use std::path::{Path, PathBuf};
@@ -23,6 +25,9 @@ use std::process::ExitCode;
 use tokio::runtime;
 
 /// Run a container in a virtual machine of its own, in the foreground.
+///
+/// As an OCI runtime's `run` it takes the name of the container, for the bundle that --bundle names or in whose
+/// directory it is called. Otherwise it takes what to run.
 ///
 /// SOURCE is an OCI bundle (a directory with config.json and a root file system), an OCI image layout (a
 /// directory, or a tar file of one), or a docker-archive, as `docker save` and `skopeo copy … docker-archive:FILE`
@@ -70,77 +75,88 @@ pub(crate) struct Arguments {
     /// Memory of the machine, MiB
     #[arg(long, value_name = "MIB")]
     memory_mib: Option<u64>,
-    /// Tell on standard error what happens
-    #[arg(long)]
-    debug: bool,
-    /// Bundle or image
+    /// Return as soon as it runs; for bundles
+    #[arg(short, long)]
+    detach: bool,
+    #[command(flatten)]
+    oci: create::Options,
+    /// Bundle or image; with --bundle, or in a bundle's directory, the name of the container
     source: PathBuf,
     /// Command and its arguments [default: the bundle's or the image's]
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     command: Vec<String>,
 }
 
-/// The namespace of the sandboxes of this command, beside those of containerd.
-const NAMESPACE: &str = "kata-like-run";
-
 /// Nothing ran.
 const FAILED: u8 = 125;
 
 /// Runs the container to its end.
-pub(crate) fn main(arguments: Arguments, config: &Path) -> ExitCode {
-    let level = if arguments.debug { tracing::Level::DEBUG } else { tracing::Level::WARN };
-    tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).init();
-    match run(arguments, config) {
+pub(crate) fn main(arguments: Arguments, globals: &Globals) -> ExitCode {
+    let as_oci_runtime = arguments.is_oci();
+    match run(arguments, globals) {
         Ok(status) => ExitCode::from(status),
+        Err(_) if globals.report_fd.is_some() => ExitCode::FAILURE,
+        Err(error) if as_oci_runtime => {
+            globals.log.fatal(&error);
+            ExitCode::FAILURE
+        }
         Err(error) => {
-            eprintln!("kata-like: {}", chain(&error));
+            eprintln!("kata-like: {}", crate::log::chain(&error));
             ExitCode::from(foreground::status_of(&error).unwrap_or(FAILED))
         }
     }
 }
 
-fn run(arguments: Arguments, config: &Path) -> Result<u8> {
-    let mut config = crate::load(config)?;
+impl Arguments {
+    /// Whether the one name that is given is the container's.
+    fn is_oci(&self) -> bool {
+        self.oci.bundle.is_some() || (!self.source.exists() && Path::new("config.json").is_file())
+    }
+}
+
+fn run(mut arguments: Arguments, globals: &Globals) -> Result<u8> {
+    let oci = arguments.is_oci();
+    if oci {
+        let id = arguments.source.to_string_lossy().into_owned();
+        if arguments.detach {
+            return create::detached(&arguments.oci, &id, globals, true);
+        }
+        arguments.source = arguments.oci.bundle.clone().unwrap_or_else(|| ".".into());
+        arguments.name.get_or_insert(id);
+        arguments.interactive = true;
+    } else if arguments.detach {
+        bail!("--detach is for bundles: give --bundle DIR and a name");
+    }
+    globals.log.begin(None)?;
+    let mut config = crate::load(&globals.config)?;
     config.machine.vcpus = arguments.vcpus.or(config.machine.vcpus);
     config.machine.memory_mib = arguments.memory_mib.or(config.machine.memory_mib);
     let settings = Settings::resolve(config)?;
     let source = Source::open(&arguments.source)?;
     let id = arguments.name.clone().unwrap_or_else(generated_id);
-    let paths = SandboxPaths::new(&settings.state, NAMESPACE, &id)?;
+    let home = Home::new(&globals.root, &id)?;
     // Before there is a second thread: it is the thread that gets the namespace.
     storage::private_mounts().context("are you root?")?;
-    leftovers::remove(&settings.state);
+    leftovers::remove(&globals.root);
     let scratch = Scratch::new(&id)?;
+    let reservation = home.reserve()?;
+    background::write_pid(arguments.oci.pid_file.as_deref(), std::process::id())?;
     let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
     let status = runtime.block_on(async {
-        let signals = signals::Signals::listen()?;
-        // Nobody to tell: there is one container, and it is waited for.
-        let (events, _) = tokio::sync::mpsc::unbounded_channel();
-        let launch = Launch { id: id.clone(), paths, settings, hostname: id.clone(), events };
-        let sandbox = Sandbox::launch(launch)?;
-        let status = foreground::run(&sandbox, source, &scratch, arguments, signals).await;
+        let signals = signals::Signals::listen()?.insistent();
+        let sandbox = monitor::launch(settings, reservation.home())?;
+        let run = foreground::run(&sandbox, source, (&scratch, &reservation), arguments, signals);
+        let status = run.await;
         sandbox.stop().await;
         status
     });
     // A read of standard input may be under way, which only the user can end.
     runtime.shutdown_background();
+    drop(reservation);
     if let Err(error) = scratch.remove() {
         tracing::warn!("{error:#}");
     }
     status
-}
-
-/// Error and causes in one line. A cause that its error has printed already is left out.
-fn chain(error: &anyhow::Error) -> String {
-    let mut text = String::new();
-    for cause in error.chain().map(ToString::to_string) {
-        if text.is_empty() {
-            text = cause;
-        } else if !text.ends_with(&cause) {
-            text = format!("{text}: {cause}");
-        }
-    }
-    text
 }
 
 /// Of this process, so it is free.

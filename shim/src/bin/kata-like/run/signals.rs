@@ -6,13 +6,14 @@ use std::task::Poll;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Signals that are passed on. SIGWINCH is one of this process's own.
-const FORWARDED: [i32; 8] = [
+const FORWARDED: [i32; 9] = [
     libc::SIGHUP,
     libc::SIGINT,
     libc::SIGQUIT,
     libc::SIGTERM,
     libc::SIGUSR1,
     libc::SIGUSR2,
+    libc::SIGALRM,
     libc::SIGCONT,
     libc::SIGWINCH,
 ];
@@ -22,7 +23,7 @@ const PATIENCE: u32 = 3;
 
 /// What is to be done about a signal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Action {
+pub(crate) enum Action {
     /// Send it to the container.
     Forward(i32),
     /// Tell the container its terminal's size.
@@ -30,21 +31,27 @@ pub(super) enum Action {
 }
 
 /// The signals to come.
-pub(super) struct Signals {
+pub(crate) struct Signals {
     streams: Vec<(i32, Signal)>,
+    insistent: bool,
     requests_to_end: u32,
 }
 
 impl Signals {
     /// Begins to listen; from here on they no longer end this process.
-    pub(super) fn listen() -> Result<Self> {
+    pub(crate) fn listen() -> Result<Self> {
         let listen = |number: i32| Ok((number, signal(SignalKind::from_raw(number))?));
         let streams: Result<_> = FORWARDED.into_iter().map(listen).collect();
-        Ok(Self { streams: streams?, requests_to_end: 0 })
+        Ok(Self { streams: streams?, insistent: false, requests_to_end: 0 })
+    }
+
+    /// For a person at a terminal: the container can't ignore being asked to end for ever.
+    pub(crate) fn insistent(self) -> Self {
+        Self { insistent: true, ..self }
     }
 
     /// The next one.
-    pub(super) async fn next(&mut self) -> Action {
+    pub(crate) async fn next(&mut self) -> Action {
         let number = poll_fn(|context| {
             for (number, stream) in &mut self.streams {
                 if stream.poll_recv(context).is_ready() {
@@ -62,7 +69,7 @@ impl Signals {
             libc::SIGWINCH => Action::Resize,
             libc::SIGINT | libc::SIGTERM => {
                 self.requests_to_end += 1;
-                let ignored = self.requests_to_end > PATIENCE;
+                let ignored = self.insistent && self.requests_to_end > PATIENCE;
                 Action::Forward(if ignored { libc::SIGKILL } else { number })
             }
             other => Action::Forward(other),
@@ -76,7 +83,7 @@ mod tests {
 
     #[test]
     fn who_insists_kills() {
-        let mut signals = Signals { streams: Vec::new(), requests_to_end: 0 };
+        let mut signals = Signals { streams: Vec::new(), insistent: true, requests_to_end: 0 };
         for _ in 0..PATIENCE {
             assert_eq!(signals.decide(libc::SIGINT), Action::Forward(libc::SIGINT));
         }

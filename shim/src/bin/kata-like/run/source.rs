@@ -43,7 +43,8 @@ impl Source {
     }
 }
 
-fn bundle(directory: &Path) -> Result<Spec> {
+/// The spec of a bundle, its paths made absolute.
+pub(crate) fn bundle(directory: &Path) -> Result<Spec> {
     let mut spec = read_spec(directory)?;
     let root = spec
         .root_mut()

@@ -53,11 +53,6 @@ const NAMESPACES: [LinuxNamespaceType; 5] = [
     LinuxNamespaceType::Cgroup,
 ];
 
-/// Whether the container's process has a terminal.
-pub(super) fn has_terminal(spec: &Spec) -> bool {
-    spec.process().as_ref().is_some_and(|process| process.terminal().unwrap_or(false))
-}
-
 /// Puts the command line over a bundle's spec.
 pub(super) fn adapt_bundle(spec: &mut Spec, arguments: &Arguments) -> Result<()> {
     if arguments.user.is_some() || arguments.entrypoint.is_some() {
@@ -288,11 +283,14 @@ mod tests {
         assert_eq!(process.cwd(), Path::new("/srv"));
         let env = process.env().as_deref().unwrap();
         assert_eq!(env, ["A=1", PATH, "HOME=/home/web"]);
-        assert!(!has_terminal(&spec));
+        assert!(!crate::monitor::has_terminal(&spec));
         let spec = make(&["-it", "-w", "/tmp", "-e", "A=2", "--read-only", "image", "sh"]);
         let process = spec.process().as_ref().unwrap();
         assert_eq!(process.cwd(), Path::new("/tmp"));
         assert!(process.env().as_ref().unwrap().contains(&"A=2".to_owned()));
-        assert!(has_terminal(&spec) && spec.root().as_ref().unwrap().readonly().unwrap());
+        assert!(
+            crate::monitor::has_terminal(&spec)
+                && spec.root().as_ref().unwrap().readonly().unwrap()
+        );
     }
 }

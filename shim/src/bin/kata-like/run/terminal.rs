@@ -4,13 +4,13 @@ use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcgetwinsize,
 use std::io;
 
 /// Standard input in raw mode: each key goes to the container, Ctrl-C too. The mode is restored on drop.
-pub(super) struct RawTerminal {
+pub(crate) struct RawTerminal {
     before: Termios,
 }
 
 impl RawTerminal {
     /// `None` if standard input is no terminal.
-    pub(super) fn enter() -> io::Result<Option<Self>> {
+    pub(crate) fn enter() -> io::Result<Option<Self>> {
         let stdin = io::stdin();
         if !isatty(&stdin) {
             return Ok(None);
@@ -31,7 +31,7 @@ impl Drop for RawTerminal {
 }
 
 /// Columns and rows of the user's terminal, if there is one.
-pub(super) fn size() -> Option<(u32, u32)> {
+pub(crate) fn size() -> Option<(u32, u32)> {
     let size = tcgetwinsize(io::stdin()).or_else(|_| tcgetwinsize(io::stdout())).ok()?;
     (size.ws_col > 0 && size.ws_row > 0).then(|| (size.ws_col.into(), size.ws_row.into()))
 }

@@ -1,0 +1,98 @@
+//! A command that goes on in the background once it has something to show: the same command, started again with
+//! one more option, in a session of its own.
+
+use anyhow::{Context, Result, bail};
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use protocol::control::{self, ControlError};
+use serde::{Deserialize, Serialize};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::path::Path;
+use std::process::Command;
+
+/// What the process in the background tells the one that waits for it.
+#[derive(Debug, Serialize, Deserialize)]
+enum Report {
+    Ready,
+    Failed(String),
+}
+
+/// Tells the waiting process how it went.
+pub(crate) struct Reporter(Option<OwnedFd>);
+
+impl Reporter {
+    /// For a command in the foreground: nobody waits.
+    pub(crate) fn nobody() -> Self {
+        Self(None)
+    }
+
+    /// The waiting process may end.
+    pub(crate) fn ready(&mut self) {
+        self.tell(&Report::Ready);
+    }
+
+    fn tell(&mut self, report: &Report) {
+        if let Some(socket) = self.0.take() {
+            // Who waited may have been killed; that changes nothing here.
+            let _ = control::send(&socket, report, &[]);
+        }
+    }
+}
+
+/// Starts this command again in the background, and waits until it is ready; its pid goes to `pid_file`.
+///
+/// In the background it is `work` that runs; its answer is the process's exit status.
+pub(crate) fn run(
+    report_fd: Option<RawFd>,
+    pid_file: Option<&Path>,
+    work: impl FnOnce(&mut Reporter) -> Result<u8>,
+) -> Result<u8> {
+    let Some(fd) = report_fd else {
+        let pid = start()?;
+        return write_pid(pid_file, pid).map(|()| 0);
+    };
+    // A session of its own: neither the caller's Ctrl-C nor its end is meant for this process.
+    nix::unistd::setsid().context("make a session")?;
+    // SAFETY: `start` made this descriptor for this process and told only it; nothing else owns it.
+    let mut reporter = Reporter(Some(unsafe { OwnedFd::from_raw_fd(fd) }));
+    let done = work(&mut reporter);
+    if let Err(error) = &done {
+        reporter.tell(&Report::Failed(crate::log::chain(error)));
+    }
+    done
+}
+
+/// The pid of a process that is ready.
+fn start() -> Result<u32> {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+    let (ours, theirs) =
+        socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+    fcntl(&theirs, FcntlArg::F_SETFD(FdFlag::empty()))?;
+    let mut child = Command::new("/proc/self/exe")
+        .arg(format!("--report-fd={}", theirs.as_raw_fd()))
+        .args(std::env::args_os().skip(1))
+        .spawn()
+        .context("start this program again")?;
+    drop(theirs);
+    match control::receive(&ours) {
+        Ok((Report::Ready, _)) => Ok(child.id()),
+        Ok((Report::Failed(message), _)) => {
+            // What it made is removed when it has ended.
+            let _ = child.wait();
+            bail!(message)
+        }
+        Err(ControlError::Closed) => {
+            bail!("the process in the background ended without a word: {}", child.wait()?)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Writes a pid file whole or not at all: who polls for it never reads half a number.
+pub(crate) fn write_pid(pid_file: Option<&Path>, pid: u32) -> Result<()> {
+    let Some(path) = pid_file else { return Ok(()) };
+    let named = || format!("write the pid file {}", path.display());
+    let name = path.file_name().with_context(named)?.to_string_lossy();
+    let new = path.with_file_name(format!(".{name}"));
+    std::fs::write(&new, pid.to_string()).with_context(named)?;
+    std::fs::rename(&new, path).with_context(named)
+}

@@ -1,0 +1,43 @@
+//! `delete`: everything of a container goes.
+
+use crate::Globals;
+use crate::monitor::call::{self, Call, Status};
+use crate::record::Home;
+use anyhow::{Result, bail};
+use clap::Args;
+
+/// Remove a container that has stopped or never ran
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    /// Kill it if it runs; no error if there is none
+    #[arg(short, long)]
+    force: bool,
+    /// Name of the container
+    id: String,
+}
+
+pub(crate) fn main(arguments: &Arguments, globals: &Globals) -> Result<u8> {
+    let home = Home::new(&globals.root, &arguments.id)?;
+    // A create that is under way is waited for.
+    let known = home.load().or_else(|_| home.lock().and_then(|_made| home.load()));
+    let record = match known {
+        Ok(record) => record,
+        // What a create that was killed has left.
+        Err(_) if home.path().exists() => return home.remove().map(|()| 0),
+        Err(_) if arguments.force => return Ok(0),
+        Err(error) => return Err(error),
+    };
+    match call::status(&home, &record) {
+        Status::Stopped => {}
+        status @ (Status::Running | Status::Paused) if !arguments.force => {
+            bail!("cannot delete container {} that is not stopped: {}", home.id(), status.as_str());
+        }
+        Status::Created | Status::Running | Status::Paused => {
+            let kill = Call::Kill { exec: String::new(), signal: libc::SIGKILL as u32, all: false };
+            if let Err(error) = call::ask(&home, &kill, &[]) {
+                tracing::debug!("killing {}: {error:#}", home.id());
+            }
+        }
+    }
+    home.remove().map(|()| 0)
+}

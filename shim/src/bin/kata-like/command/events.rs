@@ -1,0 +1,66 @@
+//! `events`: what a container uses, now or at intervals, and that it ran out of memory.
+
+use crate::Globals;
+use crate::monitor::call::{self, Answer, Call};
+use crate::record::Home;
+use anyhow::{Result, bail};
+use clap::Args;
+use serde_json::{Value, json};
+use std::io::Write as _;
+use std::time::{Duration, Instant};
+
+/// How often it is looked whether the container ran out of memory.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// Show what a container uses, and when it runs out of memory
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    /// Show it once and end
+    #[arg(long)]
+    stats: bool,
+    /// How often to show it, as 5s or 500ms
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = humantime::parse_duration)]
+    interval: Duration,
+    /// Name of the container
+    id: String,
+}
+
+pub(crate) fn main(arguments: &Arguments, globals: &Globals) -> Result<u8> {
+    if arguments.interval.is_zero() {
+        bail!("duration interval must be greater than 0");
+    }
+    let home = Home::new(&globals.root, &arguments.id)?;
+    let (mut stats, mut kills) = used(&home)?;
+    let mut next = Instant::now();
+    loop {
+        if Instant::now() >= next {
+            tell(&json!({ "type": "stats", "id": home.id(), "data": stats }))?;
+            next += arguments.interval;
+        }
+        if arguments.stats {
+            return Ok(0);
+        }
+        std::thread::sleep(LOOK.min(next.saturating_duration_since(Instant::now())));
+        // No answer: the container has ended, and with it what there is to tell.
+        let Ok((now, kills_now)) = used(&home) else { return Ok(0) };
+        for _ in kills..kills_now {
+            tell(&json!({ "type": "oom", "id": home.id() }))?;
+        }
+        (stats, kills) = (now, kills_now);
+    }
+}
+
+/// What the container uses, and how many of its processes were killed for lack of memory.
+fn used(home: &Home) -> Result<(Value, u64)> {
+    let Answer::Stats(mut stats) = call::ask(home, &Call::Stats, &[])? else {
+        bail!("the container's monitor answered something else");
+    };
+    let kills = stats.as_object_mut().and_then(|stats| stats.remove("oomKills"));
+    Ok((*stats, kills.and_then(|kills| kills.as_u64()).unwrap_or_default()))
+}
+
+fn tell(event: &Value) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{event}")?;
+    Ok(out.flush()?)
+}

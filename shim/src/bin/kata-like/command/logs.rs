@@ -1,0 +1,22 @@
+//! `logs`: what the guest's kernel, its agent and its console said, and what the monitor made of it.
+
+use crate::Globals;
+use crate::monitor;
+use crate::record::Home;
+use anyhow::{Context, Result};
+use std::fs::File;
+use std::io::ErrorKind;
+
+pub(crate) fn main(id: &str, globals: &Globals) -> Result<u8> {
+    let home = Home::new(&globals.root, id)?;
+    home.load()?;
+    // The console's log is the sandbox's while that lives.
+    for path in [monitor::log(&home), home.sandbox()?.console_log(), monitor::console_log(&home)] {
+        let file = match File::open(&path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => continue,
+            opened => opened.with_context(|| path.display().to_string())?,
+        };
+        std::io::copy(&mut &file, &mut std::io::stdout().lock())?;
+    }
+    Ok(0)
+}

@@ -1,0 +1,150 @@
+//! `--log`, `--log-format` and `--debug`, in the shapes of runc's log (logrus), which callers read.
+
+use anyhow::{Context, Result};
+use clap::{Args, ValueEnum};
+use std::fmt;
+use std::fs::{File, OpenOptions};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+use tracing::field::{Field, Visit};
+use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::registry::LookupSpan;
+
+/// Where to log, and how.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Arguments {
+    /// Log to this file instead of standard error
+    #[arg(long, global = true, value_name = "FILE")]
+    log: Option<PathBuf>,
+    /// Shape of the log's lines
+    #[arg(long, global = true, value_name = "FORMAT", default_value = "text")]
+    log_format: Format,
+    /// Log everything
+    #[arg(long, global = true)]
+    debug: bool,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Format {
+    Text,
+    Json,
+}
+
+impl Arguments {
+    /// Begins to log. Without `--log`, to the file `otherwise`, or to standard error what is at least a warning.
+    pub(crate) fn begin(&self, otherwise: Option<&Path>) -> Result<()> {
+        let file = self.log.as_deref().or(otherwise).map(append).transpose()?;
+        let level = match (self.debug, &file) {
+            (true, _) => Level::DEBUG,
+            (false, Some(_)) => Level::INFO,
+            (false, None) => Level::WARN,
+        };
+        let builder =
+            tracing_subscriber::fmt().with_max_level(level).event_format(Logrus(self.log_format));
+        let begun = match file {
+            Some(file) => builder.with_writer(std::sync::Mutex::new(file)).try_init(),
+            None => builder.with_writer(std::io::stderr).try_init(),
+        };
+        begun.map_err(|error| anyhow::anyhow!("begin to log: {error}"))
+    }
+
+    /// Says why the command failed: in the log, and in any case on standard error.
+    pub(crate) fn fatal(&self, error: &anyhow::Error) {
+        let message = chain(error);
+        let line = line(self.log_format, Level::ERROR, &message);
+        let logged = self.log.as_deref().map(|path| {
+            use std::io::Write as _;
+            append(path).and_then(|mut file| Ok(file.write_all(line.as_bytes())?))
+        });
+        match logged {
+            Some(Ok(())) => eprintln!("{message}"),
+            Some(Err(error)) => eprintln!("{message}\n{error:#}"),
+            None => eprint!("{line}"),
+        }
+    }
+}
+
+fn append(path: &Path) -> Result<File> {
+    let opened = OpenOptions::new().append(true).create(true).open(path);
+    opened.with_context(|| format!("open the log {}", path.display()))
+}
+
+/// Error and causes in one line. A cause that its error has printed already is left out.
+pub(crate) fn chain(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.ends_with(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
+}
+
+/// One line as logrus writes it.
+fn line(format: Format, level: Level, message: &str) -> String {
+    let level = match level {
+        Level::WARN => "warning".to_owned(),
+        level => level.as_str().to_lowercase(),
+    };
+    let time = humantime::format_rfc3339_seconds(SystemTime::now());
+    match format {
+        Format::Text => format!("time=\"{time}\" level={level} msg={message:?}\n"),
+        Format::Json => {
+            let time = time.to_string();
+            format!("{}\n", serde_json::json!({ "level": level, "msg": message, "time": time }))
+        }
+    }
+}
+
+/// Formats what the library traces.
+struct Logrus(Format);
+
+impl<S, N> FormatEvent<S, N> for Logrus
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(
+        &self,
+        _: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        let mut message = Message::default();
+        event.record(&mut message);
+        writer.write_str(&line(self.0, *event.metadata().level(), &message.0))
+    }
+}
+
+/// The message of an event, with its fields after it.
+#[derive(Default)]
+struct Message(String);
+
+impl Visit for Message {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        let text = match field.name() {
+            "message" => format!("{value:?}"),
+            name => format!(" {name}={value:?}"),
+        };
+        self.0.push_str(&text);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_shaped_as_logrus_shapes_them() {
+        let text = line(Format::Text, Level::WARN, "a \"b\"");
+        assert!(text.starts_with("time=\"2"), "{text}");
+        assert!(text.ends_with(" level=warning msg=\"a \\\"b\\\"\"\n"), "{text}");
+        let json: serde_json::Value =
+            serde_json::from_str(&line(Format::Json, Level::ERROR, "x\ny")).unwrap();
+        assert_eq!((&json["level"], &json["msg"]), (&"error".into(), &"x\ny".into()));
+    }
+}

@@ -1,0 +1,214 @@
+//! The process behind a container of the command line: it owns the sandbox, answers other commands, and ends with
+//! the container, with its exit status.
+//!
+//! So its pid is the one that `state` gives: it can be waited for, and a signal to it is passed on.
+
+pub(crate) mod call;
+pub(crate) mod console;
+mod serve;
+mod stats;
+
+use crate::background::Reporter;
+use crate::record::{Home, Reservation};
+use crate::run::signals::{Action, Signals};
+use crate::run::terminal::{self, RawTerminal};
+use anyhow::{Context, Result, bail};
+use call::Listener;
+use oci_spec::runtime::Spec;
+use sandbox::io::{Endpoint, Stdio};
+use sandbox::settings::Settings;
+use sandbox::{Launch, NewContainer, Sandbox, storage};
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+
+/// Longest host name that Linux takes.
+const MAX_HOSTNAME: usize = 64;
+
+/// A container to be made of a bundle.
+pub(crate) struct Birth {
+    pub(crate) bundle: PathBuf,
+    pub(crate) spec: Box<Spec>,
+    /// Where the master of the container's terminal goes.
+    pub(crate) console_socket: Option<PathBuf>,
+    /// Whether it is started at once.
+    pub(crate) start: bool,
+}
+
+/// Makes a container, reports, and stays until it has ended: its exit status.
+pub(crate) fn live(
+    settings: Settings,
+    reservation: Reservation,
+    birth: Birth,
+    reporter: &mut Reporter,
+) -> Result<u8> {
+    // Before there is a second thread: it is the thread that gets the namespace.
+    storage::private_mounts().context("are you root?")?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let done = runtime.block_on(async {
+        let signals = Signals::listen()?;
+        let home = reservation.home().clone();
+        let sandbox = launch(settings, &home)?;
+        let done = match make(&sandbox, &home, &reservation, birth).await {
+            Ok(tty) => {
+                reservation.leave();
+                reporter.ready();
+                hold(&sandbox, tty, signals).await
+            }
+            Err(error) => {
+                // The directory goes with the reservation, and only after what is mounted in it.
+                sandbox.stop().await;
+                drop(reservation);
+                Err(error)
+            }
+        };
+        keep_console(&home);
+        sandbox.stop().await;
+        done
+    });
+    // A read of standard input may be under way, which nobody may ever end.
+    runtime.shutdown_background();
+    done
+}
+
+/// Starts the machine of a container.
+pub(crate) fn launch(settings: Settings, home: &Home) -> Result<Sandbox> {
+    let id = home.id().to_owned();
+    let hostname = id.chars().take(MAX_HOSTNAME).collect();
+    // Nobody to tell: there is one container, and it is waited for.
+    let (events, _) = tokio::sync::mpsc::unbounded_channel();
+    let paths = home.sandbox()?;
+    Ok(Sandbox::launch(Launch { id, paths, settings, hostname, events })?)
+}
+
+/// Has commands answered from here on.
+pub(crate) fn answer_calls(home: &Home, sandbox: &Sandbox) -> Result<()> {
+    tokio::spawn(serve::serve(Listener::bind(home)?, sandbox.clone()));
+    Ok(())
+}
+
+/// Makes the container and, if asked to, starts it; its terminal in raw mode, if it has one.
+async fn make(
+    sandbox: &Sandbox,
+    home: &Home,
+    reservation: &Reservation,
+    birth: Birth,
+) -> Result<Terminal> {
+    let Birth { bundle, spec, console_socket, start } = birth;
+    let tty = has_terminal(&spec);
+    if let Some(socket) = &console_socket {
+        console::take_over(socket, terminal_size(&spec))?;
+    }
+    let raw = if tty { RawTerminal::enter()? } else { None };
+    let id = home.id();
+    let stdio = own_stdio(true, tty)?;
+    let new = NewContainer { id: id.into(), spec: (*spec).clone(), rootfs: Vec::new(), stdio };
+    sandbox.create(new).await?;
+    answer_calls(home, sandbox)?;
+    if start {
+        sandbox.start(id).await?;
+    }
+    reservation.record(&spec, bundle, false)?;
+    Ok(Terminal { tty, _raw: raw })
+}
+
+/// Whether a container has a terminal, and what restores this process's own.
+struct Terminal {
+    tty: bool,
+    _raw: Option<RawTerminal>,
+}
+
+async fn hold(sandbox: &Sandbox, terminal: Terminal, mut signals: Signals) -> Result<u8> {
+    let id = sandbox.id();
+    let exit = attend(sandbox, id, terminal.tty, &mut signals).await;
+    // Hands over what output there is still.
+    sandbox.delete(id, "").await?;
+    Ok(exit?.min(255) as u8)
+}
+
+/// Keeps the guest's console for `logs`: the sandbox's own directory goes with the sandbox.
+fn keep_console(home: &Home) {
+    if let Ok(paths) = home.sandbox()
+        && let Err(error) = std::fs::copy(paths.console_log(), console_log(home))
+    {
+        tracing::debug!("keeping the console's log: {error}");
+    }
+}
+
+/// Where the monitor of a container logs unless it is told otherwise.
+pub(crate) fn log(home: &Home) -> PathBuf {
+    home.path().join("log")
+}
+
+/// Where the console's log of a container is that has ended.
+pub(crate) fn console_log(home: &Home) -> PathBuf {
+    home.path().join("console.log")
+}
+
+/// Whether the container's process has a terminal.
+pub(crate) fn has_terminal(spec: &Spec) -> bool {
+    spec.process().as_ref().is_some_and(|process| process.terminal().unwrap_or(false))
+}
+
+/// Columns and rows that the spec asks for.
+fn terminal_size(spec: &Spec) -> Option<(u16, u16)> {
+    let size = spec.process().as_ref()?.console_size()?;
+    Some((u16::try_from(size.width()).ok()?, u16::try_from(size.height()).ok()?))
+}
+
+/// Checks that a terminal has somewhere to go to, and nothing goes there that is none.
+pub(crate) fn check_console(tty: bool, socket: Option<&Path>, detached: bool) -> Result<()> {
+    match (tty, socket) {
+        (true, None) if detached => bail!(
+            "cannot allocate tty if kata-like will detach without setting console socket: give --console-socket"
+        ),
+        (false, Some(_)) => bail!("cannot use console socket if the process has no terminal"),
+        _ => Ok(()),
+    }
+}
+
+/// This process's own streams.
+pub(crate) fn own_stdio(input: bool, tty: bool) -> Result<Stdio> {
+    let copy = |fd: std::os::fd::BorrowedFd<'_>| -> std::io::Result<Endpoint> {
+        Ok(Endpoint::File(File::from(fd.try_clone_to_owned()?)))
+    };
+    let stdin = if input { copy(std::io::stdin().as_fd())? } else { Endpoint::None };
+    let stdout = copy(std::io::stdout().as_fd())?;
+    let stderr = if tty { Endpoint::None } else { copy(std::io::stderr().as_fd())? };
+    Ok(Stdio { stdin, stdout, stderr, logger: None })
+}
+
+/// Waits for the container to end and passes on what comes for it.
+pub(crate) async fn attend(
+    sandbox: &Sandbox,
+    id: &str,
+    tty: bool,
+    signals: &mut Signals,
+) -> Result<u32> {
+    if tty {
+        resize(sandbox, id).await;
+    }
+    let exit = sandbox.wait(id, "");
+    tokio::pin!(exit);
+    loop {
+        tokio::select! {
+            exit = &mut exit => return Ok(exit?.status),
+            action = signals.next() => match action {
+                Action::Resize if tty => resize(sandbox, id).await,
+                Action::Resize => {}
+                Action::Forward(number) => {
+                    if let Err(error) = sandbox.kill(id, "", number as u32, false).await {
+                        tracing::debug!("signal {number}: {}", error.chain());
+                    }
+                }
+            },
+        }
+    }
+}
+
+async fn resize(sandbox: &Sandbox, id: &str) {
+    let Some((columns, rows)) = terminal::size() else { return };
+    if let Err(error) = sandbox.resize(id, "", columns, rows).await {
+        tracing::debug!("size of the terminal: {}", error.chain());
+    }
+}

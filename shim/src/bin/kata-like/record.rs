@@ -1,0 +1,256 @@
+//! One container's directory below `--root`: what is left of a command for the next one.
+//!
+//! `ROOT/ID/` is made by `mkdir`, so that of two creates one wins. Who makes or removes it holds a lock on it, so
+//! that a delete waits for a create. `record.json` is there as soon as the container is.
+
+use anyhow::{Context, Result, bail};
+use oci_spec::runtime::Spec;
+use rustix::fs::{CWD, FlockOperation, Mode, OFlags, flock, openat};
+use sandbox::paths::SandboxPaths;
+use sandbox::persist::{self, ProcessId, SandboxState};
+use sandbox::storage::remove_tree;
+use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
+use std::fs::{self, DirBuilder};
+use std::io::ErrorKind;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+/// How long the processes of a container may take to be gone once they are killed.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Where a container's directory is.
+#[derive(Debug, Clone)]
+pub(crate) struct Home {
+    root: PathBuf,
+    id: String,
+}
+
+/// What is known of a container whatever became of it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Record {
+    /// Of its config.json.
+    pub(crate) oci_version: String,
+    /// Absolute.
+    pub(crate) bundle: PathBuf,
+    /// Absolute, on the host.
+    pub(crate) rootfs: PathBuf,
+    /// RFC 3339, UTC.
+    pub(crate) created: String,
+    /// Of its config.json.
+    pub(crate) annotations: HashMap<String, String>,
+    /// The `process` of its config.json: what an exec begins with.
+    pub(crate) process: serde_json::Value,
+    /// The process that holds its machine, and ends with it.
+    pub(crate) monitor: ProcessId,
+    /// It belongs to a command in the foreground: nothing of it outlives that.
+    pub(crate) foreground: bool,
+}
+
+impl Home {
+    /// Names it; touches nothing.
+    pub(crate) fn new(root: &Path, id: &str) -> Result<Self> {
+        protocol::ids::check(id).with_context(|| format!("invalid container ID {id:?}"))?;
+        Ok(Self { root: std::path::absolute(root)?, id: id.to_owned() })
+    }
+
+    /// Those of all containers below `root`, in the order of their ids.
+    pub(crate) fn all(root: &Path) -> Vec<Self> {
+        let entries = fs::read_dir(root).into_iter().flatten().flatten();
+        let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+        let mut homes: Vec<_> = names.filter_map(|id| Self::new(root, &id).ok()).collect();
+        homes.sort_by(|a, b| a.id.cmp(&b.id));
+        homes
+    }
+
+    /// The container's id.
+    pub(crate) fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// The directory.
+    pub(crate) fn path(&self) -> PathBuf {
+        self.root.join(&self.id)
+    }
+
+    /// The place of its sandbox.
+    pub(crate) fn sandbox(&self) -> Result<SandboxPaths> {
+        Ok(SandboxPaths::new(&self.root, &self.id, "sandbox")?)
+    }
+
+    /// Takes the id.
+    pub(crate) fn reserve(self) -> Result<Reservation> {
+        loop {
+            let made = DirBuilder::new().mode(0o700).recursive(true).create(&self.root);
+            made.with_context(|| format!("cannot make the directory {}", self.root.display()))?;
+            match DirBuilder::new().mode(0o700).create(self.path()) {
+                Ok(()) => break,
+                // The last container has just taken the root with it.
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                    bail!("container with given ID already exists: {}", self.id)
+                }
+                Err(error) => return Err(error).with_context(|| self.path().display().to_string()),
+            }
+        }
+        let lock = self.lock()?;
+        Ok(Reservation { home: self, lock })
+    }
+
+    /// Waits until nobody makes or removes the container.
+    pub(crate) fn lock(&self) -> Result<OwnedFd> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let lock = openat(CWD, self.path(), flags, Mode::empty()).map_err(|_| does_not_exist())?;
+        flock(&lock, FlockOperation::LockExclusive).context("lock the container's directory")?;
+        Ok(lock)
+    }
+
+    /// What is known of the container.
+    pub(crate) fn load(&self) -> Result<Record> {
+        let path = self.path().join("record.json");
+        match fs::read(&path) {
+            Ok(text) => serde_json::from_slice(&text).with_context(|| path.display().to_string()),
+            Err(error) if error.kind() == ErrorKind::NotFound => Err(does_not_exist()),
+            Err(error) => Err(error).with_context(|| path.display().to_string()),
+        }
+    }
+
+    /// Removes a container whose end has been seen to, or asked for by a kill: waits for its processes, and
+    /// kills those that stay.
+    pub(crate) fn remove(&self) -> Result<()> {
+        let _lock = self.lock()?;
+        if let Ok(record) = self.load()
+            && !record.monitor.wait(PATIENCE)
+            && !record.monitor.kill(PATIENCE)
+        {
+            bail!("process {} of container {} does not end", record.monitor.pid, self.id);
+        }
+        persist::clean_up(&self.sandbox()?, PATIENCE)?;
+        self.remove_dir()
+    }
+
+    /// Whether nobody will ever end it: it belonged to a command that was killed before it could.
+    pub(crate) fn is_abandoned(&self) -> bool {
+        let Ok(paths) = self.sandbox() else { return false };
+        match self.load() {
+            Ok(record) => record.foreground && !record.monitor.lives(),
+            Err(_) => matches!(SandboxState::read(&paths), Ok(Some(state)) if !state.owner.lives()),
+        }
+    }
+
+    fn remove_dir(&self) -> Result<()> {
+        let path = self.path();
+        remove_tree(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+        // Fails as it should while there are others.
+        let _ = fs::remove_dir(&self.root);
+        Ok(())
+    }
+}
+
+/// As runc says it, which scripts look for.
+fn does_not_exist() -> anyhow::Error {
+    anyhow::anyhow!("container does not exist")
+}
+
+/// An id that is taken, and free again when this is dropped.
+pub(crate) struct Reservation {
+    home: Home,
+    lock: OwnedFd,
+}
+
+impl Reservation {
+    /// Whose it is.
+    pub(crate) fn home(&self) -> &Home {
+        &self.home
+    }
+
+    /// Records a container that exists from here on.
+    pub(crate) fn record(&self, spec: &Spec, bundle: PathBuf, foreground: bool) -> Result<()> {
+        let root = spec.root().as_ref().map(|root| root.path().clone());
+        let record = Record {
+            oci_version: spec.version().clone(),
+            bundle,
+            rootfs: root.unwrap_or_default(),
+            created: humantime::format_rfc3339_nanos(SystemTime::now()).to_string(),
+            annotations: spec.annotations().clone().unwrap_or_default(),
+            process: serde_json::to_value(spec.process())?,
+            monitor: ProcessId::own()?,
+            foreground,
+        };
+        let path = self.home.path().join("record.json");
+        let new = self.home.path().join("record.new");
+        let written = fs::write(&new, serde_json::to_vec(&record)?);
+        written.and_then(|()| fs::rename(&new, &path)).with_context(|| path.display().to_string())
+    }
+
+    /// Leaves the container to later commands.
+    pub(crate) fn leave(self) {
+        let this = std::mem::ManuallyDrop::new(self);
+        let _ = flock(&this.lock, FlockOperation::Unlock);
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        if let Err(error) = self.home.remove_dir() {
+            tracing::warn!("{error:#}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use oci_spec::runtime::SpecBuilder;
+
+    fn spec() -> Spec {
+        SpecBuilder::default().build().unwrap()
+    }
+
+    #[test]
+    fn an_id_is_taken_once_and_free_again_after_a_failure() {
+        let root = tempfile::tempdir().unwrap();
+        let home = Home::new(root.path(), "c1").unwrap();
+        let reserved = home.clone().reserve().unwrap();
+        let error = home.clone().reserve().err().unwrap().to_string();
+        assert!(error.contains("already exists"), "{error}");
+        assert_eq!(home.load().unwrap_err().to_string(), "container does not exist");
+        drop(reserved);
+        let reserved = home.clone().reserve().unwrap();
+        reserved.record(&spec(), "/b".into(), false).unwrap();
+        reserved.leave();
+        assert_eq!(home.load().unwrap().bundle, Path::new("/b"));
+        assert_eq!(Home::all(root.path()).len(), 1);
+    }
+
+    #[test]
+    fn of_many_who_want_one_id_one_gets_it() {
+        let root = tempfile::tempdir().unwrap();
+        let threads: Vec<_> = (0..16)
+            .map(|_| {
+                let home = Home::new(root.path(), "c1").unwrap();
+                std::thread::spawn(move || home.reserve().map(Reservation::leave).is_ok())
+            })
+            .collect();
+        assert_eq!(threads.into_iter().filter_map(|t| t.join().ok()).filter(|won| *won).count(), 1);
+    }
+
+    #[test]
+    fn what_a_crashed_create_left_can_be_removed() {
+        let root = tempfile::tempdir().unwrap();
+        let home = Home::new(root.path(), "c1").unwrap();
+        fs::create_dir(home.path()).unwrap();
+        home.remove().unwrap();
+        assert!(!home.path().exists());
+        assert_eq!(home.remove().unwrap_err().to_string(), "container does not exist");
+    }
+
+    #[test]
+    fn ids_that_leave_the_root_are_refused() {
+        for id in ["", "..", "a/b"] {
+            assert!(Home::new(Path::new("/run/x"), id).is_err());
+        }
+    }
+}

@@ -1,0 +1,468 @@
+//! `kata-like` as an OCI runtime: what runc's users and callers do with its command line.
+
+use crate::bundles::{Bundle, config};
+use crate::command::{self, DEADLINE, Output, Running};
+use crate::context::Context;
+use anyhow::{Context as _, Result, bail};
+use nix::cmsg_space;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+use std::fs::{self, File};
+use std::io::{IoSliceMut, Read, Write};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+crate::cases!(
+    crate::Scope::Once;
+    a_life_by_command_line,
+    its_pid_can_be_waited_for_and_signalled,
+    an_exec_behaves_as_runcs,
+    an_exec_in_the_background_has_a_process_of_its_own,
+    a_terminal_goes_to_the_console_socket,
+    everyday_commands_tell_the_truth,
+    of_many_creates_at_once_one_wins,
+    a_killed_monitor_leaves_a_stopped_container,
+    a_killed_create_leaves_nothing_that_delete_cannot_remove,
+    a_run_in_the_foreground_can_be_entered_and_removed,
+    errors_have_runcs_shape,
+    completions_and_manual_pages_are_made,
+);
+
+/// Runs until it is asked to end.
+const WAITS: &str = "trap 'echo asked; exit 7' TERM; echo up; while :; do sleep 0.1; done";
+
+fn kata(args: &[&str]) -> Command {
+    let mut command = Command::new("/usr/bin/kata-like");
+    command.args(args);
+    command
+}
+
+fn say(args: &[&str]) -> Result<Output> {
+    command::output(&mut kata(args))
+}
+
+/// A container of a bundle; removed when dropped, if it is there.
+struct Container {
+    bundle: Bundle,
+    id: String,
+}
+
+impl Container {
+    fn of(context: &Context, config: &Value) -> Result<Self> {
+        let bundle = Bundle::new(context, &["true"])?;
+        bundle.write_config(config)?;
+        Ok(Self { bundle, id: context.fresh_id() })
+    }
+
+    /// Of a script for sh.
+    fn new(context: &Context, script: &str) -> Result<Self> {
+        Self::of(context, &config(&["sh", "-c", script]))
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.bundle.path().join(name)
+    }
+
+    /// The command `create` with its output going to the file `out`.
+    fn create_command(&self) -> Result<Command> {
+        let mut create = kata(&["create", "--pid-file"]);
+        create.arg(self.file("pid")).arg("--bundle").arg(self.bundle.path()).arg(&self.id);
+        let out = File::create(self.file("out"))?;
+        create.stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out);
+        Ok(create)
+    }
+
+    fn create(&self) -> Result<()> {
+        let status = self.create_command()?.status()?;
+        if !status.success() {
+            bail!("create: {status}: {}", fs::read_to_string(self.file("out"))?);
+        }
+        Ok(())
+    }
+
+    fn run(&self) -> Result<()> {
+        self.create()?;
+        self.say("start", &[])?.expect_code(0)?;
+        self.wait_for_output("up")
+    }
+
+    fn say(&self, command: &str, more: &[&str]) -> Result<Output> {
+        say(&[&[command, &self.id], more].concat())
+    }
+
+    fn state(&self) -> Result<Value> {
+        Ok(serde_json::from_str(&self.say("state", &[])?.expect_code(0)?.text())?)
+    }
+
+    fn wait_for_output(&self, what: &str) -> Result<()> {
+        command::eventually(what, DEADLINE, || {
+            Ok(fs::read_to_string(self.file("out"))?.contains(what))
+        })
+    }
+
+    fn wait_for_status(&self, status: &str) -> Result<()> {
+        command::eventually(status, DEADLINE, || Ok(self.state()?["status"] == status))
+    }
+
+    fn pid(&self) -> Result<i32> {
+        Ok(fs::read_to_string(self.file("pid"))?.parse()?)
+    }
+}
+
+impl Drop for Container {
+    fn drop(&mut self) {
+        let _ = kata(&["delete", "--force", &self.id]).status();
+    }
+}
+
+fn a_life_by_command_line(context: &Context) -> Result<()> {
+    let mut config = config(&["sh", "-c", WAITS]);
+    config["annotations"] = json!({"org.example": "kept"});
+    let container = Container::of(context, &config)?;
+    container.create()?;
+    let state = container.state()?;
+    let bundle = container.bundle.path().to_string_lossy().into_owned();
+    let expected = json!({"id": container.id, "status": "created", "bundle": bundle, "pid": container.pid()?,
+        "ociVersion": "1.2.0", "annotations": {"org.example": "kept"}});
+    for (field, value) in expected.as_object().context("no object")? {
+        if state[field] != *value {
+            bail!("{field} is {}, not {value}", state[field]);
+        }
+    }
+    container.say("start", &[])?.expect_code(0)?;
+    container.wait_for_output("up")?;
+    if container.state()?["status"] != "running" {
+        bail!("started, it is {}", container.state()?["status"]);
+    }
+    container.say("start", &[])?.expect_error(&["runs already"])?;
+    container.say("delete", &[])?.expect_error(&["not stopped: running"])?;
+    container.say("kill", &["TERM"])?.expect_code(0)?;
+    container.wait_for_output("asked")?;
+    container.wait_for_status("stopped")?;
+    container.say("kill", &[])?.expect_error(&["container not running"])?;
+    container.say("delete", &[])?.expect_code(0)?;
+    container.say("state", &[])?.expect_error(&["container does not exist"])?;
+    container.say("delete", &[])?.expect_error(&["container does not exist"])?;
+    container.say("delete", &["--force"])?.expect_code(0).map(drop)
+}
+
+/// As conmon does it: it is the reaper of its descendants.
+fn its_pid_can_be_waited_for_and_signalled(context: &Context) -> Result<()> {
+    nix::sys::prctl::set_child_subreaper(true)?;
+    let container = Container::new(context, WAITS)?;
+    container.run()?;
+    let pid = Pid::from_raw(container.pid()?);
+    kill(pid, Signal::SIGTERM)?;
+    let ended = waitpid(pid, None)?;
+    nix::sys::prctl::set_child_subreaper(false)?;
+    if ended != WaitStatus::Exited(pid, 7) {
+        bail!("its process ended with {ended:?}");
+    }
+    container.wait_for_output("asked")?;
+    container.wait_for_status("stopped")
+}
+
+fn an_exec_behaves_as_runcs(context: &Context) -> Result<()> {
+    let container = Container::new(context, WAITS)?;
+    container.run()?;
+    let exec = |words: &[&str]| container.say("exec", words);
+    exec(&["sh", "-c", "exit 42"])?.expect_code(42)?;
+    exec(&["sh", "-c", "kill -9 $$"])?.expect_code(137)?;
+    let both = exec(&["sh", "-c", "echo out; echo err >&2"])?.expect_code(0)?;
+    if both.text() != "out" || both.stderr != "err\n" {
+        bail!("stdout {:?}, stderr {:?}", both.text(), both.stderr);
+    }
+    let bytes: Vec<u8> = (0..3_000_000_u32).flat_map(u32::to_le_bytes).collect();
+    let mut cat = kata(&["exec", &container.id, "cat"]);
+    let back = Running::start(&mut cat, bytes.clone())?.finish(DEADLINE)?.expect_code(0)?;
+    if back.stdout != bytes {
+        bail!("of {} bytes {} came back", bytes.len(), back.stdout.len());
+    }
+    let options = ["exec", "--cwd", "/tmp", "-e", "NEW=1", "-u", "5:6", "-g", "7", &container.id];
+    let shown =
+        say(&[&options, &["sh", "-c", "pwd; echo $NEW; id -u; id -g; id -G"][..]].concat())?;
+    let shown = shown.expect_code(0)?.text();
+    if shown.split_whitespace().collect::<Vec<_>>() != ["/tmp", "1", "5", "6", "6", "7"] {
+        bail!("an exec with options sees {shown:?}");
+    }
+    let process = container.file("process.json");
+    let asked = json!({"args": ["echo", "by file"], "cwd": "/", "env": ["PATH=/bin"], "user": {"uid": 0, "gid": 0}});
+    fs::write(&process, asked.to_string())?;
+    let mut by_file = kata(&["exec", "--process"]);
+    let said = command::output(by_file.arg(&process).arg(&container.id))?.expect_code(0)?;
+    if said.text() != "by file" {
+        bail!("an exec by file said {:?}", said.text());
+    }
+    exec(&["nosuch"])?.expect_code(255)?.expect_stderr("executable file not found in $PATH")?;
+    let mut sleep =
+        kata(&["exec", &container.id, "sh", "-c", "trap 'exit 9' INT; sleep 1000 & wait"]);
+    let sleeping = Running::start(&mut sleep, Vec::new())?;
+    command::eventually("the sleeper is there", DEADLINE, || {
+        Ok(container.say("ps", &[])?.text().contains("sleep 1000"))
+    })?;
+    sleeping.signal(Signal::SIGINT)?;
+    sleeping.finish(DEADLINE)?.expect_code(9).map(drop)
+}
+
+fn an_exec_in_the_background_has_a_process_of_its_own(context: &Context) -> Result<()> {
+    nix::sys::prctl::set_child_subreaper(true)?;
+    let container = Container::new(context, WAITS)?;
+    container.run()?;
+    let pid_file = container.file("exec-pid");
+    let mut exec = kata(&["exec", "--detach", "--pid-file"]);
+    exec.arg(&pid_file).arg(&container.id).args(["sh", "-c", "sleep 1; exit 11"]);
+    // Its standard streams stay with the process in the background.
+    let status = exec.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status()?;
+    if !status.success() {
+        bail!("exec --detach: {status}");
+    }
+    let pid = Pid::from_raw(fs::read_to_string(pid_file)?.parse()?);
+    let ended = waitpid(pid, None)?;
+    nix::sys::prctl::set_child_subreaper(false)?;
+    if ended != WaitStatus::Exited(pid, 11) {
+        bail!("its process ended with {ended:?}");
+    }
+    Ok(())
+}
+
+fn a_terminal_goes_to_the_console_socket(context: &Context) -> Result<()> {
+    let mut config =
+        config(&["sh", "-c", "stty size; read line; echo got $line; stty size; exit 3"]);
+    config["mounts"] = json!([
+        {"destination": "/dev", "type": "tmpfs", "source": "tmpfs"},
+        {"destination": "/dev/pts", "type": "devpts", "source": "devpts"},
+    ]);
+    config["process"]["terminal"] = json!(true);
+    config["process"]["consoleSize"] = json!({"width": 91, "height": 31});
+    let container = Container::of(context, &config)?;
+    let no_socket = container.create_command()?.status()?;
+    if no_socket.success() || !fs::read_to_string(container.file("out"))?.contains("console socket")
+    {
+        bail!("without a console socket: {}", fs::read_to_string(container.file("out"))?);
+    }
+    let path = container.file("console.sock");
+    let listener = UnixListener::bind(&path)?;
+    let mut create = kata(&["create", "--console-socket"]);
+    create.arg(&path).arg("--bundle").arg(container.bundle.path()).arg(&container.id);
+    let creating = Running::start(&mut create, Vec::new())?;
+    let mut master = File::from(receive_descriptor(&listener)?);
+    creating.finish(DEADLINE)?.expect_code(0)?;
+    container.say("start", &[])?.expect_code(0)?;
+    let mut seen = String::new();
+    read_until(&mut master, &mut seen, "31 91")?;
+    let size = nix::pty::Winsize { ws_row: 40, ws_col: 100, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: TIOCSWINSZ reads one winsize, which lives as long as the call.
+    nix::errno::Errno::result(unsafe {
+        libc::ioctl(master.as_raw_fd(), libc::TIOCSWINSZ, &raw const size)
+    })?;
+    std::thread::sleep(Duration::from_secs(1));
+    master.write_all(b"words\n")?;
+    read_until(&mut master, &mut seen, "got words")?;
+    read_until(&mut master, &mut seen, "40 100")?;
+    container.wait_for_status("stopped")
+}
+
+fn receive_descriptor(listener: &UnixListener) -> Result<OwnedFd> {
+    let (stream, _) = listener.accept()?;
+    let mut bytes = [0; 256];
+    let mut space = cmsg_space!(RawFd);
+    let mut iov = [IoSliceMut::new(&mut bytes)];
+    let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+    let message = recvmsg::<()>(stream.as_raw_fd(), &mut iov, Some(&mut space), flags)?;
+    for part in message.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(fds) = part
+            && let [fd] = fds[..]
+        {
+            // SAFETY: the kernel has just made this descriptor for this process; nothing else owns it.
+            return Ok(unsafe { OwnedFd::from_raw_fd(fd) });
+        }
+    }
+    bail!("no terminal came")
+}
+
+fn read_until(master: &mut File, seen: &mut String, what: &str) -> Result<()> {
+    let mut bytes = [0; 1024];
+    while !seen.contains(what) {
+        match master.read(&mut bytes) {
+            Ok(n @ 1..) => seen.push_str(&String::from_utf8_lossy(&bytes[..n])),
+            end => bail!("the terminal ended ({end:?}) after {seen:?}, before {what:?}"),
+        }
+    }
+    Ok(())
+}
+
+fn everyday_commands_tell_the_truth(context: &Context) -> Result<()> {
+    let container = Container::new(context, WAITS)?;
+    container.run()?;
+    let listed: Value =
+        serde_json::from_str(&say(&["list", "-f", "json"])?.expect_code(0)?.text())?;
+    let own = listed.as_array().and_then(|all| all.iter().find(|one| one["id"] == *container.id));
+    if own.context("it is not listed")?["pid"] != container.pid()? {
+        bail!("listed as {own:?}");
+    }
+    if !say(&["list", "-q"])?.text().lines().any(|line| line == container.id) {
+        bail!("list -q lacks it");
+    }
+    let ps = container.say("ps", &[])?.expect_code(0)?.text();
+    if !ps.starts_with("UID") || !ps.contains("while :; do") {
+        bail!("ps shows {ps:?}");
+    }
+    container.say("pause", &[])?.expect_code(0)?;
+    if container.state()?["status"] != "paused" {
+        bail!("paused, it is {}", container.state()?["status"]);
+    }
+    container.say("resume", &[])?.expect_code(0)?;
+    say(&["update", "--memory", "40m", "--pids-limit", "33", &container.id])?.expect_code(0)?;
+    say(&["update", "--cpuset-cpus", "0", &container.id])?.expect_error(&["/cpu/cpus"])?;
+    let stats = say(&["events", "--stats", &container.id])?.expect_code(0)?.text();
+    let stats: Value = serde_json::from_str(&stats)?;
+    let data = &stats["data"];
+    if data["memory"]["usage"]["limit"] != 40 << 20 || data["pids"]["limit"] != 33 {
+        bail!("events --stats after the update: {stats}");
+    }
+    if data["cpu"]["usage"]["total"].as_u64().unwrap_or_default() == 0 {
+        bail!("no CPU time: {stats}");
+    }
+    if !container.say("logs", &[])?.expect_code(0)?.text().contains("container created") {
+        bail!("the guest's words are not in its logs");
+    }
+    let features: Value = serde_json::from_str(&say(&["features"])?.expect_code(0)?.text())?;
+    if features["linux"]["cgroup"]["v2"] != true || features["ociVersionMin"] != "1.0.0" {
+        bail!("features are {features}");
+    }
+    if !say(&["version"])?.expect_code(0)?.text().contains("spec: ") {
+        bail!("version names no spec");
+    }
+    container.say("kill", &["KILL"])?.expect_code(0)?;
+    container.wait_for_status("stopped")
+}
+
+fn of_many_creates_at_once_one_wins(context: &Context) -> Result<()> {
+    let container = Container::new(context, WAITS)?;
+    let creating: Vec<_> = (0..6)
+        .map(|_| {
+            let mut create = kata(&["create", "--bundle"]);
+            create.arg(container.bundle.path()).arg(&container.id);
+            Ok(create.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?)
+        })
+        .collect::<Result<_>>()?;
+    let mut won = 0;
+    for mut one in creating {
+        won += usize::from(one.wait()?.success());
+    }
+    if won != 1 || container.state()?["status"] != "created" {
+        bail!("{won} of six creates succeeded; it is {}", container.state()?["status"]);
+    }
+    // Two at once remove it, and both are content.
+    let removing: Vec<_> = (0..2)
+        .map(|_| Ok(kata(&["delete", "--force", &container.id]).spawn()?))
+        .collect::<Result<_>>()?;
+    for mut one in removing {
+        if !one.wait()?.success() {
+            bail!("one of two deletes failed");
+        }
+    }
+    container.say("state", &[])?.expect_error(&["does not exist"]).map(drop)
+}
+
+fn a_killed_monitor_leaves_a_stopped_container(context: &Context) -> Result<()> {
+    let container = Container::new(context, WAITS)?;
+    container.run()?;
+    kill(Pid::from_raw(container.pid()?), Signal::SIGKILL)?;
+    container.wait_for_status("stopped")?;
+    container.say("exec", &["true"])?.expect_code(255)?.expect_stderr("not running")?;
+    container.say("delete", &[])?.expect_code(0).map(drop)
+}
+
+fn a_killed_create_leaves_nothing_that_delete_cannot_remove(context: &Context) -> Result<()> {
+    for after in [5, 50, 400] {
+        let container = Container::new(context, WAITS)?;
+        let mut creating = container.create_command()?.spawn()?;
+        std::thread::sleep(Duration::from_millis(after));
+        creating.kill()?;
+        creating.wait()?;
+        // The process in the background may still be making it: a delete waits for that.
+        say(&["delete", "--force", &container.id])?.expect_code(0)?;
+        // Killed before it took the id, it takes it now or never.
+        command::eventually("nothing is there", DEADLINE, || {
+            Ok(kata(&["delete", "--force", &container.id]).status()?.success()
+                && !Path::new("/run/kata-like-cli").join(&container.id).exists())
+        })?;
+    }
+    Ok(())
+}
+
+fn a_run_in_the_foreground_can_be_entered_and_removed(context: &Context) -> Result<()> {
+    let container = Container::new(context, WAITS)?;
+    let mut run = kata(&["run", "--bundle"]);
+    let running = Running::start(run.arg(container.bundle.path()).arg(&container.id), Vec::new())?;
+    command::eventually("it runs", DEADLINE, || {
+        Ok(container.say("state", &[])?.text().contains("\"running\""))
+    })?;
+    let seen = container.say("exec", &["echo", "inside"])?.expect_code(0)?.text();
+    if seen != "inside" {
+        bail!("an exec said {seen:?}");
+    }
+    container.say("kill", &["TERM"])?.expect_code(0)?;
+    running.finish(DEADLINE)?.expect_code(7)?;
+    container.say("state", &[])?.expect_error(&["does not exist"])?;
+    let mut run = kata(&["run", "--detach", "--bundle"]);
+    run.arg(container.bundle.path()).arg(&container.id);
+    let out = File::create(container.file("out"))?;
+    run.stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out);
+    if !run.status()?.success() {
+        bail!("run --detach: {}", fs::read_to_string(container.file("out"))?);
+    }
+    container.wait_for_output("up")?;
+    container.say("delete", &["--force"])?.expect_code(0).map(drop)
+}
+
+fn errors_have_runcs_shape(context: &Context) -> Result<()> {
+    let plain = say(&["state", "nosuch"])?.expect_code(1)?;
+    if !plain.stderr.contains("level=error msg=\"container does not exist\"") {
+        bail!("without a log: {:?}", plain.stderr);
+    }
+    let log = PathBuf::from(format!("/tmp/{}.log", context.fresh_id()));
+    let mut state = kata(&["--log-format", "json", "--log"]);
+    command::output(state.arg(&log).args(["state", "nosuch"]))?.expect_code(1)?;
+    let line: Value = serde_json::from_str(fs::read_to_string(&log)?.trim())?;
+    fs::remove_file(&log)?;
+    if line["level"] != "error" || line["msg"] != "container does not exist" {
+        bail!("the log has {line}");
+    }
+    say(&["kill", "nosuch", "NOSUCH"])?.expect_error(&["unknown signal"])?;
+    say(&["state", "../etc"])?.expect_error(&["invalid container ID"])?;
+    say(&["create", "--bundle", "/nowhere", "x"])?.expect_error(&["bundle"])?;
+    let container = Container::of(context, &config(&["nosuch"]))?;
+    if container.create_command()?.status()?.success() {
+        bail!("a container of a missing program was created");
+    }
+    let said = fs::read_to_string(container.file("out"))?;
+    if !said.contains("executable file not found in $PATH") {
+        bail!("it said {said:?}");
+    }
+    container.say("state", &[])?.expect_error(&["does not exist"]).map(drop)
+}
+
+fn completions_and_manual_pages_are_made(context: &Context) -> Result<()> {
+    for shell in ["bash", "zsh", "fish"] {
+        let script = say(&["completion", shell])?.expect_code(0)?.text();
+        if !script.contains("resume") {
+            bail!("the completion for {shell} knows no commands");
+        }
+    }
+    let directory = PathBuf::from(format!("/tmp/{}-man", context.fresh_id()));
+    command::output(kata(&["man"]).arg(&directory))?.expect_code(0)?;
+    let page = fs::read_to_string(directory.join("kata-like-exec.1"))?;
+    fs::remove_dir_all(&directory)?;
+    if !page.contains("pid\\-file") {
+        bail!("the manual of exec lacks an option");
+    }
+    Ok(())
+}
