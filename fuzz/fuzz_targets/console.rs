@@ -35,8 +35,8 @@ fuzz_target!(|data: &[u8]| {
                 let len = input.below(256);
                 port.write(0, input.bytes(len));
             }
-            // Much of the same, up to what would take too long.
-            3 if printed < 2 * LONGEST_LOG => {
+            // Much of the same: escaped, it is four times as long and more than the log holds.
+            3 if printed < LONGEST_LOG / 3 => {
                 let (byte, len) = (input.byte(), usize::from(input.u16()));
                 port.write(0, &vec![byte; len]);
                 printed += len;

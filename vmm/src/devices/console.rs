@@ -259,7 +259,7 @@ mod tests {
         let mut console = Fixture::new("escaped");
         for _ in 0..20 {
             // More than the buffer takes, so that there is a note on what was dropped as well.
-            let text = console.print(&[0xff; BUFFER_MAX + 1]);
+            let text = console.print(&vec![0xff; BUFFER_MAX + 1]);
             assert!(text.len() as u64 <= FILE_MAX, "{}", text.len());
         }
     }
