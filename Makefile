@@ -1,5 +1,6 @@
 # make run     set everything up and run a container in its own virtual machine
 # make test    all tests; FILTER=words for some
+# make fuzz    fuzz for longer: SECONDS=600 each, TARGET=blk
 # make lint    formatting and lints
 # make bench   measure against runc, write docs/benchmarks.*
 # make clean-lab   take the lab down and forget what was cached
@@ -7,13 +8,16 @@
 XTASK := cargo xtask
 CACHE := $(or $(KATA_LIKE_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/kata-like)
 
-.PHONY: run test lint bench setup setup-tests clean-lab
+.PHONY: run test fuzz lint bench setup setup-tests clean-lab
 
 run: setup
 	@$(XTASK) demo
 
 test: setup-tests
 	@$(XTASK) test $(FILTER)
+
+fuzz: setup
+	@$(XTASK) fuzz $(if $(SECONDS),--seconds $(SECONDS)) $(TARGET)
 
 lint: setup
 	@$(XTASK) lint

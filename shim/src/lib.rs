@@ -14,7 +14,8 @@ pub mod bundle;
 pub mod config;
 pub mod error;
 pub mod event;
-mod guest_log;
+#[doc(hidden)]
+pub mod guest_log;
 pub mod io;
 mod mount_options;
 pub mod paths;

@@ -184,24 +184,31 @@ impl IoLoop {
     }
 
     fn run(&mut self) -> io::Result<()> {
+        while self.turn(-1)?.is_some() {}
+        Ok(())
+    }
+
+    /// Waits for events, at most `timeout` milliseconds (-1: for ever), and serves them; says how many
+    /// there were. `None`: the thread is to end.
+    ///
+    /// # Errors
+    /// epoll's.
+    pub fn turn(&mut self, timeout: i32) -> io::Result<Option<usize>> {
         let mut ready = [EpollEvent::default(); BATCH];
-        loop {
-            let count = match self.epoll.wait(-1, &mut ready) {
-                Ok(count) => count,
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
-                Err(e) => return Err(e),
-            };
-            for event in &ready[..count] {
-                let (id, token) = ((event.data() >> 32) as u32, event.data() as u32);
-                if id != WAKE {
-                    self.dispatch(id, |worker, watcher| {
-                        worker.handle(token, event.events(), watcher)
-                    });
-                } else if self.serve_requests() {
-                    return Ok(());
-                }
+        let count = match self.epoll.wait(timeout, &mut ready) {
+            Ok(count) => count,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => 0,
+            Err(e) => return Err(e),
+        };
+        for event in &ready[..count] {
+            let (id, token) = ((event.data() >> 32) as u32, event.data() as u32);
+            if id != WAKE {
+                self.dispatch(id, |worker, watcher| worker.handle(token, event.events(), watcher));
+            } else if self.serve_requests() {
+                return Ok(None);
             }
         }
+        Ok(Some(count))
     }
 
     /// Calls a worker; one that fails is parked until it is removed. An event may be left over from

@@ -4,6 +4,7 @@ mod bench;
 mod build;
 mod demo;
 mod e2e;
+mod fuzz;
 mod lab;
 mod suites;
 
@@ -27,11 +28,13 @@ enum Command {
     Lab(lab::Command),
     /// Run end-to-end tests in the lab
     E2e(e2e::Arguments),
-    /// Run every test: formatting, lints, unit tests, end-to-end tests
+    /// Run every test: formatting, lints, unit tests, fuzz targets, end-to-end tests
     Test {
         /// Only tests whose name contains this
         filter: Option<String>,
     },
+    /// Fuzz what reads bytes of guests and images
+    Fuzz(fuzz::Arguments),
     /// Check formatting and lints
     Lint,
     /// Measure against runc and write docs/benchmarks.*
@@ -46,6 +49,7 @@ fn main() -> ExitCode {
         Command::Lab(command) => lab::run(command),
         Command::E2e(arguments) => e2e::run(&arguments).map(suites::Count::status),
         Command::Test { filter } => suites::test(filter.as_deref()).map(suites::Count::status),
+        Command::Fuzz(arguments) => fuzz::run(&arguments).map(suites::Count::status),
         Command::Lint => suites::lint().map(suites::Count::status),
         Command::Bench(arguments) => bench::run(&arguments).map(|()| 0),
         Command::Demo => demo::run().map(|()| 0),

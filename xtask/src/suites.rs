@@ -1,6 +1,6 @@
 //! All tests, one after another, and their sum.
 
-use crate::{build, e2e};
+use crate::{build, e2e, fuzz};
 use anyhow::{Context, Result};
 use std::io::{BufRead, BufReader};
 use std::process::Stdio;
@@ -17,7 +17,7 @@ pub struct Count {
 
 impl Count {
     /// One check.
-    fn of(passed: bool) -> Self {
+    pub fn of(passed: bool) -> Self {
         Self { passed: u32::from(passed), failed: u32::from(!passed) }
     }
 
@@ -52,16 +52,19 @@ pub fn test(filter: Option<&str>) -> Result<Count> {
         sum = sum + lint()?;
     }
     sum = sum + unit(filter)?;
-    let arguments = e2e::Arguments::all(filter);
-    // What can't be built or brought up is a failure to be told beside the others.
-    sum = sum
-        + e2e::run(&arguments).unwrap_or_else(|error| {
-            println!("error: {error:#}");
-            Count::of(false)
-        });
+    sum = sum + or_failed(fuzz::run(&fuzz::Arguments::short(filter)));
+    sum = sum + or_failed(e2e::run(&e2e::Arguments::all(filter)));
     println!("all suites took {} s", start.elapsed().as_secs());
     println!("{} passed, {} failed", sum.passed, sum.failed);
     Ok(sum)
+}
+
+/// What can't be built or brought up is a failure to be told beside the others.
+fn or_failed(result: Result<Count>) -> Count {
+    result.unwrap_or_else(|error| {
+        println!("error: {error:#}");
+        Count::of(false)
+    })
 }
 
 /// Checks formatting and lints of the whole workspace.
@@ -69,8 +72,9 @@ pub fn test(filter: Option<&str>) -> Result<Count> {
 /// # Errors
 /// When cargo can't be run.
 pub fn lint() -> Result<Count> {
-    let checks: [(&str, &[&str]); 2] = [
+    let checks: [(&str, &[&str]); 3] = [
         ("formatting", &["fmt", "--all", "--check"]),
+        ("formatting of fuzz", &["fmt", "--manifest-path", "fuzz/Cargo.toml", "--check"]),
         ("lints", &["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"]),
     ];
     let check = |(name, arguments): (&str, &[&str])| -> Result<Count> {

@@ -23,7 +23,11 @@ const FILE_MAX: u64 = 1 << 20;
 /// The first part of the log, which is always kept.
 const HEAD: u64 = 512 << 10;
 /// The least that is kept of the end.
-const TAIL_MIN: u64 = 256 << 10;
+const TAIL_MIN: u64 = 252 << 10;
+/// More than the notes on what was left out and dropped.
+const NOTES_MAX: u64 = 256;
+// A log that was just shortened has room for all that can wait, four characters for each byte.
+const _: () = assert!(HEAD + TAIL_MIN + NOTES_MAX + 4 * BUFFER_MAX as u64 <= FILE_MAX);
 /// How much of a line is looked at for the word of a kernel's panic.
 const LINE_MAX: usize = 64;
 
@@ -248,6 +252,16 @@ mod tests {
         assert!(text.starts_with("the first line\n") && text.ends_with("the last line\n"));
         assert!(text.contains("left out here"));
         assert!(text.contains(&format!("{:049}\n", 60_000 - TAIL_MIN / 50 + 2)));
+    }
+
+    #[test]
+    fn a_full_buffer_of_escaped_bytes_does_not_make_the_log_too_long() {
+        let mut console = Fixture::new("escaped");
+        for _ in 0..20 {
+            // More than the buffer takes, so that there is a note on what was dropped as well.
+            let text = console.print(&vec![0xff; BUFFER_MAX + 1]);
+            assert!(text.len() as u64 <= FILE_MAX, "{}", text.len());
+        }
     }
 
     #[test]

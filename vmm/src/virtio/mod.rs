@@ -12,7 +12,7 @@ pub mod iovec;
 pub mod mmio;
 pub mod queue;
 pub mod snapshot;
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 pub mod testing;
 
 use crate::io_loop::Watcher;

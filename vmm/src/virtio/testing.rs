@@ -1,4 +1,4 @@
-//! The driver's side, for unit tests: lays out rings in guest memory and offers chains, good and bad.
+//! The driver's side, for unit tests and fuzz targets: lays out rings in guest memory and offers chains, good and bad.
 
 use super::{Activation, ActiveQueue, Interrupt};
 use crate::virtio::snapshot::QueueSetup;

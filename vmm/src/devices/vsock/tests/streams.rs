@@ -171,7 +171,8 @@ fn a_host_that_closes_ends_both_directions_after_its_last_data() {
     host.write_all(b"bye").unwrap();
     drop(host);
     assert_eq!(rig.receive().1, b"bye");
-    assert_eq!(rig.receive_op(Op::Shutdown).flags, SHUTDOWN_BOTH);
+    // The end of its data may be seen, and told, before that it reads no more.
+    while rig.receive_op(Op::Shutdown).flags != SHUTDOWN_BOTH {}
     // What was under way is thrown away, and the guest answers as Linux does.
     rig.send(&peer.data(b"late"), b"late");
     rig.send(&peer.packet(Op::Reset), &[]);

@@ -1,0 +1,88 @@
+//! The registers of virtio-mmio before the entropy device, a disk or vsock. Reaches the whole initialisation,
+//! resets, pauses, and a saved state that is taken over again.
+#![no_main]
+
+use fuzz::choices::Choices;
+use fuzz::guest::io_loop;
+use fuzz::scratch;
+use libfuzzer_sys::fuzz_target;
+use std::fs::File;
+use vm_memory::{Bytes, GuestAddress};
+use vmm::bus::BusDevice;
+use vmm::devices::blk::Disk;
+use vmm::devices::events::channel;
+use vmm::devices::rng::Rng;
+use vmm::devices::vsock::Vsock;
+use vmm::virtio::VirtioDevice;
+use vmm::virtio::mmio::{MmioTransport, register};
+use vmm::virtio::testing::{self, MEMORY};
+
+/// The steps of a good driver's initialisation.
+const STATUS: [u32; 4] = [1, 3, 11, 15];
+/// Low and high halves of a queue's addresses.
+const ADDRESSES: [u64; 3] =
+    [register::QUEUE_DESC_LOW, register::QUEUE_DRIVER_LOW, register::QUEUE_DEVICE_LOW];
+
+fuzz_target!(init: scratch::limit_process(), |data: &[u8]| {
+    let mut input = Choices::new(data);
+    let memory = testing::memory();
+    let device = device(input.byte());
+    let (io, _events) = io_loop();
+    let handle = io.handle();
+    let thread = io.spawn(Box::new(|| Ok(()))).expect("a thread");
+    let transport = MmioTransport::new(device, memory.clone(), handle.clone()).expect("eventfds");
+    let write = |offset, value: u32| transport.write(offset, &value.to_le_bytes());
+    while !input.is_empty() {
+        match input.below(7) {
+            0 => write(u64::from(input.byte()) * 4, input.u32()),
+            1 => {
+                let (offset, len) = (u64::from(input.u16() % 4096), 1 + input.below(8));
+                transport.write(offset, input.bytes(len));
+            }
+            2 => {
+                let (offset, len) = (u64::from(input.u16() % 4096), 1 + input.below(8));
+                transport.read(offset, &mut vec![0; len]);
+            }
+            3 => write(register::STATUS, STATUS[input.below(4)]),
+            4 => {
+                write(register::QUEUE_SEL, u32::from(input.byte() % 4));
+                write(register::QUEUE_SIZE, input.u16().into());
+                for offset in ADDRESSES {
+                    write(offset, u32::from(input.u16()) << 8);
+                }
+                write(register::QUEUE_READY, 1);
+            }
+            5 => {
+                let at = u64::from(input.u32()) % MEMORY;
+                let len = input.below(64).min((MEMORY - at) as usize);
+                memory.write_slice(input.bytes(len), GuestAddress(at)).expect("it is in memory");
+            }
+            _ => {
+                transport.pause().expect("the worker lets go");
+                let state = serde_json::to_value(transport.save()).expect("plain data");
+                let state = serde_json::from_value(state).expect("the same data");
+                transport.restore(&state).expect("the same device");
+                assert_eq!(transport.save(), state, "a saved state is not taken over");
+                transport.resume();
+            }
+        }
+    }
+    transport.pause().expect("the worker lets go");
+    handle.exit();
+    thread.join().expect("the thread does not panic").expect("epoll");
+});
+
+fn device(kind: u8) -> Box<dyn VirtioDevice> {
+    match kind % 3 {
+        0 => Box::new(Rng),
+        1 => {
+            let path = scratch::file("disk");
+            File::create(&path).and_then(|file| file.set_len(64 * 512)).expect("a file");
+            Box::new(Disk::open(&path, false, "").expect("a disk"))
+        }
+        _ => {
+            let (sender, _events) = channel().expect("an eventfd");
+            Box::new(Vsock::new(3, vec![1026], sender).expect("eventfds").0)
+        }
+    }
+}
