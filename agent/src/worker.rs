@@ -47,6 +47,11 @@ const CONFIG_FILE: &str = "config.json";
 /// Of a job.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Answer {
+    /// The first, of every job: the worker itself, in the agent's pid namespace.
+    Begun {
+        /// Its pid.
+        worker: i32,
+    },
     /// The process exists. Descriptors: the terminal's master, or the agent's ends of the pipes
     /// of the wanted streams, in order.
     Started {
@@ -95,6 +100,11 @@ impl From<InvalidSpec> for Failure {
 
 /// Does `job` and answers on `socket`.
 pub fn run(job: &Job, socket: &OwnedFd) {
+    let begun = Answer::Begun { worker: std::process::id() as i32 };
+    if control::send(socket, &begun, &[]).is_err() {
+        // Nobody waits for it any more.
+        return;
+    }
     let (answer, fds) = match perform(job) {
         Ok((pid, ends)) => (Answer::Started { pid, terminal: ends.terminal }, ends.fds),
         Err(failure) => (Answer::Failed(failure), Vec::new()),

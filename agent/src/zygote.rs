@@ -5,18 +5,25 @@
 //! state: for every job it forks a worker ([`crate::worker`]), which does the job, answers and ends.
 //! A fork is also several times cheaper in a fresh guest than executing the agent again.
 
+use crate::ps;
 use crate::transport;
 use crate::worker::{self, Answer, Job};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::{SigHandler, Signal, signal};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use nix::unistd::{ForkResult, fork};
 use protocol::control::{self, ControlError};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+use tokio::io::unix::AsyncFd;
 use tokio::sync::Semaphore;
 
 /// Most workers at once.
 const MAX_WORKERS: usize = 16;
+
+/// How long a worker may take for its job. Less than the host's patience, so that the host hears of it.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Why a job has no answer.
 #[derive(Debug, thiserror::Error)]
@@ -27,6 +34,9 @@ pub enum ZygoteError {
     /// The worker ended without an answer.
     #[error("the worker died before it answered")]
     WorkerDied(#[source] ControlError),
+    /// The worker was killed: it took longer than [`PATIENCE`].
+    #[error("the worker did not answer within {} s: {}", PATIENCE.as_secs(), .0)]
+    Silent(String),
     /// No socket pair.
     #[error("making a socket pair")]
     Socket(#[source] io::Error),
@@ -71,12 +81,40 @@ impl Zygote {
     pub async fn run(&self, job: &Job) -> Result<(Answer, Vec<OwnedFd>), ZygoteError> {
         let _slot = self.slots.acquire().await;
         let (ours, theirs) = pair().map_err(ZygoteError::Socket)?;
+        fcntl(&ours, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))
+            .map_err(|e| ZygoteError::Socket(e.into()))?;
         control::send(&self.socket, job, &[theirs.as_fd()]).map_err(ZygoteError::Gone)?;
         drop(theirs);
-        let answer = transport::pollable(ours).map_err(ZygoteError::Socket)?;
-        // The worker sends one packet or ends: after this the call below does not block.
-        let _ready = answer.readable().await.map_err(ZygoteError::Socket)?;
-        control::receive(&answer).map_err(ZygoteError::WorkerDied)
+        let socket = transport::pollable(ours).map_err(ZygoteError::Socket)?;
+        let mut worker = None;
+        let last = async {
+            loop {
+                match receive(&socket).await? {
+                    (Answer::Begun { worker: pid }, _) => worker = Some(pid),
+                    last => return Ok(last),
+                }
+            }
+        };
+        match tokio::time::timeout(PATIENCE, last).await {
+            Ok(answer) => answer,
+            Err(_) => Err(ZygoteError::Silent(match worker {
+                Some(pid) => ps::end_tree(pid),
+                None => "it never began".to_owned(),
+            })),
+        }
+    }
+}
+
+/// The next packet, or that the worker has ended.
+async fn receive(socket: &AsyncFd<OwnedFd>) -> Result<(Answer, Vec<OwnedFd>), ZygoteError> {
+    loop {
+        let mut ready = socket.readable().await.map_err(ZygoteError::Socket)?;
+        match control::receive(socket) {
+            Err(ControlError::Socket(error)) if error.kind() == io::ErrorKind::WouldBlock => {
+                ready.clear_ready();
+            }
+            received => return received.map_err(ZygoteError::WorkerDied),
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod support;
 
+use nix::sys::signal::{Signal, kill};
 use serde_json::json;
 use std::io::Read as _;
 use support::{Streams, code, command, container, context, process_ref, shell, start};
@@ -123,6 +124,28 @@ async fn execs_are_listed_signalled_and_deleted() {
     agent.client.delete_process(context(), &process_ref(&id, "e")).await.unwrap();
     let gone = agent.client.delete_process(context(), &process_ref(&id, "e")).await;
     assert_eq!(code(gone).0, Code::NOT_FOUND);
+    agent.signal(&id, "", 9).await.unwrap();
+    agent.wait(&id, "").await;
+    agent.delete(&id).await.unwrap();
+    agent.assert_nothing_left().await;
+}
+
+/// 30 s is the agent's patience. What comes to life again later does not do what nobody waits for any more.
+#[tokio::test]
+async fn a_worker_that_hangs_is_given_up_and_does_no_harm_later() {
+    let agent = start();
+    let (id, _streams) = agent.create("c", command(&["sleep", "100"])).await.unwrap();
+    agent.start_container(&id).await.unwrap();
+    let zygote = agent.zygote();
+    kill(zygote, Signal::SIGSTOP).unwrap();
+    let streams = Streams::new(&agent.prefix);
+    let (code, text) = code(agent.exec(&id, "e", shell("true"), &streams).await);
+    kill(zygote, Signal::SIGCONT).unwrap();
+    assert_eq!(code, Code::UNAVAILABLE, "{text}");
+    assert!(text.contains("did not answer within 30 s: it never began"), "{text}");
+    agent.exec(&id, "e", command(&["sleep", "100"]), &streams).await.unwrap();
+    let list = agent.client.list_processes(context(), &container(&id)).await.unwrap();
+    assert_eq!(list.processes.len(), 2);
     agent.signal(&id, "", 9).await.unwrap();
     agent.wait(&id, "").await;
     agent.delete(&id).await.unwrap();

@@ -113,6 +113,7 @@ impl Containers {
         let (pid, terminal) = match answer {
             Answer::Started { pid, terminal } => (pid, terminal),
             Answer::Failed(failure) => return Err(failure.into()),
+            Answer::Begun { .. } => return Err(AgentError::Internal("no last answer".to_owned())),
         };
         let exit = expectation.claim(pid);
         Process::new(pid, exit, terminal, fds, stdio, Arc::clone(&self.streams))

@@ -6,6 +6,7 @@
 // Each test file uses a part of this.
 #![allow(dead_code, missing_docs)]
 
+use nix::unistd::Pid;
 use protocol::agent::{
     ContainerRef, CreateContainerRequest, ExecProcessRequest, ProcessExit, ProcessRef,
     SignalProcessRequest, Stdio, Storage,
@@ -91,6 +92,16 @@ impl Agent {
         let rpc = format!("unix://@{prefix}-{}", ports::RPC);
         let client = futures_now(ttrpc::asynchronous::Client::connect(&rpc)).unwrap();
         Self { client: AgentClient::new(client), prefix, log, child, directory }
+    }
+
+    /// Its process that forks: the first child of the agent, which is the only child of `unshare`.
+    pub fn zygote(&self) -> Pid {
+        let first_child = |pid: i32| -> i32 {
+            let path = format!("/proc/{pid}/task/{pid}/children");
+            let children = std::fs::read_to_string(path).unwrap();
+            children.split_whitespace().next().unwrap().parse().unwrap()
+        };
+        Pid::from_raw(first_child(first_child(self.child.id() as i32)))
     }
 
     /// The id of a container of this agent.
@@ -300,7 +311,7 @@ fn read_all(mut stream: UnixStream) -> JoinHandle<Vec<u8>> {
 }
 
 pub fn context() -> ttrpc::context::Context {
-    ttrpc::context::with_timeout(30_000_000_000)
+    ttrpc::context::with_timeout(60_000_000_000)
 }
 
 pub fn container(id: &str) -> ContainerRef {

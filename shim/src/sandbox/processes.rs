@@ -101,10 +101,12 @@ impl Sandbox {
         let pending = self.pending_execs().remove(&(id.to_owned(), exec.to_owned()));
         let PendingExec { process_json, stdio } =
             pending.ok_or_else(|| Error::NotFound(format!("exec {exec} of container {id}")))?;
+        tracing::debug!("exec {exec} of {id}: opening its streams");
         let open = OpenIo::open(stdio).await?;
         let agent = self.agent().await?;
         let (numbers, streams) = self.streams(open.wanted()).await?;
         let io = Arc::new(open.join(streams));
+        tracing::debug!("exec {exec} of {id}: asking the agent");
         // Known before the input flows: the call that ends it may come before the agent's answer.
         self.table().process(id, exec)?.set_io(io.clone());
         io.begin_input()?;
