@@ -22,7 +22,7 @@ pub struct Row {
     pub name: String,
     /// `ms` or `MiB`.
     pub unit: String,
-    /// `runc` or `kata-like`.
+    /// The runtime's name, as `runc`.
     pub runtime: String,
     /// Median.
     pub median: f64,

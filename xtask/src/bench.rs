@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: measures in the lab and writes `docs/benchmarks.{md,json,svg}`.
 
+mod lives;
 mod page;
 mod plot;
 
@@ -65,6 +66,7 @@ fn write(report: &Report, ground: Ground) -> Result<()> {
     let docs = build::workspace().join("docs");
     std::fs::write(docs.join("benchmarks.json"), ::lab::bench::rows_json(report)?)?;
     std::fs::write(docs.join("benchmarks.svg"), plot::phases(report))?;
+    std::fs::write(docs.join("benchmarks-lives.svg"), lives::picture(report))?;
     std::fs::write(docs.join("benchmarks.md"), page::text(report, ground))?;
     println!("wrote {}", docs.join("benchmarks.md").display());
     Ok(())

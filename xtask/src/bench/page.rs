@@ -1,5 +1,6 @@
 //! `docs/benchmarks.md`.
 
+use super::lives;
 use ::lab::bench::{Report, Row};
 use ::lab::host::Ground;
 use std::fmt::Write;
@@ -46,9 +47,10 @@ pub fn text(report: &Report, ground: Ground) -> String {
             "\n## Figures\n\n| what | runtime | median | spread | × runc |\n|---|---|---:|---:|---:|\n"
         ),
     );
-    for row in &report.rows {
+    for row in report.rows.iter().filter(|row| lives::step(row).is_none()) {
         push(&mut page, format_args!("{}\n", row_line(row)));
     }
+    push(&mut page, format_args!("\n{}", lives::table(report)));
     push(
         &mut page,
         format_args!("\n## A start, in phases\n\n![phases of a start](benchmarks.svg)\n"),
@@ -63,8 +65,8 @@ pub fn text(report: &Report, ground: Ground) -> String {
 
 const HEAD: &str = "# Benchmarks
 
-Written by `make bench`; to repeat them, run it. Both runtimes are run in turn, by the same containerd, with the same
-image. The first run of each kind is thrown away; the spread is the distance between the quartiles. Rows for programs:
+Written by `make bench`; to repeat them, run it. The runtimes are run in turn, those of containerd by the same one with
+the same image. The first run of each kind is thrown away; the spread is the distance between the quartiles. Rows for programs:
 [benchmarks.json](benchmarks.json).
 
 ";

@@ -1,7 +1,8 @@
-//! The benchmark's part in the lab: runs both runtimes in turn and prints a [`Report`] as JSON.
+//! The benchmark's part in the lab: runs the runtimes in turn and prints a [`Report`] as JSON.
 //!
 //! `bench RUNS`; every figure is of RUNS runs after a first one that is thrown away.
 
+mod lifecycle;
 mod memory;
 mod phases;
 mod timing;
@@ -34,6 +35,7 @@ fn main() -> Result<()> {
         rows.extend(memory::rows(container)?);
     }
     drop(containers);
+    rows.extend(lifecycle::rows(runs.div_ceil(2))?);
     compare_to_runc(&mut rows);
     let report = Report { machine: machine()?, runs, rows, phases };
     println!("{}", serde_json::to_string(&report)?);

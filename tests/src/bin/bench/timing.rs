@@ -45,15 +45,15 @@ pub struct Starts {
 }
 
 /// Now, `CLOCK_MONOTONIC`, ns.
-fn now() -> Result<u64> {
+pub fn now() -> Result<u64> {
     let now = clock_gettime(ClockId::CLOCK_MONOTONIC)?;
     Ok(now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64)
 }
 
 /// Start and end of a command that must succeed, ns.
-fn timed(command: &mut Command) -> Result<(u64, u64)> {
+pub fn timed(command: &mut Command) -> Result<(u64, u64)> {
     let start = now()?;
-    let output = command.stdin(Stdio::null()).output().context("run ctr")?;
+    let output = command.stdin(Stdio::null()).output().context("start the command")?;
     let end = now()?;
     if !output.status.success() {
         bail!("{command:?}: {}", String::from_utf8_lossy(&output.stderr));
@@ -61,7 +61,7 @@ fn timed(command: &mut Command) -> Result<(u64, u64)> {
     Ok((start, end))
 }
 
-fn milliseconds((start, end): (u64, u64)) -> f64 {
+pub fn milliseconds((start, end): (u64, u64)) -> f64 {
     end.saturating_sub(start) as f64 / 1e6
 }
 
