@@ -4,6 +4,7 @@
 //! Each file beside this one is a topic; each test leaves nothing behind, and [`leaks`] asserts it.
 
 mod boot;
+mod bundle;
 mod bundles;
 mod command;
 mod confinement;
@@ -21,6 +22,7 @@ mod ptrace;
 mod report;
 mod run;
 mod shim;
+mod spec;
 mod terminal;
 mod throughput;
 mod update;
@@ -135,7 +137,7 @@ fn main() -> Result<()> {
 }
 
 fn choose(arguments: &Arguments) -> Vec<Case> {
-    let topics: [fn() -> Vec<Case>; 16] = [
+    let topics: [fn() -> Vec<Case>; 17] = [
         run::cases,
         exec::cases,
         terminal::cases,
@@ -146,6 +148,7 @@ fn choose(arguments: &Arguments) -> Vec<Case> {
         leaks::cases,
         wrong_settings::cases,
         bundles::cases,
+        spec::cases,
         confinement::cases,
         crash::cases,
         outage::cases,
