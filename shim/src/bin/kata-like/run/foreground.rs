@@ -25,11 +25,12 @@ pub(super) async fn run(
 ) -> Result<u8> {
     let id = sandbox.id().to_owned();
     let interactive = arguments.interactive;
+    let bundle = std::path::absolute(&arguments.source)?;
     let made = async {
         let spec = prepare(source, scratch, arguments).await?;
         let tty = spec::has_terminal(&spec);
         let stdio = stdio(interactive, tty)?;
-        let new = NewContainer { id: id.clone(), spec, rootfs: Vec::new(), stdio };
+        let new = NewContainer { id: id.clone(), spec, bundle, rootfs: Vec::new(), stdio };
         sandbox.create(new).await?;
         Ok::<_, anyhow::Error>(tty)
     };
