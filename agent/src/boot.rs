@@ -74,6 +74,7 @@ pub fn prepare() -> anyhow::Result<()> {
         mount_one(mount).with_context(|| format!("mounting {} on {}", mount.kind, mount.at))?;
     }
     enter_root().context("entering the root")?;
+    crate::id_maps::install().context("naming the id mappers")?;
     for (name, value) in SYSCTLS {
         let _ = fs::write(Path::new("/proc/sys").join(name), value);
     }

@@ -11,7 +11,7 @@ use libcontainer::workload::{Executor, ExecutorError, ExecutorValidationError};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags};
 use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
-use nix::unistd::{AccessFlags, execv, faccessat};
+use nix::unistd::{AccessFlags, execve, faccessat};
 use oci_spec::runtime::{Process, Spec};
 use std::ffi::CString;
 use std::os::fd::OwnedFd;
@@ -54,17 +54,19 @@ impl GuestExecutor {
             Ok(path) => path,
             Err(message) => return message,
         };
-        let (Ok(program), Ok(arguments)) = (
-            CString::new(path.as_os_str().as_bytes()),
-            args.iter().map(|a| CString::new(a.as_bytes())).collect::<Result<Vec<_>, _>>(),
-        ) else {
-            return format!("exec {args:?}: an argument contains a NUL");
+        let texts = |texts: &[String]| {
+            texts.iter().map(|t| CString::new(t.as_bytes())).collect::<Result<Vec<_>, _>>()
+        };
+        let (Ok(program), Ok(arguments), Ok(variables)) =
+            (CString::new(path.as_os_str().as_bytes()), texts(args), texts(environment(spec)))
+        else {
+            return format!("exec {args:?}: an argument or variable contains a NUL");
         };
         set_signals(SigHandler::SigDfl);
         if let Err(message) = self.confine() {
             return message;
         }
-        let Err(error) = execv(&program, &arguments);
+        let Err(error) = execve(&program, &arguments, &variables);
         set_signals(SigHandler::SigIgn);
         format!("exec {}: {}", path.display(), text(error))
     }
@@ -131,11 +133,19 @@ fn arguments(spec: &Spec) -> &[String] {
     spec.process().as_ref().and_then(|p| p.args().as_deref()).unwrap_or_default()
 }
 
+/// In the order of the specification, which libcontainer doesn't keep.
+fn environment(spec: &Spec) -> &[String] {
+    spec.process().as_ref().and_then(|p| p.env().as_deref()).unwrap_or_default()
+}
+
 /// Finds the program in the container, as Go's `exec.LookPath` does.
 fn find(spec: &Spec) -> Result<PathBuf, String> {
     let name = arguments(spec).first().map(String::as_str).unwrap_or_default();
-    let env = spec.process().as_ref().and_then(|p| p.env().as_deref()).unwrap_or_default();
-    let path = env.iter().rev().find_map(|v| v.strip_prefix("PATH=")).unwrap_or(DEFAULT_PATH);
+    let path = environment(spec)
+        .iter()
+        .rev()
+        .find_map(|v| v.strip_prefix("PATH="))
+        .unwrap_or(DEFAULT_PATH);
     find_in(name, path)
 }
 

@@ -9,10 +9,13 @@ mod boot;
 mod cgroup;
 mod containers;
 mod dev;
+mod devices;
 mod error;
 mod executor;
 mod home;
+mod id_maps;
 mod logging;
+mod mounts;
 mod oom;
 mod privileges;
 mod process;
@@ -32,14 +35,19 @@ mod worker;
 mod zygote;
 
 use anyhow::Context as _;
+use std::process::ExitCode;
 use std::sync::Arc;
 
-fn main() {
+fn main() -> ExitCode {
+    if let Some(code) = id_maps::run() {
+        return code;
+    }
     logging::install_panic_hook();
     if let Err(error) = run() {
         // PID 1 that returns is a kernel panic anyway: this way its text is on the console.
         panic!("{error:#}");
     }
+    ExitCode::SUCCESS
 }
 
 fn run() -> anyhow::Result<()> {

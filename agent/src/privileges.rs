@@ -4,10 +4,10 @@
 //! `no_new_privs` only by a process with `CAP_SYS_ADMIN`, so where neither is given the process keeps
 //! that capability (and `CAP_SETPCAP`, to drop it from its bounding set) until the filter is in place.
 
+use crate::seccomp::Filter;
 use caps::{CapSet, Capability, CapsHashSet};
 use libcontainer::capabilities::CapabilityExt as _;
 use oci_spec::runtime::{Capabilities, Capability as SpecCapability, LinuxCapabilities, Process};
-use seccompiler::BpfProgram;
 
 /// What the executor needs until the filter is in place.
 const FOR_THE_FILTER: [Capability; 2] = [Capability::CAP_SYS_ADMIN, Capability::CAP_SETPCAP];
@@ -18,7 +18,7 @@ pub struct Privileges {
     /// Its user and group.
     pub owner: (u32, u32),
     /// To be installed in this order.
-    pub filters: Vec<BpfProgram>,
+    pub filters: Vec<Filter>,
     /// The sets that the specification asks for, when libcontainer was told to leave more.
     pub reduce_to: Option<CapabilitySets>,
 }
@@ -33,20 +33,14 @@ pub struct CapabilitySets {
 
 impl Privileges {
     /// Notes what `process` is to be reduced to, and widens its capabilities for the time before.
-    pub fn take_over(process: &mut Process, filters: Vec<BpfProgram>) -> Self {
+    pub fn take_over(process: &mut Process, filters: Vec<Filter>) -> Self {
         let user = process.user();
         let owner = (user.uid(), user.gid());
         let privileged_filter = !filters.is_empty() && process.no_new_privileges() != Some(true);
-        let reduce_to = match process.capabilities() {
-            Some(wanted) if privileged_filter => Some(CapabilitySets::of(wanted)),
-            // Without `capabilities` libcontainer drops none, which is more than enough.
-            _ => None,
-        };
-        if reduce_to.is_some()
-            && let Some(wanted) = process.capabilities().clone()
-        {
-            process.set_capabilities(Some(widened(wanted)));
-        }
+        let wanted = complete(process.capabilities().as_ref());
+        let reduce_to = privileged_filter.then(|| CapabilitySets::of(&wanted));
+        let wanted = if privileged_filter { widened(wanted) } else { wanted };
+        process.set_capabilities(Some(wanted));
         Self { owner, filters, reduce_to }
     }
 }
@@ -93,6 +87,20 @@ impl CapabilitySets {
     }
 }
 
+/// A set that is not named is empty, as for runc; libcontainer would leave it as it is.
+fn complete(wanted: Option<&LinuxCapabilities>) -> LinuxCapabilities {
+    let set = |set: fn(&LinuxCapabilities) -> &Option<Capabilities>| {
+        Some(wanted.and_then(|wanted| set(wanted).clone()).unwrap_or_default())
+    };
+    let mut all = LinuxCapabilities::default();
+    all.set_bounding(set(LinuxCapabilities::bounding))
+        .set_effective(set(LinuxCapabilities::effective))
+        .set_permitted(set(LinuxCapabilities::permitted))
+        .set_inheritable(set(LinuxCapabilities::inheritable))
+        .set_ambient(set(LinuxCapabilities::ambient));
+    all
+}
+
 fn widened(mut wanted: LinuxCapabilities) -> LinuxCapabilities {
     let widen = |set: &Option<Capabilities>| {
         let mut set = set.clone().unwrap_or_default();
@@ -133,7 +141,7 @@ mod tests {
 
     #[test]
     fn capabilities_are_widened_only_for_a_filter_without_no_new_privs() {
-        let filter = vec![BpfProgram::new()];
+        let filter = vec![Filter::default()];
         for (no_new_privs, filters) in [(true, filter), (true, Vec::new()), (false, Vec::new())] {
             let mut p = process(no_new_privs);
             let before = p.clone();
@@ -143,9 +151,19 @@ mod tests {
     }
 
     #[test]
+    fn a_set_that_is_not_named_is_empty() {
+        let mut p = process(true);
+        p.set_capabilities(None);
+        Privileges::take_over(&mut p, Vec::new());
+        let got = p.capabilities().clone().unwrap();
+        let sets = [got.bounding(), got.effective(), got.permitted(), got.inheritable()];
+        assert!(sets.iter().all(|set| set.as_ref().unwrap().is_empty()));
+    }
+
+    #[test]
     fn what_is_inherited_is_never_widened() {
         let mut p = process(false);
-        let privileges = Privileges::take_over(&mut p, vec![BpfProgram::new()]);
+        let privileges = Privileges::take_over(&mut p, vec![Filter::default()]);
         let got = p.capabilities().clone().unwrap();
         for widened in [got.bounding(), got.effective(), got.permitted()] {
             assert!(widened.as_ref().unwrap().contains(&SpecCapability::SysAdmin));

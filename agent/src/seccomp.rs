@@ -7,14 +7,22 @@
 
 use crate::syscalls;
 use oci_spec::runtime::{
-    LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompOperator, LinuxSyscall,
+    LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompFilterFlag,
+    LinuxSeccompOperator, LinuxSyscall,
 };
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
-    SeccompRule, TargetArch,
+    SeccompRule, TargetArch, sock_filter,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+
+/// A program, and the flags of seccomp(2) with which it is installed.
+#[derive(Debug, Clone, Default)]
+pub struct Filter {
+    program: BpfProgram,
+    flags: libc::c_ulong,
+}
 
 /// The calls of a program and when each matches; no rules: always.
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
@@ -40,7 +48,7 @@ pub enum UnsupportedFilter {
 ///
 /// # Errors
 /// See [`UnsupportedFilter`].
-pub fn compile(profile: &LinuxSeccomp) -> Result<Vec<BpfProgram>, UnsupportedFilter> {
+pub fn compile(profile: &LinuxSeccomp) -> Result<Vec<Filter>, UnsupportedFilter> {
     let default = action(profile.default_action(), profile.default_errno_ret())?;
     let mut named = Rules::new();
     let mut by_action: Vec<(SeccompAction, Rules)> = Vec::new();
@@ -64,9 +72,56 @@ pub fn compile(profile: &LinuxSeccomp) -> Result<Vec<BpfProgram>, UnsupportedFil
         programs.push(program(rules, SeccompAction::Allow, action)?);
     }
     if default != SeccompAction::Allow {
-        programs.push(program(named, default, SeccompAction::Allow)?);
+        let mut newer = Vec::new();
+        if !matches!(default, SeccompAction::Log | SeccompAction::Trace(_)) {
+            newer = refuse_newer_calls(last_named(profile));
+        }
+        newer.extend(program(named, default, SeccompAction::Allow)?);
+        programs.push(newer);
     }
-    Ok(programs)
+    let flags = flags(profile);
+    Ok(programs.into_iter().map(|program| Filter { program, flags }).collect())
+}
+
+/// The flags that mean something to a process of one thread without a listener; by default runc's.
+fn flags(profile: &LinuxSeccomp) -> libc::c_ulong {
+    use LinuxSeccompFilterFlag as Flag;
+    let Some(flags) = profile.flags() else { return libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW };
+    flags.iter().fold(0, |all, flag| {
+        all | match flag {
+            Flag::SeccompFilterFlagLog => libc::SECCOMP_FILTER_FLAG_LOG,
+            Flag::SeccompFilterFlagSpecAllow => libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW,
+            Flag::SeccompFilterFlagTsync | Flag::SeccompFilterFlagWaitKillableRecv => 0,
+        }
+    })
+}
+
+/// The highest number that the profile names: calls above it are newer than the profile.
+fn last_named(profile: &LinuxSeccomp) -> Option<i64> {
+    let names = profile.syscalls().iter().flatten().flat_map(LinuxSyscall::names);
+    names.filter_map(|name| syscalls::number(name)).max()
+}
+
+/// Begins a program with ENOSYS for the calls that the profile's author can't have known: C libraries then
+/// fall back to older ones, as they don't on EPERM.
+fn refuse_newer_calls(last: Option<i64>) -> BpfProgram {
+    let Some(last) = last.and_then(|last| u32::try_from(last).ok()) else { return Vec::new() };
+    let enosys = libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32;
+    vec![
+        sock_filter {
+            code: (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16,
+            jt: 0,
+            jf: 0,
+            k: 0,
+        },
+        sock_filter {
+            code: (libc::BPF_JMP | libc::BPF_JGT | libc::BPF_K) as u16,
+            jt: 0,
+            jf: 1,
+            k: last,
+        },
+        sock_filter { code: (libc::BPF_RET | libc::BPF_K) as u16, jt: 0, jf: 0, k: enosys },
+    ]
 }
 
 fn program(
@@ -147,13 +202,14 @@ fn condition(arg: &LinuxSeccompArg) -> Result<SeccompCondition, UnsupportedFilte
 ///
 /// # Errors
 /// `EACCES` without `no_new_privs` and `CAP_SYS_ADMIN`; `EINVAL` for a program that is too long.
-pub fn install(program: &BpfProgram) -> io::Result<()> {
+pub fn install(filter: &Filter) -> io::Result<()> {
+    let Filter { program, flags } = filter;
     let length = u16::try_from(program.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
     let header = libc::sock_fprog { len: length, filter: program.as_ptr().cast_mut().cast() };
     // SAFETY: the kernel copies `len` instructions out of the program, which outlives the call,
     // and seccompiler's instructions have the kernel's layout.
     let result = unsafe {
-        libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const header)
+        libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, *flags, &raw const header)
     };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
@@ -275,6 +331,95 @@ mod tests {
             let json = serde_json::json!({ "defaultAction": "SCMP_ACT_ALLOW", "syscalls": rules });
             under(json, || assert_eq!(errno_of(libc::SYS_getpgid, 0), 7));
         }
+    }
+
+    /// 0 when the child under the profile got `errno` from `call`; the signal that ended it otherwise.
+    fn in_a_child(json: serde_json::Value, call: i64, argument: i64, errno: i32) -> i32 {
+        let filters = compile(&profile(json)).unwrap();
+        // SAFETY: the child makes system calls only.
+        let pid = unsafe { libc::fork() };
+        if pid == 0 {
+            // SAFETY: neither call touches memory of ours.
+            unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) };
+            let installed = filters.iter().all(|filter| install(filter).is_ok());
+            let got = errno_of(call, argument);
+            // SAFETY: ends the child without running what belongs to the parent.
+            unsafe { libc::_exit(if installed && got == errno { 0 } else { 100 }) };
+        }
+        let mut status = 0;
+        // SAFETY: waits for the child made above.
+        unsafe { libc::waitpid(pid, &raw mut status, 0) };
+        if libc::WIFSIGNALED(status) { libc::WTERMSIG(status) } else { libc::WEXITSTATUS(status) }
+    }
+
+    #[test]
+    fn each_action_does_what_it_says() {
+        let rule = |action: &str| {
+            serde_json::json!({ "defaultAction": "SCMP_ACT_ALLOW",
+                "syscalls": [{ "names": ["getppid"], "action": action, "errnoRet": 7 }] })
+        };
+        for (action, expected) in [
+            ("SCMP_ACT_KILL", libc::SIGSYS),
+            ("SCMP_ACT_KILL_THREAD", libc::SIGSYS),
+            ("SCMP_ACT_KILL_PROCESS", libc::SIGSYS),
+            ("SCMP_ACT_TRAP", libc::SIGSYS),
+        ] {
+            assert_eq!(in_a_child(rule(action), libc::SYS_getppid, 0, 0), expected, "{action}");
+        }
+        // Without a tracer SCMP_ACT_TRACE is ENOSYS.
+        for (action, errno) in [
+            ("SCMP_ACT_ERRNO", 7),
+            ("SCMP_ACT_TRACE", libc::ENOSYS),
+            ("SCMP_ACT_LOG", 0),
+            ("SCMP_ACT_ALLOW", 0),
+        ] {
+            assert_eq!(in_a_child(rule(action), libc::SYS_getppid, 0, errno), 0, "{action}");
+        }
+    }
+
+    #[test]
+    fn every_comparison_compares() {
+        for (operator, matching, other) in [
+            ("SCMP_CMP_NE", [4, 6], 5),
+            ("SCMP_CMP_LT", [0, 4], 5),
+            ("SCMP_CMP_LE", [4, 5], 6),
+            ("SCMP_CMP_EQ", [5, 5], 6),
+            ("SCMP_CMP_GE", [5, 6], 4),
+            ("SCMP_CMP_GT", [6, 1 << 40], 5),
+        ] {
+            let json = serde_json::json!({ "defaultAction": "SCMP_ACT_ALLOW",
+                "syscalls": [{ "names": ["getpgid"], "action": "SCMP_ACT_ERRNO", "errnoRet": 99,
+                               "args": [{ "index": 0, "value": 5, "op": operator }] }] });
+            under(json, || {
+                for argument in matching {
+                    assert_eq!(errno_of(libc::SYS_getpgid, argument), 99, "{operator} {argument}");
+                }
+                assert_ne!(errno_of(libc::SYS_getpgid, other), 99, "{operator} {other}");
+            });
+        }
+    }
+
+    #[test]
+    fn calls_newer_than_the_profile_are_as_if_not_there() {
+        let json = serde_json::json!({ "defaultAction": "SCMP_ACT_ERRNO", "syscalls": [
+            { "names": ["exit_group", "openat2"], "action": "SCMP_ACT_ALLOW" }] });
+        let newer = libc::SYS_faccessat2;
+        assert_eq!(in_a_child(json.clone(), newer, 0, libc::ENOSYS), 0);
+        assert_eq!(in_a_child(json, libc::SYS_getppid, 0, libc::EPERM), 0);
+    }
+
+    #[test]
+    fn flags_are_kept_and_the_default_is_runcs() {
+        let with = |flags: serde_json::Value| {
+            let json = serde_json::json!({ "defaultAction": "SCMP_ACT_LOG", "flags": flags });
+            compile(&profile(json)).unwrap()[0].flags
+        };
+        assert_eq!(with(serde_json::Value::Null), libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW);
+        assert_eq!(with(serde_json::json!([])), 0);
+        let all = ["LOG", "SPEC_ALLOW", "TSYNC", "WAIT_KILLABLE_RECV"]
+            .map(|flag| format!("SECCOMP_FILTER_FLAG_{flag}"));
+        let expected = libc::SECCOMP_FILTER_FLAG_LOG | libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW;
+        assert_eq!(with(serde_json::json!(all)), expected);
     }
 
     #[test]

@@ -1,15 +1,23 @@
 //! What the agent changes in a specification before libcontainer gets it, each rule with its reason.
 //!
 //! - The cgroup is `/containers/ID`: the host's path means nothing in the guest.
+//! - `linux.resources.devices` are taken out and become a BPF program; see [`crate::devices`].
+//! - Sysctls of namespaces that are the guest's own are taken out: libcontainer would refuse them.
+//! - `linux.rootfsPropagation`: nothing is mounted in the guest's own namespace that could propagate, so that
+//!   only `unbindable` means anything. With `shared` libcontainer would share the root, as runc does not.
 //! - `linux.seccomp` is taken out and compiled here: libcontainer would need a C library for it.
 //! - Capabilities are widened when the filter needs them; see [`Privileges`].
 //! - `HOME` is filled in from the container's own /etc/passwd: libcontainer would ask glibc,
 //!   which may load name-service modules that the image brings along.
+//! - A variable that is set twice has its last value in its first place, as Go's `os.Setenv` leaves it.
 
 use crate::home;
 use crate::privileges::Privileges;
 use crate::seccomp::{self, UnsupportedFilter};
-use oci_spec::runtime::{Linux, Process, Spec};
+use oci_spec::runtime::{
+    Linux, LinuxDeviceCgroup, LinuxNamespace, LinuxNamespaceType, Process, Spec,
+};
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 /// The cgroup that holds those of all containers, below the root of the hierarchy.
@@ -27,25 +35,46 @@ pub enum InvalidSpec {
     /// `process.args` is empty.
     #[error("process.args must not be empty")]
     NoArgs,
+    /// A variable without a value.
+    #[error("process.env {0:?} is not NAME=VALUE")]
+    Variable(String),
     /// See [`UnsupportedFilter`].
     #[error("linux.seccomp cannot be applied")]
     Seccomp(#[from] UnsupportedFilter),
 }
 
-/// Adapts a container's specification; what its init process is to be reduced to.
+/// What the agent does itself of a container's specification.
+#[derive(Debug)]
+pub struct Own {
+    /// What its init process is to be reduced to.
+    pub privileges: Privileges,
+    /// Which devices its processes may use.
+    pub devices: Vec<LinuxDeviceCgroup>,
+    /// To be set in the guest, by name.
+    pub sysctls: HashMap<String, String>,
+}
+
+/// Adapts a container's specification.
 ///
 /// # Errors
 /// See [`InvalidSpec`].
-pub fn adapt_container(spec: &mut Spec, id: &str) -> Result<Privileges, InvalidSpec> {
+pub fn adapt_container(spec: &mut Spec, id: &str) -> Result<Own, InvalidSpec> {
     let rootfs = spec.root().as_ref().ok_or(InvalidSpec::Missing("root"))?.path().clone();
     let mut process = spec.process().clone().ok_or(InvalidSpec::Missing("process"))?;
     let mut linux = spec.linux().clone().ok_or(InvalidSpec::Missing("linux"))?;
     let privileges = adapt(&mut process, &linux, &rootfs)?;
     linux.set_seccomp(None);
     linux.set_cgroups_path(Some(PathBuf::from(format!("/{CGROUP_PARENT}/{id}"))));
+    let devices = linux.resources_mut().as_mut().and_then(|r| r.devices_mut().take());
+    let sysctls = take_guests_sysctls(&mut linux);
+    if let Some(propagation) = linux.rootfs_propagation().clone() {
+        let plain = propagation.strip_prefix('r').unwrap_or(&propagation);
+        let means_nothing = ["", "shared", "slave", "private"].contains(&plain);
+        linux.set_rootfs_propagation((!means_nothing).then(|| plain.to_owned()));
+    }
     spec.set_process(Some(process));
     spec.set_linux(Some(linux));
-    Ok(privileges)
+    Ok(Own { privileges, devices: devices.unwrap_or_default(), sysctls })
 }
 
 /// Adapts one more process of a container, whose specification is as the host sent it.
@@ -55,7 +84,37 @@ pub fn adapt_container(spec: &mut Spec, id: &str) -> Result<Privileges, InvalidS
 pub fn adapt_process(process: &mut Process, spec: &Spec) -> Result<Privileges, InvalidSpec> {
     let rootfs = spec.root().as_ref().ok_or(InvalidSpec::Missing("root"))?.path();
     let linux = spec.linux().as_ref().ok_or(InvalidSpec::Missing("linux"))?;
+    if process.capabilities().is_none() {
+        let inits = spec.process().as_ref().and_then(|init| init.capabilities().clone());
+        process.set_capabilities(inits);
+    }
     adapt(process, linux, rootfs)
+}
+
+/// Those of the namespaces that the container shares with the guest.
+fn take_guests_sysctls(linux: &mut Linux) -> HashMap<String, String> {
+    let own: Vec<_> = linux.namespaces().iter().flatten().map(LinuxNamespace::typ).collect();
+    let is_guests =
+        |name: &str| sysctl_namespace(name).is_some_and(|namespace| !own.contains(&namespace));
+    let all = linux.sysctl().clone().unwrap_or_default();
+    let (guests, containers) = all.into_iter().partition(|(name, _)| is_guests(name));
+    linux.set_sysctl(Some(containers));
+    guests
+}
+
+/// The namespace that a sysctl belongs to, of those that a sandbox's containers may share.
+fn sysctl_namespace(name: &str) -> Option<LinuxNamespaceType> {
+    let name = name.replace('/', ".");
+    match name.strip_prefix("kernel.") {
+        _ if name.starts_with("net.") => Some(LinuxNamespaceType::Network),
+        _ if name.starts_with("fs.mqueue.") => Some(LinuxNamespaceType::Ipc),
+        Some(
+            "msgmax" | "msgmnb" | "msgmni" | "sem" | "shmall" | "shmmax" | "shmmni"
+            | "shm_rmid_forced",
+        ) => Some(LinuxNamespaceType::Ipc),
+        Some("domainname") => Some(LinuxNamespaceType::Uts),
+        _ => None,
+    }
 }
 
 fn adapt(process: &mut Process, linux: &Linux, rootfs: &Path) -> Result<Privileges, InvalidSpec> {
@@ -65,16 +124,31 @@ fn adapt(process: &mut Process, linux: &Linux, rootfs: &Path) -> Result<Privileg
     if !process.cwd().is_absolute() {
         return Err(InvalidSpec::RelativeCwd(process.cwd().clone()));
     }
-    let mut env = process.env().clone().unwrap_or_default();
+    let mut env = each_once(process.env().as_deref().unwrap_or_default())?;
     if !env.iter().any(|variable| variable.starts_with("HOME=")) {
         env.push(format!("HOME={}", home::of_user(rootfs, process.user().uid())));
-        process.set_env(Some(env));
     }
+    process.set_env(Some(env));
     let filters = match linux.seccomp() {
         Some(profile) => seccomp::compile(profile)?,
         None => Vec::new(),
     };
     Ok(Privileges::take_over(process, filters))
+}
+
+fn each_once(env: &[String]) -> Result<Vec<String>, InvalidSpec> {
+    let mut all: Vec<String> = Vec::new();
+    for variable in env {
+        let Some((name, _)) = variable.split_once('=') else {
+            return Err(InvalidSpec::Variable(variable.clone()));
+        };
+        let known = |old: &&mut String| old.split('=').next() == Some(name);
+        match all.iter_mut().find(known) {
+            Some(old) => old.clone_from(variable),
+            None => all.push(variable.clone()),
+        }
+    }
+    Ok(all)
 }
 
 #[cfg(test)]
@@ -105,9 +179,35 @@ mod tests {
         let mut linux = spec.linux().clone().unwrap();
         linux.set_seccomp(Some(profile));
         spec.set_linux(Some(linux));
-        let privileges = adapt_container(&mut spec, "c1").unwrap();
+        let privileges = adapt_container(&mut spec, "c1").unwrap().privileges;
         assert_eq!(privileges.filters.len(), 1);
         assert!(spec.linux().as_ref().unwrap().seccomp().is_none());
+    }
+
+    #[test]
+    fn sysctls_of_the_guests_namespaces_and_device_rules_are_the_agents() {
+        let mut spec = spec();
+        let linux = serde_json::json!({
+            "namespaces": [{"type": "ipc"}], "rootfsPropagation": "runbindable",
+            "sysctl": {"net.ipv4.ip_forward": "1", "kernel.shmmax": "7", "kernel/domainname": "d"},
+            "resources": {"devices": [{"allow": true}]},
+        });
+        spec.set_linux(Some(serde_json::from_value(linux).unwrap()));
+        let own = adapt_container(&mut spec, "c1").unwrap();
+        let mut names: Vec<_> = own.sysctls.keys().map(String::as_str).collect();
+        names.sort_unstable();
+        assert_eq!(names, ["kernel/domainname", "net.ipv4.ip_forward"]);
+        let left = spec.linux().as_ref().unwrap();
+        assert_eq!(left.sysctl().as_ref().unwrap().len(), 1);
+        assert_eq!(left.rootfs_propagation().as_deref(), Some("unbindable"));
+        assert_eq!(own.devices.len(), 1);
+    }
+
+    #[test]
+    fn a_variable_is_set_once_and_has_a_value() {
+        let env = ["A=1", "B=2", "A=3"].map(str::to_owned);
+        assert_eq!(each_once(&env).unwrap(), ["A=3", "B=2"]);
+        assert!(each_once(&["A".to_owned()]).unwrap_err().to_string().contains("\"A\""));
     }
 
     #[test]

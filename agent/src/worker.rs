@@ -2,22 +2,27 @@
 //!
 //! The worker makes the pipes or takes the terminal, and hands the agent's ends back with the pid.
 
+use crate::cgroup::Cgroup;
 use crate::dev;
+use crate::devices;
 use crate::executor::GuestExecutor;
+use crate::id_maps;
+use crate::mounts::LateMounts;
 use crate::privileges::Privileges;
-use crate::spec::{self, InvalidSpec};
+use crate::spec::{self, InvalidSpec, Own};
 use crate::stdio;
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::error::LibcontainerError;
 use libcontainer::syscall::syscall::SyscallType;
 use nix::fcntl::OFlag;
 use nix::unistd::pipe2;
-use oci_spec::runtime::{Process, Spec};
+use oci_spec::runtime::{LinuxDeviceCgroup, Process, Spec};
 use protocol::control;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
 use std::fmt::Write as _;
-use std::io::Read;
+use std::io::{Read, Write as _};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -124,53 +129,94 @@ struct AgentEnds {
 struct Plan {
     privileges: Privileges,
     terminal: bool,
+    /// Of a new container.
+    container: Option<Container>,
+}
+
+struct Container {
+    devices: Vec<LinuxDeviceCgroup>,
+    mounts: LateMounts,
 }
 
 fn perform(job: &Job) -> Result<(i32, AgentEnds), Failure> {
     // Unix socket addresses are short and ids are not: sockets are named relative to the bundle.
     std::env::set_current_dir(&job.bundle)
         .map_err(|e| Failure::internal("entering the bundle", &e))?;
-    let plan = prepare(job)?;
-    if plan.terminal { with_terminal(job, plan) } else { with_pipes(job, plan) }
+    // SAFETY: this process has one thread.
+    unsafe { std::env::set_var("PATH", id_maps::DIRECTORY) };
+    let Plan { privileges, terminal, container } = prepare(job)?;
+    let made = if terminal { with_terminal(job, privileges) } else { with_pipes(job, privileges) };
+    let (pid, ends) = made?;
+    if let Some(container) = container {
+        finish(job, pid, container)?;
+    }
+    Ok((pid, ends))
+}
+
+/// What libcontainer doesn't do, before the container's first process is let go.
+fn finish(job: &Job, pid: i32, mut container: Container) -> Result<(), Failure> {
+    let cgroup = Cgroup::of(&job.container_id);
+    devices::confine(&cgroup.path(""), &container.devices)
+        .map_err(|e| Failure::internal("allowing the devices", &e))?;
+    container.mounts.finish(pid).map_err(|e| Failure::internal("setting the propagation", &e))
 }
 
 /// Reads what the host sent and writes what libcontainer reads.
 fn prepare(job: &Job) -> Result<Plan, Failure> {
     let mut spec: Spec = load(Path::new(SPEC_FILE))?;
     let Some(file) = &job.process else {
-        let privileges = spec::adapt_container(&mut spec, &job.container_id)?;
+        let own = spec::adapt_container(&mut spec, &job.container_id)?;
         if let Some(root) = spec.root() {
             dev::make_way(&spec, root.path())
                 .map_err(|e| Failure::internal("clearing /dev", &e))?;
         }
+        let Own { privileges, devices, sysctls } = own;
+        set_sysctls(&sysctls)?;
+        let mounts = LateMounts::take_over(&mut spec, &job.bundle)
+            .map_err(|e| Failure::internal("preparing the mounts", &e))?;
         store(Path::new(CONFIG_FILE), &spec)?;
-        return Ok(plan(privileges, spec.process().as_ref()));
+        let container = Some(Container { devices, mounts });
+        return Ok(Plan { privileges, terminal: has_terminal(spec.process().as_ref()), container });
     };
     let mut process: Process = load(Path::new(file))?;
     let privileges = spec::adapt_process(&mut process, &spec)?;
     store(Path::new(file), &process)?;
-    Ok(plan(privileges, Some(&process)))
+    Ok(Plan { privileges, terminal: has_terminal(Some(&process)), container: None })
 }
 
-fn plan(privileges: Privileges, process: Option<&Process>) -> Plan {
-    Plan { privileges, terminal: process.and_then(Process::terminal).unwrap_or(false) }
+fn has_terminal(process: Option<&Process>) -> bool {
+    process.and_then(Process::terminal).unwrap_or(false)
 }
 
-fn with_pipes(job: &Job, plan: Plan) -> Result<(i32, AgentEnds), Failure> {
-    let (child, fds) = stdio::pipes(job.wanted, plan.privileges.owner)
+/// In the namespaces of the guest, where this process is.
+fn set_sysctls(sysctls: &HashMap<String, String>) -> Result<(), Failure> {
+    for (name, value) in sysctls {
+        let path = Path::new("/proc/sys").join(name.replace('.', "/"));
+        let set =
+            || std::fs::OpenOptions::new().write(true).open(&path)?.write_all(value.as_bytes());
+        set().map_err(|e| Failure {
+            kind: FailureKind::Invalid,
+            message: format!("linux.sysctl {name}={value}: {e}"),
+        })?;
+    }
+    Ok(())
+}
+
+fn with_pipes(job: &Job, privileges: Privileges) -> Result<(i32, AgentEnds), Failure> {
+    let (child, fds) = stdio::pipes(job.wanted, privileges.owner)
         .map_err(|e| Failure::internal("making pipes", &e))?;
-    let pid = build(job, plan.privileges, |builder| {
+    let pid = build(job, privileges, |builder| {
         builder.with_stdin(child.stdin).with_stdout(child.stdout).with_stderr(child.stderr)
     })?;
     Ok((pid, AgentEnds { terminal: false, fds }))
 }
 
-fn with_terminal(job: &Job, plan: Plan) -> Result<(i32, AgentEnds), Failure> {
+fn with_terminal(job: &Job, privileges: Privileges) -> Result<(i32, AgentEnds), Failure> {
     let name = format!("console-{}.sock", std::process::id());
     let listener = UnixListener::bind(&name)
         .map_err(|e| Failure::internal("listening for the terminal", &e))?;
     let path = job.bundle.join(&name);
-    let built = build(job, plan.privileges, |builder| builder.with_console_socket(Some(&path)));
+    let built = build(job, privileges, |builder| builder.with_console_socket(Some(&path)));
     let _ = std::fs::remove_file(&path);
     let pid = built?;
     let master = stdio::receive_master(&listener)

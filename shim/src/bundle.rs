@@ -1,6 +1,7 @@
 //! A bundle's `config.json` (OCI runtime-spec, config.md), read the same way for both doors.
 
 use crate::error::{Error, Result};
+use crate::plan;
 use oci_spec::runtime::Spec;
 use serde_json::Value;
 use std::path::Path;
@@ -8,7 +9,7 @@ use std::path::Path;
 /// Longest `config.json`, bytes.
 const MAX_CONFIG: u64 = 16 << 20;
 
-/// Reads the spec of a bundle; its root becomes absolute.
+/// Reads the spec of a bundle; its root and the sources of its bind mounts become absolute.
 ///
 /// A property that the specification doesn't know is no error ("Extensibility"), but is named in a warning.
 ///
@@ -34,6 +35,10 @@ pub fn read_spec(bundle: &Path) -> Result<Spec> {
     if let Some(root) = spec.root_mut() {
         let absolute = bundle.join(root.path());
         root.set_path(absolute);
+    }
+    for mount in spec.mounts_mut().iter_mut().flatten().filter(|mount| plan::is_bind(mount)) {
+        let absolute = mount.source().as_ref().map(|source| bundle.join(source));
+        mount.set_source(absolute);
     }
     Ok(spec)
 }

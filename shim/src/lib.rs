@@ -16,6 +16,7 @@ pub mod error;
 pub mod event;
 #[doc(hidden)]
 pub mod guest_log;
+mod hooks;
 pub mod io;
 mod mount_options;
 pub mod paths;
@@ -23,6 +24,7 @@ pub mod persist;
 pub mod phase;
 pub mod plan;
 mod sandbox;
+pub mod seccomp;
 pub mod settings;
 pub mod storage;
 mod table;

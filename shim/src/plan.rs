@@ -3,28 +3,36 @@
 //! The rules by which the OCI spec changes on its way into the guest, each tested below:
 //!
 //! 1. `root.path` becomes the container's place in the shared directory.
-//! 2. The source of a bind mount becomes its place in the shared directory; the host binds it there.
+//! 2. The source of a bind mount becomes its place in the shared directory; the host binds it there, and maps
+//!    its owners where the spec says so.
 //! 3. Namespaces that a host path names can't be joined from the guest. Network, IPC, UTS and time
 //!    belong to the sandbox, so the container shares the guest's own; any other is refused.
 //!    A new network namespace is dropped too: the guest's only network is the sandbox's.
-//! 4. `cgroupsPath` becomes `/kata-like/<id>`: the guest has no slices of the host's.
-//! 5. What names host hardware or host policy is removed: hooks, AppArmor and SELinux labels, RDT, NUMA
-//!    policy, CPU sets, block and network device limits, RDMA, and device nodes other than FUSE and TUN.
+//! 4. What names host policy or host hardware is refused or left out ([`policy`]). Left out are also CPU sets,
+//!    block and network device limits, RDMA, and nodes of devices that not every Linux has.
+//! 5. Hooks run on the host, by this library, but for `startContainer`, which is the guest's.
+
+mod policy;
 
 use crate::bundle;
 use crate::error::{Error, Result};
 use crate::paths;
 use crate::settings::Settings;
-use oci_spec::runtime::{Linux, LinuxDeviceType, LinuxNamespaceType, LinuxResources, Mount, Spec};
+use oci_spec::runtime::{
+    Hooks, HooksBuilder, Linux, LinuxDevice, LinuxDeviceType, LinuxIdMapping, LinuxNamespaceType,
+    LinuxResources, Mount, Process, Spec,
+};
 use protocol::machine::{FsConfig, JailConfig, MachineConfig, VsockConfig};
 use protocol::ports;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// The context id of every guest: vsock is private to one VMM, so they can all have the same.
 const GUEST_CID: u32 = 3;
 
-/// Character devices (major, minor) that every Linux has under the same number: `/dev/fuse`, `/dev/net/tun`.
-const PORTABLE_DEVICES: [(i64, i64); 2] = [(10, 229), (10, 200)];
+/// Character devices (major, minor) that every Linux has under the same number: `/dev/fuse`, `/dev/net/tun`,
+/// null, zero, full, random, urandom, tty, console and ptmx.
+const PORTABLE_DEVICES: [(i64, i64); 10] =
+    [(10, 229), (10, 200), (1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2)];
 
 /// What one container needs on the host and in the guest.
 #[derive(Debug, Clone, PartialEq)]
@@ -35,6 +43,8 @@ pub struct Plan {
     pub left_out: Vec<String>,
     /// Host files and directories to show in the container's part of the shared directory, by index.
     pub binds: Vec<Bind>,
+    /// What is to be run on the host at the turns of the container's life.
+    pub hooks: Hooks,
 }
 
 /// A host file or directory that a container mounts.
@@ -42,9 +52,22 @@ pub struct Plan {
 pub struct Bind {
     /// On the host.
     pub source: PathBuf,
-    /// Enforced on the host's mount, so that the guest can't write whatever it does.
+    /// Enforced on the host's mounts, so that the guest can't write whatever it does.
     pub read_only: bool,
     /// With the mounts below it.
+    pub recursive: bool,
+    /// Whose the files are for the guest, where that is not as on the disk.
+    pub owners: Option<Owners>,
+}
+
+/// An id-mapped mount: `container_id` is the owner's id on the disk, `host_id` that in the guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Owners {
+    /// Of users.
+    pub users: Vec<LinuxIdMapping>,
+    /// Of groups.
+    pub groups: Vec<LinuxIdMapping>,
+    /// Also in the mounts below it.
     pub recursive: bool,
 }
 
@@ -76,31 +99,79 @@ pub fn container(id: &str, mut spec: Spec) -> Result<Plan> {
     if process.args().as_ref().is_none_or(Vec::is_empty) {
         return Err(invalid("process.args is empty"));
     }
-    process.set_apparmor_profile(None).set_selinux_label(None);
+    policy::process(process)?;
     let root = spec.root_mut().as_mut().ok_or_else(|| invalid("no root"))?;
     root.set_path(paths::guest_rootfs(id));
-    spec.set_hooks(None);
+    // For guests that a runtime makes of such a section alone.
+    spec.set_vm(None);
     if let Some(linux) = spec.linux_mut() {
-        plan_linux(id, linux)?;
+        plan_linux(linux)?;
     }
-    let binds = plan_mounts(id, spec.mounts_mut().get_or_insert_default())?;
-    let left_out = bundle::lost(&asked, &value(&spec)?);
-    Ok(Plan { spec, left_out, binds })
+    let mapped = user_namespace(&spec);
+    let binds = plan_mounts(id, spec.mounts_mut().get_or_insert_default(), mapped.as_ref())?;
+    let hooks = plan_hooks(&mut spec)?;
+    let mut left_out = bundle::lost(&asked, &value(&spec)?);
+    // These are seen to on the host.
+    left_out.retain(|at| !at.starts_with("/hooks") && !at.starts_with("/mounts"));
+    Ok(Plan { spec, left_out, binds, hooks })
 }
 
-fn plan_linux(id: &str, linux: &mut Linux) -> Result<()> {
-    linux
-        .set_cgroups_path(Some(Path::new("/kata-like").join(id)))
-        .set_mount_label(None)
-        .set_intel_rdt(None)
-        .set_memory_policy(None)
-        .set_net_devices(None);
-    if let Some(devices) = linux.devices_mut() {
-        devices.retain(|d| {
-            matches!(d.typ(), LinuxDeviceType::C | LinuxDeviceType::U)
-                && PORTABLE_DEVICES.contains(&(d.major(), d.minor()))
-        });
+/// Checks one more process of a container: an OCI `process` object, and what of it is for the guest.
+///
+/// # Errors
+/// [`Error::InvalidArgument`] for a text that is no such object, [`Error::Unimplemented`] as for a container's.
+pub fn exec(process_json: &[u8]) -> Result<Vec<u8>> {
+    let invalid = |e: serde_json::Error| Error::InvalidArgument(format!("process: {e}"));
+    let mut process: Process = serde_json::from_slice(process_json).map_err(invalid)?;
+    policy::process(&mut process)?;
+    serde_json::to_vec(&process).map_err(invalid)
+}
+
+/// Takes the host's hooks out of a spec.
+///
+/// # Errors
+/// `createContainer`: its program would be the host's, and run in the container's namespaces.
+fn plan_hooks(spec: &mut Spec) -> Result<Hooks> {
+    let hooks = spec.hooks().clone().unwrap_or_default();
+    if hooks.create_container().as_ref().is_some_and(|hooks| !hooks.is_empty()) {
+        let text =
+            "config.json: /hooks/createContainer: a program of the host can't run in the guest";
+        return Err(Error::Unimplemented(text.into()));
     }
+    let of_guest = hooks.start_container().clone().filter(|hooks| !hooks.is_empty());
+    let of_guest = of_guest.map(|hooks| HooksBuilder::default().start_container(hooks).build());
+    let of_guest = of_guest.transpose();
+    spec.set_hooks(of_guest.map_err(|e| Error::InvalidArgument(format!("config.json: {e}")))?);
+    Ok(hooks)
+}
+
+/// The mappings of the user namespace that the container is to have.
+fn user_namespace(spec: &Spec) -> Option<Owners> {
+    let linux = spec.linux().as_ref()?;
+    linux.namespaces().iter().flatten().find(|n| n.typ() == LinuxNamespaceType::User)?;
+    Some(Owners {
+        users: linux.uid_mappings().clone()?,
+        groups: linux.gid_mappings().clone()?,
+        recursive: false,
+    })
+}
+
+fn is_portable(device: &LinuxDevice) -> bool {
+    match device.typ() {
+        LinuxDeviceType::C | LinuxDeviceType::U => {
+            PORTABLE_DEVICES.contains(&(device.major(), device.minor()))
+        }
+        LinuxDeviceType::P => true,
+        _ => false,
+    }
+}
+
+fn plan_linux(linux: &mut Linux) -> Result<()> {
+    policy::linux(linux)?;
+    if let Some(devices) = linux.devices_mut() {
+        devices.retain(is_portable);
+    }
+    check_sysctls(linux)?;
     if let Some(resources) = linux.resources_mut() {
         plan_resources(resources);
     }
@@ -108,7 +179,7 @@ fn plan_linux(id: &str, linux: &mut Linux) -> Result<()> {
 }
 
 fn plan_resources(resources: &mut LinuxResources) {
-    resources.set_block_io(None).set_network(None).set_rdma(None).set_hugepage_limits(None);
+    resources.set_block_io(None).set_network(None).set_rdma(None);
     if let Some(cpu) = resources.cpu_mut() {
         cpu.set_cpus(None).set_mems(None);
     }
@@ -136,6 +207,27 @@ pub fn update(resources_json: &[u8]) -> Result<Vec<u8>> {
     serde_json::to_vec(&resources).map_err(|e| invalid(&e))
 }
 
+/// Sysctls of a namespace that the container shares with the host: as runc, no. The guest can't tell any more,
+/// since namespaces of the sandbox are dropped.
+fn check_sysctls(linux: &Linux) -> Result<()> {
+    let has = |kind| linux.namespaces().iter().flatten().any(|n| n.typ() == kind);
+    let (network, ipc) = (has(LinuxNamespaceType::Network), has(LinuxNamespaceType::Ipc));
+    for name in linux.sysctl().iter().flat_map(|all| all.keys()) {
+        let dotted = name.replace('/', ".");
+        let shared = (dotted.starts_with("net.") && !network)
+            || (!ipc
+                && ["kernel.msg", "kernel.sem", "kernel.shm", "fs.mqueue."]
+                    .iter()
+                    .any(|prefix| dotted.starts_with(prefix)));
+        if shared {
+            return Err(Error::InvalidArgument(format!(
+                "config.json: /linux/sysctl: {name} is not in a namespace of the container"
+            )));
+        }
+    }
+    Ok(())
+}
+
 fn plan_namespaces(linux: &mut Linux) -> Result<()> {
     let Some(namespaces) = linux.namespaces_mut() else { return Ok(()) };
     for namespace in namespaces.iter() {
@@ -154,7 +246,7 @@ fn plan_namespaces(linux: &mut Linux) -> Result<()> {
     Ok(())
 }
 
-fn plan_mounts(id: &str, mounts: &mut [Mount]) -> Result<Vec<Bind>> {
+fn plan_mounts(id: &str, mounts: &mut [Mount], mapped: Option<&Owners>) -> Result<Vec<Bind>> {
     let mut binds = Vec::new();
     for mount in mounts.iter_mut().filter(|m| is_bind(m)) {
         let source = mount.source().clone().ok_or_else(|| {
@@ -162,13 +254,42 @@ fn plan_mounts(id: &str, mounts: &mut [Mount]) -> Result<Vec<Bind>> {
             Error::InvalidArgument(format!("config.json: the bind mount on {to} has no source"))
         })?;
         let has = |option: &str| mount.options().iter().flatten().any(|o| o == option);
-        binds.push(Bind { source, read_only: has("ro"), recursive: has("rbind") });
+        // For the guest a bind is one mount, with everything below it.
+        let read_only = has("ro") || has("rro");
+        let (recursive, owners) = (has("rbind"), owners(mount, mapped)?);
+        binds.push(Bind { source, read_only, recursive, owners });
         mount.set_source(Some(paths::guest_bind(id, binds.len() - 1)));
     }
     Ok(binds)
 }
 
-fn is_bind(mount: &Mount) -> bool {
+/// Takes the mappings out of a mount; those of the container's user namespace if it only says `idmap`.
+fn owners(mount: &mut Mount, mapped: Option<&Owners>) -> Result<Option<Owners>> {
+    let has = |option: &str| mount.options().iter().flatten().any(|o| o == option);
+    let (plain, recursive) = (has("idmap"), has("ridmap"));
+    let owners = match (mount.uid_mappings().clone(), mount.gid_mappings().clone()) {
+        (Some(users), Some(groups)) => Some(Owners { users, groups, recursive }),
+        (None, None) if plain || recursive => {
+            mapped.cloned().map(|owners| Owners { recursive, ..owners })
+        }
+        (None, None) => return Ok(None),
+        _ => None,
+    };
+    let owners = owners.filter(|owners| !owners.users.is_empty() && !owners.groups.is_empty());
+    let to = mount.destination().display();
+    let lacking = || {
+        Error::InvalidArgument(format!("config.json: the mount on {to} lacks mappings of its ids"))
+    };
+    let owners = owners.ok_or_else(lacking)?;
+    if let Some(options) = mount.options_mut() {
+        options.retain(|option| option != "idmap" && option != "ridmap");
+    }
+    mount.set_uid_mappings(None).set_gid_mappings(None);
+    Ok(Some(owners))
+}
+
+/// Whether it shows a file or directory of the host.
+pub fn is_bind(mount: &Mount) -> bool {
     mount.typ().as_deref() == Some("bind")
         || mount.options().iter().flatten().any(|o| o == "bind" || o == "rbind")
 }

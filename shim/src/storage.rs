@@ -3,6 +3,8 @@
 //! `<sandbox>/shared` is a mount of its own with shared propagation, so that the file server, whose mount
 //! namespace is a slave, sees what is mounted below it later. Per container it holds `rootfs` and `mounts/N`.
 
+mod bind;
+
 use crate::error::{Error, Result};
 use crate::mount_options::MountOptions;
 use crate::paths::SandboxPaths;
@@ -126,10 +128,9 @@ fn add_bind(bind: &Bind, target: &Path, undo: &mut Undo) -> Result<()> {
         let path = target.to_path_buf();
         undo.push(format!("remove {}", path.display()), move || fs::remove_file(path));
     }
-    let mut flags = MsFlags::MS_BIND;
-    flags.set(MsFlags::MS_REC, bind.recursive);
-    flags.set(MsFlags::MS_RDONLY, bind.read_only);
-    mount_bind(source, target, flags, undo)
+    bind::mount(bind, target)?;
+    unmount_later(target, undo);
+    Ok(())
 }
 
 /// A bind mount; the kernel takes its other flags in a second call only.
@@ -157,12 +158,16 @@ fn mount_on(
         let path = source.unwrap_or(target);
         Error::path(if fstype.is_some() { "mount" } else { "bind mount" }, path)(error)
     })?;
+    unmount_later(target, undo);
+    Ok(())
+}
+
+fn unmount_later(target: &Path, undo: &mut Undo) {
     let path = target.to_path_buf();
     undo.push(format!("unmount {}", path.display()), move || {
         // Detached: the guest may still hold files of it open when its container is deleted.
         umount2(&path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW).map_err(io::Error::from)
     });
-    Ok(())
 }
 
 fn make_dir(dir: &Path, undo: &mut Undo) -> Result<()> {

@@ -15,6 +15,7 @@
 
 use crate::error::{Error, Result};
 use crate::event::{Event, Exit};
+use crate::hooks::ContainerHooks;
 use crate::io::ProcessIo;
 use crate::undo::Undo;
 use std::collections::BTreeMap;
@@ -89,6 +90,7 @@ struct Container {
     init: Process,
     execs: BTreeMap<String, Process>,
     undo: Option<Undo>,
+    hooks: Arc<ContainerHooks>,
     /// How many of its processes are told to have been killed for lack of memory.
     oom_kills: u64,
     /// Its init has ended, though that is not told before its execs have.
@@ -181,6 +183,7 @@ impl Table {
             init,
             execs,
             undo: None,
+            hooks: Arc::default(),
             oom_kills: 0,
             ending: false,
             deleting: false,
@@ -203,13 +206,21 @@ impl Table {
         self.containers.remove(id);
     }
 
-    /// The container exists; from here on the table owns its streams and its undo list.
-    pub fn created(&mut self, id: &str, pid: u32, io: ProcessIo, undo: Undo) {
+    /// The container exists; from here on the table owns its streams, its hooks and its undo list.
+    pub fn created(
+        &mut self,
+        id: &str,
+        pid: u32,
+        io: ProcessIo,
+        undo: Undo,
+        hooks: ContainerHooks,
+    ) {
         let Some(container) = self.containers.get_mut(id) else { return };
         container.init.phase = Phase::Created;
         container.init.pid = pid;
         container.init.set_io(Arc::new(io));
         container.undo = Some(undo);
+        container.hooks = Arc::new(hooks);
         self.tell(Event::Created { id: id.into(), pid });
         if self.ended.is_some() {
             self.exited(id, "", Exit::now(Exit::LOST));
@@ -392,6 +403,11 @@ impl Table {
             }
         }
         Ok(phase)
+    }
+
+    /// The hooks of a container that exists.
+    pub fn hooks(&mut self, id: &str) -> Arc<ContainerHooks> {
+        self.container(id).map(|container| container.hooks.clone()).unwrap_or_default()
     }
 
     /// The container's undo list, to be run.

@@ -4,6 +4,7 @@ use super::{NewContainer, ProcessState, Sandbox};
 use crate::agent::{Agent, Process, StreamNumbers};
 use crate::error::{Error, Result};
 use crate::event::Exit;
+use crate::hooks::ContainerHooks;
 use crate::io::{GuestStreams, OpenIo, ProcessIo};
 use crate::phase;
 use crate::plan::{self, Plan};
@@ -54,7 +55,7 @@ impl Sandbox {
     }
 
     async fn make(&self, new: NewContainer, called_off: &Notify) -> Result<u32> {
-        let NewContainer { id, spec, rootfs, stdio } = new;
+        let NewContainer { id, spec, bundle, rootfs, stdio } = new;
         let rootfs = rootfs_or_directory(rootfs, &spec);
         let plan = plan::container(&id, spec)?;
         if !plan.left_out.is_empty() {
@@ -80,9 +81,19 @@ impl Sandbox {
         let agent = self.agent().await?;
         let (numbers, streams) = self.streams(open.wanted()).await?;
         let io = open.join(streams);
-        agent.create_container(&id, spec_json, numbers).await.map_err(named("create"))?;
+        let Plan { hooks, spec, .. } = plan;
+        let annotations = spec.annotations().clone().unwrap_or_default();
+        let hooks = ContainerHooks { hooks, id: id.clone(), pid: self.pid(), bundle, annotations };
+        let made = async {
+            hooks.creating().await?;
+            agent.create_container(&id, spec_json, numbers).await.map_err(named("create"))
+        };
+        if let Err(error) = made.await {
+            hooks.gone().await;
+            return Err(error);
+        }
         phase::mark("container-created", &id);
-        self.table().created(&id, self.pid(), io, undo);
+        self.table().created(&id, self.pid(), io, undo, hooks);
         tokio::spawn(self.clone().watch_memory(agent.clone(), id.clone()));
         tokio::spawn(self.clone().watch_init(agent, id));
         Ok(self.pid())
@@ -199,6 +210,7 @@ impl Sandbox {
         {
             tracing::warn!("delete container {id} in the guest: {}", error.chain());
         }
+        let hooks = self.table().hooks(id);
         let undo = self.table().take_undo(id);
         if let Some(undo) = undo {
             let failed = tokio::task::spawn_blocking(|| undo.run()).await.unwrap_or_default();
@@ -206,6 +218,7 @@ impl Sandbox {
                 tracing::warn!("delete container {id}: {what}: {error}");
             }
         }
+        hooks.gone().await;
         phase::mark("deleted", id);
     }
 

@@ -21,6 +21,7 @@ use crate::undo::Undo;
 use crate::vm::Vm;
 use oci_spec::runtime::Spec;
 use std::future::Future;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{OnceCell, watch};
@@ -35,6 +36,8 @@ pub struct NewContainer {
     pub id: String,
     /// Its OCI spec.
     pub spec: Spec,
+    /// The directory of its `config.json`; hooks are told of it.
+    pub bundle: PathBuf,
     /// Its root file system; empty: the directory that the spec names.
     pub rootfs: Vec<RootfsMount>,
     /// Its init's standard streams.

@@ -52,21 +52,23 @@ impl Sandbox {
         if let Some(io) = io {
             io.begin_input()?;
         }
-        self.agent().await?.start_container(id).await.map_err(named("start"))
+        let agent = self.agent().await?;
+        agent.start_container(id).await.map_err(named("start"))?;
+        let hooks = self.table().hooks(id);
+        let started = hooks.started().await;
+        if started.is_err() {
+            agent.signal(id, "", libc::SIGKILL as u32, true).await?;
+        }
+        started
     }
 
     /// Registers an exec. `process_json` is an OCI `process` object.
     ///
     /// # Errors
-    /// [`Error::NotFound`], [`Error::AlreadyExists`], or the container has ended.
-    pub fn add_exec(
-        &self,
-        id: &str,
-        exec: &str,
-        process_json: Vec<u8>,
-        stdio: Stdio,
-    ) -> Result<()> {
+    /// [`Error::NotFound`], [`Error::AlreadyExists`], the container has ended, or it asks for what can't be.
+    pub fn add_exec(&self, id: &str, exec: &str, process_json: &[u8], stdio: Stdio) -> Result<()> {
         protocol::ids::check(exec).map_err(|e| Error::InvalidArgument(e.to_string()))?;
+        let process_json = plan::exec(process_json)?;
         self.table().add_exec(id, exec)?;
         let pending = PendingExec { process_json, stdio };
         self.pending_execs().insert((id.into(), exec.into()), pending);

@@ -74,7 +74,7 @@ impl AgentService for Guest {
         _: &TtrpcContext,
         request: api::ExecProcessRequest,
     ) -> ttrpc::Result<api::ProcessStarted> {
-        if request.process_json == b"missing" {
+        if request.process_json.windows(7).any(|text| text == b"missing") {
             return refused(ttrpc::Code::INVALID_ARGUMENT, "not found");
         }
         Ok(api::ProcessStarted { pid: 21, ..Default::default() })
@@ -201,6 +201,11 @@ async fn fixture() -> Fixture {
     Fixture { sandbox, events, vmm, _server: server, dir }
 }
 
+fn process(program: &str) -> Vec<u8> {
+    let user = serde_json::json!({"uid": 0, "gid": 0});
+    serde_json::json!({"user": user, "cwd": "/", "args": [program]}).to_string().into_bytes()
+}
+
 impl Fixture {
     fn container(&self, id: &str, command: &str) -> NewContainer {
         let spec = serde_json::json!({
@@ -212,6 +217,7 @@ impl Fixture {
         NewContainer {
             id: id.into(),
             spec: serde_json::from_value(spec).unwrap(),
+            bundle: self.dir.path().into(),
             rootfs: Vec::new(),
             stdio: Stdio::default(),
         }
@@ -245,7 +251,7 @@ async fn the_life_of_a_container_with_an_exec() {
     let pid = f.sandbox.create(f.container("c", "sh")).await.unwrap();
     assert_eq!(pid, 77);
     f.sandbox.start("c").await.unwrap();
-    f.sandbox.add_exec("c", "e", b"{}".to_vec(), Stdio::default()).unwrap();
+    f.sandbox.add_exec("c", "e", &process("sh"), Stdio::default()).unwrap();
     assert_eq!(f.sandbox.start_exec("c", "e").await.unwrap(), 21);
     f.sandbox.kill("c", "e", 9, false).await.unwrap();
     assert_eq!(f.sandbox.wait("c", "e").await.unwrap().status, 137);
@@ -289,7 +295,7 @@ async fn a_refused_exec_can_be_deleted() {
     let f = fixture().await;
     f.sandbox.create(f.container("c", "sh")).await.unwrap();
     f.sandbox.start("c").await.unwrap();
-    f.sandbox.add_exec("c", "e", b"missing".to_vec(), Stdio::default()).unwrap();
+    f.sandbox.add_exec("c", "e", &process("missing"), Stdio::default()).unwrap();
     let error = f.sandbox.start_exec("c", "e").await.unwrap_err();
     assert_eq!(error.to_string(), "OCI runtime exec failed: not found");
     f.sandbox.delete("c", "e").await.unwrap();

@@ -1,4 +1,6 @@
 use super::*;
+use crate::plan::Owners;
+use std::os::unix::fs::MetadataExt;
 
 #[test]
 fn mount_points_are_found_below_the_directory_only() {
@@ -49,8 +51,8 @@ fn a_container_shows_its_root_and_binds_and_leaves_nothing() {
             ..Default::default()
         };
         let binds = [
-            Bind { source: source.clone(), read_only: true, recursive: true },
-            Bind { source: source.join("file"), read_only: false, recursive: false },
+            Bind { source: source.clone(), read_only: true, recursive: true, owners: None },
+            Bind { source: source.join("file"), read_only: false, recursive: false, owners: None },
         ];
         let mut undo = Undo::new();
         add_container(&paths, "c", &[rootfs], &binds, &mut undo).unwrap();
@@ -61,6 +63,32 @@ fn a_container_shows_its_root_and_binds_and_leaves_nothing() {
         assert!(undo.run().is_empty());
         assert!(!shown.exists());
         assert!(sandbox.run().is_empty());
+    });
+}
+
+#[test]
+fn a_read_only_bind_is_so_all_the_way_down_and_owners_are_mapped() {
+    in_own_namespace(|| {
+        let dir = tempfile::tempdir().unwrap();
+        let below = dir.path().join("source/below");
+        fs::create_dir_all(&below).unwrap();
+        mount(Some("t"), &below, Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
+        fs::write(below.join("file"), "x").unwrap();
+        let mapping = serde_json::json!({"containerID": 0, "hostID": 5000, "size": 10});
+        let mapping = vec![serde_json::from_value(mapping).unwrap()];
+        let owners = Owners { users: mapping.clone(), groups: mapping, recursive: true };
+        let bind = Bind {
+            source: dir.path().join("source"),
+            read_only: true,
+            recursive: true,
+            owners: Some(owners),
+        };
+        let target = dir.path().join("target");
+        fs::create_dir(&target).unwrap();
+        bind::mount(&bind, &target).unwrap();
+        assert_eq!(fs::metadata(target.join("below/file")).unwrap().uid(), 5000);
+        let error = fs::write(target.join("below/file"), "y").unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ReadOnlyFilesystem);
     });
 }
 

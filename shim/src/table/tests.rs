@@ -9,7 +9,7 @@ fn with_container() -> Fixture {
     let (sender, events) = mpsc::unbounded_channel();
     let mut table = Table::new(sender);
     let _ = table.reserve("c").unwrap();
-    table.created("c", 7, ProcessIo::default(), Undo::new());
+    table.created("c", 7, ProcessIo::default(), Undo::new(), ContainerHooks::default());
     Fixture { table, events }
 }
 
@@ -168,7 +168,7 @@ fn a_container_whose_sandbox_ended_before_it_was_there_is_lost_too() {
     let mut f = Fixture { table: Table::new(sender), events };
     let _ = f.table.reserve("c").unwrap();
     f.table.sandbox_ended("gone");
-    f.table.created("c", 7, ProcessIo::default(), Undo::new());
+    f.table.created("c", 7, ProcessIo::default(), Undo::new(), ContainerHooks::default());
     assert_eq!(f.told(), ["created", "exited"]);
 }
 

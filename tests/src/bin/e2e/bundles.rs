@@ -1,11 +1,12 @@
 //! `kata-like run` on a bundle: malformed ones are refused by name.
 
-use crate::command::{self, Output};
+use crate::bundle::{Bundle, config};
+use crate::command;
 use crate::context::Context;
 use anyhow::{Result, bail};
-use serde_json::{Value, json};
+use serde_json::json;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 crate::cases!(
@@ -20,62 +21,6 @@ crate::cases!(
     a_bundle_without_its_rootfs_is_refused,
     a_bundle_without_config_is_refused,
 );
-
-/// A bundle with busybox in it; removed when dropped.
-pub struct Bundle(PathBuf);
-
-impl Bundle {
-    pub fn new(context: &Context, args: &[&str]) -> Result<Self> {
-        let directory = PathBuf::from(format!("/tmp/{}-bundle", context.fresh_id()));
-        let bin = directory.join("rootfs/bin");
-        fs::create_dir_all(&bin)?;
-        for name in ["proc", "sys", "dev", "tmp"] {
-            fs::create_dir(directory.join("rootfs").join(name))?;
-        }
-        fs::copy("/usr/bin/busybox", bin.join("busybox"))?;
-        for applet in ["sh", "echo", "uname", "true", "sleep", "cat", "id", "stty"] {
-            std::os::unix::fs::symlink("busybox", bin.join(applet))?;
-        }
-        let bundle = Self(directory);
-        bundle.write_config(&config(args))?;
-        Ok(bundle)
-    }
-
-    pub fn path(&self) -> &Path {
-        &self.0
-    }
-
-    pub fn write_config(&self, config: &Value) -> Result<()> {
-        Ok(fs::write(self.0.join("config.json"), config.to_string())?)
-    }
-
-    fn run(&self) -> Result<Output> {
-        command::output(Command::new("/usr/bin/kata-like").arg("run").arg(&self.0))
-    }
-}
-
-impl Drop for Bundle {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
-/// The least that the OCI runtime-spec asks of a Linux container, and its usual mounts.
-pub fn config(args: &[&str]) -> Value {
-    json!({
-        "ociVersion": "1.2.0",
-        "process": {
-            "user": {"uid": 0, "gid": 0},
-            "args": args,
-            "env": ["PATH=/bin"],
-            "cwd": "/",
-        },
-        "root": {"path": "rootfs"},
-        "hostname": "bundle",
-        "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"}],
-        "linux": {"namespaces": [{"type": "pid"}, {"type": "mount"}, {"type": "uts"}, {"type": "ipc"}]},
-    })
-}
 
 fn a_bundle_runs(context: &Context) -> Result<()> {
     let bundle = Bundle::new(context, &["sh", "-c", "echo ran; exit 5"])?;

@@ -4,6 +4,7 @@
 //! Each file beside this one is a topic; each test leaves nothing behind, and [`leaks`] asserts it.
 
 mod boot;
+mod bundle;
 mod bundles;
 mod command;
 mod confinement;
@@ -22,6 +23,7 @@ mod ptrace;
 mod report;
 mod run;
 mod shim;
+mod spec;
 mod terminal;
 mod throughput;
 mod update;
@@ -136,7 +138,7 @@ fn main() -> Result<()> {
 }
 
 fn choose(arguments: &Arguments) -> Vec<Case> {
-    let topics: [fn() -> Vec<Case>; 17] = [
+    let topics: [fn() -> Vec<Case>; 18] = [
         run::cases,
         exec::cases,
         terminal::cases,
@@ -148,6 +150,7 @@ fn choose(arguments: &Arguments) -> Vec<Case> {
         wrong_settings::cases,
         bundles::cases,
         oci::cases,
+        spec::cases,
         confinement::cases,
         crash::cases,
         outage::cases,

@@ -1,6 +1,6 @@
 //! `kata-like` as an OCI runtime: what runc's users and callers do with its command line.
 
-use crate::bundles::{Bundle, config};
+use crate::bundle::{Bundle, config};
 use crate::command::{self, DEADLINE, Output, Running};
 use crate::context::Context;
 use anyhow::{Context as _, Result, bail};
@@ -66,13 +66,13 @@ impl Container {
     }
 
     fn file(&self, name: &str) -> PathBuf {
-        self.bundle.path().join(name)
+        self.bundle.0.join(name)
     }
 
     /// The command `create` with its output going to the file `out`.
     fn create_command(&self) -> Result<Command> {
         let mut create = kata(&["create", "--pid-file"]);
-        create.arg(self.file("pid")).arg("--bundle").arg(self.bundle.path()).arg(&self.id);
+        create.arg(self.file("pid")).arg("--bundle").arg(&self.bundle.0).arg(&self.id);
         let out = File::create(self.file("out"))?;
         create.stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out);
         Ok(create)
@@ -127,7 +127,7 @@ fn a_life_by_command_line(context: &Context) -> Result<()> {
     let container = Container::of(context, &config)?;
     container.create()?;
     let state = container.state()?;
-    let bundle = container.bundle.path().to_string_lossy().into_owned();
+    let bundle = container.bundle.0.to_string_lossy().into_owned();
     let expected = json!({"id": container.id, "status": "created", "bundle": bundle, "pid": container.pid()?,
         "ociVersion": "1.2.0", "annotations": {"org.example": "kept"}});
     for (field, value) in expected.as_object().context("no object")? {
@@ -249,7 +249,7 @@ fn a_terminal_goes_to_the_console_socket(context: &Context) -> Result<()> {
     let path = container.file("console.sock");
     let listener = UnixListener::bind(&path)?;
     let mut create = kata(&["create", "--console-socket"]);
-    create.arg(&path).arg("--bundle").arg(container.bundle.path()).arg(&container.id);
+    create.arg(&path).arg("--bundle").arg(&container.bundle.0).arg(&container.id);
     let creating = Running::start(&mut create, Vec::new())?;
     let mut master = File::from(receive_descriptor(&listener)?);
     creating.finish(DEADLINE)?.expect_code(0)?;
@@ -348,7 +348,7 @@ fn of_many_creates_at_once_one_wins(context: &Context) -> Result<()> {
     let creating: Vec<_> = (0..6)
         .map(|_| {
             let mut create = kata(&["create", "--bundle"]);
-            create.arg(container.bundle.path()).arg(&container.id);
+            create.arg(&container.bundle.0).arg(&container.id);
             Ok(create.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?)
         })
         .collect::<Result<_>>()?;
@@ -401,7 +401,7 @@ fn a_killed_create_leaves_nothing_that_delete_cannot_remove(context: &Context) -
 fn a_run_in_the_foreground_can_be_entered_and_removed(context: &Context) -> Result<()> {
     let container = Container::new(context, WAITS)?;
     let mut run = kata(&["run", "--bundle"]);
-    let running = Running::start(run.arg(container.bundle.path()).arg(&container.id), Vec::new())?;
+    let running = Running::start(run.arg(&container.bundle.0).arg(&container.id), Vec::new())?;
     command::eventually("it runs", DEADLINE, || {
         Ok(container.say("state", &[])?.text().contains("\"running\""))
     })?;
@@ -413,7 +413,7 @@ fn a_run_in_the_foreground_can_be_entered_and_removed(context: &Context) -> Resu
     running.finish(DEADLINE)?.expect_code(7)?;
     container.say("state", &[])?.expect_error(&["does not exist"])?;
     let mut run = kata(&["run", "--detach", "--bundle"]);
-    run.arg(container.bundle.path()).arg(&container.id);
+    run.arg(&container.bundle.0).arg(&container.id);
     let out = File::create(container.file("out"))?;
     run.stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out);
     if !run.status()?.success() {

@@ -69,6 +69,7 @@ impl TaskService {
         let new = NewContainer {
             id: request.id.clone(),
             spec: read_spec(Path::new(&request.bundle))?,
+            bundle: request.bundle.clone().into(),
             rootfs: rootfs(&request),
             stdio: stdio(&said.io, &request.id, self.slot.namespace())?,
         };
@@ -113,7 +114,7 @@ impl TaskService {
         let json = exec_process(&spec.value, terminal)?;
         let io = TaskIO { stdin, stdout, stderr, terminal, ..Default::default() };
         let streams = stdio(&io, &id, self.slot.namespace())?;
-        self.slot.get()?.add_exec(&id, &exec_id, json, streams)?;
+        self.slot.get()?.add_exec(&id, &exec_id, &json, streams)?;
         self.containers.keep(&id, &exec_id, Said { io, ..Said::default() });
         Ok(())
     }

@@ -102,7 +102,13 @@ async fn make(
     let raw = if tty { RawTerminal::enter()? } else { None };
     let id = home.id();
     let stdio = own_stdio(true, tty)?;
-    let new = NewContainer { id: id.into(), spec: (*spec).clone(), rootfs: Vec::new(), stdio };
+    let new = NewContainer {
+        id: id.into(),
+        spec: (*spec).clone(),
+        bundle: bundle.clone(),
+        rootfs: Vec::new(),
+        stdio,
+    };
     sandbox.create(new).await?;
     answer_calls(home, sandbox)?;
     if start {

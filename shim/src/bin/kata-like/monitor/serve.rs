@@ -94,7 +94,7 @@ async fn exec_in(
     let process = read(fds.next())?;
     let mut pipe = || fds.next().map_or(Endpoint::None, Endpoint::Pipe);
     let stdio = Stdio { stdin: pipe(), stdout: pipe(), stderr: pipe(), logger: None };
-    sandbox.add_exec(id, exec, process, stdio)?;
+    sandbox.add_exec(id, exec, &process, stdio)?;
     let ended = async {
         sandbox.start_exec(id, exec).await?;
         // Who asked may be gone; the process is waited for all the same.

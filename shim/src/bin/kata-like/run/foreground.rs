@@ -22,12 +22,18 @@ pub(super) async fn run(
 ) -> Result<u8> {
     let id = sandbox.id().to_owned();
     let interactive = arguments.interactive;
-    let bundle = arguments.source.canonicalize().unwrap_or_else(|_| arguments.source.clone());
+    let bundle = std::path::absolute(&arguments.source)?;
     let made = async {
         let spec = prepare(source, scratch, arguments).await?;
         let tty = monitor::has_terminal(&spec);
         let stdio = monitor::own_stdio(interactive, tty)?;
-        let new = NewContainer { id: id.clone(), spec: spec.clone(), rootfs: Vec::new(), stdio };
+        let new = NewContainer {
+            id: id.clone(),
+            spec: spec.clone(),
+            bundle: bundle.clone(),
+            rootfs: Vec::new(),
+            stdio,
+        };
         sandbox.create(new).await?;
         monitor::answer_calls(reservation.home(), sandbox)?;
         reservation.record(&spec, bundle, true)?;

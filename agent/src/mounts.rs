@@ -1,0 +1,310 @@
+//! What libcontainer leaves undone of a specification's mounts.
+//!
+//! - A tmpfs has the mode of the directory that it hides, as runc gives it.
+//! - `tmpcopyup`: the tmpfs is made and filled here, and bound into the container.
+//! - sysfs belongs to a network namespace; a container with users of its own that shares the guest's network
+//!   could not mount it, so it is mounted here and bound.
+//! - Read-only paths: libcontainer would take programs and devices below them away.
+//! - `sync` and `dirsync` belong to a file system; libcontainer takes them for a mount's and drops them.
+//! - Propagation is set from within the container's mount namespace, once the mounts are there.
+
+use libcontainer::rootfs::utils::{is_bind, parse_mount};
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat, openat2};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, setns};
+use nix::sys::stat::{Mode, SFlag, mknod};
+use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Mount, Spec};
+use std::ffi::CString;
+use std::fs::{self, File, Permissions};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, lchown, symlink};
+use std::path::{Path, PathBuf};
+
+/// Most levels of directories that are copied.
+const MAX_DEPTH: u32 = 128;
+
+/// What is to be done when the container is there.
+#[derive(Debug, Default)]
+pub struct LateMounts {
+    made: Vec<PathBuf>,
+    propagation: Vec<(PathBuf, MsFlags)>,
+    read_only: Vec<PathBuf>,
+}
+
+impl LateMounts {
+    /// Changes the mounts of `spec` to what libcontainer does. What has to be filled lies in `directory`.
+    ///
+    /// # Errors
+    /// A tmpfs can't be made or filled; what was made is unmounted when the result is dropped.
+    pub fn take_over(spec: &mut Spec, directory: &Path) -> io::Result<Self> {
+        let mut late = Self::default();
+        let Some(rootfs) = spec.root().as_ref().map(|root| root.path().clone()) else {
+            return Ok(late);
+        };
+        let has_users = has_users(spec);
+        if let Some(linux) = spec.linux_mut() {
+            let paths = linux.readonly_paths_mut().take().unwrap_or_default();
+            late.read_only = paths.into_iter().map(PathBuf::from).collect();
+        }
+        let mut covered: Vec<PathBuf> = Vec::new();
+        for mount in spec.mounts_mut().iter_mut().flatten() {
+            let to = mount.destination().clone();
+            late.propagation.extend(propagation(mount).map(|flags| (to.clone(), flags)));
+            // What an earlier mount hides is not what this one is mounted on.
+            let hidden = covered.iter().any(|earlier| to.starts_with(earlier));
+            if !is_bind(mount) {
+                mark_superblock_flags(mount);
+            }
+            if mount.typ().as_deref() == Some("tmpfs") && !is_bind(mount) {
+                let below = (!hidden).then(|| open_in(&rootfs, &to)).and_then(Result::ok);
+                late.adapt_tmpfs(mount, below.as_ref(), directory)?;
+            }
+            if mount.typ().as_deref() == Some("sysfs") && has_users {
+                late.make_and_bind(mount, directory)?;
+            }
+            covered.push(to);
+        }
+        Ok(late)
+    }
+
+    fn adapt_tmpfs(
+        &mut self,
+        mount: &mut Mount,
+        below: Option<&OwnedFd>,
+        directory: &Path,
+    ) -> io::Result<()> {
+        let mut options = mount.options().clone().unwrap_or_default();
+        let copy_up = options.iter().any(|option| option == "tmpcopyup");
+        options.retain(|option| option != "tmpcopyup");
+        let path = below.map(|fd| PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd())));
+        if let Some(path) = &path
+            && !options.iter().any(|option| option.starts_with("mode="))
+        {
+            options.push(format!("mode={:04o}", fs::metadata(path)?.mode() & 0o7777));
+        }
+        mount.set_options(Some(options));
+        if let (Some(path), true) = (&path, copy_up) {
+            copy_tree(path, &self.make_and_bind(mount, directory)?, MAX_DEPTH)?;
+        }
+        Ok(())
+    }
+
+    /// Mounts in `directory` what is then bound into the container; where.
+    fn make_and_bind(&mut self, what: &mut Mount, directory: &Path) -> io::Result<PathBuf> {
+        let data = parse_mount(what).map_err(io::Error::other)?.data;
+        let made = directory.join(format!("mount-{}", self.made.len()));
+        fs::create_dir(&made)?;
+        let kind = what.typ().as_deref();
+        mount(kind, &made, kind, MsFlags::empty(), Some(data.join(",").as_str()))?;
+        self.made.push(made.clone());
+        let options = what.options_mut().get_or_insert_default();
+        options.retain(|option| !data.contains(option));
+        options.push("bind".to_owned());
+        what.set_typ(Some("bind".to_owned())).set_source(Some(made.clone()));
+        Ok(made)
+    }
+
+    /// Lets go of what was made, and does the rest in the mount namespace of process `pid`, where the caller
+    /// then is.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn finish(&mut self, pid: i32) -> io::Result<()> {
+        self.unmount();
+        if self.propagation.is_empty() && self.read_only.is_empty() {
+            return Ok(());
+        }
+        setns(File::open(format!("/proc/{pid}/ns/mnt"))?, CloneFlags::CLONE_NEWNS)?;
+        for (path, flags) in &self.propagation {
+            mount(None::<&str>, path, None::<&str>, *flags, None::<&str>)?;
+        }
+        self.read_only.iter().try_for_each(|path| make_read_only(path))
+    }
+
+    /// Unmounts what was made; a container that has it bound keeps it.
+    fn unmount(&mut self) {
+        for path in self.made.drain(..) {
+            let _ = umount2(&path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW);
+            let _ = fs::remove_dir(&path);
+        }
+    }
+}
+
+impl Drop for LateMounts {
+    fn drop(&mut self) {
+        self.unmount();
+    }
+}
+
+/// Whether the container gets a user namespace.
+fn has_users(spec: &Spec) -> bool {
+    let namespaces = spec.linux().iter().flat_map(|linux| linux.namespaces().iter().flatten());
+    namespaces.map(LinuxNamespace::typ).any(|kind| kind == LinuxNamespaceType::User)
+}
+
+/// Nothing of the mount's flags changes but this one. A path that is not there is no error, as for runc.
+fn make_read_only(path: &Path) -> io::Result<()> {
+    match mount(Some(path), path, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>) {
+        Err(Errno::ENOENT) => return Ok(()),
+        other => other?,
+    }
+    let attributes = libc::mount_attr {
+        attr_set: libc::MOUNT_ATTR_RDONLY,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: 0,
+    };
+    let text = CString::new(path.as_os_str().as_bytes())?;
+    // SAFETY: the kernel reads a path that ends with NUL and as many bytes as the structure has.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            libc::AT_FDCWD,
+            text.as_ptr(),
+            0,
+            &raw const attributes,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    Ok(Errno::result(result).map(drop)?)
+}
+
+/// The last propagation option of a mount.
+fn propagation(mount: &Mount) -> Option<MsFlags> {
+    mount.options().iter().flatten().filter_map(|option| propagation_of(option)).next_back()
+}
+
+fn propagation_of(option: &str) -> Option<MsFlags> {
+    let kind = |option: &str| {
+        Some(match option {
+            "shared" => MsFlags::MS_SHARED,
+            "private" => MsFlags::MS_PRIVATE,
+            "slave" => MsFlags::MS_SLAVE,
+            "unbindable" => MsFlags::MS_UNBINDABLE,
+            _ => return None,
+        })
+    };
+    kind(option).or_else(|| Some(kind(option.strip_prefix('r')?)? | MsFlags::MS_REC))
+}
+
+/// With a value, libcontainer hands an option on to the file system; the kernel ignores this one.
+fn mark_superblock_flags(mount: &mut Mount) {
+    for option in mount.options_mut().iter_mut().flatten() {
+        if option == "sync" || option == "dirsync" {
+            option.push('=');
+        }
+    }
+}
+
+/// A directory of the container's root; links in it don't lead out.
+fn open_in(rootfs: &Path, path: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let root = openat(AT_FDCWD, rootfs, flags, Mode::empty())?;
+    let how = OpenHow::new()
+        .flags(flags)
+        .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+    Ok(openat2(root.as_fd(), path, how)?)
+}
+
+/// Copies what is in a directory, with owners and modes. Nothing runs in the container yet that could
+/// change it meanwhile.
+fn copy_tree(from: &Path, to: &Path, depth: u32) -> io::Result<()> {
+    if depth == 0 {
+        return Err(io::Error::other(format!("more than {MAX_DEPTH} levels of directories")));
+    }
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let (metadata, copy) = (entry.metadata()?, to.join(entry.file_name()));
+        let kind = metadata.file_type();
+        if kind.is_symlink() {
+            symlink(fs::read_link(entry.path())?, &copy)?;
+        } else if kind.is_dir() {
+            fs::create_dir(&copy)?;
+            copy_tree(&entry.path(), &copy, depth - 1)?;
+        } else if kind.is_file() {
+            fs::copy(entry.path(), &copy)?;
+        } else if !kind.is_socket() {
+            let kind = SFlag::from_bits_truncate(metadata.mode() & libc::S_IFMT);
+            mknod(&copy, kind, Mode::empty(), metadata.rdev())?;
+        }
+        if !kind.is_socket() {
+            lchown(&copy, Some(metadata.uid()), Some(metadata.gid()))?;
+        }
+        if !kind.is_symlink() && !kind.is_socket() {
+            fs::set_permissions(&copy, Permissions::from_mode(metadata.mode() & 0o7777))?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn spec(rootfs: &Path, mounts: &serde_json::Value) -> Spec {
+        serde_json::from_value(json!({
+            "ociVersion": "1.2.0", "root": {"path": rootfs}, "mounts": mounts, "linux": {},
+        }))
+        .unwrap()
+    }
+
+    fn options(spec: &Spec, index: usize) -> Vec<String> {
+        spec.mounts().as_ref().unwrap()[index].options().clone().unwrap_or_default()
+    }
+
+    #[test]
+    fn a_tmpfs_has_the_mode_of_what_it_hides_unless_it_says_one() {
+        let root = std::env::temp_dir().join(format!("late-mounts-{}", std::process::id()));
+        fs::create_dir_all(root.join("a/b")).unwrap();
+        fs::set_permissions(root.join("a"), Permissions::from_mode(0o1770)).unwrap();
+        let tmpfs = |to: &str, options: &[&str]| json!({"destination": to, "type": "tmpfs", "source": "t", "options": options});
+        let mounts = json!([
+            tmpfs("/a", &["ro"]),
+            tmpfs("/a/b", &[]),
+            tmpfs("/c", &["sync"]),
+            tmpfs("/a", &["mode=1"])
+        ]);
+        let mut spec = spec(&root, &mounts);
+        LateMounts::take_over(&mut spec, &root).unwrap();
+        let all = [0, 1, 2, 3].map(|index| options(&spec, index));
+        assert_eq!(all, [vec!["ro", "mode=1770"], vec![], vec!["sync="], vec!["mode=1"]]);
+        fs::remove_dir_all(&root).unwrap();
+    }
+
+    #[test]
+    fn the_last_propagation_counts() {
+        let mount = |options: &[&str]| json!({"destination": "/a", "type": "bind", "source": "/", "options": options});
+        let mounts = json!([
+            mount(&["rbind", "shared", "rslave"]),
+            mount(&["bind", "ro"]),
+            mount(&["unbindable"])
+        ]);
+        let late =
+            LateMounts::take_over(&mut spec(Path::new("/"), &mounts), Path::new("/")).unwrap();
+        let flags: Vec<_> = late.propagation.iter().map(|(_, flags)| *flags).collect();
+        assert_eq!(flags, [MsFlags::MS_SLAVE | MsFlags::MS_REC, MsFlags::MS_UNBINDABLE]);
+    }
+
+    #[test]
+    fn a_tree_is_copied_as_it_is() {
+        let root = std::env::temp_dir().join(format!("late-mounts-copy-{}", std::process::id()));
+        let (from, to) = (root.join("from"), root.join("to"));
+        fs::create_dir_all(from.join("directory")).unwrap();
+        fs::create_dir(&to).unwrap();
+        fs::write(from.join("directory/file"), "text").unwrap();
+        fs::set_permissions(from.join("directory/file"), Permissions::from_mode(0o4711)).unwrap();
+        symlink("/nowhere", from.join("link")).unwrap();
+        nix::unistd::mkfifo(&from.join("pipe"), Mode::from_bits_retain(0o600)).unwrap();
+        copy_tree(&from, &to, 3).unwrap();
+        assert_eq!(fs::read_to_string(to.join("directory/file")).unwrap(), "text");
+        assert_eq!(fs::metadata(to.join("directory/file")).unwrap().mode() & 0o7777, 0o4711);
+        assert_eq!(fs::read_link(to.join("link")).unwrap(), Path::new("/nowhere"));
+        assert!(fs::symlink_metadata(to.join("pipe")).unwrap().file_type().is_fifo());
+        assert!(copy_tree(&from, &root, 1).is_err());
+        fs::remove_dir_all(&root).unwrap();
+    }
+}

@@ -1,0 +1,182 @@
+//! Hooks of the OCI runtime-spec (config.md, POSIX-platform Hooks) that run on the host.
+//!
+//! They run in the namespaces and with the rights of this process, have the container's state on standard
+//! input, and nothing of this process's environment.
+
+use crate::error::{Error, Result};
+use oci_spec::runtime::{ContainerState, Hook, Hooks, StateBuilder};
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::Duration;
+use tokio::io::AsyncWriteExt;
+use tokio::process::Command;
+
+/// Most of a hook's standard error that is told.
+const MAX_TOLD: usize = 4096;
+
+/// A container's hooks, and what they are told of it.
+#[derive(Debug, Clone, Default)]
+pub struct ContainerHooks {
+    /// From its `config.json`.
+    pub hooks: Hooks,
+    /// Its id.
+    pub id: String,
+    /// The host process that stands for it.
+    pub pid: u32,
+    /// The directory of its `config.json`.
+    pub bundle: PathBuf,
+    /// From its `config.json`.
+    pub annotations: HashMap<String, String>,
+}
+
+impl ContainerHooks {
+    /// Before the container's first process is made.
+    ///
+    /// # Errors
+    /// [`Error::FailedPrecondition`] names the first that fails, the others are not run.
+    pub async fn creating(&self) -> Result<()> {
+        #[allow(deprecated)] // And still in use.
+        let prestart = self.hooks.prestart().as_ref();
+        run("prestart", prestart, ContainerState::Creating, self).await?;
+        let create_runtime = self.hooks.create_runtime().as_ref();
+        run("createRuntime", create_runtime, ContainerState::Creating, self).await
+    }
+
+    /// When the container's first process has been let go.
+    ///
+    /// # Errors
+    /// As [`Self::creating`].
+    pub async fn started(&self) -> Result<()> {
+        let poststart = self.hooks.poststart().as_ref();
+        run("poststart", poststart, ContainerState::Running, self).await
+    }
+
+    /// When the container is gone; a failure is logged.
+    pub async fn gone(&self) {
+        let poststop = self.hooks.poststop().as_ref();
+        for hook in poststop.into_iter().flatten() {
+            let one = vec![hook.clone()];
+            if let Err(error) = run("poststop", Some(&one), ContainerState::Stopped, self).await {
+                tracing::warn!("container {}: {error}", self.id);
+            }
+        }
+    }
+}
+
+async fn run(
+    kind: &str,
+    hooks: Option<&Vec<Hook>>,
+    status: ContainerState,
+    of: &ContainerHooks,
+) -> Result<()> {
+    for (index, hook) in hooks.into_iter().flatten().enumerate() {
+        let failed = |why: String| {
+            let path = hook.path().display();
+            Error::FailedPrecondition(format!("/hooks/{kind}/{index}: {path}: {why}"))
+        };
+        let state = state(status, of).map_err(|e| failed(e.to_string()))?;
+        let outcome = match hook.timeout().and_then(|seconds| u64::try_from(seconds).ok()) {
+            Some(seconds) => {
+                tokio::time::timeout(Duration::from_secs(seconds), run_one(hook, &state))
+                    .await
+                    .unwrap_or_else(|_| Err(format!("not done within {seconds} s")))
+            }
+            None => run_one(hook, &state).await,
+        };
+        outcome.map_err(failed)?;
+    }
+    Ok(())
+}
+
+fn state(
+    status: ContainerState,
+    of: &ContainerHooks,
+) -> Result<Vec<u8>, Box<dyn std::error::Error>> {
+    let state = StateBuilder::default()
+        .version("1.2.0")
+        .id(of.id.clone())
+        .status(status)
+        .pid(of.pid as i32)
+        .bundle(of.bundle.clone())
+        .annotations(of.annotations.clone())
+        .build()?;
+    Ok(serde_json::to_vec(&state)?)
+}
+
+/// Dropped at a timeout, which kills it.
+async fn run_one(hook: &Hook, state: &[u8]) -> Result<(), String> {
+    let mut command = Command::new(hook.path());
+    if let Some((name, arguments)) = hook.args().as_ref().and_then(|args| args.split_first()) {
+        command.arg0(name).args(arguments);
+    }
+    let variables = hook.env().iter().flatten().filter_map(|variable| variable.split_once('='));
+    command.env_clear().envs(variables).kill_on_drop(true);
+    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut child = command.spawn().map_err(|e| e.to_string())?;
+    if let Some(mut stdin) = child.stdin.take() {
+        // One that does not read it is free to.
+        let _ = stdin.write_all(state).await;
+    }
+    let output = child.wait_with_output().await.map_err(|e| e.to_string())?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = &output.stderr[..output.stderr.len().min(MAX_TOLD)];
+    Err(format!("{}: {}", output.status, String::from_utf8_lossy(said).trim()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    async fn outcome(hooks: serde_json::Value) -> Result<()> {
+        let hooks = serde_json::from_value(json!({"prestart": hooks})).unwrap();
+        let annotations = [("a".to_owned(), "b".to_owned())].into();
+        let (id, bundle) = ("c1".into(), "/bundle".into());
+        ContainerHooks { hooks, id, pid: 7, bundle, annotations }.creating().await
+    }
+
+    #[tokio::test]
+    async fn a_hook_has_the_state_its_arguments_and_its_environment_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("said");
+        let script = "cat > $FILE; echo \" $0 $1 ${HOME-none}\" >> $FILE";
+        let hook = json!([{"path": "/bin/sh", "args": ["sh", "-c", script, "zero", "one"],
+            "env": [format!("FILE={}", file.display())]}]);
+        outcome(hook).await.unwrap();
+        let said = std::fs::read_to_string(file).unwrap();
+        let (state, rest) = said.trim_end().split_once("} ").unwrap();
+        let state: serde_json::Value = serde_json::from_str(&format!("{state}}}")).unwrap();
+        assert_eq!(state["id"], "c1");
+        assert_eq!((&state["pid"], &state["status"]), (&json!(7), &json!("creating")));
+        assert_eq!(
+            (&state["bundle"], &state["annotations"]["a"]),
+            (&json!("/bundle"), &json!("b"))
+        );
+        assert_eq!(rest, "zero one none");
+    }
+
+    #[tokio::test]
+    async fn the_first_that_fails_is_named_and_ends_the_list() {
+        let dir = tempfile::tempdir().unwrap();
+        let never = dir.path().join("never");
+        let sh = |script: &str| json!({"path": "/bin/sh", "args": ["sh", "-c", script]});
+        let touch = sh(&format!("touch {}", never.display()));
+        let error =
+            outcome(json!([sh("true"), sh("echo why >&2; exit 3"), touch])).await.unwrap_err();
+        let error = error.to_string();
+        assert!(error.contains("/hooks/prestart/1") && error.contains("why"), "{error}");
+        assert!(!never.exists());
+        let error = outcome(json!([{"path": "/no/such"}])).await.unwrap_err().to_string();
+        assert!(error.contains("/no/such"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_hook_that_takes_too_long_is_killed() {
+        let sleep = json!([{"path": "/bin/sleep", "args": ["sleep", "100"], "timeout": 1}]);
+        let error = outcome(sleep).await.unwrap_err().to_string();
+        assert!(error.contains("not done within 1 s"), "{error}");
+    }
+}

@@ -1,0 +1,193 @@
+//! The OCI runtime-spec inside the guest: every field is seen there, and as runc gives it.
+
+mod fields;
+mod generator;
+mod probe;
+
+use crate::bundle::{Bundle, config};
+use crate::command::Output;
+use crate::context::Context;
+use anyhow::{Context as _, Result, bail};
+use fields::Field;
+use serde_json::{Value, json};
+
+crate::cases!(
+    crate::Scope::Once;
+    what_runc_knows_is_seen_as_runc_gives_it,
+    what_crun_knows_is_seen_as_crun_gives_it,
+    generated_specs_mean_what_they_mean_to_runc,
+    hooks_run_on_the_host_and_one_in_the_guest,
+    what_cannot_be_had_is_refused_by_name,
+    a_bind_mount_follows_a_swapped_link_and_a_changed_file,
+);
+
+/// A spec with the usual mounts, whose process tells what it sees.
+fn base(probes: &str) -> Value {
+    let script = format!("{}\n{probes}\n:", probe::SCRIPT);
+    let mut spec = config(&["sh", "-c", &script, "zero", "one two", ""]);
+    spec["mounts"] = json!([
+        {"destination": "/proc", "type": "proc", "source": "proc"},
+        {"destination": "/dev", "type": "tmpfs", "source": "tmpfs",
+         "options": ["nosuid", "strictatime", "mode=755", "size=65536k"]},
+        {"destination": "/dev/pts", "type": "devpts", "source": "devpts",
+         "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]},
+        {"destination": "/dev/shm", "type": "tmpfs", "source": "shm",
+         "options": ["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]},
+        {"destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue",
+         "options": ["nosuid", "noexec", "nodev"]},
+        {"destination": "/sys", "type": "sysfs", "source": "sysfs",
+         "options": ["nosuid", "noexec", "nodev", "ro"]},
+        {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup",
+         "options": ["nosuid", "noexec", "nodev", "relatime", "ro"]},
+    ]);
+    spec["process"]["oomScoreAdj"] = json!(0);
+    let namespaces = ["pid", "mount", "uts", "ipc", "network", "cgroup"];
+    spec["linux"] = json!({
+        "namespaces": namespaces.map(|kind| json!({"type": kind})),
+        "resources": {"devices": [{"allow": false, "access": "rwm"}]},
+        "cgroupsPath": "/kata-like-spec",
+    });
+    spec
+}
+
+/// Runs the spec both ways; what the process said in the guest.
+fn compare(bundle: &Bundle, spec: &Value, reference: &str) -> Result<String> {
+    bundle.write_config(spec)?;
+    let limits: Vec<&str> = fields::limits(spec);
+    let told = |output: Output| -> Result<String> { Ok(output.expect_code(0)?.text()) };
+    let expected = told(bundle.run_on_the_host(reference)?).context(reference.to_owned())?;
+    let seen = told(bundle.run()?)?;
+    let (expected, ours) =
+        (probe::normalised(&expected, &limits), probe::normalised(&seen, &limits));
+    let lacks = |from: &[String], of: &[String], who: &str| -> String {
+        let lines = from.iter().filter(|line| !of.contains(line));
+        lines.map(|line| format!("\n{who}: {line}")).collect()
+    };
+    let difference = lacks(&expected, &ours, reference) + &lacks(&ours, &expected, "guest");
+    if !difference.is_empty() {
+        bail!("the guest differs from {reference}:{difference}");
+    }
+    Ok(seen)
+}
+
+/// Runs a spec with all these fields, and looks for each in what its process says.
+fn fields_are_seen(context: &Context, groups: &[&[Field]], reference: &str) -> Result<()> {
+    let mut wrong = String::new();
+    for group in groups {
+        let probes: String = group.iter().map(Field::script).collect();
+        let mut spec = base(&probes);
+        let bundle = Bundle::new(context, &[])?;
+        fields::prepare(&bundle)?;
+        for field in *group {
+            field.set(&mut spec, &bundle).with_context(|| field.pointer.to_owned())?;
+        }
+        match compare(&bundle, &spec, reference) {
+            Ok(said) => wrong.extend(group.iter().filter_map(|field| field.missing_in(&said))),
+            Err(error) => wrong += &format!("\n{error:#}"),
+        }
+    }
+    if !wrong.is_empty() {
+        bail!("{wrong}");
+    }
+    Ok(())
+}
+
+fn what_runc_knows_is_seen_as_runc_gives_it(context: &Context) -> Result<()> {
+    fields_are_seen(context, fields::OF_RUNC, "runc")
+}
+
+/// What came to the runtime-spec after the lab's runc.
+fn what_crun_knows_is_seen_as_crun_gives_it(context: &Context) -> Result<()> {
+    fields_are_seen(context, fields::OF_CRUN, "crun")
+}
+
+fn generated_specs_mean_what_they_mean_to_runc(context: &Context) -> Result<()> {
+    let bundle = Bundle::new(context, &[])?;
+    fields::prepare(&bundle)?;
+    for seed in generator::seeds()? {
+        let spec = generator::spec(seed, base(""), &bundle);
+        compare(&bundle, &spec, "runc").with_context(|| format!("KATA_LIKE_SEED={seed}"))?;
+    }
+    Ok(())
+}
+
+/// Each hook writes its name, and the state that it is given, to a file.
+fn hooks_run_on_the_host_and_one_in_the_guest(context: &Context) -> Result<()> {
+    let bundle = Bundle::new(context, &[])?;
+    let log = bundle.0.join("hooks.log");
+    let hook = |kind: &str, to: &std::path::Path| {
+        let script = format!("(echo {kind} $(cat)) >> {}", to.display());
+        json!([{"path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/bin:/usr/bin"]}])
+    };
+    let mut spec = config(&["sh", "-c", "cat /hooks.log"]);
+    for kind in ["prestart", "createRuntime", "poststart", "poststop"] {
+        spec["hooks"][kind] = hook(kind, &log);
+    }
+    spec["hooks"]["startContainer"] = hook("startContainer", std::path::Path::new("/hooks.log"));
+    bundle.write_config(&spec)?;
+    let inside = bundle.run()?.expect_code(0)?.text();
+    let outside = std::fs::read_to_string(&log)?;
+    let order = ["prestart", "createRuntime", "poststart", "poststop"];
+    let names: Vec<&str> = outside.lines().filter_map(|line| line.split(' ').next()).collect();
+    let states = ["creating", "creating", "running", "stopped"];
+    let told = outside.lines().zip(states).all(|(line, state)| {
+        let status = format!("\"status\":\"{state}\"");
+        line.replace(": ", ":").contains(&status) && line.contains(&*bundle.0.to_string_lossy())
+    });
+    if names != order || !told || !inside.starts_with("startContainer {") {
+        bail!("on the host: {outside}\nin the guest: {inside}");
+    }
+    Ok(())
+}
+
+fn what_cannot_be_had_is_refused_by_name(context: &Context) -> Result<()> {
+    let bundle = Bundle::new(context, &[])?;
+    let listener = json!({"defaultAction": "SCMP_ACT_ALLOW",
+        "syscalls": [{"names": ["mount"], "action": "SCMP_ACT_NOTIFY"}]});
+    for (pointer, value, word) in [
+        ("/process/apparmorProfile", json!("my-profile"), "/process/apparmorProfile"),
+        ("/linux/seccomp", listener, "SCMP_ACT_NOTIFY"),
+        ("/process/env", json!(["NAME"]), "process.env"),
+    ] {
+        let mut spec = config(&["true"]);
+        let (parent, key) = pointer.rsplit_once('/').context("a pointer")?;
+        spec.pointer_mut(parent).context("a parent")?[key] = value;
+        bundle.write_config(&spec)?;
+        bundle.run()?.expect_error(&[word])?;
+    }
+    Ok(())
+}
+
+/// As a kubelet changes a ConfigMap: a new directory, and a link that is renamed over the old one. The guest
+/// takes names and attributes for granted for a second.
+fn a_bind_mount_follows_a_swapped_link_and_a_changed_file(context: &Context) -> Result<()> {
+    use std::os::unix::fs::symlink;
+    let directory = std::path::PathBuf::from(format!("/tmp/{}", context.fresh_id()));
+    let write = |version: &str, text: &str| -> Result<()> {
+        std::fs::create_dir_all(directory.join(version))?;
+        std::fs::write(directory.join(version).join("key"), text)?;
+        symlink(version, directory.join("..tmp"))?;
+        Ok(std::fs::rename(directory.join("..tmp"), directory.join("..data"))?)
+    };
+    write("..1", "one\n")?;
+    symlink("..data/key", directory.join("key"))?;
+    let mount =
+        format!("--mount=type=bind,src={},dst=/volume,options=rbind:ro", directory.display());
+    let container = context.container().flag(mount).detached(&["sleep", "1000"])?;
+    let read =
+        || Ok::<_, anyhow::Error>(container.exec(&["cat", "/volume/key"])?.expect_code(0)?.text());
+    let second = || std::thread::sleep(std::time::Duration::from_millis(1100));
+    let mut seen = vec![read()?];
+    write("..2", "two\n")?;
+    second();
+    seen.push(read()?);
+    std::fs::write(directory.join("..2/key"), "three, and longer\n")?;
+    second();
+    seen.push(read()?);
+    container.remove()?;
+    std::fs::remove_dir_all(&directory)?;
+    if seen != ["one", "two", "three, and longer"] {
+        bail!("the container saw {seen:?}");
+    }
+    Ok(())
+}
