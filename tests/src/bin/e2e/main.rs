@@ -15,6 +15,7 @@ mod leaks;
 mod lifecycle;
 mod logs;
 mod machine;
+mod memory;
 mod outage;
 mod pause;
 mod ptrace;
@@ -135,7 +136,7 @@ fn main() -> Result<()> {
 }
 
 fn choose(arguments: &Arguments) -> Vec<Case> {
-    let topics: [fn() -> Vec<Case>; 16] = [
+    let topics: [fn() -> Vec<Case>; 17] = [
         run::cases,
         exec::cases,
         terminal::cases,
@@ -143,6 +144,7 @@ fn choose(arguments: &Arguments) -> Vec<Case> {
         logs::cases,
         pause::cases,
         update::cases,
+        memory::cases,
         leaks::cases,
         wrong_settings::cases,
         bundles::cases,
