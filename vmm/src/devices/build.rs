@@ -1,5 +1,6 @@
 //! From a `MachineConfig` to the machine's virtio devices, with everything opened that they need.
 
+use super::balloon::Balloon;
 use super::blk::Disk;
 use super::events::{self, EventReceiver, EventSender};
 use super::fs::SharedDir;
@@ -18,7 +19,7 @@ use vm_memory::GuestMemoryMmap;
 /// The virtio devices of a machine; nothing of them runs yet.
 pub struct Devices {
     /// The devices behind their registers, in the order in which they get addresses and interrupts:
-    /// rng, vsock, disks, shared directories.
+    /// rng, balloon, vsock, disks, shared directories.
     pub transports: Vec<Arc<MmioTransport>>,
     /// The loops of their workers; to be spawned once the process is confined. A worker that is
     /// activated earlier waits.
@@ -92,6 +93,7 @@ pub fn build(
     let mut builder = Builder { memory, sender, transports: Vec::new(), loops: Vec::new() };
     let shared = builder.new_loop("io")?;
     builder.add("rng", Box::new(Rng), shared)?;
+    builder.add("balloon", Box::new(Balloon), shared)?;
     let mut vsock = None;
     if let Some(config) = &config.vsock {
         if config.guest_cid < 3 || config.guest_cid == u32::MAX {

@@ -1,5 +1,6 @@
 //! Devices of the machine: each a front and a worker.
 
+pub mod balloon;
 pub mod blk;
 pub mod build;
 pub mod console;

@@ -11,6 +11,9 @@ use vm_memory::VolatileSlice;
 /// Most pieces in one system call (`IOV_MAX` of Linux).
 pub const MAX_PIECES: usize = 1024;
 
+/// Bytes of a page.
+const PAGE: usize = 4096;
+
 /// A list of pieces of guest memory, which stays mapped for `'a`.
 #[derive(Default)]
 pub struct IoVecs<'a> {
@@ -106,6 +109,21 @@ impl<'a> IoVecs<'a> {
         let fd = file.as_raw_fd();
         // SAFETY: the pieces are readable guest memory that outlives `'a`; the descriptor is borrowed.
         self.all(offset, |iov, count, at| unsafe { libc::pwritev(fd, iov, count, at) })
+    }
+
+    /// Gives the whole pages of all pieces back to the host; they read as zeroes then. Memory that is
+    /// no shared file's, and that of a host that can't do it, stays as it is.
+    pub fn discard(self) {
+        for piece in self.pieces {
+            let start = (piece.iov_base as usize).next_multiple_of(PAGE);
+            let end = (piece.iov_base as usize + piece.iov_len) & !(PAGE - 1);
+            if start < end {
+                let at = piece.iov_base.with_addr(start);
+                // SAFETY: the range lies in guest memory that outlives `'a`, and nothing here holds a
+                // reference into it. Its pages go from the file, so from all who map it.
+                let _ = unsafe { libc::madvise(at, end - start, libc::MADV_REMOVE) };
+            }
+        }
     }
 
     fn message(&mut self) -> libc::msghdr {

@@ -47,7 +47,8 @@ fn threads(pid: u32) -> Result<Vec<String>> {
         .collect()
 }
 
-fn field<'a>(status: &'a str, name: &str) -> Result<&'a str> {
+/// A field of a /proc status.
+pub fn field<'a>(status: &'a str, name: &str) -> Result<&'a str> {
     status
         .lines()
         .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))

@@ -16,6 +16,7 @@ mod leaks;
 mod lifecycle;
 mod logs;
 mod machine;
+mod memory;
 mod oci;
 mod outage;
 mod pause;
@@ -138,7 +139,7 @@ fn main() -> Result<()> {
 }
 
 fn choose(arguments: &Arguments) -> Vec<Case> {
-    let topics: [fn() -> Vec<Case>; 18] = [
+    let topics: [fn() -> Vec<Case>; 19] = [
         run::cases,
         exec::cases,
         terminal::cases,
@@ -146,6 +147,7 @@ fn choose(arguments: &Arguments) -> Vec<Case> {
         logs::cases,
         pause::cases,
         update::cases,
+        memory::cases,
         leaks::cases,
         wrong_settings::cases,
         bundles::cases,
