@@ -172,7 +172,7 @@ mod tests {
 
         /// Serves until there is nothing more to do; how many turns that took.
         fn serve(&mut self) -> usize {
-            (1..).find(|_| !self.worker.serve().unwrap()).unwrap()
+            (1..=1000).find(|_| !self.worker.serve().unwrap()).unwrap()
         }
     }
 
