@@ -178,7 +178,7 @@ fn an_exec_behaves_as_runcs(context: &Context) -> Result<()> {
     if both.text() != "out" || both.stderr != "err\n" {
         bail!("stdout {:?}, stderr {:?}", both.text(), both.stderr);
     }
-    let bytes: Vec<u8> = (0..3_000_000_u32).flat_map(u32::to_le_bytes).collect();
+    let bytes: Vec<u8> = (0..500_000_u32).flat_map(u32::to_le_bytes).collect();
     let mut cat = kata(&["exec", &container.id, "cat"]);
     let back = Running::start(&mut cat, bytes.clone())?.finish(DEADLINE)?.expect_code(0)?;
     if back.stdout != bytes {

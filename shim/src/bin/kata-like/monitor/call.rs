@@ -102,8 +102,10 @@ pub(crate) fn ask(home: &Home, call: &Call, fds: &[std::os::fd::BorrowedFd<'_>])
 }
 
 /// As runc says it.
+pub(super) const NOT_RUNNING: &str = "container not running";
+
 fn not_running() -> anyhow::Error {
-    anyhow::anyhow!("container not running")
+    anyhow::anyhow!(NOT_RUNNING)
 }
 
 /// A connection to the monitor of a container that exists.

@@ -1,6 +1,6 @@
 //! Answers the calls of commands with the sandbox library.
 
-use super::call::{Answer, Call, Listener, Process, Status};
+use super::call::{Answer, Call, Listener, NOT_RUNNING, Process, Status};
 use super::stats;
 use sandbox::io::{Endpoint, Stdio};
 use sandbox::vm::Control;
@@ -36,7 +36,13 @@ async fn converse(sandbox: Sandbox, socket: OwnedFd) {
             Call::Exec { exec } => exec_in(&sandbox, &exec, fds, &control).await,
             call => answer(&sandbox, call, fds).await,
         };
-        let answer = answer.unwrap_or_else(|error| Answer::Failed(error.chain()));
+        let answer = answer.unwrap_or_else(|error| match error {
+            // The container has just ended, and this process is about to.
+            Error::NotFound(_) if sandbox.state(sandbox.id(), "").is_err() => {
+                Answer::Failed(NOT_RUNNING.into())
+            }
+            error => Answer::Failed(error.chain()),
+        });
         if let Err(error) = control.send(&answer, &[]).await {
             return tracing::debug!("answering a command: {error}");
         }
