@@ -86,21 +86,44 @@ impl Log {
 /// Makes [`tracing`] write to the store that is returned.
 pub fn install() -> Arc<Log> {
     let log = Arc::new(Log::default());
-    // Fails only when there is a subscriber already, and then that one is as good.
-    let _ = tracing::subscriber::set_global_default(ToLog(Arc::clone(&log)));
+    ToSink::log(&log).install();
     log
 }
 
-/// Events as lines, from INFO up. There are no spans.
-struct ToLog(Arc<Log>);
+/// Makes [`tracing`] write errors, a line each, to a pipe. For a worker, which has no log.
+pub fn errors_to(pipe: OwnedFd) {
+    let sink = move |line: String| {
+        let line = line.trim_start_matches("agent: ERROR ").to_owned() + "\n";
+        let _ = nix::unistd::write(&pipe, line.as_bytes());
+    };
+    ToSink { level: Level::ERROR, sink: Box::new(sink) }.install();
+}
 
-impl Subscriber for ToLog {
+/// Events as lines, from a level up. There are no spans.
+struct ToSink {
+    level: Level,
+    sink: Box<dyn Fn(String) + Send + Sync>,
+}
+
+impl ToSink {
+    fn log(log: &Arc<Log>) -> Self {
+        let log = Arc::clone(log);
+        Self { level: Level::INFO, sink: Box::new(move |line| log.push(line)) }
+    }
+
+    fn install(self) {
+        // Fails only when there is a subscriber already, and then that one is as good.
+        let _ = tracing::subscriber::set_global_default(self);
+    }
+}
+
+impl Subscriber for ToSink {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        *metadata.level() <= Level::INFO && metadata.is_event()
+        *metadata.level() <= self.level && metadata.is_event()
     }
 
     fn max_level_hint(&self) -> Option<tracing::level_filters::LevelFilter> {
-        Some(tracing::level_filters::LevelFilter::INFO)
+        Some(tracing::level_filters::LevelFilter::from_level(self.level))
     }
 
     fn new_span(&self, _: &Attributes<'_>) -> Id {
@@ -114,7 +137,7 @@ impl Subscriber for ToLog {
     fn event(&self, event: &Event<'_>) {
         let mut line = Line(format!("agent: {}", event.metadata().level()));
         event.record(&mut line);
-        self.0.push(line.0);
+        (self.sink)(line.0);
     }
 
     fn enter(&self, _: &Id) {}
@@ -271,7 +294,7 @@ mod tests {
         let mut batch = String::new();
         log.take(&mut batch);
         assert!(batch.len() <= MAX_LINE + 1);
-        tracing::subscriber::with_default(ToLog(Arc::clone(&log)), || {
+        tracing::subscriber::with_default(ToSink::log(&log), || {
             tracing::info!(name = "a\nb", "hello");
             tracing::debug!("not this");
         });

@@ -6,7 +6,7 @@
 //!   could not mount it, so it is mounted here and bound.
 //! - Read-only paths: libcontainer would take programs and devices below them away.
 //! - `sync` and `dirsync` belong to a file system; libcontainer takes them for a mount's and drops them.
-//! - Propagation is set from within the container's mount namespace, once the mounts are there.
+//! - Propagation, also the root's, is set from within the container's mount namespace, once the mounts are there.
 
 use libcontainer::rootfs::utils::{is_bind, parse_mount};
 use nix::errno::Errno;
@@ -44,10 +44,13 @@ impl LateMounts {
         let Some(rootfs) = spec.root().as_ref().map(|root| root.path().clone()) else {
             return Ok(late);
         };
-        let has_users = has_users(spec);
+        let (has_users, mut root) = (has_users(spec), None);
         if let Some(linux) = spec.linux_mut() {
             let paths = linux.readonly_paths_mut().take().unwrap_or_default();
             late.read_only = paths.into_iter().map(PathBuf::from).collect();
+            // libcontainer would share the guest's mounts with `shared`, and so what is bound of them.
+            root = linux.rootfs_propagation().clone().filter(|text| !text.is_empty());
+            linux.set_rootfs_propagation(None);
         }
         let mut covered: Vec<PathBuf> = Vec::new();
         for mount in spec.mounts_mut().iter_mut().flatten() {
@@ -66,6 +69,11 @@ impl LateMounts {
                 late.make_and_bind(mount, directory)?;
             }
             covered.push(to);
+        }
+        if let Some(text) = root {
+            let unknown = || io::Error::other(format!("linux.rootfsPropagation: {text:?}"));
+            let flags = propagation_of(&text).ok_or_else(unknown)?;
+            late.propagation.push(("/".into(), flags));
         }
         Ok(late)
     }
@@ -287,6 +295,19 @@ mod tests {
             LateMounts::take_over(&mut spec(Path::new("/"), &mounts), Path::new("/")).unwrap();
         let flags: Vec<_> = late.propagation.iter().map(|(_, flags)| *flags).collect();
         assert_eq!(flags, [MsFlags::MS_SLAVE | MsFlags::MS_REC, MsFlags::MS_UNBINDABLE]);
+    }
+
+    #[test]
+    fn the_root_comes_last_and_an_unknown_propagation_is_named() {
+        let with = |text: &str| {
+            let mut spec = spec(Path::new("/"), &json!([]));
+            spec.linux_mut().as_mut().unwrap().set_rootfs_propagation(Some(text.to_owned()));
+            LateMounts::take_over(&mut spec, Path::new("/")).map(|late| late.propagation.clone())
+        };
+        let flags = MsFlags::MS_SHARED | MsFlags::MS_REC;
+        assert_eq!(with("rshared").unwrap(), [("/".into(), flags)]);
+        assert!(with("").unwrap().is_empty());
+        assert!(with("odd").unwrap_err().to_string().contains("odd"));
     }
 
     #[test]

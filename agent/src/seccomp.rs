@@ -79,6 +79,10 @@ pub fn compile(profile: &LinuxSeccomp) -> Result<Vec<Filter>, UnsupportedFilter>
         newer.extend(program(named, default, SeccompAction::Allow)?);
         programs.push(newer);
     }
+    if programs.is_empty() {
+        // Nothing is refused, and the process is still one with a filter.
+        programs.push(program(Rules::new(), SeccompAction::Allow, SeccompAction::KillProcess)?);
+    }
     let flags = flags(profile);
     Ok(programs.into_iter().map(|program| Filter { program, flags }).collect())
 }
@@ -406,6 +410,14 @@ mod tests {
         let newer = libc::SYS_faccessat2;
         assert_eq!(in_a_child(json.clone(), newer, 0, libc::ENOSYS), 0);
         assert_eq!(in_a_child(json, libc::SYS_getppid, 0, libc::EPERM), 0);
+    }
+
+    #[test]
+    fn a_profile_that_refuses_nothing_is_a_filter_too() {
+        let json = serde_json::json!({ "defaultAction": "SCMP_ACT_ALLOW" });
+        assert_eq!(in_a_child(json, libc::SYS_getppid, 0, 0), 0);
+        let json = serde_json::json!({ "defaultAction": "SCMP_ACT_ALLOW" });
+        assert_eq!(compile(&profile(json)).unwrap().len(), 1);
     }
 
     #[test]

@@ -3,8 +3,6 @@
 //! - The cgroup is `/containers/ID`: the host's path means nothing in the guest.
 //! - `linux.resources.devices` are taken out and become a BPF program; see [`crate::devices`].
 //! - Sysctls of namespaces that are the guest's own are taken out: libcontainer would refuse them.
-//! - `linux.rootfsPropagation`: nothing is mounted in the guest's own namespace that could propagate, so that
-//!   only `unbindable` means anything. With `shared` libcontainer would share the root, as runc does not.
 //! - `linux.seccomp` is taken out and compiled here: libcontainer would need a C library for it.
 //! - Capabilities are widened when the filter needs them; see [`Privileges`].
 //! - `HOME` is filled in from the container's own /etc/passwd: libcontainer would ask glibc,
@@ -67,11 +65,6 @@ pub fn adapt_container(spec: &mut Spec, id: &str) -> Result<Own, InvalidSpec> {
     linux.set_cgroups_path(Some(PathBuf::from(format!("/{CGROUP_PARENT}/{id}"))));
     let devices = linux.resources_mut().as_mut().and_then(|r| r.devices_mut().take());
     let sysctls = take_guests_sysctls(&mut linux);
-    if let Some(propagation) = linux.rootfs_propagation().clone() {
-        let plain = propagation.strip_prefix('r').unwrap_or(&propagation);
-        let means_nothing = ["", "shared", "slave", "private"].contains(&plain);
-        linux.set_rootfs_propagation((!means_nothing).then(|| plain.to_owned()));
-    }
     spec.set_process(Some(process));
     spec.set_linux(Some(linux));
     Ok(Own { privileges, devices: devices.unwrap_or_default(), sysctls })
@@ -188,7 +181,7 @@ mod tests {
     fn sysctls_of_the_guests_namespaces_and_device_rules_are_the_agents() {
         let mut spec = spec();
         let linux = serde_json::json!({
-            "namespaces": [{"type": "ipc"}], "rootfsPropagation": "runbindable",
+            "namespaces": [{"type": "ipc"}],
             "sysctl": {"net.ipv4.ip_forward": "1", "kernel.shmmax": "7", "kernel/domainname": "d"},
             "resources": {"devices": [{"allow": true}]},
         });
@@ -199,7 +192,6 @@ mod tests {
         assert_eq!(names, ["kernel/domainname", "net.ipv4.ip_forward"]);
         let left = spec.linux().as_ref().unwrap();
         assert_eq!(left.sysctl().as_ref().unwrap().len(), 1);
-        assert_eq!(left.rootfs_propagation().as_deref(), Some("unbindable"));
         assert_eq!(own.devices.len(), 1);
     }
 

@@ -7,6 +7,7 @@ use crate::dev;
 use crate::devices;
 use crate::executor::GuestExecutor;
 use crate::id_maps;
+use crate::logging;
 use crate::mounts::LateMounts;
 use crate::privileges::Privileges;
 use crate::spec::{self, InvalidSpec, Own};
@@ -232,6 +233,9 @@ fn build(
 ) -> Result<i32, Failure> {
     let (report, executor_end) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)
         .map_err(|e| Failure::internal("making a pipe", &e))?;
+    let (causes, log) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)
+        .map_err(|e| Failure::internal("making a pipe", &e))?;
+    logging::errors_to(log);
     let executor = GuestExecutor::new(privileges, executor_end);
     let builder = ContainerBuilder::new(job.container_id.clone(), SyscallType::default())
         .with_executor(executor)
@@ -256,16 +260,29 @@ fn build(
         Ok(Some(pid)) => Ok(pid.as_raw()),
         Ok(None) => Err(failure(&LibcontainerError::Other("no pid".to_owned()))),
         // What the executor found wrong says more than what libcontainer makes of it.
-        Err(error) => Err(reported(report).unwrap_or_else(|| failure(&error))),
+        Err(error) => Err(reported(report).unwrap_or_else(|| with_cause(failure(&error), causes))),
     }
 }
 
 /// What [`GuestExecutor`] wrote before it gave up.
 fn reported(report: OwnedFd) -> Option<Failure> {
+    serde_json::from_slice(&read_now(report)).ok()
+}
+
+fn read_now(pipe: OwnedFd) -> Vec<u8> {
     let mut text = Vec::new();
     // It is not blocking: "would block" after the text means that the writer still lives.
-    let _ = std::fs::File::from(report).take(64 * 1024).read_to_end(&mut text);
-    serde_json::from_slice(&text).ok()
+    let _ = std::fs::File::from(pipe).take(64 * 1024).read_to_end(&mut text);
+    text
+}
+
+/// What libcontainer's processes log first says what they failed at, which its errors don't.
+fn with_cause(mut failure: Failure, causes: OwnedFd) -> Failure {
+    let text = read_now(causes);
+    if let Some(cause) = String::from_utf8_lossy(&text).lines().next() {
+        let _ = write!(failure.message, ": {cause}");
+    }
+    failure
 }
 
 fn failure(error: &LibcontainerError) -> Failure {

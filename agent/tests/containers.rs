@@ -99,6 +99,16 @@ async fn broken_specifications_are_refused() {
 }
 
 #[tokio::test]
+async fn what_libcontainer_fails_at_is_named() {
+    let agent = start();
+    let linux = json!({ "sysctl": { "kernel.shmmax": "no number" }, "namespaces": [{ "type": "ipc" }, { "type": "mount" }] });
+    let streams = Streams::new(&agent.prefix);
+    let created = agent.create_with("c", shell("true"), linux, streams).await;
+    let (_, text) = code(created.map(drop));
+    assert!(text.contains("kernel.shmmax=no number"), "{text}");
+}
+
+#[tokio::test]
 async fn execs_are_listed_signalled_and_deleted() {
     let agent = start();
     let (id, _streams) = agent.create("c", command(&["sleep", "100"])).await.unwrap();
@@ -170,4 +180,29 @@ async fn a_signal_to_all_reaches_all() {
     assert_eq!(agent.wait(&id, "e").await.exit_status, 137);
     agent.delete(&id).await.unwrap();
     agent.assert_nothing_left().await;
+}
+
+#[tokio::test]
+async fn an_exec_has_what_its_process_object_says_and_the_rest_from_the_container() {
+    let agent = start();
+    let (id, _streams) = agent.create("c", shell("exec sleep 100")).await.unwrap();
+    agent.start_container(&id).await.unwrap();
+    let look = "cd /proc/$$; grep -E '^(CapBnd|Cpus_allowed_list)' status; cut -d ' ' -f 19,41 stat; \
+                tr '\\0' ' ' < environ; umask";
+    let mut process = shell(look);
+    process["env"] = json!(["PATH=/usr/bin:/bin", "Z=1", "A=1", "Z=2", "HOME=/"]);
+    process["execCPUAffinity"] = json!({"initial": "0", "final": "0"});
+    process["scheduler"] = json!({"policy": "SCHED_BATCH", "nice": 3});
+    process["user"]["umask"] = json!(0o27);
+    process.as_object_mut().unwrap().remove("capabilities");
+    let streams = Streams::new(&agent.prefix);
+    let output = streams.read_stdout();
+    agent.exec(&id, "e", process, &streams).await.unwrap();
+    agent.wait(&id, "e").await;
+    let said = String::from_utf8(output.join().unwrap()).unwrap();
+    let lines: Vec<&str> = said.lines().collect();
+    // Docker's capabilities, as the container's init has them.
+    assert_eq!(lines[0].split_whitespace().nth(1), Some("00000000a80425fb"), "{said}");
+    assert_eq!(lines[1..3], ["Cpus_allowed_list:\t0", "3 3"], "{said}");
+    assert_eq!(lines[3], "PATH=/usr/bin:/bin Z=2 A=1 HOME=/ 0027", "{said}");
 }

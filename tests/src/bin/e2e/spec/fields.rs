@@ -179,9 +179,9 @@ const ROOTS: &[Field] = &[
     ),
     field(
         "/mounts/-",
-        r#"{"destination": "/tmp", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "nodev", "size=1m", "mode=1770", "uid=3", "gid=4", "nr_inodes=100"]}"#,
-        "stat -c '%a %u %g' /tmp",
-        "1770 3 4",
+        r#"{"destination": "/tmp", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "nodev", "size=1m", "mode=1770", "uid=3", "gid=4", "nr_inodes=100", "sync"]}"#,
+        "stat -c '%a %u %g' /tmp; grep ' /tmp ' /proc/self/mountinfo | grep -o sync",
+        "sync",
     ),
     field(
         "/mounts/-",
@@ -336,9 +336,9 @@ pub const OF_CRUN: &[&[Field]] = &[&[
     field("/domainname", r#""domain.test""#, "", "host domain.test"),
     field(
         "/linux/rootfsPropagation",
-        r#""unbindable""#,
-        "grep ' / / ' /proc/self/mountinfo | grep -o unbindable",
-        "unbindable",
+        r#""shared""#,
+        r#"awk '$5 == "/"' /proc/self/mountinfo | grep -o shared:"#,
+        "shared:",
     ),
     field(
         "/process/ioPriority",

@@ -19,10 +19,12 @@ p time cat /proc/$$/timens_offsets
 p machine uname -m
 p shm cat /proc/sys/kernel/shmmax /proc/sys/kernel/shmmni /proc/sys/kernel/msgmax
 p cgroup cat /proc/$$/cgroup
-for file in memory.max memory.low memory.high memory.swap.max memory.oom.group pids.max cpu.max cpu.weight \
-  cpu.idle hugetlb.2MB.max; do p $file cat /sys/fs/cgroup/$file; done
-for file in $(find /dev ! -type d ! -name core | sort); do p dev stat -c '%N %F %a %u:%g %t:%T' $file; done
-for device in null zero full random urandom tty; do p open sh -c ": < /dev/$device"; done
+cd /sys/fs/cgroup
+grep -s . memory.max memory.low memory.high memory.swap.max memory.oom.group pids.max cpu.max cpu.weight cpu.idle \
+  hugetlb.2MB.max | sed 's/^/cgroup /; s/:/ /'
+cd /
+p dev stat -c '%N %F %a %u:%g %t:%T' $(find /dev ! -type d ! -name core)
+for device in null zero full random urandom tty; do true < /dev/$device && echo "open $device"; done 2>&1
 p mknod mknod /dev/shm/disk b 8 0
 p mknod cat /dev/shm/disk
 p root touch /made
@@ -35,7 +37,7 @@ pub fn normalised(said: &str, limits: &[&str]) -> Vec<String> {
         .filter_map(|line| match line.split_once(' ')? {
             ("mount", mount) => Some(format!("mount {}", normalised_mount(mount)?)),
             // runc has changed how it makes a weight of shares since the lab's version.
-            ("cpu.weight", _) => None,
+            ("cgroup", limit) if limit.starts_with("cpu.weight ") => None,
             ("limit", limit) if !limits.iter().any(|name| limit.starts_with(name)) => None,
             _ => Some(line.split_whitespace().collect::<Vec<_>>().join(" ")),
         })
