@@ -59,10 +59,15 @@ fn this_host_is_found_fit(_: &Context) -> Result<()> {
 fn an_image_archive_runs(_: &Context) -> Result<()> {
     let host = fs::read_to_string("/proc/sys/kernel/osrelease")?;
     let mut run = Command::new("/usr/bin/kata-like");
-    run.args(["run", lab::containerd::IMAGE_ARCHIVE, "uname", "-r"]);
-    let guest = command::output(&mut run)?.expect_code(0)?.text();
+    let script = "uname -r; grep Seccomp: /proc/self/status";
+    run.args(["run", lab::containerd::IMAGE_ARCHIVE, "sh", "-c", script]);
+    let said = command::output(&mut run)?.text();
+    let guest = said.lines().next().unwrap_or_default();
     if guest.is_empty() || guest == host.trim() {
         bail!("the kernel inside is {guest:?}");
+    }
+    if !said.contains("Seccomp:\t2") {
+        bail!("an image runs without the usual filter: {said:?}");
     }
     Ok(())
 }

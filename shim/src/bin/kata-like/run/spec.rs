@@ -11,6 +11,7 @@ use oci_spec::runtime::{
     Mount, MountBuilder, ProcessBuilder, RootBuilder, Spec, SpecBuilder, UserBuilder,
     get_default_maskedpaths, get_default_readonly_paths,
 };
+use sandbox::seccomp::default_profile;
 use std::path::{Path, PathBuf};
 
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -129,6 +130,7 @@ pub(super) fn of_image(
                 .map(|kind| LinuxNamespaceBuilder::default().typ(kind).build())
                 .collect::<Result<Vec<_>, _>>()?,
         )
+        .seccomp(default_profile()?)
         .masked_paths(get_default_maskedpaths())
         .readonly_paths(get_default_readonly_paths())
         .build()?;
@@ -283,6 +285,7 @@ mod tests {
         assert_eq!(process.cwd(), Path::new("/srv"));
         let env = process.env().as_deref().unwrap();
         assert_eq!(env, ["A=1", PATH, "HOME=/home/web"]);
+        assert!(spec.linux().as_ref().unwrap().seccomp().is_some());
         assert!(!crate::monitor::has_terminal(&spec));
         let spec = make(&["-it", "-w", "/tmp", "-e", "A=2", "--read-only", "image", "sh"]);
         let process = spec.process().as_ref().unwrap();
