@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::paths;
 use crate::settings::Settings;
 use oci_spec::runtime::{Linux, LinuxDeviceType, LinuxNamespaceType, LinuxResources, Mount, Spec};
-use protocol::machine::{FsConfig, JailConfig, MachineConfig, VsockConfig};
+use protocol::machine::{FsConfig, JailConfig, MachineConfig, Size, VsockConfig};
 use protocol::ports;
 use std::path::{Path, PathBuf};
 
@@ -53,6 +53,10 @@ pub fn machine(settings: &Settings, console_log: PathBuf) -> MachineConfig {
     MachineConfig {
         vcpus: settings.vcpus,
         memory_mib: settings.memory_mib,
+        max: Size {
+            vcpus: settings.max_vcpus,
+            added_mib: settings.max_memory_mib.saturating_sub(settings.memory_mib),
+        },
         kernel: settings.kernel.clone(),
         initrd: Some(settings.image.clone()),
         cmdline: settings.kernel_params.clone(),
