@@ -126,15 +126,21 @@ fn prepare_cgroups() -> anyhow::Result<()> {
     if let Some(limit) = read_number("/proc/sys/kernel/pid_max", "") {
         let _ = fs::write(parent.join("pids.max"), limit.saturating_sub(RESERVED_PIDS).to_string());
     }
-    if let Some(total) = read_number("/proc/meminfo", "MemTotal:") {
-        let limit = total.saturating_sub(RESERVED_MEMORY_KIB).max(total / 2) * 1024;
-        let _ = fs::write(parent.join("memory.max"), limit.to_string());
-    }
+    limit_containers();
     Ok(())
 }
 
+/// Lets all containers together have the memory that there is, but for a little.
+pub fn limit_containers() {
+    if let Some(total) = read_number("/proc/meminfo", "MemTotal:") {
+        let limit = total.saturating_sub(RESERVED_MEMORY_KIB).max(total / 2) * 1024;
+        let parent = Path::new(crate::cgroup::ROOT).join(crate::spec::CGROUP_PARENT);
+        let _ = fs::write(parent.join("memory.max"), limit.to_string());
+    }
+}
+
 /// The first number after `label` at the start of a line.
-fn read_number(path: &str, label: &str) -> Option<u64> {
+pub fn read_number(path: &str, label: &str) -> Option<u64> {
     let text = fs::read_to_string(path).ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix(label))?;
     line.split_whitespace().next()?.parse().ok()

@@ -6,6 +6,7 @@
 //! Connecting the log is the ready signal, so it comes last.
 
 mod boot;
+mod capacity;
 mod cgroup;
 mod containers;
 mod dev;

@@ -1,5 +1,6 @@
 //! The ttrpc service: from a request to a call and back, nothing else.
 
+use crate::capacity;
 use crate::cgroup::Cgroup;
 use crate::containers::{Containers, blocking};
 use crate::error::AgentError;
@@ -9,8 +10,8 @@ use async_trait::async_trait;
 use protocol::agent::{
     ContainerRef, ContainerStateResponse, ContainerStatsResponse, CreateContainerRequest, Empty,
     ExecProcessRequest, ListProcessesResponse, OutOfMemory, ProcessExit, ProcessRef,
-    ProcessStarted, ResizeTerminalRequest, SetupSandboxRequest, SignalProcessRequest,
-    UpdateContainerRequest, WaitOutOfMemoryRequest,
+    ProcessStarted, ResizeTerminalRequest, SandboxCapacity, SetupSandboxRequest,
+    SignalProcessRequest, UpdateContainerRequest, WaitOutOfMemoryRequest,
 };
 use protocol::agent_ttrpc::{Agent, create_agent};
 use std::future::Future;
@@ -64,6 +65,14 @@ impl Agent for Service {
     ) -> ttrpc::Result<Empty> {
         blocking(move || sandbox::setup(&request)).await?;
         Ok(Empty::default())
+    }
+
+    async fn resize_sandbox(
+        &self,
+        _: &TtrpcContext,
+        request: SandboxCapacity,
+    ) -> ttrpc::Result<SandboxCapacity> {
+        Ok(blocking(move || capacity::resize(&request)).await?)
     }
 
     async fn create_container(

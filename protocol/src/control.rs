@@ -4,7 +4,7 @@
 //! One message a packet: JSON, at most [`MAX_MESSAGE`] bytes, with up to [`MAX_FDS`] descriptors.
 //! The first message is [`Command::Boot`]. The VMM ends when the socket does.
 
-use crate::machine::MachineConfig;
+use crate::machine::{MachineConfig, Size};
 use nix::cmsg_space;
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -36,6 +36,9 @@ pub enum Command {
     Pause,
     /// Go on after [`Command::Pause`].
     Resume,
+    /// Let the machine use so much, at most [`MachineConfig::max`]; answered by [`Event::Resized`]. What is
+    /// taken away the guest must have let go before; memory loses its contents.
+    Resize(Size),
     /// Ask for [`Event::Counters`].
     Counters,
     /// End the machine at once; the VMM answers [`Event::Exited`] and exits 0.
@@ -64,6 +67,11 @@ pub enum Event {
     Paused,
     /// Answer to [`Command::Resume`].
     Resumed,
+    /// Answer to [`Command::Resize`].
+    Resized {
+        /// The guest address at which added memory begins, or why nothing has changed.
+        outcome: Result<u64, String>,
+    },
     /// Answer to [`Command::Counters`]: name and value, for people and for reports of hung guests.
     Counters(Vec<(String, u64)>),
     /// The machine has ended; the VMM exits next.

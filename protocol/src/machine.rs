@@ -13,6 +13,9 @@ pub struct MachineConfig {
     pub vcpus: u32,
     /// Guest memory, MiB.
     pub memory_mib: u64,
+    /// The most that it may be given while it runs.
+    #[serde(default)]
+    pub max: Size,
     /// Guest kernel: an ELF `vmlinux` or a `bzImage`.
     pub kernel: PathBuf,
     /// Guest image, loaded as the initial RAM file system.
@@ -33,6 +36,19 @@ pub struct MachineConfig {
     /// How the VMM confines itself before the guest runs.
     pub jail: JailConfig,
 }
+
+/// What a running machine may use.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Size {
+    /// vCPUs that may run, never fewer than [`MachineConfig::vcpus`].
+    pub vcpus: u32,
+    /// Memory besides [`MachineConfig::memory_mib`], MiB, in whole blocks of [`MEMORY_BLOCK_MIB`].
+    pub added_mib: u64,
+}
+
+/// Memory that a running machine gets comes in blocks of so many MiB: Linux's on x86 (up to 64 GiB).
+pub const MEMORY_BLOCK_MIB: u64 = 128;
 
 /// One virtio-blk device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -87,6 +87,22 @@ impl Agent {
         checked("SetupSandbox", LONG, call.await).map(drop)
     }
 
+    /// Has the guest take what the machine has been given, or let go of what it shall give back; gives the
+    /// vCPUs and the bytes of added memory that the guest has then.
+    ///
+    /// # Errors
+    /// See [`Agent::setup_sandbox`].
+    pub async fn resize_sandbox(
+        &self,
+        vcpus: u32,
+        added_at: u64,
+        added_bytes: u64,
+    ) -> Result<(u32, u64)> {
+        let request = api::SandboxCapacity { vcpus, added_at, added_bytes, ..Default::default() };
+        let call = self.client.resize_sandbox(deadline(LONG), &request).await;
+        checked("ResizeSandbox", LONG, call).map(|answer| (answer.vcpus, answer.added_bytes))
+    }
+
     /// Makes a container whose init process waits; gives its guest pid.
     ///
     /// # Errors

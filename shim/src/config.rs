@@ -30,6 +30,10 @@ pub struct Machine {
     pub vcpus: Option<u32>,
     /// Guest memory, MiB.
     pub memory_mib: Option<u64>,
+    /// Most vCPUs that a machine gets when its containers' limits ask for more than `vcpus`.
+    pub max_vcpus: Option<u32>,
+    /// The same for memory, MiB.
+    pub max_memory_mib: Option<u64>,
     /// Guest kernel.
     pub kernel: Option<PathBuf>,
     /// Guest image.

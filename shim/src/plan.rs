@@ -22,7 +22,7 @@ use oci_spec::runtime::{
     Hooks, HooksBuilder, Linux, LinuxDevice, LinuxDeviceType, LinuxIdMapping, LinuxNamespaceType,
     LinuxResources, Mount, Process, Spec,
 };
-use protocol::machine::{FsConfig, JailConfig, MachineConfig, VsockConfig};
+use protocol::machine::{FsConfig, JailConfig, MachineConfig, Size, VsockConfig};
 use protocol::ports;
 use std::path::PathBuf;
 
@@ -76,6 +76,10 @@ pub fn machine(settings: &Settings, console_log: PathBuf) -> MachineConfig {
     MachineConfig {
         vcpus: settings.vcpus,
         memory_mib: settings.memory_mib,
+        max: Size {
+            vcpus: settings.max_vcpus,
+            added_mib: settings.max_memory_mib.saturating_sub(settings.memory_mib),
+        },
         kernel: settings.kernel.clone(),
         initrd: Some(settings.image.clone()),
         cmdline: settings.kernel_params.clone(),

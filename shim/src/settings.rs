@@ -12,6 +12,10 @@ pub struct Settings {
     pub vcpus: u32,
     /// Guest memory, MiB.
     pub memory_mib: u64,
+    /// Most vCPUs that a machine can grow to; fewer than `vcpus`: it doesn't grow.
+    pub max_vcpus: u32,
+    /// The same for memory, MiB.
+    pub max_memory_mib: u64,
     /// Guest kernel.
     pub kernel: PathBuf,
     /// Guest image.
@@ -48,6 +52,8 @@ impl Settings {
         let settings = Self {
             vcpus: machine.vcpus.unwrap_or(1),
             memory_mib: machine.memory_mib.unwrap_or(128),
+            max_vcpus: machine.max_vcpus.unwrap_or_else(default_max_vcpus),
+            max_memory_mib: machine.max_memory_mib.unwrap_or_else(host_memory_mib),
             kernel: machine.kernel.unwrap_or_else(|| "/usr/share/kata-like/vmlinux".into()),
             image: machine.image.unwrap_or_else(|| "/usr/share/kata-like/guest.img".into()),
             kernel_params: machine.kernel_params.unwrap_or_default(),
@@ -81,6 +87,17 @@ impl Settings {
     }
 }
 
+/// As many as the host has, but each costs every sandbox a little at its start.
+fn default_max_vcpus() -> u32 {
+    const MOST: usize = 8;
+    std::thread::available_parallelism().map_or(1, |n| n.get().min(MOST) as u32)
+}
+
+/// All of the host's: what a machine is not given costs nothing.
+fn host_memory_mib() -> u64 {
+    nix::sys::sysinfo::sysinfo().map_or(0, |info| info.ram_total() >> 20)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -93,6 +110,7 @@ mod tests {
     fn everything_has_a_default() {
         let settings = resolve("").unwrap();
         assert_eq!((settings.vcpus, settings.memory_mib), (1, 128));
+        assert!(settings.max_vcpus >= 1 && settings.max_memory_mib >= 128);
         assert_ne!(settings.uid, 0);
     }
 

@@ -11,7 +11,7 @@ mod launch;
 use anyhow::Context;
 use nix::time::{ClockId, clock_gettime};
 use protocol::control::{self, Command, ControlError, Event};
-use protocol::machine::{DiskConfig, JailConfig, MachineConfig, VsockConfig};
+use protocol::machine::{DiskConfig, JailConfig, MachineConfig, Size, VsockConfig};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -26,6 +26,7 @@ fn main() -> anyhow::Result<()> {
     let config = MachineConfig {
         vcpus: vcpus.parse()?,
         memory_mib: memory_mib.parse()?,
+        max: Size::default(),
         kernel: kernel.into(),
         initrd: (initrd != "-").then(|| initrd.into()),
         cmdline: words.join(" "),

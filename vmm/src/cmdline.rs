@@ -38,15 +38,16 @@ pub enum CmdlineError {
     BadCharacter(char),
 }
 
-/// Builds the line.
+/// Builds the line for a guest that starts so many of its vCPUs by itself.
 ///
 /// # Errors
 /// See [`CmdlineError`].
-pub fn build(devices: &[MmioDevice], added: &str) -> Result<String, CmdlineError> {
+pub fn build(vcpus: u32, devices: &[MmioDevice], added: &str) -> Result<String, CmdlineError> {
     if let Some(bad) = added.chars().find(|c| !(' '..='~').contains(c)) {
         return Err(CmdlineError::BadCharacter(bad));
     }
     let mut words: Vec<String> = WORDS.iter().map(|(word, _)| (*word).to_owned()).collect();
+    words.push(format!("maxcpus={vcpus}"));
     for MmioDevice { address, len, irq } in devices {
         words.push(format!("virtio_mmio.device={}K@{address:#x}:{irq}", len >> 10));
     }
@@ -67,15 +68,15 @@ mod tests {
     #[test]
     fn devices_come_after_our_words_and_the_callers_words_last() {
         let device = MmioDevice { address: 0xd000_1000, len: 4096, irq: 6 };
-        let line = build(&[device], "a b=c").unwrap();
+        let line = build(2, &[device], "a b=c").unwrap();
         assert!(line.starts_with("console=ttyS0 quiet panic=-1 reboot=k "));
-        assert!(line.ends_with(" virtio_mmio.device=4K@0xd0001000:6 a b=c"), "{line}");
+        assert!(line.ends_with(" maxcpus=2 virtio_mmio.device=4K@0xd0001000:6 a b=c"), "{line}");
     }
 
     #[test]
     fn what_linux_would_cut_or_misread_is_refused() {
-        assert_eq!(build(&[], "a\nb"), Err(CmdlineError::BadCharacter('\n')));
-        assert_eq!(build(&[], "é"), Err(CmdlineError::BadCharacter('é')));
-        assert!(matches!(build(&[], &"x".repeat(2048)), Err(CmdlineError::TooLong(_))));
+        assert_eq!(build(1, &[], "a\nb"), Err(CmdlineError::BadCharacter('\n')));
+        assert_eq!(build(1, &[], "é"), Err(CmdlineError::BadCharacter('é')));
+        assert!(matches!(build(1, &[], &"x".repeat(2048)), Err(CmdlineError::TooLong(_))));
     }
 }

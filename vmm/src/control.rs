@@ -2,7 +2,7 @@
 
 use crate::devices::events::DeviceEvent;
 use crate::error::chain;
-use crate::machine::Machine;
+use crate::machine::{Machine, ResizeError};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use protocol::control::{self, Command, ControlError, Event, ExitReason};
@@ -120,6 +120,13 @@ fn obey(
         Command::Resume => {
             machine.resume();
             control::send(socket, &Event::Resumed, &[])?;
+        }
+        Command::Resize(size) => {
+            let outcome = match machine.resize(*size) {
+                Err(ResizeError::Pause(e)) => return Ok(Some(ExitReason::Internal(chain(&e)))),
+                other => other.map_err(|e| chain(&e)),
+            };
+            control::send(socket, &Event::Resized { outcome }, &[])?;
         }
         Command::Counters => {
             control::send(socket, &Event::Counters(machine.counters()), &[])?;

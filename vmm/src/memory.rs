@@ -7,6 +7,7 @@ use kvm_ioctls::VmFd;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous};
+use protocol::machine::MEMORY_BLOCK_MIB;
 use std::fs::File;
 use std::io;
 use std::num::NonZeroUsize;
@@ -24,6 +25,13 @@ pub const HOLE_END: u64 = 4 << 30;
 
 /// Size and alignment of a huge page, bytes.
 pub const HUGE_PAGE: u64 = 2 << 20;
+
+/// Most bytes of room: 8,192 of KVM's 32,764 slots.
+const MAX_ROOM: u64 = 1 << 40;
+
+/// How guest memory is mapped.
+const PROTECTION: i32 = libc::PROT_READ | libc::PROT_WRITE;
+const FLAGS: i32 = libc::MAP_SHARED | libc::MAP_NORESERVE;
 
 /// Why there is no guest memory.
 #[derive(Debug, thiserror::Error)]
@@ -56,9 +64,28 @@ impl MemoryError {
     }
 }
 
+/// Memory is added to a running machine in blocks of so many bytes, each a slot of KVM's.
+pub const BLOCK: u64 = MEMORY_BLOCK_MIB << 20;
+
 /// A machine's memory.
 pub struct GuestRam {
+    /// What the machine starts with.
+    initial: GuestMemoryMmap,
+    room: Option<Room>,
     memory: GuestMemoryMmap,
+}
+
+/// The part of the file that a running machine can be given.
+struct Room {
+    file: Arc<File>,
+    /// Where in the file it begins.
+    offset: u64,
+    /// Where it is mapped.
+    mapping: MmapRegion,
+    /// Guest address.
+    start: u64,
+    /// How much of it is the guest's, bytes; whole blocks, as is its size.
+    added: u64,
 }
 
 /// The parts of a memory of `size` bytes, as (guest address, length).
@@ -75,11 +102,21 @@ impl GuestRam {
     /// # Errors
     /// See [`MemoryError`].
     pub fn new(size: u64) -> Result<Self, MemoryError> {
-        let size = size & !0xfff;
+        Self::with_room(size, 0)
+    }
+
+    /// The same, with room for `room` bytes more (rounded down to blocks), which cost nothing yet.
+    ///
+    /// # Errors
+    /// See [`MemoryError`].
+    pub fn with_room(size: u64, room: u64) -> Result<Self, MemoryError> {
+        let (size, room) = (size & !0xfff, room & !(BLOCK - 1));
         if size == 0 || size > 1 << 46 {
             return Err(MemoryError::Size(size));
         }
-        let file = sealed_file(size).map_err(|e| MemoryError::File(size >> 20, e))?;
+        let room = room.min(MAX_ROOM);
+        let room_at = size.next_multiple_of(HUGE_PAGE);
+        let file = sealed_file(room_at + room).map_err(|e| MemoryError::File(size >> 20, e))?;
         let file = Arc::new(file);
         let mut regions = Vec::new();
         let mut offset = 0;
@@ -91,14 +128,59 @@ impl GuestRam {
             regions.push(region);
             offset += len;
         }
-        let memory =
+        let initial =
             GuestMemoryMmap::from_regions(regions).map_err(|e| MemoryError::Map(e.into()))?;
-        Ok(Self { memory })
+        let room = (room > 0).then(|| Room::new(file, room_at, room, initial.last_addr().0));
+        Ok(Self { memory: initial.clone(), room: room.transpose()?, initial })
     }
 
     /// The memory, for devices and loaders; clones share it.
     pub fn memory(&self) -> &GuestMemoryMmap {
         &self.memory
+    }
+
+    /// Where memory that is added begins; 0 if there is no room for any.
+    pub fn added_at(&self) -> u64 {
+        self.room.as_ref().map_or(0, |room| room.start)
+    }
+
+    /// How much is added, bytes.
+    pub fn added(&self) -> u64 {
+        self.room.as_ref().map_or(0, |room| room.added)
+    }
+
+    /// Gives the guest of `vm` so much of the room, bytes (as much as there is, in whole blocks). What it
+    /// loses goes back to the host. vCPUs and devices have to be stopped, and the devices be given
+    /// [`Self::memory`] anew.
+    ///
+    /// # Errors
+    /// See [`MemoryError`]; nothing has changed then.
+    pub fn set_added(&mut self, vm: &VmFd, added: u64) -> Result<(), MemoryError> {
+        let Some(room) = &mut self.room else { return Ok(()) };
+        let added = added.min(room.mapping.size() as u64) & !(BLOCK - 1);
+        let memory = match room.region(added)? {
+            Some(region) => self.initial.insert_region(Arc::new(region)),
+            None => Ok(self.initial.clone()),
+        };
+        let memory = memory.map_err(|e| MemoryError::Map(e.into()))?;
+        let before = room.added;
+        for block in (before..added).step_by(BLOCK as usize) {
+            if let Err(e) = room.set_slot(vm, block, BLOCK) {
+                for block in (before..block).step_by(BLOCK as usize) {
+                    room.set_slot(vm, block, 0)?;
+                }
+                return Err(e);
+            }
+        }
+        for block in (added..before).step_by(BLOCK as usize) {
+            room.set_slot(vm, block, 0)?;
+            let at = room.mapping.as_ptr().wrapping_add(block as usize);
+            // SAFETY: the block lies in the mapping, and nobody uses it: neither vCPUs nor devices run.
+            let _ = unsafe { libc::madvise(at.cast(), BLOCK as usize, libc::MADV_REMOVE) };
+        }
+        room.added = added;
+        self.memory = memory;
+        Ok(())
     }
 
     /// Populates a range with huge pages, as far as the host has them and whatever its policy for
@@ -150,6 +232,39 @@ impl GuestRam {
     }
 }
 
+impl Room {
+    /// Room above a memory whose last byte is at `last`.
+    fn new(file: Arc<File>, offset: u64, size: u64, last: u64) -> Result<Self, MemoryError> {
+        let mapping = map(&file, offset, size)?;
+        advise(&mapping);
+        let start = HOLE_END.max(last + 1).next_multiple_of(BLOCK);
+        Ok(Self { file, offset, mapping, start, added: 0 })
+    }
+
+    /// Its first `len` bytes.
+    fn region(&self, len: u64) -> Result<Option<GuestRegionMmap>, MemoryError> {
+        if len == 0 {
+            return Ok(None);
+        }
+        let part = describe(&self.file, self.offset, self.mapping.as_ptr(), len as usize)?;
+        Ok(GuestRegionMmap::new(part, GuestAddress(self.start)))
+    }
+
+    /// Tells KVM that `len` bytes of the block at `offset` are there: all or none.
+    fn set_slot(&self, vm: &VmFd, offset: u64, len: u64) -> Result<(), MemoryError> {
+        let slot = kvm_userspace_memory_region {
+            // After those of the initial memory, of which there are at most two.
+            slot: 2 + (offset / BLOCK) as u32,
+            flags: 0,
+            guest_phys_addr: self.start + offset,
+            memory_size: len,
+            userspace_addr: self.mapping.as_ptr() as u64 + offset,
+        };
+        // SAFETY: as in `GuestRam::register`.
+        unsafe { vm.set_user_memory_region(slot) }.map_err(MemoryError::Register)
+    }
+}
+
 /// A memfd of exactly `size` bytes that nobody can shrink under us: a file server that holds it
 /// could otherwise kill the VMM with SIGBUS.
 fn sealed_file(size: u64) -> io::Result<File> {
@@ -173,20 +288,26 @@ fn map(file: &Arc<File>, offset: u64, len: u64) -> Result<MmapRegion, MemoryErro
     let reserved = unsafe { mmap_anonymous(None, reserved_len, none, private) }.map_err(refused)?;
     let start = (reserved.addr().get()).next_multiple_of(HUGE_PAGE as usize);
     let at = NonZeroUsize::new(start);
-    let (prot, flags) =
-        (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_NORESERVE);
-    let fixed = MapFlags::from_bits_truncate(flags) | MapFlags::MAP_FIXED;
-    let access = ProtFlags::from_bits_truncate(prot);
+    let fixed = MapFlags::from_bits_truncate(FLAGS) | MapFlags::MAP_FIXED;
+    let access = ProtFlags::from_bits_truncate(PROTECTION);
     // SAFETY: the range lies in the reservation just made, which nothing else uses.
     let mapped = unsafe { mmap(at, size, access, fixed, file, offset as i64) }.map_err(refused)?;
-    let builder = MmapRegionBuilder::new(size.get())
+    describe(file, offset, mapped.as_ptr().cast(), size.get())
+}
+
+/// A region of `len` bytes that are mapped at `start`, and stay so until the process ends.
+fn describe(
+    file: &Arc<File>,
+    offset: u64,
+    start: *mut u8,
+    len: usize,
+) -> Result<MmapRegion, MemoryError> {
+    let builder = MmapRegionBuilder::new(len)
         .with_file_offset(FileOffset::from_arc(file.clone(), offset))
-        .with_mmap_prot(prot)
-        .with_mmap_flags(flags);
-    // SAFETY: the mapping has this size and is never unmapped.
-    unsafe { builder.with_raw_mmap_pointer(mapped.as_ptr().cast()) }
-        .build()
-        .map_err(|e| MemoryError::Map(e.into()))
+        .with_mmap_prot(PROTECTION)
+        .with_mmap_flags(FLAGS);
+    // SAFETY: so much is mapped there, and never unmapped.
+    unsafe { builder.with_raw_mmap_pointer(start) }.build().map_err(|e| MemoryError::Map(e.into()))
 }
 
 /// Huge pages where the host gives them to shared memory (`shmem_enabled`), and no guest memory
@@ -254,5 +375,38 @@ mod tests {
         let region = ram.memory().iter().next().unwrap();
         let file = region.file_offset().unwrap().file();
         assert!(file.set_len(0).is_err());
+    }
+
+    #[test]
+    fn added_memory_comes_and_goes_in_blocks_and_leaves_nothing_on_the_host() {
+        let kvm = crate::kvm::open_at(std::path::Path::new(crate::kvm::DEVICE)).unwrap();
+        let vm = crate::kvm::create_vm(&kvm).unwrap();
+        let mut ram = GuestRam::with_room(5 << 20, 4 * BLOCK - 1).unwrap();
+        ram.register(&vm).unwrap();
+        assert_eq!((ram.added_at(), ram.size()), (HOLE_END, 5 << 20));
+        ram.set_added(&vm, 3 * BLOCK - 1).unwrap();
+        assert_eq!((ram.added(), ram.regions()[1]), (2 * BLOCK, (HOLE_END, 2 * BLOCK)));
+        for block in 0..2 {
+            let at = GuestAddress(HOLE_END + block * BLOCK);
+            ram.memory().write_obj(7u64, at).unwrap();
+        }
+        ram.set_added(&vm, BLOCK).unwrap();
+        assert!(ram.memory().write_obj(7u64, GuestAddress(HOLE_END + BLOCK)).is_err());
+        // All that there is, and no more.
+        ram.set_added(&vm, u64::MAX).unwrap();
+        assert_eq!(ram.added(), 3 * BLOCK);
+        let read = |at| ram.memory().read_obj::<u64>(GuestAddress(at)).unwrap();
+        assert_eq!([HOLE_END, HOLE_END + BLOCK].map(read), [7, 0]);
+        ram.set_added(&vm, 0).unwrap();
+        assert_eq!(ram.regions(), layout(5 << 20));
+    }
+
+    #[test]
+    fn without_room_nothing_is_added() {
+        let kvm = crate::kvm::open_at(std::path::Path::new(crate::kvm::DEVICE)).unwrap();
+        let vm = crate::kvm::create_vm(&kvm).unwrap();
+        let mut ram = GuestRam::with_room(5 << 30, BLOCK - 1).unwrap();
+        ram.set_added(&vm, BLOCK).unwrap();
+        assert_eq!((ram.added(), ram.added_at(), ram.size()), (0, 0, 5 << 30));
     }
 }

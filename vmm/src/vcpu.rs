@@ -64,7 +64,7 @@ impl Vcpu {
         surroundings: Surroundings,
         confine: impl FnOnce() -> io::Result<()> + Send + 'static,
     ) -> io::Result<()> {
-        let (fd, counters) = (self.fd.clone(), self.counters.clone());
+        let (id, fd, counters) = (self.id, self.fd.clone(), self.counters.clone());
         let run = move || {
             let exit = surroundings.exit.clone();
             let _guard = PanicGuard(exit.clone());
@@ -72,7 +72,7 @@ impl Vcpu {
                 exit.end(ExitReason::Internal(format!("a vCPU thread can't be confined: {e}")));
                 return;
             }
-            let thread = VcpuThread { fd: &fd, counters: &counters, around: &surroundings };
+            let thread = VcpuThread { id, fd: &fd, counters: &counters, around: &surroundings };
             exit.end(thread.run());
         };
         kick::install_handler();
@@ -125,6 +125,7 @@ enum State<'a> {
 }
 
 struct VcpuThread<'a> {
+    id: usize,
     fd: &'a Mutex<VcpuFd>,
     counters: &'a VcpuCounters,
     around: &'a Surroundings,
@@ -137,7 +138,7 @@ impl<'a> VcpuThread<'a> {
         loop {
             state = match state {
                 State::Paused => {
-                    self.around.gate.wait();
+                    self.around.gate.wait(self.id);
                     State::Running(lock(self.fd))
                 }
                 State::Running(vcpu) => self.run_until_kicked(vcpu),
@@ -153,7 +154,7 @@ impl<'a> VcpuThread<'a> {
                 Next::LookAtGate => {
                     // Before the gate is looked at: a later kick must set it again.
                     vcpu.set_kvm_immediate_exit(0);
-                    if !self.around.gate.is_open() {
+                    if !self.around.gate.lets_through(self.id) {
                         return State::Paused;
                     }
                 }

@@ -4,13 +4,14 @@
 mod launch;
 
 use protocol::control::{self, Command, ControlError, Event};
-use protocol::machine::{JailConfig, MachineConfig};
+use protocol::machine::{JailConfig, MachineConfig, Size};
 use std::path::{Path, PathBuf};
 
 fn config() -> MachineConfig {
     MachineConfig {
         vcpus: 1,
         memory_mib: 128,
+        max: Size::default(),
         // The first file that the VMM looks at; tests of what comes later give a good one.
         kernel: "/nonexistent/vmlinux".into(),
         initrd: None,

@@ -43,6 +43,7 @@ impl Sandbox {
             let made = sandbox.make(new, &called_off).await;
             if made.is_err() {
                 sandbox.table().release(&id);
+                sandbox.give_back(&id, None).await;
             }
             made
         });
@@ -79,6 +80,9 @@ impl Sandbox {
         let spec_json = serde_json::to_vec(&plan.spec)
             .map_err(|e| Error::InvalidArgument(format!("config.json: {e}")))?;
         let agent = self.agent().await?;
+        if let Some(resources) = plan.spec.linux().as_ref().and_then(|l| l.resources().as_ref()) {
+            self.make_room(&agent, &id, resources).await?;
+        }
         let (numbers, streams) = self.streams(open.wanted()).await?;
         let io = open.join(streams);
         let Plan { hooks, spec, .. } = plan;
@@ -190,6 +194,8 @@ impl Sandbox {
             if sandbox.is_empty() {
                 // Nothing comes after the last container: the machine may go while the caller reads this.
                 tokio::spawn(async move { sandbox.stop().await });
+            } else if exec.is_empty() {
+                tokio::spawn(async move { sandbox.give_back(&id, None).await });
             }
             Ok(deleted)
         })

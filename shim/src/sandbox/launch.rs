@@ -1,5 +1,6 @@
 //! Starting a sandbox: its directory, its two processes, and the agent's first words.
 
+use super::capacity::Capacity;
 use super::{Inner, Readiness, Sandbox};
 use crate::agent::Agent;
 use crate::error::{Error, Result};
@@ -59,7 +60,8 @@ impl Sandbox {
         phase::mark("vmm-spawned", &id);
         SandboxState { owner: ProcessId::own()?, helpers: helpers.to_vec() }.write(&paths)?;
         let vmm_pid = helpers[0].pid as u32;
-        let sandbox = Self::around(id, paths, (vm, vmm_pid), undo, events);
+        let capacity = Capacity::new(&settings);
+        let sandbox = Self::around(id, paths, (vm, vmm_pid, capacity), undo, events);
         sandbox.clone().boot(notices, hostname, settings.start_timeout);
         Ok(sandbox)
     }
@@ -68,7 +70,7 @@ impl Sandbox {
     pub(super) fn around(
         id: String,
         paths: SandboxPaths,
-        (vm, vmm_pid): (Vm, u32),
+        (vm, vmm_pid, capacity): (Vm, u32, Capacity),
         undo: Undo,
         events: mpsc::UnboundedSender<Event>,
     ) -> Self {
@@ -85,6 +87,7 @@ impl Sandbox {
             stopped: OnceCell::new(),
             guest_tail: Tail::default(),
             pending_execs: Mutex::default(),
+            capacity: capacity.into(),
         }))
     }
 

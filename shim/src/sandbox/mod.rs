@@ -4,6 +4,7 @@
 //! in the table first, works, and then records what came of it; it runs as a task of its own, so that a caller
 //! who goes away does not leave it half done.
 
+mod capacity;
 mod containers;
 mod launch;
 mod processes;
@@ -78,6 +79,7 @@ struct Inner {
     stopped: OnceCell<()>,
     guest_tail: Tail,
     pending_execs: Mutex<PendingExecs>,
+    capacity: tokio::sync::Mutex<capacity::Capacity>,
 }
 
 impl Sandbox {

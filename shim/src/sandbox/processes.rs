@@ -9,6 +9,7 @@ use crate::io::{OpenIo, Stdio};
 use crate::phase;
 use crate::plan;
 use crate::table::Phase;
+use oci_spec::runtime::LinuxResources;
 use protocol::agent::ContainerStatsResponse;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -164,14 +165,32 @@ impl Sandbox {
         .await
     }
 
-    /// Sets those limits of a container that are named in an OCI `linux.resources` object.
+    /// Sets those limits of a container that are named in an OCI `linux.resources` object. The machine grows
+    /// before and gives back after, as far as they ask for it.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] names what the guest can't be given; [`Error::NotFound`]; the agent fails.
     pub async fn update(&self, id: &str, resources_json: &[u8]) -> Result<()> {
         self.state(id, "")?;
-        let resources = plan::update(resources_json)?;
-        self.agent().await?.update(id, resources).await.map_err(named("update"))
+        let planned = plan::update(resources_json)?;
+        let resources: LinuxResources = serde_json::from_slice(&planned)
+            .map_err(|e| Error::InvalidArgument(format!("update: linux.resources: {e}")))?;
+        let (sandbox, id) = (self.clone(), id.to_owned());
+        Self::detached(async move {
+            let agent = sandbox.agent().await?;
+            let before = sandbox.make_room(&agent, &id, &resources).await?;
+            match agent.update(&id, planned).await {
+                Ok(()) => {
+                    sandbox.give_back_spare().await;
+                    Ok(())
+                }
+                Err(error) => {
+                    sandbox.give_back(&id, before).await;
+                    Err(named("update")(error))
+                }
+            }
+        })
+        .await
     }
 
     /// What a container uses, as the guest counts it.

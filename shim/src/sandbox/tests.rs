@@ -196,7 +196,13 @@ async fn fixture() -> Fixture {
     paths.create().unwrap();
     std::fs::create_dir(paths.shared()).unwrap();
     let (sender, events) = mpsc::unbounded_channel();
-    let sandbox = Sandbox::around("s".into(), paths, (vm, 77), Undo::new(), sender);
+    let sandbox = Sandbox::around(
+        "s".into(),
+        paths,
+        (vm, 77, capacity::Capacity::default()),
+        Undo::new(),
+        sender,
+    );
     sandbox.clone().boot(notices, "host".into(), Duration::from_secs(20));
     Fixture { sandbox, events, vmm, _server: server, dir }
 }
@@ -326,7 +332,13 @@ async fn what_a_failed_start_says_reaches_the_creator() {
     let dir = tempfile::tempdir().unwrap();
     let paths = SandboxPaths::new(dir.path(), "ns", "s").unwrap();
     let (sender, _events) = mpsc::unbounded_channel();
-    let sandbox = Sandbox::around("s".into(), paths, (vm, 1), Undo::new(), sender);
+    let sandbox = Sandbox::around(
+        "s".into(),
+        paths,
+        (vm, 1, capacity::Capacity::default()),
+        Undo::new(),
+        sender,
+    );
     sandbox.clone().boot(notices, String::new(), Duration::from_secs(20));
     let failed = VmEvent::Failed { error: "no /dev/kvm".into(), remedy: "load kvm".into() };
     control::send(&vmm, &failed, &[]).unwrap();

@@ -11,12 +11,17 @@ use crate::plan;
 use crate::settings::Settings;
 pub use control::Control;
 use protocol::control::{BootTimes, Command};
+use protocol::machine::Size;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::sync::Arc;
+use std::time::Duration;
 pub use supervise::{Ended, Helpers};
 use tokio::net::UnixStream;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Mutex, mpsc, watch};
+
+/// How long a machine may take to change its size: more than its vCPUs and devices have to stop.
+const RESIZE_PATIENCE: Duration = Duration::from_secs(20);
 
 /// What a machine says while it lives.
 #[derive(Debug)]
@@ -39,13 +44,23 @@ pub enum Notice {
     },
 }
 
+/// Where it goes what the machine and its helpers say.
+struct Said {
+    notices: mpsc::UnboundedSender<Notice>,
+    resized: mpsc::UnboundedSender<Resized>,
+}
+
 /// A running machine. Dropping the last clone does not end it: [`Vm::stop`] does.
 #[derive(Debug, Clone)]
 pub struct Vm {
     control: Arc<Control>,
     stop: mpsc::UnboundedSender<String>,
     ended: watch::Receiver<Option<Ended>>,
+    resized: Arc<Mutex<mpsc::UnboundedReceiver<Resized>>>,
 }
+
+/// The VMM's answer to a change of size.
+type Resized = Result<u64, String>;
 
 impl Vm {
     /// Starts the file server and the VMM, and watches them until they have ended.
@@ -90,13 +105,16 @@ impl Vm {
         let (stop, stop_requests) = mpsc::unbounded_channel();
         let (notices, notices_out) = mpsc::unbounded_channel();
         let (ended_in, ended) = watch::channel(None);
+        let (resized_in, resized) = mpsc::unbounded_channel();
         let watched = control.clone();
         tokio::spawn(async move {
-            let end = supervise::run(&watched, helpers, stop_requests, notices).await;
+            let said = Said { notices, resized: resized_in };
+            let end = supervise::run(&watched, helpers, stop_requests, said).await;
             tracing::info!("machine ended: {}", end.reason);
             ended_in.send_replace(Some(end));
         });
-        (Self { control, stop, ended }, notices_out)
+        let resized = Arc::new(Mutex::new(resized));
+        (Self { control, stop, ended, resized }, notices_out)
     }
 
     /// A stream to a port of the guest. That it was refused shows in its end.
@@ -109,11 +127,36 @@ impl Vm {
         ours.set_nonblocking(true).map_err(Error::system("make a stream non-blocking"))?;
         let ours = UnixStream::from_std(ours).map_err(Error::system("watch a stream"))?;
         let sent = self.control.send(&Command::Connect { port }, &[theirs.as_fd()]).await;
-        sent.map_err(|error| match self.ended.borrow().as_ref() {
+        sent.map_err(|error| self.gone(&error))?;
+        Ok(ours)
+    }
+
+    /// Lets the machine use so much; gives the guest address of added memory.
+    ///
+    /// # Errors
+    /// The host has no more to give, or the machine has ended.
+    pub async fn resize(&self, size: Size) -> Result<u64> {
+        let mut answers = self.resized.lock().await;
+        let sent = self.control.send(&Command::Resize(size), &[]).await;
+        sent.map_err(|error| self.gone(&error))?;
+        match tokio::time::timeout(RESIZE_PATIENCE, answers.recv()).await {
+            Ok(Some(outcome)) => outcome.map_err(|why| {
+                Error::FailedPrecondition(format!("the virtual machine can't grow: {why}"))
+            }),
+            Ok(None) => Err(self.gone(&"its VMM does not answer")),
+            Err(_) => {
+                // An answer that comes later would be taken for the next one's.
+                self.stop("the VMM does not answer");
+                Err(self.gone(&"its VMM does not answer"))
+            }
+        }
+    }
+
+    fn gone(&self, error: &dyn std::fmt::Display) -> Error {
+        match self.ended.borrow().as_ref() {
             Some(end) => Error::Ended(end.reason.clone()),
             None => Error::Ended(error.to_string()),
-        })?;
-        Ok(ours)
+        }
     }
 
     /// Asks for the end of the machine; `why` becomes the reason unless it has ended already.

@@ -1,6 +1,6 @@
 //! Watching a machine until it has ended, and saying why it did.
 
-use super::{Control, Notice};
+use super::{Control, Notice, Said};
 use nix::sys::signal::Signal;
 use protocol::control::{Command, ControlError, Event, ExitReason};
 use std::os::fd::{AsFd, OwnedFd};
@@ -53,17 +53,17 @@ type Statuses = Option<[Option<ExitStatus>; 2]>;
 /// Boots the machine, forwards what it says, and returns when it and its processes are gone.
 ///
 /// Without helpers somebody else has booted it.
-pub async fn run(
+pub(super) async fn run(
     control: &Control,
     helpers: Option<(Helpers, (Command, OwnedFd))>,
     mut stop: mpsc::UnboundedReceiver<String>,
-    notices: mpsc::UnboundedSender<Notice>,
+    said: Said,
 ) -> Ended {
     let mut helpers = match helpers {
-        Some((helpers, boot)) => Some(begin(control, helpers, boot, &notices).await),
+        Some((helpers, boot)) => Some(begin(control, helpers, boot, &said.notices).await),
         None => None,
     };
-    let cause = watch(control, helpers.as_mut(), &mut stop, &notices).await;
+    let cause = watch(control, helpers.as_mut(), &mut stop, &said).await;
     if let Cause::Asked(_) | Cause::FileServer(_) = cause {
         // The socket may be gone already; the processes are killed below whatever it says.
         let _ = timeout(GRACE, control.send(&Command::Stop, &[])).await;
@@ -102,7 +102,7 @@ async fn watch(
     control: &Control,
     mut helpers: Option<&mut Helpers>,
     stop: &mut mpsc::UnboundedReceiver<String>,
-    notices: &mpsc::UnboundedSender<Notice>,
+    said: &Said,
 ) -> Cause {
     let mut stoppable = true;
     loop {
@@ -113,7 +113,7 @@ async fn watch(
         tokio::select! {
             biased;
             message = control.receive() => match message {
-                Ok((event, fds)) => if let Some(cause) = heard(event, fds, notices) { return cause },
+                Ok((event, fds)) => if let Some(cause) = heard(event, fds, said) { return cause },
                 Err(ControlError::Closed) => return Cause::Silent(None),
                 Err(error) => return Cause::Silent(Some(error)),
             },
@@ -137,11 +137,8 @@ async fn exit_of(child: Option<&mut Child>) -> ExitStatus {
     std::future::pending().await
 }
 
-fn heard(
-    event: Event,
-    fds: Vec<OwnedFd>,
-    notices: &mpsc::UnboundedSender<Notice>,
-) -> Option<Cause> {
+fn heard(event: Event, fds: Vec<OwnedFd>, said: &Said) -> Option<Cause> {
+    let notices = &said.notices;
     match event {
         Event::Failed { error, remedy } => return Some(Cause::Failed(error, remedy)),
         Event::Exited { reason } => return Some(Cause::Said(reason)),
@@ -151,6 +148,7 @@ fn heard(
                 let _ = notices.send(Notice::Accepted { port, stream });
             }
         }
+        Event::Resized { outcome } => drop(said.resized.send(outcome)),
         Event::Counters(counters) => tracing::debug!("counters: {counters:?}"),
         Event::Paused | Event::Resumed => {}
     }

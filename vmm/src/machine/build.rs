@@ -45,8 +45,9 @@ pub fn build(config: &MachineConfig, descriptors: Vec<OwnedFd>) -> Result<Prepar
     let initrd_at = place_initrd(size, kernel.end(), initrd.as_ref().map_or(0, Initrd::len))?;
 
     let kvm = open_kvm(config.vcpus)?;
+    let most_vcpus = config.max.vcpus.min(kvm::max_vcpus(&kvm) as u32).max(config.vcpus) as u8;
     let vm = kvm::create_vm(&kvm)?;
-    let ram = GuestRam::new(size)?;
+    let ram = GuestRam::with_room(size, config.max.added_mib.saturating_mul(1 << 20))?;
     ram.register(&vm)?;
 
     let exit = Arc::new(ExitNotice::new().map_err(StartError::host("an eventfd"))?);
@@ -60,14 +61,15 @@ pub fn build(config: &MachineConfig, descriptors: Vec<OwnedFd>) -> Result<Prepar
     if let Some(initrd) = &mut initrd {
         initrd.load(&ram, initrd_at)?;
     }
-    let cmdline = cmdline::build(&announced, &config.cmdline)?;
+    let cmdline = cmdline::build(config.vcpus, &announced, &config.cmdline)?;
     let initrd = initrd.map(|i| Range { start: initrd_at, len: i.len() });
-    write_boot_data(&ram, &kernel, &cmdline, initrd, config.vcpus as u8)?;
-    let vcpus = create_vcpus(&kvm, &vm, config.vcpus as u8, kernel.entry())?;
+    write_boot_data(&ram, &kernel, &cmdline, initrd, most_vcpus)?;
+    let vcpus = create_vcpus(&kvm, &vm, most_vcpus, kernel.entry())?;
 
-    let gate = Arc::new(Gate::default());
+    let gate = Arc::new(Gate::new(config.vcpus as usize));
     let around = Surroundings { ports: Arc::new(ports), mmio: Arc::new(mmio), exit, gate };
-    Ok(Prepared { vm, ram, vcpus, around, serial, console, devices })
+    let least_vcpus = config.vcpus as usize;
+    Ok(Prepared { vm, ram, vcpus, least_vcpus, around, serial, console, devices })
 }
 
 /// Where the image goes: right after the kernel. Refuses a memory that is too small for both.

@@ -17,11 +17,12 @@ use crate::devices::serial::SerialPort;
 use crate::error::StartError;
 use crate::exit::ExitNotice;
 use crate::io_loop::LoopStuck;
-use crate::memory::GuestRam;
+use crate::memory::{GuestRam, MemoryError};
 use crate::seccomp::Filters;
 use crate::vcpu::{StuckVcpu, Surroundings, Vcpu};
 use kvm_ioctls::VmFd;
 use protocol::control::ExitReason;
+use protocol::machine::Size;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -31,6 +32,8 @@ pub struct Prepared {
     vm: VmFd,
     ram: GuestRam,
     vcpus: Vec<Vcpu>,
+    /// How many of them run in any case.
+    least_vcpus: usize,
     around: Surroundings,
     serial: Arc<SerialPort>,
     console: ConsoleLog,
@@ -73,6 +76,17 @@ pub enum PauseError {
     Device(#[from] LoopStuck),
 }
 
+/// Why a machine does not get another size.
+#[derive(Debug, thiserror::Error)]
+pub enum ResizeError {
+    /// It is of no use any more.
+    #[error(transparent)]
+    Pause(#[from] PauseError),
+    /// It goes on as it was.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+}
+
 /// A machine with its threads.
 pub struct Machine {
     parts: Prepared,
@@ -102,6 +116,32 @@ impl Machine {
             transport.pause()?;
         }
         Ok(())
+    }
+
+    /// Lets the machine use so much; gives the guest address of added memory. For a change of memory it
+    /// stops for a moment, so that nothing sees half of it.
+    ///
+    /// # Errors
+    /// See [`ResizeError`].
+    pub fn resize(&mut self, size: Size) -> Result<u64, ResizeError> {
+        let added = size.added_mib.saturating_mul(1 << 20);
+        if added != self.parts.ram.added() {
+            let ran = self.parts.around.gate.is_open();
+            self.pause()?;
+            let parts = &mut self.parts;
+            let outcome = parts.ram.set_added(&parts.vm, added);
+            for transport in &parts.devices.transports {
+                transport.set_memory(parts.ram.memory());
+            }
+            if ran {
+                self.resume();
+            }
+            outcome?;
+        }
+        let vcpus = (size.vcpus as usize).max(self.parts.least_vcpus);
+        self.parts.around.gate.admit(vcpus);
+        self.parts.vcpus.iter().skip(vcpus).for_each(Vcpu::kick);
+        Ok(self.parts.ram.added_at())
     }
 
     /// How it ends.

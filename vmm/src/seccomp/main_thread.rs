@@ -2,8 +2,9 @@
 
 use jail::SyscallFilter;
 
-/// KVM's requests for the state of a paused machine.
-const SAVE_REQUESTS: [u32; 13] = [
+/// KVM's requests for the state of a paused machine, and the one that gives it memory.
+const REQUESTS: [u32; 14] = [
+    0x4020_ae46, // KVM_SET_USER_MEMORY_REGION
     0x8090_ae81, // KVM_GET_REGS
     0x8138_ae83, // KVM_GET_SREGS
     0xc008_ae88, // KVM_GET_MSRS
@@ -33,8 +34,8 @@ pub(super) fn filter() -> SyscallFilter {
             libc::SYS_pread64,
             libc::SYS_ftruncate,
         ])
-        // States for a snapshot.
-        .allow_if(libc::SYS_ioctl, 1, &SAVE_REQUESTS)
+        // States for a snapshot, and memory for a machine that grows.
+        .allow_if(libc::SYS_ioctl, 1, &REQUESTS)
         // Streams that come from the control socket are made non-blocking; devices that go on after
         // a pause get copies of their eventfds.
         .allow_if(

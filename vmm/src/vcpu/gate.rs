@@ -11,20 +11,38 @@ const PATIENCE: Duration = Duration::from_secs(10);
 #[error("a vCPU does not stop")]
 pub struct StuckVcpu;
 
-#[derive(Default)]
 struct State {
     open: bool,
+    /// How many vCPUs the machine has at the moment: those from this number on wait.
+    admitted: usize,
     waiting: usize,
 }
 
-/// Closed at first. Open: vCPUs may run.
-#[derive(Default)]
+impl State {
+    fn lets_through(&self, id: usize) -> bool {
+        self.open && id < self.admitted
+    }
+}
+
+/// Closed at first. Open: vCPUs may run, those that are admitted.
 pub struct Gate {
     state: Mutex<State>,
     changed: Condvar,
 }
 
 impl Gate {
+    /// A closed gate that will let the first `admitted` vCPUs through.
+    pub fn new(admitted: usize) -> Self {
+        let state = State { open: false, admitted, waiting: 0 };
+        Self { state: Mutex::new(state), changed: Condvar::new() }
+    }
+
+    /// From now on the first `count` vCPUs may run; others that run have to be kicked.
+    pub fn admit(&self, count: usize) {
+        self.lock().admitted = count;
+        self.changed.notify_all();
+    }
+
     /// Lets vCPUs run.
     pub fn open(&self) {
         self.lock().open = true;
@@ -39,6 +57,11 @@ impl Gate {
     /// Whether vCPUs may run.
     pub fn is_open(&self) -> bool {
         self.lock().open
+    }
+
+    /// Whether vCPU `id` may run.
+    pub(super) fn lets_through(&self, id: usize) -> bool {
+        self.lock().lets_through(id)
     }
 
     /// Waits until `count` vCPUs stand before the closed gate.
@@ -58,12 +81,12 @@ impl Gate {
         self.lock().waiting
     }
 
-    /// A vCPU waits here until the gate is open.
-    pub(super) fn wait(&self) {
+    /// vCPU `id` waits here until it may run.
+    pub(super) fn wait(&self, id: usize) {
         let mut state = self.lock();
         state.waiting += 1;
         self.changed.notify_all();
-        let waited = self.changed.wait_while(state, |state| !state.open);
+        let waited = self.changed.wait_while(state, |state| !state.lets_through(id));
         waited.unwrap_or_else(PoisonError::into_inner).waiting -= 1;
     }
 

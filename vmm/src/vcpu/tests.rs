@@ -66,7 +66,7 @@ impl Guest {
         ports.insert(0xe0, 0x10, recorded_ports.clone()).unwrap();
         ports.insert(0x64, 1, Arc::new(I8042::new(exit.clone()))).unwrap();
         mmio.insert(DEVICE, 0x100, Arc::clone(&recorded_mmio) as Arc<dyn BusDevice>).unwrap();
-        let (ports, mmio, gate) = (Arc::new(ports), Arc::new(mmio), Arc::default());
+        let (ports, mmio, gate) = (Arc::new(ports), Arc::new(mmio), Arc::new(Gate::new(1)));
         let around = Surroundings { ports, mmio, exit, gate };
         let vcpu = Vcpu::new(0, fd);
         Self { vcpu, around, ports: recorded_ports, mmio: recorded_mmio, vm, _ram: ram }

@@ -53,13 +53,18 @@ fn every_broken_chain_is_an_error() {
 #[test]
 fn the_total_length_is_bounded() {
     let memory = memory();
-    let mut queue = TestQueue::new(&memory, 0x10_0000, 32);
-    for i in 0..31 {
-        queue.descriptor(i, 0, MEMORY as u32, NEXT | WRITE, i + 1);
+    let fits = (MAX_BYTES / MEMORY) as u16;
+    for (descriptors, allowed) in [(fits, true), (fits + 1, false)] {
+        let mut queue = TestQueue::new(&memory, 0x10_0000, 64);
+        for i in 0..descriptors - 1 {
+            queue.descriptor(i, 0, MEMORY as u32, NEXT | WRITE, i + 1);
+        }
+        queue.descriptor(descriptors - 1, 0, MEMORY as u32, WRITE, 0);
+        queue.offer(0);
+        let popped = queue.active().pop(&memory);
+        assert_eq!(popped.is_ok(), allowed);
+        assert!(allowed || matches!(popped, Err(ChainError::TooManyBytes)));
     }
-    queue.descriptor(31, 0, MEMORY as u32, WRITE, 0);
-    queue.offer(0);
-    assert!(matches!(queue.active().pop(&memory), Err(ChainError::TooManyBytes)));
 }
 
 #[test]

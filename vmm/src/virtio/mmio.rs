@@ -149,6 +149,11 @@ impl MmioTransport {
         self.front().stop_worker()
     }
 
+    /// From now on guest memory is this; call it between [`Self::pause`] and [`Self::resume`].
+    pub fn set_memory(&self, memory: &GuestMemoryMmap) {
+        self.front().memory = memory.clone();
+    }
+
     /// Gives the queues to a worker again, after [`Self::pause`] or [`Self::restore`].
     pub fn resume(&self) {
         let mut front = self.front();

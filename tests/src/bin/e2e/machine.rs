@@ -4,7 +4,7 @@ use anyhow::{Context as _, Result, bail};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use protocol::control::{self, CONTROL_FD, Command, Event, ExitReason};
-use protocol::machine::{JailConfig, MachineConfig, VsockConfig};
+use protocol::machine::{JailConfig, MachineConfig, Size, VsockConfig};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
@@ -24,6 +24,7 @@ pub fn config(vcpus: u32, console: &str) -> MachineConfig {
     MachineConfig {
         vcpus,
         memory_mib: 128,
+        max: Size::default(),
         kernel: "/usr/share/kata-like/vmlinux".into(),
         initrd: Some("/usr/share/kata-like/guest.img".into()),
         cmdline: String::new(),

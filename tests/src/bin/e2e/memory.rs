@@ -36,9 +36,5 @@ fn what_the_guest_frees_goes_back_to_the_host(context: &Context) -> Result<()> {
     }
     container.exec(&["rm", "/filled/file"])?.expect_code(0)?;
     eventually("the host's figure falls", PATIENCE, || Ok(held()? < idle + 32))?;
-    println!(
-        "memory of the guest on the host: idle {idle} MiB, filled {filled} MiB, freed {} MiB",
-        held()?
-    );
     container.remove()
 }

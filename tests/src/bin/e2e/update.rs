@@ -11,6 +11,8 @@ crate::cases!(
     crate::Scope::EachContainerd;
     limits_change_while_it_runs,
     what_the_guest_cannot_be_given_is_named,
+    beyond_what_the_machine_has_it_grows_and_gives_back,
+    a_container_with_larger_limits_gets_a_larger_machine,
 );
 
 /// Shows the container its cgroup, which `ctr` doesn't by itself.
@@ -81,5 +83,62 @@ fn what_the_guest_cannot_be_given_is_named(context: &Context) -> Result<()> {
             Err(_) => {}
         }
     }
+    container.remove()
+}
+
+/// CPUs, and MiB of memory, that the guest of a container has.
+fn machine(container: &Container) -> Result<(usize, u64)> {
+    let show = ["cat", "/proc/meminfo", "/proc/cpuinfo"];
+    let text = container.exec(&show)?.expect_code(0)?.text();
+    let total = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
+    let kib = total.and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok());
+    Ok((text.matches("processor\t").count(), kib.context("no MemTotal")? / 1024))
+}
+
+/// The machine has one vCPU and 128 MiB at first; the host has two CPUs or more.
+fn beyond_what_the_machine_has_it_grows_and_gives_back(context: &Context) -> Result<()> {
+    let container = context.sleeper()?;
+    let at_first = machine(&container)?;
+    if at_first.0 != 1 || at_first.1 > 128 {
+        bail!("at first the guest has {at_first:?}");
+    }
+    let limits = r#"{"memory": {"limit": 419430400}, "cpu": {"quota": 200000, "period": 100000}}"#;
+    update(context, &container, limits)?;
+    let grown = machine(&container)?;
+    if grown != (2, at_first.1 + 384) {
+        bail!("beyond that the guest has {grown:?}, and at first it had {at_first:?}");
+    }
+    // A buffer of its own memory, filled, on both CPUs.
+    let fill = "dd if=/dev/zero of=/dev/null bs=150M count=1 & \
+        dd if=/dev/zero of=/dev/null bs=150M count=1 && wait";
+    container.exec(&["sh", "-c", fill])?.expect_code(0)?;
+    let held = crate::memory::held()?;
+    if held < 300 {
+        bail!("the host holds {held} MiB for a guest that has used 300");
+    }
+    update(context, &container, r#"{"memory": {"limit": 50331648}, "cpu": {"quota": 50000}}"#)?;
+    let after = machine(&container)?;
+    let left = crate::memory::held()?;
+    if after != at_first || left > held - 200 {
+        bail!("afterwards the guest has {after:?}, and the host holds {left} MiB of {held}");
+    }
+    container.exec(&["true"])?.expect_code(0)?;
+    update(context, &container, limits)?;
+    let again = machine(&container)?;
+    if again != grown {
+        bail!("the second time the guest has {again:?}");
+    }
+    container.remove()
+}
+
+fn a_container_with_larger_limits_gets_a_larger_machine(context: &Context) -> Result<()> {
+    let run = context.container().flag("--memory-limit").flag("209715200");
+    let container = run.flag("--cpus").flag("1.5").detached(&["sleep", "1000000"])?;
+    let (cpus, mib) = machine(&container)?;
+    if cpus != 2 || mib < 300 {
+        bail!("the guest has {cpus} CPUs and {mib} MiB");
+    }
+    let fill = ["dd", "if=/dev/zero", "of=/dev/null", "bs=180M", "count=1"];
+    container.exec(&fill)?.expect_code(0)?;
     container.remove()
 }

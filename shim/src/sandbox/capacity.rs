@@ -1,0 +1,216 @@
+//! How large the machine is: as it started, and larger while the limits of its containers ask for it.
+//!
+//! The VMM decides what the guest can use; so when it grows the VMM comes first, and when it gives back the
+//! guest does.
+
+use super::Sandbox;
+use crate::agent::Agent;
+use crate::error::Result;
+use crate::settings::Settings;
+use oci_spec::runtime::{LinuxMemory, LinuxResources};
+use protocol::machine::{MEMORY_BLOCK_MIB, Size};
+use std::collections::HashMap;
+
+/// What the guest itself needs besides the memory that its containers are promised, MiB.
+const GUEST_MIB: u64 = 64;
+
+/// The kernel's period of a CPU quota, microseconds, where none is named.
+const PERIOD: u64 = 100_000;
+
+/// The machine's size, and what its containers may use.
+#[derive(Debug, Default)]
+pub(super) struct Capacity {
+    initial_vcpus: u32,
+    initial_mib: u64,
+    max: Size,
+    now: Size,
+    limits: HashMap<String, Limits>,
+}
+
+/// What one container may use; 0: no limit, so nothing that the machine would grow for.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Limits {
+    memory: u64,
+    quota: u64,
+    period: u64,
+}
+
+impl Limits {
+    /// These with those changed that are named.
+    fn changed(mut self, to: &LinuxResources) -> Self {
+        let positive = |n: i64| u64::try_from(n).unwrap_or(0);
+        if let Some(limit) = to.memory().as_ref().and_then(LinuxMemory::limit) {
+            self.memory = positive(limit);
+        }
+        if let Some(cpu) = to.cpu() {
+            self.quota = cpu.quota().map_or(self.quota, positive);
+            self.period = cpu.period().unwrap_or(self.period);
+        }
+        self
+    }
+
+    /// CPUs, in thousandths.
+    fn cpus(&self) -> u64 {
+        let period = if self.period == 0 { PERIOD } else { self.period };
+        self.quota.saturating_mul(1000) / period
+    }
+}
+
+impl Capacity {
+    /// Of a machine that has just been started.
+    pub(super) fn new(settings: &Settings) -> Self {
+        let &Settings { vcpus, memory_mib, max_vcpus, max_memory_mib, .. } = settings;
+        Self {
+            initial_vcpus: vcpus,
+            initial_mib: memory_mib,
+            max: Size { vcpus: max_vcpus, added_mib: max_memory_mib.saturating_sub(memory_mib) },
+            now: Size { vcpus, added_mib: 0 },
+            limits: HashMap::new(),
+        }
+    }
+
+    /// What it takes to let every container have what its limits promise, up to the maximum.
+    fn needed(&self) -> Size {
+        let sum =
+            |of: fn(&Limits) -> u64| self.limits.values().map(of).fold(0, u64::saturating_add);
+        let (memory, cpus) =
+            (sum(|l| l.memory).div_ceil(1 << 20), sum(Limits::cpus).div_ceil(1000));
+        let vcpus = u32::try_from(cpus).unwrap_or(u32::MAX).min(self.max.vcpus);
+        let lacking = match memory {
+            0 => 0,
+            memory => memory.saturating_add(GUEST_MIB).saturating_sub(self.initial_mib),
+        };
+        let blocks = lacking.div_ceil(MEMORY_BLOCK_MIB).min(self.max.added_mib / MEMORY_BLOCK_MIB);
+        Size { vcpus: vcpus.max(self.initial_vcpus), added_mib: blocks * MEMORY_BLOCK_MIB }
+    }
+}
+
+/// Each the larger of the two.
+fn larger(a: Size, b: Size) -> Size {
+    Size { vcpus: a.vcpus.max(b.vcpus), added_mib: a.added_mib.max(b.added_mib) }
+}
+
+impl Sandbox {
+    /// Lets the machine grow to what container `id` needs once it has these limits. Gives those that it had,
+    /// for [`Sandbox::give_back`] if it does not get them after all.
+    ///
+    /// # Errors
+    /// The host or the guest fails to.
+    pub(super) async fn make_room(
+        &self,
+        agent: &Agent,
+        id: &str,
+        resources: &LinuxResources,
+    ) -> Result<Option<Limits>> {
+        let mut capacity = self.0.capacity.lock().await;
+        let before = capacity.limits.get(id).copied();
+        capacity.limits.insert(id.to_owned(), before.unwrap_or_default().changed(resources));
+        let size = larger(capacity.now, capacity.needed());
+        if size != capacity.now {
+            let added_at = self.0.vm.resize(size).await?;
+            capacity.now = size;
+            agent.resize_sandbox(size.vcpus, added_at, size.added_mib << 20).await?;
+            tracing::info!("sandbox {} has grown to {size:?}", self.id());
+        }
+        Ok(before)
+    }
+
+    /// Notes the limits of container `id`, none if it is gone, and has the machine give back what no container
+    /// needs, as far as the guest can part with it. What it keeps is given back page by page as it becomes free.
+    pub(super) async fn give_back(&self, id: &str, limits: Option<Limits>) {
+        let mut capacity = self.0.capacity.lock().await;
+        match limits {
+            Some(limits) => capacity.limits.insert(id.to_owned(), limits),
+            None => capacity.limits.remove(id),
+        };
+        self.shrink(&mut capacity).await;
+    }
+
+    /// Has the machine give back what no container needs any more.
+    pub(super) async fn give_back_spare(&self) {
+        let mut capacity = self.0.capacity.lock().await;
+        self.shrink(&mut capacity).await;
+    }
+
+    async fn shrink(&self, capacity: &mut Capacity) {
+        let (needed, now) = (capacity.needed(), capacity.now);
+        if needed == now {
+            return;
+        }
+        let shrunk = async {
+            let agent = self.agent().await?;
+            // The same size again: only to be told where added memory begins.
+            let added_at = self.0.vm.resize(now).await?;
+            let (vcpus, bytes) =
+                agent.resize_sandbox(needed.vcpus, added_at, needed.added_mib << 20).await?;
+            let left = larger(needed, Size { vcpus, added_mib: (bytes >> 20).min(now.added_mib) });
+            let left = Size { vcpus: left.vcpus.min(now.vcpus), ..left };
+            self.0.vm.resize(left).await.map(|_| left)
+        };
+        match shrunk.await {
+            Ok(left) => {
+                capacity.now = left;
+                tracing::info!("sandbox {} has shrunk to {left:?}", self.id());
+            }
+            Err(error) => {
+                tracing::warn!("sandbox {} does not shrink: {}", self.id(), error.chain());
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn capacity(limits: &[&str]) -> Capacity {
+        let max = Size { vcpus: 4, added_mib: 1000 };
+        let limits = limits.iter().enumerate().map(|(n, json)| {
+            (n.to_string(), Limits::default().changed(&serde_json::from_str(json).unwrap()))
+        });
+        Capacity {
+            initial_vcpus: 1,
+            initial_mib: 128,
+            max,
+            now: Size::default(),
+            limits: limits.collect(),
+        }
+    }
+
+    fn needed(limits: &[&str]) -> (u32, u64) {
+        let Size { vcpus, added_mib } = capacity(limits).needed();
+        (vcpus, added_mib)
+    }
+
+    #[test]
+    fn the_machine_grows_only_for_limits_beyond_what_it_has() {
+        assert_eq!(needed(&[]), (1, 0));
+        assert_eq!(needed(&["{}", r#"{"memory": {"limit": -1}, "cpu": {"quota": -1}}"#]), (1, 0));
+        assert_eq!(needed(&[r#"{"memory": {"limit": 67108864}}"#]), (1, 0));
+        assert_eq!(needed(&[r#"{"memory": {"limit": 67108865}}"#]), (1, 128));
+    }
+
+    #[test]
+    fn the_limits_of_all_containers_count_together() {
+        let one = r#"{"memory": {"limit": 134217728}, "cpu": {"quota": 75000}}"#;
+        assert_eq!(needed(&[one]), (1, 128));
+        assert_eq!(needed(&[one, one]), (2, 256));
+        assert_eq!(needed(&[one, r#"{"cpu": {"quota": 5000, "period": 2500}}"#]), (3, 128));
+    }
+
+    #[test]
+    fn limits_beyond_the_maximum_are_no_error() {
+        let all = r#"{"memory": {"limit": 9223372036854775807},
+            "cpu": {"quota": 9223372036854775807, "period": 1}}"#;
+        assert_eq!(needed(&[all, all]), (4, 7 * 128));
+    }
+
+    #[test]
+    fn a_change_keeps_what_it_does_not_name() {
+        let change = |limits: Limits, json| limits.changed(&serde_json::from_str(json).unwrap());
+        let limits = change(Limits::default(), r#"{"cpu": {"quota": 1000, "period": 500}}"#);
+        let limits = change(limits, r#"{"memory": {"limit": 7}, "cpu": {"quota": 2000}}"#);
+        assert_eq!(limits, Limits { memory: 7, quota: 2000, period: 500 });
+        assert_eq!(change(limits, r#"{"memory": {"limit": -1}}"#).memory, 0);
+    }
+}
