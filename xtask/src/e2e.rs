@@ -29,6 +29,9 @@ pub struct Arguments {
     /// Another runtime, to test the tests: io.containerd.runc.v2
     #[arg(long)]
     runtime: Option<String>,
+    /// How many containers a test of many makes
+    #[arg(long, default_value_t = 16)]
+    many: usize,
     /// Take target/install as it is
     #[arg(long)]
     no_build: bool,
@@ -44,6 +47,7 @@ impl Arguments {
             filters: filter.map(str::to_owned).into_iter().collect(),
             containerd: "both".to_owned(),
             runtime: None,
+            many: 16,
             no_build: false,
             list: false,
         }
@@ -92,7 +96,9 @@ fn prepare(lab: &Lab) -> Result<Client> {
 /// One round of the tests, in as many labs as it takes: a test that takes the lab with it has failed, the
 /// others go on in a new one. `again`: tests that no containerd takes part in have been run.
 fn against(lab: &Lab, version: Version, again: bool, arguments: &Arguments) -> Result<Count> {
+    let many = arguments.many.to_string();
     let mut argv = vec![PROGRAM, "--containerd", version.name(), "--artifacts", ARTIFACTS];
+    argv.extend(["--many", &many]);
     argv.extend(again.then_some("--skip-once"));
     argv.extend(arguments.list.then_some("--list"));
     argv.extend(arguments.runtime.iter().flat_map(|runtime| ["--runtime", runtime.as_str()]));

@@ -19,14 +19,16 @@ pub struct Context {
     pub runtime: String,
     /// Where logs of failed tests are kept.
     pub artifacts: PathBuf,
+    /// How many containers a test of many makes.
+    pub many: usize,
     next: AtomicU32,
 }
 
 impl Context {
     /// A context; nothing is started.
-    pub fn new(containerd: Version, runtime: &str, artifacts: &Path) -> Self {
+    pub fn new(containerd: Version, runtime: &str, artifacts: &Path, many: usize) -> Self {
         let next = AtomicU32::new(1);
-        Self { containerd, runtime: runtime.into(), artifacts: artifacts.into(), next }
+        Self { containerd, runtime: runtime.into(), artifacts: artifacts.into(), many, next }
     }
 
     /// Removes what a run of these tests that was broken off left in containerd.

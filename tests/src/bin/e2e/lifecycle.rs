@@ -5,6 +5,8 @@ use crate::context::{Container, Context};
 use crate::{crash, leaks};
 use anyhow::{Context as _, Result, bail};
 use nix::sys::signal::Signal;
+use std::fs;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 crate::cases!(
@@ -20,6 +22,7 @@ crate::cases!(
     a_caller_that_goes_away_leaves_nothing,
     twenty_one_after_another,
     a_living_shim_keeps_no_descriptors,
+    many_eight_at_a_time_leave_containerd_as_it_was,
 );
 
 /// Says when its trap is set: by a file, and on its standard output.
@@ -185,4 +188,55 @@ fn a_living_shim_keeps_no_descriptors(context: &Context) -> Result<()> {
     })
     .with_context(|| format!("before {before:?}, after {after:?}"))?;
     container.remove()
+}
+
+/// As many as `--many` says, each run, entered and removed.
+fn many_eight_at_a_time_leave_containerd_as_it_was(context: &Context) -> Result<()> {
+    const AT_ONCE: usize = 8;
+    // What containerd itself keeps for good it has after the first.
+    one_life(context)?;
+    let containerd: u32 = fs::read_to_string(context.containerd.pid_file())?.trim().parse()?;
+    let before = (leaks::descriptors(containerd)?, resident_kib(containerd)?);
+    let next = AtomicUsize::new(0);
+    let worker = || -> Result<()> {
+        while next.fetch_add(1, Ordering::Relaxed) < context.many {
+            one_life(context)?;
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..AT_ONCE).map(|_| scope.spawn(worker)).collect();
+        workers.into_iter().try_for_each(|worker| match worker.join() {
+            Ok(done) => done,
+            Err(_) => bail!("a worker panicked"),
+        })
+    })?;
+    let mut after = before;
+    command::eventually("containerd's descriptors are as before", DEADLINE, || {
+        after = (leaks::descriptors(containerd)?, resident_kib(containerd)?);
+        Ok(after.0 <= before.0)
+    })
+    .with_context(|| format!("before {before:?}, after {after:?}"))?;
+    if after.1 > before.1 + MORE_KIB {
+        bail!("containerd had {} KiB resident and has {}", before.1, after.1);
+    }
+    Ok(())
+}
+
+/// Memory that containerd's garbage collector may leave for later.
+const MORE_KIB: u64 = 64 << 10;
+
+fn one_life(context: &Context) -> Result<()> {
+    let container = context.sleeper()?;
+    let said = container.exec(&["echo", &container.id])?.expect_code(0)?.text();
+    if said != container.id {
+        bail!("{} said {said:?}", container.id);
+    }
+    container.remove()
+}
+
+fn resident_kib(pid: u32) -> Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+    Ok(line.trim().trim_end_matches(" kB").parse()?)
 }

@@ -92,6 +92,9 @@ struct Arguments {
     /// Leaves out so many of the first: a run in another lab had begun them.
     #[arg(long, default_value_t = 0)]
     skip: usize,
+    /// How many containers a test of many makes.
+    #[arg(long, default_value_t = 16)]
+    many: usize,
     /// Only tests whose name contains one of these.
     filters: Vec<String>,
 }
@@ -100,7 +103,7 @@ fn main() -> Result<()> {
     let arguments = Arguments::parse();
     let version = Version::from_name(&arguments.containerd)
         .with_context(|| format!("no containerd {:?} in the lab", arguments.containerd))?;
-    let context = Context::new(version, &arguments.runtime, &arguments.artifacts);
+    let context = Context::new(version, &arguments.runtime, &arguments.artifacts, arguments.many);
     let chosen = choose(&arguments);
     if arguments.list {
         for case in &chosen {
