@@ -24,6 +24,8 @@ pub(super) struct Capacity {
     initial_mib: u64,
     max: Size,
     now: Size,
+    /// The guest address of added memory, once there is any.
+    added_at: u64,
     limits: HashMap<String, Limits>,
 }
 
@@ -65,6 +67,7 @@ impl Capacity {
             initial_mib: memory_mib,
             max: Size { vcpus: max_vcpus, added_mib: max_memory_mib.saturating_sub(memory_mib) },
             now: Size { vcpus, added_mib: 0 },
+            added_at: 0,
             limits: HashMap::new(),
         }
     }
@@ -90,6 +93,12 @@ fn larger(a: Size, b: Size) -> Size {
     Size { vcpus: a.vcpus.max(b.vcpus), added_mib: a.added_mib.max(b.added_mib) }
 }
 
+/// What the guest says that it still has, where that can be: between what is needed and what it had.
+fn within(needed: Size, had: Size, told: Size) -> Size {
+    let added_mib = told.added_mib.next_multiple_of(MEMORY_BLOCK_MIB).min(had.added_mib);
+    larger(needed, Size { vcpus: told.vcpus.min(had.vcpus), added_mib })
+}
+
 impl Sandbox {
     /// Lets the machine grow to what container `id` needs once it has these limits. Gives those that it had,
     /// for [`Sandbox::give_back`] if it does not get them after all.
@@ -107,8 +116,9 @@ impl Sandbox {
         capacity.limits.insert(id.to_owned(), before.unwrap_or_default().changed(resources));
         let size = larger(capacity.now, capacity.needed());
         if size != capacity.now {
-            let added_at = self.0.vm.resize(size).await?;
+            capacity.added_at = self.0.vm.resize(size).await?;
             capacity.now = size;
+            let added_at = capacity.added_at;
             agent.resize_sandbox(size.vcpus, added_at, size.added_mib << 20).await?;
             tracing::info!("sandbox {} has grown to {size:?}", self.id());
         }
@@ -133,18 +143,15 @@ impl Sandbox {
     }
 
     async fn shrink(&self, capacity: &mut Capacity) {
-        let (needed, now) = (capacity.needed(), capacity.now);
+        let (needed, now, added_at) = (capacity.needed(), capacity.now, capacity.added_at);
         if needed == now {
             return;
         }
         let shrunk = async {
             let agent = self.agent().await?;
-            // The same size again: only to be told where added memory begins.
-            let added_at = self.0.vm.resize(now).await?;
             let (vcpus, bytes) =
                 agent.resize_sandbox(needed.vcpus, added_at, needed.added_mib << 20).await?;
-            let left = larger(needed, Size { vcpus, added_mib: (bytes >> 20).min(now.added_mib) });
-            let left = Size { vcpus: left.vcpus.min(now.vcpus), ..left };
+            let left = within(needed, now, Size { vcpus, added_mib: bytes >> 20 });
             self.0.vm.resize(left).await.map(|_| left)
         };
         match shrunk.await {
@@ -172,8 +179,8 @@ mod tests {
             initial_vcpus: 1,
             initial_mib: 128,
             max,
-            now: Size::default(),
             limits: limits.collect(),
+            ..Capacity::default()
         }
     }
 
@@ -212,5 +219,15 @@ mod tests {
         let limits = change(limits, r#"{"memory": {"limit": 7}, "cpu": {"quota": 2000}}"#);
         assert_eq!(limits, Limits { memory: 7, quota: 2000, period: 500 });
         assert_eq!(change(limits, r#"{"memory": {"limit": -1}}"#).memory, 0);
+    }
+
+    #[test]
+    fn a_guest_that_lies_about_what_it_has_let_go_gains_nothing() {
+        let size = |vcpus, added_mib| Size { vcpus, added_mib };
+        let within = |vcpus, added_mib| within(size(1, 128), size(4, 512), size(vcpus, added_mib));
+        assert_eq!(within(1, 128), size(1, 128));
+        assert_eq!(within(2, 300), size(2, 384));
+        assert_eq!(within(0, 0), size(1, 128));
+        assert_eq!(within(u32::MAX, u64::MAX >> 20), size(4, 512));
     }
 }

@@ -226,3 +226,16 @@ fn what_kvm_cannot_run_ends_the_machine_with_a_reason() {
     assert!(matches!(next(Ok(VcpuExit::FailEntry(7, 0))), Next::Fault(_)));
     assert!(matches!(next(Err(kvm_ioctls::Error::new(libc::EFAULT))), Next::Fault(_)));
 }
+
+#[test]
+fn a_vcpu_runs_only_while_it_is_admitted() {
+    let code = with_reset(&[0xb0, b'A', 0xe6, 0xe9, 0xe4, 0xe7, 0xe6, 0xe9]);
+    let mut guest = Guest::new(&code);
+    guest.around.gate.admit(0);
+    guest.run();
+    guest.around.gate.wait_for_all(1).unwrap();
+    assert!(guest.ports.writes().is_empty());
+    guest.around.gate.admit(1);
+    guest.vcpu.thread.take().unwrap().join().unwrap();
+    assert_eq!(guest.ports.writes().len(), 2);
+}
