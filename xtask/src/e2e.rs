@@ -30,7 +30,7 @@ pub struct Arguments {
     #[arg(long)]
     runtime: Option<String>,
     /// How many containers a test of many makes
-    #[arg(long, default_value_t = 16)]
+    #[arg(long, default_value_t = 8)]
     many: usize,
     /// Take target/install as it is
     #[arg(long)]
@@ -47,7 +47,7 @@ impl Arguments {
             filters: filter.map(str::to_owned).into_iter().collect(),
             containerd: "both".to_owned(),
             runtime: None,
-            many: 16,
+            many: 8,
             no_build: false,
             list: false,
         }

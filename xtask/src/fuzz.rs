@@ -39,7 +39,7 @@ pub struct Arguments {
 impl Arguments {
     /// Each target for a few seconds, or those that `filter` names: a test.
     pub fn short(filter: Option<&str>) -> Self {
-        Self { target: filter.map(str::to_owned), seconds: 4 }
+        Self { target: filter.map(str::to_owned), seconds: 3 }
     }
 }
 

@@ -93,7 +93,7 @@ struct Arguments {
     #[arg(long, default_value_t = 0)]
     skip: usize,
     /// How many containers a test of many makes.
-    #[arg(long, default_value_t = 16)]
+    #[arg(long, default_value_t = 8)]
     many: usize,
     /// Only tests whose name contains one of these.
     filters: Vec<String>,

@@ -201,7 +201,7 @@ fn an_exec_behaves_as_runcs(context: &Context) -> Result<()> {
     }
     exec(&["nosuch"])?.expect_code(255)?.expect_stderr("executable file not found in $PATH")?;
     let mut sleep =
-        kata(&["exec", &container.id, "sh", "-c", "trap 'exit 9' INT; sleep 1000 & wait"]);
+        kata(&["exec", &container.id, "sh", "-c", "trap 'kill $!; exit 9' INT; sleep 1000 & wait"]);
     let sleeping = Running::start(&mut sleep, Vec::new())?;
     command::eventually("the sleeper is there", DEADLINE, || {
         Ok(container.say("ps", &[])?.text().contains("sleep 1000"))
