@@ -9,7 +9,7 @@ mod boot;
 mod capacity;
 mod cgroup;
 mod containers;
-mod dev;
+mod dev_nodes;
 mod devices;
 mod error;
 mod executor;

@@ -3,7 +3,7 @@
 //! The worker makes the pipes or takes the terminal, and hands the agent's ends back with the pid.
 
 use crate::cgroup::Cgroup;
-use crate::dev;
+use crate::dev_nodes;
 use crate::devices;
 use crate::executor::GuestExecutor;
 use crate::id_maps;
@@ -168,7 +168,7 @@ fn prepare(job: &Job) -> Result<Plan, Failure> {
     let Some(file) = &job.process else {
         let own = spec::adapt_container(&mut spec, &job.container_id)?;
         if let Some(root) = spec.root() {
-            dev::make_way(&spec, root.path())
+            dev_nodes::make_way(&spec, root.path())
                 .map_err(|e| Failure::internal("clearing /dev", &e))?;
         }
         let Own { privileges, devices, sysctls } = own;

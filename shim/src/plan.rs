@@ -193,7 +193,7 @@ fn plan_resources(resources: &mut LinuxResources) {
 ///
 /// # Errors
 /// [`Error::InvalidArgument`] for a text that is no such object, or for limits that only the host could set.
-pub fn update(resources_json: &[u8]) -> Result<Vec<u8>> {
+pub fn update(resources_json: &[u8]) -> Result<LinuxResources> {
     let invalid = |what: &dyn std::fmt::Display| {
         Error::InvalidArgument(format!("update: linux.resources: {what}"))
     };
@@ -208,7 +208,7 @@ pub fn update(resources_json: &[u8]) -> Result<Vec<u8>> {
     if !left_out.is_empty() {
         return Err(invalid(&format!("the guest can't be given {}", left_out.join(", "))));
     }
-    serde_json::to_vec(&resources).map_err(|e| invalid(&e))
+    Ok(resources)
 }
 
 /// Sysctls of a namespace that the container shares with the host: as runc, no. The guest can't tell any more,

@@ -64,7 +64,7 @@ fn what_is_left_out_is_named() {
 #[test]
 fn an_update_sets_what_is_the_guests_and_names_what_is_not() {
     let out = update(br#"{"memory": {"limit": 7}, "cpu": {"quota": 5, "cpus": ""}}"#).unwrap();
-    let out: serde_json::Value = serde_json::from_slice(&out).unwrap();
+    let out = serde_json::to_value(out).unwrap();
     assert_eq!(out, json!({"memory": {"limit": 7}, "cpu": {"quota": 5}}));
     let refused = update(br#"{"cpu": {"cpus": "0-1"}}"#).unwrap_err().to_string();
     assert!(refused.contains("/cpu/cpus"), "{refused}");

@@ -72,6 +72,20 @@ impl Capacity {
         }
     }
 
+    /// Whether limits of container `id` are noted.
+    #[cfg(test)]
+    pub(super) fn knows(&self, id: &str) -> bool {
+        self.limits.contains_key(id)
+    }
+
+    /// Notes the limits of a container; none: it is gone.
+    fn set(&mut self, id: &str, limits: Option<Limits>) {
+        match limits {
+            Some(limits) => self.limits.insert(id.to_owned(), limits),
+            None => self.limits.remove(id),
+        };
+    }
+
     /// What it takes to let every container have what its limits promise, up to the maximum.
     fn needed(&self) -> Size {
         let sum =
@@ -113,26 +127,31 @@ impl Sandbox {
     ) -> Result<Option<Limits>> {
         let mut capacity = self.0.capacity.lock().await;
         let before = capacity.limits.get(id).copied();
-        capacity.limits.insert(id.to_owned(), before.unwrap_or_default().changed(resources));
+        capacity.set(id, Some(before.unwrap_or_default().changed(resources)));
         let size = larger(capacity.now, capacity.needed());
-        if size != capacity.now {
-            capacity.added_at = self.0.vm.resize(size).await?;
-            capacity.now = size;
-            let added_at = capacity.added_at;
-            agent.resize_sandbox(size.vcpus, added_at, size.added_mib << 20).await?;
-            tracing::info!("sandbox {} has grown to {size:?}", self.id());
+        if size != capacity.now
+            && let Err(error) = self.grow(agent, &mut capacity, size).await
+        {
+            // They are not to be had, so nothing later may grow for them.
+            capacity.set(id, before);
+            return Err(error);
         }
         Ok(before)
+    }
+
+    async fn grow(&self, agent: &Agent, capacity: &mut Capacity, size: Size) -> Result<()> {
+        capacity.added_at = self.0.vm.resize(size).await?;
+        capacity.now = size;
+        agent.resize_sandbox(size.vcpus, capacity.added_at, size.added_mib << 20).await?;
+        tracing::info!("sandbox {} has grown to {size:?}", self.id());
+        Ok(())
     }
 
     /// Notes the limits of container `id`, none if it is gone, and has the machine give back what no container
     /// needs, as far as the guest can part with it. What it keeps is given back page by page as it becomes free.
     pub(super) async fn give_back(&self, id: &str, limits: Option<Limits>) {
         let mut capacity = self.0.capacity.lock().await;
-        match limits {
-            Some(limits) => capacity.limits.insert(id.to_owned(), limits),
-            None => capacity.limits.remove(id),
-        };
+        capacity.set(id, limits);
         self.shrink(&mut capacity).await;
     }
 

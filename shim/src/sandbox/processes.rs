@@ -9,7 +9,6 @@ use crate::io::{OpenIo, Stdio};
 use crate::phase;
 use crate::plan;
 use crate::table::Phase;
-use oci_spec::runtime::LinuxResources;
 use protocol::agent::ContainerStatsResponse;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -172,8 +171,8 @@ impl Sandbox {
     /// [`Error::InvalidArgument`] names what the guest can't be given; [`Error::NotFound`]; the agent fails.
     pub async fn update(&self, id: &str, resources_json: &[u8]) -> Result<()> {
         self.state(id, "")?;
-        let planned = plan::update(resources_json)?;
-        let resources: LinuxResources = serde_json::from_slice(&planned)
+        let resources = plan::update(resources_json)?;
+        let planned = serde_json::to_vec(&resources)
             .map_err(|e| Error::InvalidArgument(format!("update: linux.resources: {e}")))?;
         let (sandbox, id) = (self.clone(), id.to_owned());
         Self::detached(async move {

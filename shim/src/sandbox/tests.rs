@@ -136,6 +136,10 @@ fn play_vmm(socket: &OwnedFd, rpc: &Path) {
                 streams.push(host.try_clone().unwrap());
                 join(host, guest);
             }
+            Command::Resize(_) => {
+                let outcome = Err("the host has no memory".to_owned());
+                control::send(socket, &VmEvent::Resized { outcome }, &[]).unwrap();
+            }
             Command::Stop => {
                 let reason = ExitReason::Stopped;
                 control::send(socket, &VmEvent::Exited { reason }, &[]).unwrap();
@@ -196,10 +200,11 @@ async fn fixture() -> Fixture {
     paths.create().unwrap();
     std::fs::create_dir(paths.shared()).unwrap();
     let (sender, events) = mpsc::unbounded_channel();
+    let settings = crate::settings::Settings::resolve(crate::config::Config::default()).unwrap();
     let sandbox = Sandbox::around(
         "s".into(),
         paths,
-        (vm, 77, capacity::Capacity::default()),
+        (vm, 77, capacity::Capacity::new(&settings)),
         Undo::new(),
         sender,
     );
@@ -249,6 +254,15 @@ impl Fixture {
         }
         out
     }
+}
+
+#[tokio::test]
+async fn limits_that_the_machine_cannot_grow_to_are_not_kept() {
+    let f = fixture().await;
+    f.sandbox.create(f.container("c", "sh")).await.unwrap();
+    let error = f.sandbox.update("c", br#"{"memory": {"limit": 1073741824}}"#).await.unwrap_err();
+    assert!(error.to_string().contains("the host has no memory"), "{error}");
+    assert!(!f.sandbox.0.capacity.lock().await.knows("c"));
 }
 
 #[tokio::test]

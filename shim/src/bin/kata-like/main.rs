@@ -6,6 +6,8 @@ mod command;
 mod image;
 mod log;
 mod monitor;
+#[cfg(test)]
+mod parsed;
 mod record;
 mod run;
 

@@ -96,7 +96,7 @@ impl Home {
             }
         }
         let lock = self.lock()?;
-        Ok(Reservation { home: self, lock })
+        Ok(Reservation { home: self, left: false, _lock: lock })
     }
 
     /// Waits until nobody makes or removes the container.
@@ -154,10 +154,11 @@ fn does_not_exist() -> anyhow::Error {
     anyhow::anyhow!("container does not exist")
 }
 
-/// An id that is taken, and free again when this is dropped.
+/// An id that is taken, and free again when this is dropped unless [`Reservation::leave`] comes first.
 pub(crate) struct Reservation {
     home: Home,
-    lock: OwnedFd,
+    left: bool,
+    _lock: OwnedFd,
 }
 
 impl Reservation {
@@ -186,15 +187,16 @@ impl Reservation {
     }
 
     /// Leaves the container to later commands.
-    pub(crate) fn leave(self) {
-        let this = std::mem::ManuallyDrop::new(self);
-        let _ = flock(&this.lock, FlockOperation::Unlock);
+    pub(crate) fn leave(mut self) {
+        self.left = true;
     }
 }
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        if let Err(error) = self.home.remove_dir() {
+        if !self.left
+            && let Err(error) = self.home.remove_dir()
+        {
             tracing::warn!("{error:#}");
         }
     }

@@ -232,17 +232,11 @@ fn user(text: &str) -> Result<(u32, Option<u32>), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::Parser;
+    use crate::parsed::parsed;
     use sandbox::persist::ProcessId;
 
-    #[derive(Parser)]
-    struct Wrapper {
-        #[command(flatten)]
-        arguments: Arguments,
-    }
-
     fn asked(words: &[&str]) -> Result<Value> {
-        let arguments = Wrapper::try_parse_from([&["exec"], words].concat())?.arguments;
+        let arguments = parsed(words)?;
         let record = Record {
             oci_version: "1.2.0".into(),
             bundle: "/b".into(),

@@ -23,6 +23,7 @@ pub(crate) fn of(home: &Home, record: &Record) -> Value {
         "rootfs": record.rootfs,
         "created": record.created,
         "annotations": record.annotations,
-        "owner": "",
+        // Only root can run machines.
+        "owner": "root",
     })
 }

@@ -127,17 +127,10 @@ fn bytes(text: &str) -> Result<i64, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::Parser;
-
-    #[derive(Parser)]
-    struct Wrapper {
-        #[command(flatten)]
-        arguments: Arguments,
-    }
+    use crate::parsed::parsed;
 
     fn resources(words: &[&str]) -> Result<Value> {
-        let words = [&["update"], words, &["id"]].concat();
-        of_options(&Wrapper::try_parse_from(words)?.arguments.limits)
+        of_options(&parsed::<Arguments>(&[words, &["id"]].concat())?.limits)
     }
 
     #[test]

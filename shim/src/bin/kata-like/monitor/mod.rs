@@ -49,7 +49,7 @@ pub(crate) fn live(
         let signals = Signals::listen()?;
         let home = reservation.home().clone();
         let sandbox = launch(settings, &home)?;
-        let done = match make(&sandbox, &home, &reservation, birth).await {
+        let done = match make(&sandbox, &reservation, birth).await {
             Ok(tty) => {
                 reservation.leave();
                 reporter.ready();
@@ -81,40 +81,33 @@ pub(crate) fn launch(settings: Settings, home: &Home) -> Result<Sandbox> {
     Ok(Sandbox::launch(Launch { id, paths, settings, hostname, events })?)
 }
 
-/// Has commands answered from here on.
-pub(crate) fn answer_calls(home: &Home, sandbox: &Sandbox) -> Result<()> {
-    tokio::spawn(serve::serve(Listener::bind(home)?, sandbox.clone()));
-    Ok(())
+/// Makes a sandbox's one container, to be found and asked for by other commands from here on.
+pub(crate) async fn create(
+    sandbox: &Sandbox,
+    reservation: &Reservation,
+    (spec, bundle): (&Spec, PathBuf),
+    stdio: Stdio,
+    foreground: bool,
+) -> Result<()> {
+    let (id, rootfs) = (sandbox.id().to_owned(), Vec::new());
+    let new = NewContainer { id, spec: spec.clone(), bundle: bundle.clone(), rootfs, stdio };
+    sandbox.create(new).await?;
+    tokio::spawn(serve::serve(Listener::bind(reservation.home())?, sandbox.clone()));
+    reservation.record(spec, bundle, foreground)
 }
 
 /// Makes the container and, if asked to, starts it; its terminal in raw mode, if it has one.
-async fn make(
-    sandbox: &Sandbox,
-    home: &Home,
-    reservation: &Reservation,
-    birth: Birth,
-) -> Result<Terminal> {
+async fn make(sandbox: &Sandbox, reservation: &Reservation, birth: Birth) -> Result<Terminal> {
     let Birth { bundle, spec, console_socket, start } = birth;
     let tty = has_terminal(&spec);
     if let Some(socket) = &console_socket {
         console::take_over(socket, terminal_size(&spec))?;
     }
     let raw = if tty { RawTerminal::enter()? } else { None };
-    let id = home.id();
-    let stdio = own_stdio(true, tty)?;
-    let new = NewContainer {
-        id: id.into(),
-        spec: (*spec).clone(),
-        bundle: bundle.clone(),
-        rootfs: Vec::new(),
-        stdio,
-    };
-    sandbox.create(new).await?;
-    answer_calls(home, sandbox)?;
+    create(sandbox, reservation, (&spec, bundle), own_stdio(true, tty)?, false).await?;
     if start {
-        sandbox.start(id).await?;
+        sandbox.start(sandbox.id()).await?;
     }
-    reservation.record(&spec, bundle, false)?;
     Ok(Terminal { tty, _raw: raw })
 }
 

@@ -10,7 +10,7 @@ use crate::record::Reservation;
 use crate::{image, monitor};
 use anyhow::{Context, Result, bail};
 use oci_spec::runtime::Spec;
-use sandbox::{Error, NewContainer, Sandbox};
+use sandbox::{Error, Sandbox};
 
 /// Runs the source's container to its end: its exit status.
 pub(super) async fn run(
@@ -27,16 +27,7 @@ pub(super) async fn run(
         let spec = prepare(source, scratch, arguments).await?;
         let tty = monitor::has_terminal(&spec);
         let stdio = monitor::own_stdio(interactive, tty)?;
-        let new = NewContainer {
-            id: id.clone(),
-            spec: spec.clone(),
-            bundle: bundle.clone(),
-            rootfs: Vec::new(),
-            stdio,
-        };
-        sandbox.create(new).await?;
-        monitor::answer_calls(reservation.home(), sandbox)?;
-        reservation.record(&spec, bundle, true)?;
+        monitor::create(sandbox, reservation, (&spec, bundle), stdio, true).await?;
         Ok::<_, anyhow::Error>(tty)
     };
     let tty = tokio::select! {

@@ -4,7 +4,7 @@ use crate::image::Image;
 use anyhow::{Context, Result, bail};
 use oci_spec::runtime::Spec;
 use sandbox::bundle::read_spec;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// What is to be run.
 pub(super) enum Source {
@@ -43,28 +43,17 @@ impl Source {
     }
 }
 
-/// The spec of a bundle, its paths made absolute.
+/// The spec of a bundle whose root file system is there.
 pub(crate) fn bundle(directory: &Path) -> Result<Spec> {
     let mut spec = read_spec(directory)?;
     let root = spec
         .root_mut()
         .as_mut()
         .with_context(|| format!("{}: no root", directory.join("config.json").display()))?;
-    let path = absolute(directory, root.path())?;
+    // Missing, it is told before a machine is started.
+    let path = root.path().canonicalize().with_context(|| root.path().display().to_string())?;
     root.set_path(path);
-    for mount in spec.mounts_mut().iter_mut().flatten() {
-        let is_bind = mount.options().iter().flatten().any(|o| o == "bind" || o == "rbind");
-        if let Some(source) = mount.source().clone().filter(|_| is_bind) {
-            mount.set_source(Some(absolute(directory, &source)?));
-        }
-    }
     Ok(spec)
-}
-
-/// A path of a bundle is relative to it (runtime-spec, config.md).
-fn absolute(directory: &Path, path: &Path) -> Result<PathBuf> {
-    let path = directory.join(path);
-    path.canonicalize().with_context(|| path.display().to_string())
 }
 
 #[cfg(test)]
@@ -81,7 +70,8 @@ mod tests {
         let Ok(Source::Bundle(spec)) = Source::open(directory.path()) else { panic!() };
         let rootfs = directory.path().join("rootfs").canonicalize().unwrap();
         assert_eq!(*spec.root().as_ref().unwrap().path(), rootfs);
-        assert_eq!(spec.mounts().as_ref().unwrap()[0].source().as_ref(), Some(&rootfs));
+        let source = directory.path().join("rootfs");
+        assert_eq!(spec.mounts().as_ref().unwrap()[0].source().as_ref(), Some(&source));
     }
 
     #[test]

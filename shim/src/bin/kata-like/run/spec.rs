@@ -222,16 +222,10 @@ fn volume(text: &str) -> Result<Mount> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::Parser;
-
-    #[derive(Parser)]
-    struct Wrapper {
-        #[command(flatten)]
-        arguments: Arguments,
-    }
+    use crate::parsed::parsed;
 
     fn arguments(words: &[&str]) -> Arguments {
-        Wrapper::parse_from([&["run"], words].concat()).arguments
+        parsed(words).unwrap()
     }
 
     fn strings(words: &[&str]) -> Vec<String> {
