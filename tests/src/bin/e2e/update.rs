@@ -1,5 +1,6 @@
 //! Limits that change while a container runs. `ctr` has no word for that, so the shim is called as containerd does.
 
+use crate::command::{DEADLINE, Running};
 use crate::context::{Container, Context};
 use anyhow::{Context as _, Result, bail};
 use containerd_shim_protos::api::UpdateTaskRequest;
@@ -103,6 +104,12 @@ fn beyond_what_the_machine_has_it_grows_and_gives_back(context: &Context) -> Res
         bail!("at first the guest has {at_first:?}");
     }
     let limits = r#"{"memory": {"limit": 419430400}, "cpu": {"quota": 200000, "period": 100000}}"#;
+    // Files and streams are in use while devices stop and go on.
+    let copying = "while [ ! -e /stop ]; do \
+        dd if=/bin/busybox of=/copy bs=64k 2>/dev/null; md5sum /copy; done";
+    let mut copying = container.exec_command(&[], &["sh", "-c", copying]);
+    let copying = Running::start(&mut copying, Vec::new())?;
+    container.await_file("/copy")?;
     update(context, &container, limits)?;
     let grown = machine(&container)?;
     if grown != (2, at_first.1 + 384) {
@@ -122,8 +129,13 @@ fn beyond_what_the_machine_has_it_grows_and_gives_back(context: &Context) -> Res
     if after != at_first || left > held - 200 {
         bail!("afterwards the guest has {after:?}, and the host holds {left} MiB of {held}");
     }
-    container.exec(&["true"])?.expect_code(0)?;
     update(context, &container, limits)?;
+    container.exec(&["touch", "/stop"])?.expect_code(0)?;
+    let copies = copying.finish(DEADLINE)?.expect_code(0)?.text();
+    let first = copies.lines().next();
+    if copies.lines().count() < 2 || copies.lines().any(|line| Some(line) != first) {
+        bail!("copies that were made meanwhile differ: {copies}");
+    }
     let again = machine(&container)?;
     if again != grown {
         bail!("the second time the guest has {again:?}");
