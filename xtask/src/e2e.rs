@@ -31,7 +31,7 @@ pub struct Arguments {
     runtime: Option<String>,
     /// How many containers a test of many makes
     #[arg(long, default_value_t = 8)]
-    many: usize,
+    many: u32,
     /// Take target/install as it is
     #[arg(long)]
     no_build: bool,
@@ -97,6 +97,8 @@ fn prepare(lab: &Lab) -> Result<Client> {
 /// others go on in a new one. `again`: tests that no containerd takes part in have been run.
 fn against(lab: &Lab, version: Version, again: bool, arguments: &Arguments) -> Result<Count> {
     let many = arguments.many.to_string();
+    // A test of many says nothing until it ends: 6 s for each, as its own deadline has it.
+    let silence = SILENCE + Duration::from_secs(6) * arguments.many;
     let mut argv = vec![PROGRAM, "--containerd", version.name(), "--artifacts", ARTIFACTS];
     argv.extend(["--many", &many]);
     argv.extend(again.then_some("--skip-once"));
@@ -110,7 +112,7 @@ fn against(lab: &Lab, version: Version, again: bool, arguments: &Arguments) -> R
         let argv = argv.iter().cloned().chain(["--skip".to_owned(), begun.to_string()]).collect();
         let mut watched = Watched::default();
         let exec = Exec { argv, ..Exec::default() };
-        let Err(error) = client.exec_watched(exec, SILENCE, &mut watched) else {
+        let Err(error) = client.exec_watched(exec, silence, &mut watched) else {
             if arguments.list {
                 return Ok(Count { passed: 1, failed: 0 });
             }

@@ -20,13 +20,13 @@ pub struct Context {
     /// Where logs of failed tests are kept.
     pub artifacts: PathBuf,
     /// How many containers a test of many makes.
-    pub many: usize,
+    pub many: u32,
     next: AtomicU32,
 }
 
 impl Context {
     /// A context; nothing is started.
-    pub fn new(containerd: Version, runtime: &str, artifacts: &Path, many: usize) -> Self {
+    pub fn new(containerd: Version, runtime: &str, artifacts: &Path, many: u32) -> Self {
         let next = AtomicU32::new(1);
         Self { containerd, runtime: runtime.into(), artifacts: artifacts.into(), many, next }
     }

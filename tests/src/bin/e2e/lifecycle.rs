@@ -6,7 +6,7 @@ use crate::{crash, leaks};
 use anyhow::{Context as _, Result, bail};
 use nix::sys::signal::Signal;
 use std::fs;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 crate::cases!(
@@ -197,7 +197,7 @@ fn many_eight_at_a_time_leave_containerd_as_it_was(context: &Context) -> Result<
     one_life(context)?;
     let containerd: u32 = fs::read_to_string(context.containerd.pid_file())?.trim().parse()?;
     let before = (leaks::descriptors(containerd)?, resident_kib(containerd)?);
-    let next = AtomicUsize::new(0);
+    let next = AtomicU32::new(0);
     let worker = || -> Result<()> {
         while next.fetch_add(1, Ordering::Relaxed) < context.many {
             one_life(context)?;

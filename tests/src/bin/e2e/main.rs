@@ -40,6 +40,9 @@ use std::time::{Duration, Instant};
 /// How long a test may take: several times what the longest needs on a machine that is idle.
 const LIMIT: Duration = Duration::from_secs(600);
 
+/// What a test of many has besides, for each of its containers.
+const EACH: Duration = Duration::from_secs(6);
+
 /// One test.
 struct Case {
     name: &'static str,
@@ -94,7 +97,7 @@ struct Arguments {
     skip: usize,
     /// How many containers a test of many makes.
     #[arg(long, default_value_t = 8)]
-    many: usize,
+    many: u32,
     /// Only tests whose name contains one of these.
     filters: Vec<String>,
 }
@@ -113,12 +116,13 @@ fn main() -> Result<()> {
     }
     version.start()?;
     context.sweep()?;
+    let limit = LIMIT + EACH * arguments.many;
     let (mut passed, mut failed) = (0, Vec::new());
     for (number, case) in chosen.iter().enumerate().skip(arguments.skip) {
         let started = Instant::now();
         let mark = std::fs::metadata(version.log()).map_or(0, |log| log.len() as usize);
         let outcome =
-            leaks::guarded(&context, |context| deadline::within(LIMIT, || (case.run)(context)));
+            leaks::guarded(&context, |context| deadline::within(limit, || (case.run)(context)));
         let took = started.elapsed().as_secs_f32();
         let verdict = if outcome.is_ok() { "ok" } else { "FAILED" };
         let (of, on) = (chosen.len(), version.name());

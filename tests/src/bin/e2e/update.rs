@@ -1,6 +1,6 @@
 //! Limits that change while a container runs. `ctr` has no word for that, so the shim is called as containerd does.
 
-use crate::command::{DEADLINE, Running};
+use crate::command::{self, DEADLINE, Running};
 use crate::context::{Container, Context};
 use anyhow::{Context as _, Result, bail};
 use containerd_shim_protos::api::UpdateTaskRequest;
@@ -115,14 +115,20 @@ fn beyond_what_the_machine_has_it_grows_and_gives_back(context: &Context) -> Res
     if grown != (2, at_first.1 + 384) {
         bail!("beyond that the guest has {grown:?}, and at first it had {at_first:?}");
     }
-    // A buffer of its own memory, filled, on both CPUs.
-    let fill = "dd if=/dev/zero of=/dev/null bs=150M count=1 & \
-        dd if=/dev/zero of=/dev/null bs=150M count=1 && wait";
-    container.exec(&["sh", "-c", fill])?.expect_code(0)?;
-    let held = crate::memory::held()?;
-    if held < 300 {
-        bail!("the host holds {held} MiB for a guest that has used 300");
-    }
+    // Two buffers of its own memory, filled on both CPUs and held: what is freed may be gone from the host
+    // before anybody looks.
+    let hold =
+        "dd if=/dev/zero bs=150M count=1 2>/dev/null | while [ ! -e /full ]; do sleep 0.1; done";
+    let hold = format!("{hold} & {hold}; wait");
+    let holding =
+        Running::start(&mut container.exec_command(&[], &["sh", "-c", &hold]), Vec::new())?;
+    let mut held = 0;
+    command::eventually("the host holds 300 MiB for the guest", DEADLINE, || {
+        held = crate::memory::held()?;
+        Ok(held >= 300)
+    })?;
+    container.exec(&["touch", "/full"])?.expect_code(0)?;
+    holding.finish(DEADLINE)?.expect_code(0)?;
     update(context, &container, r#"{"memory": {"limit": 50331648}, "cpu": {"quota": 50000}}"#)?;
     let after = machine(&container)?;
     let left = crate::memory::held()?;
