@@ -98,6 +98,16 @@ impl Rig {
         header
     }
 
+    /// The next packet that is no news of credit, which comes when the device gets to it.
+    fn receive_past_updates(&mut self, op: Op) -> Header {
+        let mut header = self.receive().0;
+        while header.op == Ok(Op::CreditUpdate) {
+            header = self.receive().0;
+        }
+        assert_eq!(header.op, Ok(op), "{header:?}");
+        header
+    }
+
     /// Lets the device come to rest, then checks that it sends nothing.
     fn expect_silence(&mut self) {
         std::thread::sleep(Duration::from_millis(20));
