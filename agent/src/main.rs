@@ -11,6 +11,7 @@ mod cgroup;
 mod containers;
 mod dev_nodes;
 mod devices;
+mod disks;
 mod error;
 mod executor;
 mod home;

@@ -3,12 +3,13 @@
 //! The host is trusted, but what it shares is written by containers: a mount point is created and
 //! found below the agent's directory without following a link, and mounted by its descriptor.
 
+use crate::disks::Disks;
 use crate::error::AgentError;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::{Mode, mkdirat};
-use protocol::agent::Storage;
+use protocol::agent::{Disk, Storage};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
@@ -36,23 +37,26 @@ const FLAGS: &[(&str, MsFlags)] = &[
     ("defaults", MsFlags::empty()),
 ];
 
-/// What the agent has mounted; unmounted in reverse by [`Mounts::undo`].
+/// What the agent has mounted, and the disks that it took for it; given back by [`Mounts::undo`].
 #[derive(Debug, Default)]
-pub struct Mounts(Vec<PathBuf>);
+pub struct Mounts {
+    disks: Disks,
+    points: Vec<PathBuf>,
+}
 
 impl Mounts {
-    /// Mounts one after the other. Blocks as long as the file systems do.
+    /// Takes a container's disks and mounts one storage after the other. Blocks as long as the file systems do.
     ///
     /// # Errors
     /// The first that fails; what was mounted before is unmounted.
-    pub fn make(storages: &[Storage]) -> Result<Self, AgentError> {
+    pub fn make(id: &str, disks: &[Disk], storages: &[Storage]) -> Result<Self, AgentError> {
         if storages.len() > MAX_STORAGES {
             return Err(AgentError::TooMany("storages"));
         }
-        let mut done = Self::default();
+        let mut done = Self { disks: Disks::attach(id, disks)?, points: Vec::new() };
         for storage in storages {
             match mount_one(storage) {
-                Ok(path) => done.0.push(path),
+                Ok(path) => done.points.push(path),
                 Err(error) => {
                     done.undo();
                     return Err(error);
@@ -62,15 +66,21 @@ impl Mounts {
         Ok(done)
     }
 
-    /// Unmounts all, the last one first. Blocks.
+    /// The disks that are there for them.
+    pub fn disks(&self) -> &Disks {
+        &self.disks
+    }
+
+    /// Unmounts all, the last one first, and lets go of the disks. Blocks.
     pub fn undo(&mut self) {
-        while let Some(path) = self.0.pop() {
+        while let Some(path) = self.points.pop() {
             // Detached: a process that cannot die must not keep the rest from being cleaned up.
             if let Err(error) = umount2(&path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
                 tracing::warn!(%error, path = %path.display(), "unmounting");
             }
             let _ = std::fs::remove_dir(&path);
         }
+        self.disks.detach();
     }
 }
 

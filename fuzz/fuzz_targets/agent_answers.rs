@@ -85,7 +85,11 @@ async fn call(agent: Agent, which: u8) -> Option<()> {
     let streams = StreamNumbers::default();
     match which % 17 {
         0 => agent.setup_sandbox("host", "shared").await.ok(),
-        1 => agent.create_container("id", Vec::new(), streams).await.ok().map(drop),
+        1 => agent
+            .create_container("id", Vec::new(), streams, (Vec::new(), Vec::new()))
+            .await
+            .ok()
+            .map(drop),
         2 => agent.start_container("id").await.ok(),
         3 => agent.exec("id", "exec", Vec::new(), streams).await.ok().map(drop),
         4 => agent.signal("id", "", 9, true).await.ok(),

@@ -3,14 +3,29 @@
 
 use fuzz::scratch;
 use libfuzzer_sys::fuzz_target;
+use sandbox::plan::disks::{Host, Kind, Numbers};
 use sandbox::{bundle, plan};
+use std::path::{Path, PathBuf};
+
+/// Every path is a block device.
+struct Disks;
+
+impl Host for Disks {
+    fn kind(&self, _: &Path) -> Kind {
+        Kind::Block((8, 16))
+    }
+
+    fn block_device(&self, _: Numbers) -> Option<PathBuf> {
+        Some("/dev/sdb".into())
+    }
+}
 
 fuzz_target!(|data: &[u8]| {
     let path = scratch::file("config.json");
     std::fs::write(&path, data).expect("a file");
     if let Some(directory) = path.parent()
         && let Ok(spec) = bundle::read_spec(directory)
-        && let Ok(plan) = plan::container("id", spec)
+        && let Ok(plan) = plan::container("id", spec, Vec::new(), &Disks)
     {
         let sent = serde_json::to_vec(&plan.spec).expect("a spec is JSON");
         serde_json::from_slice::<oci_spec::runtime::Spec>(&sent).expect("the agent can read it");

@@ -6,7 +6,6 @@ use fuzz::choices::Choices;
 use fuzz::guest::io_loop;
 use fuzz::scratch;
 use libfuzzer_sys::fuzz_target;
-use std::fs::File;
 use vm_memory::{Bytes, GuestAddress};
 use vmm::bus::BusDevice;
 use vmm::devices::blk::Disk;
@@ -75,11 +74,7 @@ fuzz_target!(init: scratch::limit_process(), |data: &[u8]| {
 fn device(kind: u8) -> Box<dyn VirtioDevice> {
     match kind % 3 {
         0 => Box::new(Rng),
-        1 => {
-            let path = scratch::file("disk");
-            File::create(&path).and_then(|file| file.set_len(64 * 512)).expect("a file");
-            Box::new(Disk::open(&path, false, "").expect("a disk"))
-        }
+        1 => Box::new(Disk::new(scratch::disk(), scratch::DISK, false).expect("a disk")),
         _ => {
             let (sender, _events) = channel().expect("an eventfd");
             Box::new(Vsock::new(3, vec![1026], sender).expect("eventfds").0)

@@ -1,5 +1,6 @@
 //! Files for what reads files: in memory, where there is such a directory.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use tempfile::TempDir;
@@ -24,6 +25,18 @@ pub fn file(name: &str) -> PathBuf {
         directory().keep()
     });
     directory.join(name)
+}
+
+/// Bytes of [`disk`].
+pub const DISK: u64 = 64 * 512;
+
+/// A new disk of zeroes.
+pub fn disk() -> File {
+    let mut options = File::options();
+    let file = options.read(true).write(true).create(true).truncate(true).open(file("disk"));
+    let file = file.expect("a file");
+    file.set_len(DISK).expect("a size");
+    file
 }
 
 /// As in the product, a write to a closed pipe is an error and no signal; and files stay small.

@@ -36,9 +36,25 @@ pub enum Command {
     Pause,
     /// Go on after [`Command::Pause`].
     Resume,
-    /// Let the machine use so much, at most [`MachineConfig::max`]; answered by [`Event::Resized`]. What is
-    /// taken away the guest must have let go before; memory loses its contents.
+    /// Let the machine use so much, at most [`MachineConfig::max`]; answered by [`Event::Done`] with the guest
+    /// address at which added memory begins. What is taken away the guest must have let go before; memory
+    /// loses its contents.
     Resize(Size),
+    /// Put the file or block device that comes with this message into an empty slot as a virtio-blk device;
+    /// answered by [`Event::Done`] with its number: the guest calls it `virtio-mmio.NUMBER`, and sees it when
+    /// its driver is bound to it next.
+    AttachDisk {
+        /// Its size, bytes: a positive multiple of 512.
+        bytes: u64,
+        /// Offered with `VIRTIO_BLK_F_RO`; the descriptor is to be open for reading only then.
+        read_only: bool,
+    },
+    /// Empty the slot with this number; answered by [`Event::Done`]. A guest that still uses the disk sees
+    /// a device without a function.
+    DetachDisk {
+        /// As [`Command::AttachDisk`] gave it.
+        device: u32,
+    },
     /// Ask for [`Event::Counters`].
     Counters,
     /// End the machine at once; the VMM answers [`Event::Exited`] and exits 0.
@@ -67,9 +83,9 @@ pub enum Event {
     Paused,
     /// Answer to [`Command::Resume`].
     Resumed,
-    /// Answer to [`Command::Resize`].
-    Resized {
-        /// The guest address at which added memory begins, or why nothing has changed.
+    /// Answer to a command that says so.
+    Done {
+        /// What it says, or why nothing has changed.
         outcome: Result<u64, String>,
     },
     /// Answer to [`Command::Counters`]: name and value, for people and for reports of hung guests.

@@ -25,14 +25,15 @@ pub struct MachineConfig {
     pub cmdline: String,
     /// Where the serial console is logged; bounded, created with mode 0600. `None`: thrown away.
     pub console_log: Option<PathBuf>,
-    /// virtio-blk devices, in order: vda, vdb, …
-    #[serde(default)]
-    pub disks: Vec<DiskConfig>,
     /// virtio-vsock device.
     pub vsock: Option<VsockConfig>,
     /// virtio-fs devices.
     #[serde(default)]
     pub shared_dirs: Vec<FsConfig>,
+    /// How many virtio-blk devices it can have at once, see [`crate::control::Command::AttachDisk`]. Each
+    /// takes an interrupt line, and the guest a look at its start.
+    #[serde(default)]
+    pub disk_slots: u32,
     /// How the VMM confines itself before the guest runs.
     pub jail: JailConfig,
 }
@@ -49,18 +50,6 @@ pub struct Size {
 
 /// Memory that a running machine gets comes in blocks of so many MiB: Linux's on x86 (up to 64 GiB).
 pub const MEMORY_BLOCK_MIB: u64 = 128;
-
-/// One virtio-blk device.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct DiskConfig {
-    /// A raw image file or a block device.
-    pub path: PathBuf,
-    /// Opened read-only on the host and offered with `VIRTIO_BLK_F_RO`.
-    pub read_only: bool,
-    /// `VIRTIO_BLK_T_GET_ID`, at most 20 bytes.
-    pub serial: String,
-}
 
 /// The virtio-vsock device. Host-initiated streams come by [`crate::control::Command::Connect`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -13,6 +13,9 @@ pub const LOG: u32 = 1026;
 /// Where the agent mounts the sandbox's shared directory.
 pub const SHARED_DIR: &str = "/run/kata-like/shared";
 
+/// Where the agent makes the nodes of containers' disks, and mounts what is on them.
+pub const DISKS_DIR: &str = "/run/kata-like/disks";
+
 /// The virtio-fs tag of the sandbox's shared directory.
 pub const SHARED_TAG: &str = "shared";
 

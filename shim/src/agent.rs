@@ -103,7 +103,7 @@ impl Agent {
         checked("ResizeSandbox", LONG, call).map(|answer| (answer.vcpus, answer.added_bytes))
     }
 
-    /// Makes a container whose init process waits; gives its guest pid.
+    /// Makes a container whose init process waits, with what it has on disks; gives its guest pid.
     ///
     /// # Errors
     /// See [`Agent::setup_sandbox`].
@@ -112,10 +112,13 @@ impl Agent {
         id: &str,
         spec_json: Vec<u8>,
         streams: StreamNumbers,
+        (disks, storages): (Vec<api::Disk>, Vec<api::Storage>),
     ) -> Result<u32> {
         let request = api::CreateContainerRequest {
             container_id: id.into(),
             spec_json,
+            disks,
+            storages,
             stdio: streams.into(),
             ..Default::default()
         };

@@ -34,6 +34,8 @@ pub struct Machine {
     pub max_vcpus: Option<u32>,
     /// The same for memory, MiB.
     pub max_memory_mib: Option<u64>,
+    /// Most disks that a machine has at once: block devices and disk images of its containers.
+    pub max_disks: Option<u32>,
     /// Guest kernel.
     pub kernel: Option<PathBuf>,
     /// Guest image.

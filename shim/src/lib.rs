@@ -12,6 +12,7 @@
 pub mod agent;
 pub mod bundle;
 pub mod config;
+pub mod disk;
 pub mod error;
 pub mod event;
 #[doc(hidden)]

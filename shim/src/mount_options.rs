@@ -28,7 +28,8 @@ impl MountOptions {
                 (Some(flag), _) => flags.insert(flag),
                 (_, Some(flag)) => flags.remove(flag),
                 _ if option == "loop" => {
-                    return Err(Error::Unimplemented("rootfs mount option \"loop\"".into()));
+                    let text = "rootfs mount option \"loop\": for ext4 and EROFS images only";
+                    return Err(Error::Unimplemented(text.into()));
                 }
                 // Hints to tools, not for the kernel.
                 _ if option.starts_with("X-") || option.starts_with("x-") => {}

@@ -99,6 +99,16 @@ pub fn guest_bind(container: &str, index: usize) -> PathBuf {
     guest_container(container).join("mounts").join(index.to_string())
 }
 
+/// Where the guest makes the node of a container's disk number `index`.
+pub fn guest_disk(container: &str, index: usize) -> PathBuf {
+    Path::new(protocol::ports::DISKS_DIR).join(container).join(index.to_string())
+}
+
+/// Where the guest mounts what a container has on disks, by its number.
+pub fn guest_disk_mount(container: &str, index: usize) -> PathBuf {
+    Path::new(protocol::ports::DISKS_DIR).join(container).join(format!("mount-{index}"))
+}
+
 fn guest_container(container: &str) -> PathBuf {
     Path::new(protocol::ports::SHARED_DIR).join(container)
 }

@@ -3,21 +3,25 @@
 //! The rules by which the OCI spec changes on its way into the guest, each tested below:
 //!
 //! 1. `root.path` becomes the container's place in the shared directory.
+//!    Block devices and disk images become disks of the machine, and are mounted in the guest ([`disks`]).
 //! 2. The source of a bind mount becomes its place in the shared directory; the host binds it there, and maps
 //!    its owners where the spec says so.
 //! 3. Namespaces that a host path names can't be joined from the guest. Network, IPC, UTS and time
 //!    belong to the sandbox, so the container shares the guest's own; any other is refused.
 //!    A new network namespace is dropped too: the guest's only network is the sandbox's.
 //! 4. What names host policy or host hardware is refused or left out ([`policy`]). Left out are also CPU sets,
-//!    block and network device limits, RDMA, and nodes of devices that not every Linux has.
+//!    limits of network devices and of block devices that are no disks of the container's, RDMA, and nodes of devices that not every Linux has.
 //! 5. Hooks run on the host, by this library, but for `startContainer`, which is the guest's.
 
+pub mod disks;
 mod policy;
 
 use crate::bundle;
 use crate::error::{Error, Result};
 use crate::paths;
 use crate::settings::Settings;
+use crate::storage::RootfsMount;
+use disks::{Disks, Host};
 use oci_spec::runtime::{
     Hooks, HooksBuilder, Linux, LinuxDevice, LinuxDeviceType, LinuxIdMapping, LinuxNamespaceType,
     LinuxResources, Mount, Process, Spec,
@@ -41,6 +45,10 @@ pub struct Plan {
     pub spec: Spec,
     /// What of the spec has no meaning in the guest and was left out, as JSON pointers.
     pub left_out: Vec<String>,
+    /// What is to be mounted on the host for its root file system; empty when that is on a disk.
+    pub rootfs: Vec<RootfsMount>,
+    /// Its disks.
+    pub disks: Disks,
     /// Host files and directories to show in the container's part of the shared directory, by index.
     pub binds: Vec<Bind>,
     /// What is to be run on the host at the turns of the container's life.
@@ -84,18 +92,24 @@ pub fn machine(settings: &Settings, console_log: PathBuf) -> MachineConfig {
         initrd: Some(settings.image.clone()),
         cmdline: settings.kernel_params.clone(),
         console_log: Some(console_log),
-        disks: Vec::new(),
         vsock: Some(VsockConfig { guest_cid: GUEST_CID, host_ports: vec![ports::LOG] }),
         shared_dirs: vec![FsConfig { tag: ports::SHARED_TAG.into(), socket_fd: 0 }],
+        disk_slots: settings.max_disks,
         jail: JailConfig { uid: settings.uid, gid: settings.gid, namespaces: true },
     }
 }
 
-/// Plans container `id`.
+/// Plans container `id`, whose root file system is what these mounts give.
 ///
 /// # Errors
-/// [`Error::InvalidArgument`] naming what the spec lacks or asks that can't be had.
-pub fn container(id: &str, mut spec: Spec) -> Result<Plan> {
+/// [`Error::InvalidArgument`] naming what the spec lacks or asks that can't be had, [`Error::Unimplemented`] what
+/// no container can have.
+pub fn container(
+    id: &str,
+    mut spec: Spec,
+    mut rootfs: Vec<RootfsMount>,
+    host: &dyn Host,
+) -> Result<Plan> {
     let invalid = |what: &str| Error::InvalidArgument(format!("config.json: {what}"));
     let value = |spec: &Spec| serde_json::to_value(spec).map_err(|e| invalid(&e.to_string()));
     let asked = value(&spec)?;
@@ -105,19 +119,27 @@ pub fn container(id: &str, mut spec: Spec) -> Result<Plan> {
     }
     policy::process(process)?;
     let root = spec.root_mut().as_mut().ok_or_else(|| invalid("no root"))?;
-    root.set_path(paths::guest_rootfs(id));
+    let mut disks = Disks::default();
+    let on_disk = disks.take_root(id, &mut rootfs, host);
+    root.set_path(on_disk.unwrap_or_else(|| paths::guest_rootfs(id)));
     // For guests that a runtime makes of such a section alone.
     spec.set_vm(None);
-    if let Some(linux) = spec.linux_mut() {
-        plan_linux(linux)?;
-    }
     let mapped = user_namespace(&spec);
-    let binds = plan_mounts(id, spec.mounts_mut().get_or_insert_default(), mapped.as_ref())?;
+    let mut binds = Vec::new();
+    for mount in spec.mounts_mut().iter_mut().flatten() {
+        if !disks.take_mount(id, mount, host)? && is_bind(mount) {
+            binds.push(plan_bind(id, mount, binds.len(), mapped.as_ref())?);
+        }
+    }
+    if let Some(linux) = spec.linux_mut() {
+        disks.take_devices(linux, host);
+        plan_linux(linux, &disks)?;
+    }
     let hooks = plan_hooks(&mut spec)?;
     let mut left_out = bundle::lost(&asked, &value(&spec)?);
     // These are seen to on the host.
     left_out.retain(|at| !at.starts_with("/hooks") && !at.starts_with("/mounts"));
-    Ok(Plan { spec, left_out, binds, hooks })
+    Ok(Plan { spec, left_out, rootfs, disks, binds, hooks })
 }
 
 /// Checks one more process of a container: an OCI `process` object, and what of it is for the guest.
@@ -170,20 +192,21 @@ fn is_portable(device: &LinuxDevice) -> bool {
     }
 }
 
-fn plan_linux(linux: &mut Linux) -> Result<()> {
+fn plan_linux(linux: &mut Linux, disks: &Disks) -> Result<()> {
     policy::linux(linux)?;
     if let Some(devices) = linux.devices_mut() {
-        devices.retain(is_portable);
+        devices.retain(|device| is_portable(device) || disks.has_device(device));
     }
     check_sysctls(linux)?;
     if let Some(resources) = linux.resources_mut() {
+        disks.retain_limits(resources);
         plan_resources(resources);
     }
     plan_namespaces(linux)
 }
 
 fn plan_resources(resources: &mut LinuxResources) {
-    resources.set_block_io(None).set_network(None).set_rdma(None);
+    resources.set_network(None).set_rdma(None);
     if let Some(cpu) = resources.cpu_mut() {
         cpu.set_cpus(None).set_mems(None);
     }
@@ -203,6 +226,10 @@ pub fn update(resources_json: &[u8]) -> Result<LinuxResources> {
     resources.set_devices(None);
     let value = |r: &LinuxResources| serde_json::to_value(r).map_err(|e| invalid(&e));
     let asked = value(&resources)?;
+    // Whether they are for disks of the container's is known to its agent.
+    resources.set_block_io(
+        resources.block_io().as_ref().and_then(|all| disks::rates(all, &|list| list)),
+    );
     plan_resources(&mut resources);
     let left_out = bundle::lost(&asked, &value(&resources)?);
     if !left_out.is_empty() {
@@ -250,21 +277,18 @@ fn plan_namespaces(linux: &mut Linux) -> Result<()> {
     Ok(())
 }
 
-fn plan_mounts(id: &str, mounts: &mut [Mount], mapped: Option<&Owners>) -> Result<Vec<Bind>> {
-    let mut binds = Vec::new();
-    for mount in mounts.iter_mut().filter(|m| is_bind(m)) {
-        let source = mount.source().clone().ok_or_else(|| {
-            let to = mount.destination().display();
-            Error::InvalidArgument(format!("config.json: the bind mount on {to} has no source"))
-        })?;
-        let has = |option: &str| mount.options().iter().flatten().any(|o| o == option);
-        // For the guest a bind is one mount, with everything below it.
-        let read_only = has("ro") || has("rro");
-        let (recursive, owners) = (has("rbind"), owners(mount, mapped)?);
-        binds.push(Bind { source, read_only, recursive, owners });
-        mount.set_source(Some(paths::guest_bind(id, binds.len() - 1)));
-    }
-    Ok(binds)
+/// The bind mount with this index.
+fn plan_bind(id: &str, mount: &mut Mount, index: usize, mapped: Option<&Owners>) -> Result<Bind> {
+    let source = mount.source().clone().ok_or_else(|| {
+        let to = mount.destination().display();
+        Error::InvalidArgument(format!("config.json: the bind mount on {to} has no source"))
+    })?;
+    let has = |option: &str| mount.options().iter().flatten().any(|o| o == option);
+    // For the guest a bind is one mount, with everything below it.
+    let read_only = has("ro") || has("rro");
+    let (recursive, owners) = (has("rbind"), owners(mount, mapped)?);
+    mount.set_source(Some(paths::guest_bind(id, index)));
+    Ok(Bind { source, read_only, recursive, owners })
 }
 
 /// Takes the mappings out of a mount; those of the container's user namespace if it only says `idmap`.

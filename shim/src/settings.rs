@@ -16,6 +16,8 @@ pub struct Settings {
     pub max_vcpus: u32,
     /// The same for memory, MiB.
     pub max_memory_mib: u64,
+    /// Most disks that a machine has at once, at most [`MOST_DISKS`].
+    pub max_disks: u32,
     /// Guest kernel.
     pub kernel: PathBuf,
     /// Guest image.
@@ -39,6 +41,9 @@ pub struct Settings {
 /// uid and gid of a VMM unless configured: `nobody` by its usual number, which owns no files.
 const NOBODY: u32 = 65534;
 
+/// The machine's interrupt lines, less those of its other devices.
+pub const MOST_DISKS: u32 = 15;
+
 /// Least guest memory that a kernel and the agent fit into, MiB.
 const MIN_MEMORY_MIB: u64 = 48;
 
@@ -54,6 +59,7 @@ impl Settings {
             memory_mib: machine.memory_mib.unwrap_or(128),
             max_vcpus: machine.max_vcpus.unwrap_or_else(default_max_vcpus),
             max_memory_mib: machine.max_memory_mib.unwrap_or_else(host_memory_mib),
+            max_disks: machine.max_disks.unwrap_or(8),
             kernel: machine.kernel.unwrap_or_else(|| "/usr/share/kata-like/vmlinux".into()),
             image: machine.image.unwrap_or_else(|| "/usr/share/kata-like/guest.img".into()),
             kernel_params: machine.kernel_params.unwrap_or_default(),
@@ -78,6 +84,12 @@ impl Settings {
             return Err(Error::InvalidArgument(format!(
                 "machine.memory_mib is {}: the guest needs at least {MIN_MEMORY_MIB}",
                 self.memory_mib
+            )));
+        }
+        if self.max_disks > MOST_DISKS {
+            let asked = self.max_disks;
+            return Err(Error::InvalidArgument(format!(
+                "machine.max_disks is {asked}: a machine has room for {MOST_DISKS}"
             )));
         }
         if self.start_timeout.is_zero() {
@@ -116,9 +128,11 @@ mod tests {
 
     #[test]
     fn values_that_no_machine_can_have_are_named() {
-        for (text, name) in
-            [("[machine]\nvcpus = 0", "vcpus"), ("[machine]\nmemory_mib = 1", "memory_mib")]
-        {
+        for (text, name) in [
+            ("[machine]\nvcpus = 0", "vcpus"),
+            ("[machine]\nmemory_mib = 1", "memory_mib"),
+            ("[machine]\nmax_disks = 16", "max_disks"),
+        ] {
             let error = resolve(text).unwrap_err();
             assert!(error.to_string().contains(name), "{error}");
         }

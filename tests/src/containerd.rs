@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, bail};
 use std::fs::File;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -97,8 +97,29 @@ impl Version {
         };
         format!(
             "version = {version}\nroot = {root:?}\nstate = {state:?}\n\n[grpc]\naddress = {address:?}\n\n\
-             [{runtimes}.kata-like]\nruntime_type = \"io.containerd.kata-like.v2\"\n"
+             [{runtimes}.kata-like]\nruntime_type = \"io.containerd.kata-like.v2\"\n\n\
+             [plugins.\"io.containerd.snapshotter.v1.blockfile\"]\nscratch_file = {:?}\nfs_type = \"ext4\"\n",
+            self.scratch_file()
         )
+    }
+
+    /// An empty file system, which the blockfile snapshotter copies.
+    fn scratch_file(self) -> String {
+        format!("/var/lib/blockfile-scratch{}.ext4", self.suffix())
+    }
+
+    /// Makes that file; containerd mounts its copies by loop devices.
+    fn make_scratch_file(self) -> Result<()> {
+        let path = self.scratch_file();
+        if !Path::new(&path).exists() {
+            let made = Command::new("mke2fs").args(["-q", "-t", "ext4", &path, "16M"]).status();
+            if !made.context("run mke2fs")?.success() {
+                bail!("mke2fs {path} failed");
+            }
+        }
+        // Where it is built in, this does nothing; where it is missing, mounting says so.
+        let _ = Command::new("modprobe").arg("loop").status();
+        Ok(())
     }
 
     /// `ctr`, speaking to this containerd.
@@ -134,6 +155,7 @@ impl Version {
         let config = format!("/etc/containerd{}/config.toml", self.suffix());
         std::fs::create_dir_all(format!("/etc/containerd{}", self.suffix()))?;
         std::fs::write(&config, self.config())?;
+        self.make_scratch_file()?;
         let log = File::options().append(true).create(true).open(self.log())?;
         let path = std::env::var("PATH").unwrap_or_default();
         let mut child = Command::new(self.binary("containerd"))

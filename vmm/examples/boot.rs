@@ -2,7 +2,7 @@
 //! debugging and for measuring a start without a shim.
 //!
 //! `boot KERNEL INITRD MEMORY_MIB VCPUS [WORD...]`; `CONSOLE=FILE` keeps the console's log,
-//! `DISK=FILE` adds a disk, `NAMESPACES=0` leaves out what only root can do. Lines on standard
+//! `NAMESPACES=0` leaves out what only root can do. Lines on standard
 //! input are commands: `pause`, `resume`, `counters`, `stop`.
 
 #[path = "../tests/launch/mod.rs"]
@@ -11,7 +11,7 @@ mod launch;
 use anyhow::Context;
 use nix::time::{ClockId, clock_gettime};
 use protocol::control::{self, Command, ControlError, Event};
-use protocol::machine::{DiskConfig, JailConfig, MachineConfig, Size, VsockConfig};
+use protocol::machine::{JailConfig, MachineConfig, Size, VsockConfig};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -31,7 +31,7 @@ fn main() -> anyhow::Result<()> {
         initrd: (initrd != "-").then(|| initrd.into()),
         cmdline: words.join(" "),
         console_log: Some(console.clone().into()),
-        disks: std::env::var("DISK").iter().map(disk).collect(),
+        disk_slots: 0,
         vsock: Some(VsockConfig { guest_cid: 3, host_ports: vec![protocol::ports::LOG] }),
         shared_dirs: Vec::new(),
         jail: JailConfig { uid: 65_534, gid: 65_534, namespaces },
@@ -65,10 +65,6 @@ fn main() -> anyhow::Result<()> {
     println!("VMM: {}", vmm.wait()?);
     print!("{}", std::fs::read_to_string(console)?);
     Ok(())
-}
-
-fn disk(path: &String) -> DiskConfig {
-    DiskConfig { path: path.into(), read_only: false, serial: "boot".into() }
 }
 
 /// Sends what is typed, until the end of standard input.

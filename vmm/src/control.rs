@@ -126,7 +126,21 @@ fn obey(
                 Err(ResizeError::Pause(e)) => return Ok(Some(ExitReason::Internal(chain(&e)))),
                 other => other.map_err(|e| chain(&e)),
             };
-            control::send(socket, &Event::Resized { outcome }, &[])?;
+            control::send(socket, &Event::Done { outcome }, &[])?;
+        }
+        Command::AttachDisk { bytes, read_only } => {
+            let outcome = match fds.into_iter().next() {
+                Some(file) => machine
+                    .attach_disk(file.into(), *bytes, *read_only)
+                    .map(u64::from)
+                    .map_err(|e| chain(&e)),
+                None => Err("no file came with the command".to_owned()),
+            };
+            control::send(socket, &Event::Done { outcome }, &[])?;
+        }
+        Command::DetachDisk { device } => {
+            let outcome = machine.detach_disk(*device).map(|()| 0).map_err(|e| chain(&e));
+            control::send(socket, &Event::Done { outcome }, &[])?;
         }
         Command::Counters => {
             control::send(socket, &Event::Counters(machine.counters()), &[])?;

@@ -129,6 +129,14 @@ impl Container {
         Ok(())
     }
 
+    /// See [`crate::disks::Disks::translate_limits`].
+    ///
+    /// # Errors
+    /// As that.
+    pub fn translate_limits(&self, resources: &mut LinuxResources) -> Result<(), AgentError> {
+        lock(&self.mounts).disks().translate_limits(resources)
+    }
+
     /// Sets the limits that are named.
     ///
     /// # Errors

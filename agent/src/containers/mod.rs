@@ -61,15 +61,19 @@ impl Containers {
         check_id(&id)?;
         let begin = Instant::now();
         let reservation = self.reserve(&id)?;
-        let storages = request.storages;
-        let mounts = if storages.is_empty() {
-            Mounts::default()
-        } else {
-            blocking(move || Mounts::make(&storages)).await?
-        };
+        let (disks, storages) = (request.disks, request.storages);
+        let mut mounts = Mounts::default();
+        if !(disks.is_empty() && storages.is_empty()) {
+            let id = id.clone();
+            mounts = blocking(move || Mounts::make(&id, &disks, &storages)).await?;
+        }
         let bundle = bundle_of(&id);
         let stdio = request.stdio.unwrap_or_default();
-        match self.create_in(&id, &bundle, &request.spec_json, stdio).await {
+        let made = match mounts.disks().translate(request.spec_json) {
+            Ok(spec_json) => self.create_in(&id, &bundle, &spec_json, stdio).await,
+            Err(error) => Err(error),
+        };
+        match made {
             Ok(init) => {
                 let pid = init.pid();
                 tracing::info!(id, pid, ms = begin.elapsed().as_millis(), "container created");
@@ -239,8 +243,9 @@ impl Containers {
     /// They are no `resources` object; [`AgentError::WrongState`]; what the kernel refuses.
     pub async fn update(&self, id: &str, resources_json: &[u8]) -> Result<(), AgentError> {
         let container = self.container(id)?;
-        let resources: LinuxResources = serde_json::from_slice(resources_json)
+        let mut resources: LinuxResources = serde_json::from_slice(resources_json)
             .map_err(|e| AgentError::Invalid(format!("linux.resources: {e}")))?;
+        container.translate_limits(&mut resources)?;
         blocking(move || container.limit(&resources)).await
     }
 

@@ -1,5 +1,29 @@
+use super::disks::{Disk, DiskMount, Kind, Numbers};
 use super::*;
+use oci_spec::runtime::LinuxDeviceCgroup;
 use serde_json::json;
+use std::path::Path;
+
+/// A host with a device, 8:16, and an image.
+struct TestHost;
+
+impl Host for TestHost {
+    fn kind(&self, path: &Path) -> Kind {
+        match path.to_str() {
+            Some("/dev/sdb") => Kind::Block((8, 16)),
+            Some("/image") => Kind::File,
+            _ => Kind::Other,
+        }
+    }
+
+    fn block_device(&self, numbers: Numbers) -> Option<PathBuf> {
+        (numbers == (8, 16)).then(|| "/dev/sdb".into())
+    }
+}
+
+fn container(id: &str, spec: Spec) -> Result<Plan> {
+    super::container(id, spec, Vec::new(), &TestHost)
+}
 
 fn spec(change: impl FnOnce(&mut serde_json::Value)) -> Spec {
     let mut value = json!({
@@ -238,4 +262,150 @@ fn what_a_spec_lacks_is_named() {
         let error = container("c1", spec(change)).unwrap_err().to_string();
         assert!(error.contains(name), "{error}");
     }
+}
+
+const NODE: &str = "/run/kata-like/disks/c1/0";
+const MOUNTED: &str = "/run/kata-like/disks/c1/mount-0";
+
+fn disk(source: &str, read_only: bool, exclusive: bool, numbers: Numbers) -> Disk {
+    Disk { source: source.into(), read_only, exclusive, numbers }
+}
+
+fn words(words: &[&str]) -> Vec<String> {
+    words.iter().map(|&word| word.to_owned()).collect()
+}
+
+#[test]
+fn a_root_on_a_device_or_an_image_is_mounted_in_the_guest() {
+    let root = |fstype: &str, source: &str, options: &[&str]| {
+        let layer = RootfsMount {
+            fstype: fstype.into(),
+            source: source.into(),
+            options: words(options),
+            ..Default::default()
+        };
+        super::container("c1", spec(|_| ()), vec![layer], &TestHost).unwrap()
+    };
+    let plan = root("ext4", "/dev/sdb", &["rw", "discard"]);
+    assert!(plan.rootfs.is_empty());
+    assert_eq!(plan.spec.root().as_ref().unwrap().path(), Path::new(MOUNTED));
+    assert_eq!(plan.disks.disks, [disk("/dev/sdb", false, true, (8, 16))]);
+    let options = words(&["rw", "discard"]);
+    assert_eq!(plan.disks.mounts, [DiskMount { disk: 0, fstype: "ext4".into(), options }]);
+    let plan = root("erofs", "/image", &["loop"]);
+    assert_eq!(plan.disks.disks, [disk("/image", true, true, (0, 0))]);
+    assert!(plan.disks.mounts[0].options.is_empty());
+    // What the guest's kernel has not, and what is no disk, stays the host's to mount.
+    for (fstype, source) in [("xfs", "/dev/sdb"), ("overlay", "overlay"), ("ext4", "/nowhere")] {
+        let plan = root(fstype, source, &[]);
+        assert_eq!((plan.rootfs.len(), plan.disks), (1, Disks::default()), "{fstype} {source}");
+    }
+}
+
+#[test]
+fn a_mount_from_a_disk_becomes_a_bind_of_what_the_guest_mounts() {
+    let plan = container(
+        "c1",
+        spec(|v| {
+            v["mounts"] = json!([{"destination": "/data", "type": "ext4", "source": "/image",
+                "options": ["ro", "nosuid", "loop", "data=journal"]}]);
+        }),
+    );
+    let plan = plan.unwrap();
+    assert!(plan.binds.is_empty());
+    assert_eq!(plan.disks.disks, [disk("/image", true, true, (0, 0))]);
+    assert_eq!(plan.disks.mounts[0].options, ["ro", "nosuid", "data=journal"]);
+    let mount = serde_json::to_value(&plan.spec.mounts().as_ref().unwrap()[0]).unwrap();
+    let expected = json!({"destination": "/data", "type": "bind", "source": MOUNTED,
+        "options": ["ro", "nosuid", "bind"]});
+    assert_eq!(mount, expected);
+    let refused = container(
+        "c1",
+        spec(|v| {
+            v["mounts"] = json!([{"destination": "/data", "type": "xfs", "source": "/dev/sdb"}]);
+        }),
+    );
+    let refused = refused.unwrap_err().to_string();
+    assert!(refused.contains("/data") && refused.contains("ext4 and erofs"), "{refused}");
+}
+
+#[test]
+fn a_bind_of_a_device_becomes_one_of_the_guests_node() {
+    let plan = container(
+        "c1",
+        spec(|v| {
+            v["mounts"] = json!([
+                {"destination": "/dev/xvda", "source": "/dev/sdb", "options": ["bind", "ro"]},
+                {"destination": "/dir", "source": "/dir", "options": ["bind"]},
+            ]);
+        }),
+    );
+    let plan = plan.unwrap();
+    assert_eq!(plan.disks.disks, [disk("/dev/sdb", true, false, (8, 16))]);
+    let mounts = plan.spec.mounts().as_ref().unwrap();
+    assert_eq!(mounts[0].source().as_deref(), Some(Path::new(NODE)));
+    assert_eq!(plan.binds[0].source, Path::new("/dir"));
+    assert_eq!(mounts[1].source().as_deref(), Some(&*paths::guest_bind("c1", 0)));
+}
+
+fn with_device(rules: &serde_json::Value) -> Plan {
+    let plan = container(
+        "c1",
+        spec(|v| {
+            v["linux"]["devices"] =
+                json!([{"path": "/dev/xvda", "type": "b", "major": 8, "minor": 16}]);
+            v["linux"]["resources"]["devices"] = rules.clone();
+        }),
+    );
+    plan.unwrap()
+}
+
+fn rules_of(plan: &Plan) -> Vec<LinuxDeviceCgroup> {
+    let linux = plan.spec.linux().as_ref().unwrap();
+    linux.resources().as_ref().unwrap().devices().clone().unwrap()
+}
+
+#[test]
+fn a_device_becomes_a_disk_and_only_rules_for_disks_are_left() {
+    let rule = |minor: u32, access: &str| json!({"allow": true, "type": "b", "major": 8, "minor": minor, "access": access});
+    let none = json!({"allow": false, "access": "rwm"});
+    let plan = with_device(&json!([none, rule(0, "rwm"), rule(16, "rm")]));
+    assert_eq!(plan.disks.disks, [disk("/dev/sdb", true, false, (8, 16))]);
+    assert_eq!(plan.spec.linux().as_ref().unwrap().devices().as_ref().unwrap().len(), 1);
+    let minors: Vec<_> = rules_of(&plan).iter().map(LinuxDeviceCgroup::minor).collect();
+    assert_eq!(minors, [None, Some(16)]);
+    let plan = with_device(&json!([none, rule(16, "rwm")]));
+    assert!(!plan.disks.disks[0].read_only);
+}
+
+#[test]
+fn a_container_with_leave_for_every_device_gets_no_disks() {
+    let plan = with_device(&json!([{"allow": true, "access": "rwm"}]));
+    assert_eq!(plan.disks, Disks::default());
+    assert!(plan.spec.linux().as_ref().unwrap().devices().as_ref().unwrap().is_empty());
+    assert_eq!(
+        plan.left_out,
+        ["/linux/devices", "/process/apparmorProfile", "/process/selinuxLabel"]
+    );
+}
+
+#[test]
+fn limits_of_block_io_are_kept_for_disks() {
+    let limit = |minor: u32| json!({"major": 8, "minor": minor, "rate": 7});
+    let plan = container(
+        "c1",
+        spec(|v| {
+            v["mounts"] = json!([{"destination": "/data", "type": "ext4", "source": "/dev/sdb"}]);
+            v["linux"]["resources"]["blockIO"] = json!({"weight": 10,
+                "throttleReadBpsDevice": [limit(0), limit(16)],
+                "throttleWriteBpsDevice": [limit(0)]});
+        }),
+    );
+    let spec = serde_json::to_value(plan.unwrap().spec).unwrap();
+    let expected = json!({"throttleReadBpsDevice": [limit(16)]});
+    assert_eq!(spec["linux"]["resources"]["blockIO"], expected);
+    let updated = json!({"blockIO": {"throttleWriteIOPSDevice": [limit(0)]}}).to_string();
+    assert!(update(updated.as_bytes()).unwrap().block_io().is_some());
+    let refused = update(br#"{"blockIO": {"weight": 10}}"#).unwrap_err().to_string();
+    assert!(refused.contains("/blockIO"), "{refused}");
 }

@@ -1,7 +1,9 @@
 //! Making and deleting containers.
 
+use super::disks::storages;
 use super::{NewContainer, ProcessState, Sandbox};
 use crate::agent::{Agent, Process, StreamNumbers};
+use crate::disk::ThisHost;
 use crate::error::{Error, Result};
 use crate::event::Exit;
 use crate::hooks::ContainerHooks;
@@ -43,6 +45,7 @@ impl Sandbox {
             let made = sandbox.make(new, &called_off).await;
             if made.is_err() {
                 sandbox.table().release(&id);
+                sandbox.detach_disks(&id).await;
                 sandbox.give_back(&id, None).await;
             }
             made
@@ -58,7 +61,7 @@ impl Sandbox {
     async fn make(&self, new: NewContainer, called_off: &Notify) -> Result<u32> {
         let NewContainer { id, spec, bundle, rootfs, stdio } = new;
         let rootfs = rootfs_or_directory(rootfs, &spec);
-        let plan = plan::container(&id, spec)?;
+        let plan = plan::container(&id, spec, rootfs, &ThisHost)?;
         if !plan.left_out.is_empty() {
             tracing::info!(
                 "{id}: config.json: of no use in the guest, left out: {}",
@@ -74,8 +77,12 @@ impl Sandbox {
                 }
             }
         };
-        let (undo, open) = tokio::join!(self.prepare_storage(&id, rootfs, &plan), open_io);
-        let (undo, open) = (undo?, open?);
+        let (undo, disks, open) = tokio::join!(
+            self.prepare_storage(&id, &plan),
+            self.attach_disks(&id, &plan.disks.disks),
+            open_io
+        );
+        let (undo, disks, open) = (undo?, disks?, open?);
         phase::mark("storage-ready", &id);
         let spec_json = serde_json::to_vec(&plan.spec)
             .map_err(|e| Error::InvalidArgument(format!("config.json: {e}")))?;
@@ -85,12 +92,13 @@ impl Sandbox {
         }
         let (numbers, streams) = self.streams(open.wanted()).await?;
         let io = open.join(streams);
+        let disks = (disks, storages(&id, &plan.disks));
         let Plan { hooks, spec, .. } = plan;
         let annotations = spec.annotations().clone().unwrap_or_default();
         let hooks = ContainerHooks { hooks, id: id.clone(), pid: self.pid(), bundle, annotations };
         let made = async {
             hooks.creating().await?;
-            agent.create_container(&id, spec_json, numbers).await.map_err(named("create"))
+            agent.create_container(&id, spec_json, numbers, disks).await.map_err(named("create"))
         };
         if let Err(error) = made.await {
             hooks.gone().await;
@@ -103,13 +111,9 @@ impl Sandbox {
         Ok(self.pid())
     }
 
-    async fn prepare_storage(
-        &self,
-        id: &str,
-        rootfs: Vec<RootfsMount>,
-        plan: &Plan,
-    ) -> Result<Undo> {
-        let (paths, id, binds) = (self.0.paths.clone(), id.to_owned(), plan.binds.clone());
+    async fn prepare_storage(&self, id: &str, plan: &Plan) -> Result<Undo> {
+        let (paths, id) = (self.0.paths.clone(), id.to_owned());
+        let (rootfs, binds) = (plan.rootfs.clone(), plan.binds.clone());
         let work = tokio::task::spawn_blocking(move || {
             let mut undo = Undo::new();
             storage::add_container(&paths, &id, &rootfs, &binds, &mut undo).map(|()| undo)
@@ -208,14 +212,15 @@ impl Sandbox {
             self.kill_created(id).await;
         }
         self.drain(id, "").await;
-        // With the last container goes the guest, which syncs before.
-        let last = self.table().is_last(id);
-        if !last
+        // With the last container goes the guest, which syncs before; file systems on disks shall be unmounted.
+        let gone_with_guest = self.table().is_last(id) && !self.has_disks(id);
+        if !gone_with_guest
             && let Ok(agent) = self.agent().await
             && let Err(error) = agent.delete_container(id).await
         {
             tracing::warn!("delete container {id} in the guest: {}", error.chain());
         }
+        self.detach_disks(id).await;
         let hooks = self.table().hooks(id);
         let undo = self.table().take_undo(id);
         if let Some(undo) = undo {

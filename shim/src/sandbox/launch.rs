@@ -88,6 +88,7 @@ impl Sandbox {
             guest_tail: Tail::default(),
             pending_execs: Mutex::default(),
             capacity: capacity.into(),
+            disks: Mutex::default(),
         }))
     }
 

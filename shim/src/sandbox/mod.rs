@@ -6,6 +6,7 @@
 
 mod capacity;
 mod containers;
+mod disks;
 mod launch;
 mod processes;
 mod stop;
@@ -21,6 +22,7 @@ use crate::table::{Phase, Table};
 use crate::undo::Undo;
 use crate::vm::Vm;
 use oci_spec::runtime::Spec;
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -80,6 +82,8 @@ struct Inner {
     guest_tail: Tail,
     pending_execs: Mutex<PendingExecs>,
     capacity: tokio::sync::Mutex<capacity::Capacity>,
+    /// Numbers of the devices, by container.
+    disks: Mutex<BTreeMap<String, Vec<u32>>>,
 }
 
 impl Sandbox {
@@ -123,6 +127,10 @@ impl Sandbox {
 
     fn table(&self) -> MutexGuard<'_, Table> {
         self.0.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn disks(&self) -> MutexGuard<'_, BTreeMap<String, Vec<u32>>> {
+        self.0.disks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn pending_execs(&self) -> MutexGuard<'_, PendingExecs> {

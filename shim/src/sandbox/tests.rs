@@ -138,7 +138,7 @@ fn play_vmm(socket: &OwnedFd, rpc: &Path) {
             }
             Command::Resize(_) => {
                 let outcome = Err("the host has no memory".to_owned());
-                control::send(socket, &VmEvent::Resized { outcome }, &[]).unwrap();
+                control::send(socket, &VmEvent::Done { outcome }, &[]).unwrap();
             }
             Command::Stop => {
                 let reason = ExitReason::Stopped;

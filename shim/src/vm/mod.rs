@@ -4,6 +4,7 @@ mod control;
 mod spawn;
 mod supervise;
 
+use crate::disk::OpenDisk;
 use crate::error::{Error, Result};
 use crate::paths::SandboxPaths;
 use crate::persist::ProcessId;
@@ -12,7 +13,7 @@ use crate::settings::Settings;
 pub use control::Control;
 use protocol::control::{BootTimes, Command};
 use protocol::machine::Size;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,8 +21,8 @@ pub use supervise::{Ended, Helpers};
 use tokio::net::UnixStream;
 use tokio::sync::{Mutex, mpsc, watch};
 
-/// How long a machine may take to change its size: more than its vCPUs and devices have to stop.
-const RESIZE_PATIENCE: Duration = Duration::from_secs(20);
+/// How long a machine may take to change: more than its vCPUs and devices have to stop.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What a machine says while it lives.
 #[derive(Debug)]
@@ -47,7 +48,7 @@ pub enum Notice {
 /// Where it goes what the machine and its helpers say.
 struct Said {
     notices: mpsc::UnboundedSender<Notice>,
-    resized: mpsc::UnboundedSender<Resized>,
+    outcomes: mpsc::UnboundedSender<Outcome>,
 }
 
 /// A running machine. Dropping the last clone does not end it: [`Vm::stop`] does.
@@ -56,11 +57,11 @@ pub struct Vm {
     control: Arc<Control>,
     stop: mpsc::UnboundedSender<String>,
     ended: watch::Receiver<Option<Ended>>,
-    resized: Arc<Mutex<mpsc::UnboundedReceiver<Resized>>>,
+    outcomes: Arc<Mutex<mpsc::UnboundedReceiver<Outcome>>>,
 }
 
-/// The VMM's answer to a change of size.
-type Resized = Result<u64, String>;
+/// The VMM's answer to a change of the machine.
+type Outcome = Result<u64, String>;
 
 impl Vm {
     /// Starts the file server and the VMM, and watches them until they have ended.
@@ -105,16 +106,16 @@ impl Vm {
         let (stop, stop_requests) = mpsc::unbounded_channel();
         let (notices, notices_out) = mpsc::unbounded_channel();
         let (ended_in, ended) = watch::channel(None);
-        let (resized_in, resized) = mpsc::unbounded_channel();
+        let (outcomes_in, outcomes) = mpsc::unbounded_channel();
         let watched = control.clone();
         tokio::spawn(async move {
-            let said = Said { notices, resized: resized_in };
+            let said = Said { notices, outcomes: outcomes_in };
             let end = supervise::run(&watched, helpers, stop_requests, said).await;
             tracing::info!("machine ended: {}", end.reason);
             ended_in.send_replace(Some(end));
         });
-        let resized = Arc::new(Mutex::new(resized));
-        (Self { control, stop, ended, resized }, notices_out)
+        let outcomes = Arc::new(Mutex::new(outcomes));
+        (Self { control, stop, ended, outcomes }, notices_out)
     }
 
     /// A stream to a port of the guest. That it was refused shows in its end.
@@ -136,13 +137,35 @@ impl Vm {
     /// # Errors
     /// The host has no more to give, or the machine has ended.
     pub async fn resize(&self, size: Size) -> Result<u64> {
-        let mut answers = self.resized.lock().await;
-        let sent = self.control.send(&Command::Resize(size), &[]).await;
+        self.change(Command::Resize(size), &[]).await?.map_err(refused("can't grow"))
+    }
+
+    /// Puts a disk into an empty slot; gives the number of its device.
+    ///
+    /// # Errors
+    /// There is none, or the machine has ended.
+    pub async fn attach_disk(&self, disk: &OpenDisk, read_only: bool) -> Result<u32> {
+        let command = Command::AttachDisk { bytes: disk.bytes, read_only };
+        let outcome = self.change(command, &[disk.file.as_fd()]).await?;
+        outcome.map(|device| device as u32).map_err(refused("takes no disk"))
+    }
+
+    /// Takes a disk out.
+    ///
+    /// # Errors
+    /// It was none, is stuck, or the machine has ended.
+    pub async fn detach_disk(&self, device: u32) -> Result<()> {
+        let outcome = self.change(Command::DetachDisk { device }, &[]).await?;
+        outcome.map(drop).map_err(refused("keeps a disk"))
+    }
+
+    /// One change at a time; gives the VMM's answer.
+    async fn change(&self, command: Command, fds: &[BorrowedFd<'_>]) -> Result<Outcome> {
+        let mut answers = self.outcomes.lock().await;
+        let sent = self.control.send(&command, fds).await;
         sent.map_err(|error| self.gone(&error))?;
-        match tokio::time::timeout(RESIZE_PATIENCE, answers.recv()).await {
-            Ok(Some(outcome)) => outcome.map_err(|why| {
-                Error::FailedPrecondition(format!("the virtual machine can't grow: {why}"))
-            }),
+        match tokio::time::timeout(PATIENCE, answers.recv()).await {
+            Ok(Some(outcome)) => Ok(outcome),
             Ok(None) => Err(self.gone(&"its VMM does not answer")),
             Err(_) => {
                 // An answer that comes later would be taken for the next one's.
@@ -173,4 +196,9 @@ impl Vm {
             _ => Ended { reason: "the supervisor is gone".into(), expected: false },
         }
     }
+}
+
+/// What a machine that goes on as it was says.
+fn refused(what: &'static str) -> impl FnOnce(String) -> Error {
+    move |why| Error::FailedPrecondition(format!("the virtual machine {what}: {why}"))
 }

@@ -148,7 +148,7 @@ fn heard(event: Event, fds: Vec<OwnedFd>, said: &Said) -> Option<Cause> {
                 let _ = notices.send(Notice::Accepted { port, stream });
             }
         }
-        Event::Resized { outcome } => drop(said.resized.send(outcome)),
+        Event::Done { outcome } => drop(said.outcomes.send(outcome)),
         Event::Counters(counters) => tracing::debug!("counters: {counters:?}"),
         Event::Paused | Event::Resumed => {}
     }

@@ -1,25 +1,24 @@
 //! From a `MachineConfig` to the machine's virtio devices, with everything opened that they need.
 
 use super::balloon::Balloon;
-use super::blk::Disk;
 use super::events::{self, EventReceiver, EventSender};
 use super::fs::SharedDir;
 use super::rng::Rng;
+use super::slots::{DiskSlots, EmptySlot};
 use super::vsock::{Connector, Vsock};
 use crate::io_loop::IoLoop;
 use crate::virtio::VirtioDevice;
 use crate::virtio::mmio::MmioTransport;
-use protocol::machine::{DiskConfig, FsConfig, MachineConfig};
+use protocol::machine::{FsConfig, MachineConfig};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
 use std::sync::Arc;
 use vm_memory::GuestMemoryMmap;
 
 /// The virtio devices of a machine; nothing of them runs yet.
 pub struct Devices {
     /// The devices behind their registers, in the order in which they get addresses and interrupts:
-    /// rng, balloon, vsock, disks, shared directories.
+    /// rng, balloon, vsock, shared directories, slots for disks.
     pub transports: Vec<Arc<MmioTransport>>,
     /// The loops of their workers; to be spawned once the process is confined. A worker that is
     /// activated earlier waits.
@@ -28,6 +27,8 @@ pub struct Devices {
     pub events: EventReceiver,
     /// Joins sockets to ports of the guest; `None` without a vsock device.
     pub vsock: Option<Connector>,
+    /// Where disks go.
+    pub slots: DiskSlots,
 }
 
 /// Why a device can't be built. The display names the thing; see [`BuildError::remedy`].
@@ -41,15 +42,6 @@ pub enum BuildError {
         /// The system call's error.
         #[source]
         source: io::Error,
-    },
-    /// A disk's file can't be used.
-    #[error("disk {}", path.display())]
-    Disk {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        #[source]
-        source: super::blk::DiskError,
     },
     /// A shared directory's configuration can't be used.
     #[error("shared directory {tag:?}: {reason}")]
@@ -69,9 +61,6 @@ impl BuildError {
     pub fn remedy(&self) -> &'static str {
         match self {
             Self::Resources { .. } => "raise the limit of open files (RLIMIT_NOFILE) of the VMM",
-            Self::Disk { .. } => {
-                "give a raw image file or a block device, of a multiple of 512 bytes, that can be opened"
-            }
             Self::SharedDir { .. } => {
                 "give a tag of 1 to 36 bytes and the index of a connected vhost-user socket"
             }
@@ -105,15 +94,15 @@ pub fn build(
         builder.add("vsock", Box::new(device), shared)?;
         vsock = Some(connector);
     }
-    for disk in &config.disks {
-        builder.add_disk(disk)?;
-    }
     let mut fds: Vec<Option<OwnedFd>> = fds.into_iter().map(Some).collect();
     for dir in &config.shared_dirs {
         builder.add_shared_dir(dir, &mut fds)?;
     }
+    let first = builder.transports.len();
+    builder.add_slots(config.disk_slots)?;
     let Builder { transports, loops, .. } = builder;
-    Ok(Devices { transports, loops, events, vsock })
+    let slots = DiskSlots::new(first as u32, &transports[first..]);
+    Ok(Devices { transports, loops, events, vsock, slots })
 }
 
 fn resources(device: &'static str, source: io::Error) -> BuildError {
@@ -147,14 +136,6 @@ impl Builder<'_> {
         Ok(())
     }
 
-    /// A disk has a loop of its own: its reads and writes block.
-    fn add_disk(&mut self, config: &DiskConfig) -> Result<(), BuildError> {
-        let disk = Disk::open(&config.path, config.read_only, &config.serial)
-            .map_err(|source| BuildError::Disk { path: config.path.clone(), source })?;
-        let io = self.new_loop("blk")?;
-        self.add("blk", Box::new(disk), io)
-    }
-
     /// A shared directory has a loop of its own: the handshake with its server blocks.
     fn add_shared_dir(
         &mut self,
@@ -170,5 +151,14 @@ impl Builder<'_> {
             .ok_or_else(|| refuse("the tag is empty or longer than 36 bytes"))?;
         let io = self.new_loop("fs")?;
         self.add("fs", Box::new(dir), io)
+    }
+
+    /// Disks have one loop together: their reads and writes block, and few machines have any.
+    fn add_slots(&mut self, count: u32) -> Result<(), BuildError> {
+        if count > 0 {
+            let io = self.new_loop("disks")?;
+            (0..count).try_for_each(|_| self.add("disk slot", Box::new(EmptySlot), io))?;
+        }
+        Ok(())
     }
 }

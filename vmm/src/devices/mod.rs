@@ -9,6 +9,7 @@ pub mod fs;
 pub mod i8042;
 pub mod rng;
 pub mod serial;
+pub mod slots;
 pub mod vsock;
 
 use crate::virtio::RestoreError;

@@ -10,10 +10,12 @@
 pub mod build;
 pub mod snapshot;
 
+use crate::devices::blk::Disk;
 use crate::devices::build::Devices;
 use crate::devices::console::ConsoleLog;
 use crate::devices::events::EventReceiver;
 use crate::devices::serial::SerialPort;
+use crate::devices::slots::SlotError;
 use crate::error::StartError;
 use crate::exit::ExitNotice;
 use crate::io_loop::LoopStuck;
@@ -23,6 +25,7 @@ use crate::vcpu::{StuckVcpu, Surroundings, Vcpu};
 use kvm_ioctls::VmFd;
 use protocol::control::ExitReason;
 use protocol::machine::Size;
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -170,6 +173,28 @@ impl Machine {
         if let Some(vsock) = &self.parts.devices.vsock {
             drop(vsock.connect(port, stream));
         }
+    }
+
+    /// Puts a disk of so many bytes of `file` into an empty slot; gives the device's number.
+    ///
+    /// # Errors
+    /// See [`SlotError`].
+    pub fn attach_disk(
+        &mut self,
+        file: File,
+        bytes: u64,
+        read_only: bool,
+    ) -> Result<u32, SlotError> {
+        let disk = Disk::new(file, bytes, read_only)?;
+        self.parts.devices.slots.attach(disk)
+    }
+
+    /// Takes the disk out of the device with this number.
+    ///
+    /// # Errors
+    /// See [`SlotError`].
+    pub fn detach_disk(&mut self, device: u32) -> Result<(), SlotError> {
+        self.parts.devices.slots.detach(device)
     }
 
     /// Counters of all parts, by name.

@@ -149,6 +149,21 @@ impl MmioTransport {
         self.front().stop_worker()
     }
 
+    /// Puts another device, with as many queues, behind the registers, which are as after power-on then.
+    ///
+    /// # Errors
+    /// [`LoopStuck`] when the worker of the former device doesn't let go in time, now or before.
+    pub fn replace(&self, device: Box<dyn VirtioDevice>) -> Result<(), LoopStuck> {
+        let mut front = self.front();
+        front.reset();
+        if front.lost {
+            return Err(LoopStuck);
+        }
+        front.queues = empty_queues(device.as_ref());
+        front.device = device;
+        Ok(())
+    }
+
     /// From now on guest memory is this; call it between [`Self::pause`] and [`Self::resume`].
     pub fn set_memory(&self, memory: &GuestMemoryMmap) {
         self.front().memory = memory.clone();

@@ -11,6 +11,7 @@ mod confinement;
 mod context;
 mod crash;
 mod deadline;
+mod disks;
 mod exec;
 mod leaks;
 mod lifecycle;
@@ -146,7 +147,7 @@ fn main() -> Result<()> {
 }
 
 fn choose(arguments: &Arguments) -> Vec<Case> {
-    let topics: [fn() -> Vec<Case>; 19] = [
+    let topics: [fn() -> Vec<Case>; 20] = [
         run::cases,
         exec::cases,
         terminal::cases,
@@ -155,6 +156,7 @@ fn choose(arguments: &Arguments) -> Vec<Case> {
         pause::cases,
         update::cases,
         memory::cases,
+        disks::cases,
         leaks::cases,
         wrong_settings::cases,
         bundles::cases,

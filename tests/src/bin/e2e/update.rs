@@ -17,7 +17,7 @@ crate::cases!(
 );
 
 /// Shows the container its cgroup, which `ctr` doesn't by itself.
-const CGROUP: &str = "--mount=type=cgroup,src=cgroup,dst=/sys/fs/cgroup,options=ro:nosuid";
+pub const CGROUP: &str = "--mount=type=cgroup,src=cgroup,dst=/sys/fs/cgroup,options=ro:nosuid";
 
 /// The shim's socket of a container, as its bundle names it.
 fn shim(context: &Context, container: &Container) -> Result<TaskClient> {
@@ -34,7 +34,7 @@ fn shim(context: &Context, container: &Container) -> Result<TaskClient> {
     Ok(TaskClient::new(Client::connect(&address)?))
 }
 
-fn update(context: &Context, container: &Container, resources: &str) -> Result<()> {
+pub fn update(context: &Context, container: &Container, resources: &str) -> Result<()> {
     let resources = Any {
         type_url: "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources".into(),
         value: resources.as_bytes().to_vec(),

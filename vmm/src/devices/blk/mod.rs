@@ -1,6 +1,6 @@
 //! virtio-blk on a raw image file or a block device (virtio 1.3 §5.2).
 //!
-//! A read-only disk is opened read-only: what the guest thinks of it does not matter.
+//! A read-only disk is a descriptor open for reading: what the guest thinks of it does not matter.
 
 mod request;
 #[cfg(test)]
@@ -12,16 +12,14 @@ use crate::virtio::{
 };
 use request::{MAX_RANGES, SECTOR};
 use serde::{Deserialize, Serialize};
-use std::fs::{File, OpenOptions};
-use std::io::{self, Seek, SeekFrom};
-use std::os::unix::fs::FileTypeExt;
-use std::path::Path;
+use std::fs::File;
 use std::sync::Arc;
 use worker::BlkWorker;
 
 const NAME: &str = "blk";
 const DEVICE_ID: u32 = 2;
-const QUEUE_SIZES: [u16; 1] = [256];
+/// The queue of requests (§5.2.2).
+pub(super) const QUEUE_SIZES: [u16; 1] = [256];
 
 /// `VIRTIO_BLK_F_*` (§5.2.3).
 mod feature {
@@ -34,45 +32,23 @@ mod feature {
 
 /// Descriptors of a request beside its data: header and status.
 const OVERHEAD: u32 = 2;
-/// Bytes of the serial number (§5.2.6, `VIRTIO_BLK_T_GET_ID`).
-const ID_LEN: usize = 20;
+/// The serial number of every disk (§5.2.6, `VIRTIO_BLK_T_GET_ID`).
+const ID: [u8; 20] = *b"kata-like\0\0\0\0\0\0\0\0\0\0\0";
 /// Bytes of the configuration space up to `unused1` behind `write_zeroes_may_unmap` (§5.2.4).
 const CONFIG_LEN: usize = 60;
 /// Most sectors of one discarded or zeroed range: 1 GiB.
 const MAX_RANGE_SECTORS: u32 = (1 << 30) / SECTOR as u32;
 
-/// Why a file can't be a disk.
-#[derive(Debug, thiserror::Error)]
-pub enum DiskError {
-    /// It can't be opened.
-    #[error("open it{}", if *.read_only { " read-only" } else { " for reading and writing" })]
-    Open {
-        /// How it was to be opened.
-        read_only: bool,
-        /// The system call's error.
-        #[source]
-        source: io::Error,
-    },
-    /// Its size can't be found out.
-    #[error("find out its size")]
-    Size(#[source] io::Error),
-    /// Neither a regular file nor a block device.
-    #[error("it is neither a file nor a block device")]
-    Kind,
-    /// Empty, or not a multiple of a sector.
-    #[error("its size, {0} bytes, is not a positive multiple of 512")]
-    OddSize(u64),
-    /// The serial number is too long.
-    #[error("the serial number {0:?} is longer than 20 bytes")]
-    Serial(String),
-}
+/// A size that no disk has.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("a disk's size, {0} bytes, is not a positive multiple of {SECTOR}")]
+pub struct OddSize(u64);
 
 /// The front.
 pub struct Disk {
     file: Arc<File>,
     sectors: u64,
     read_only: bool,
-    serial: String,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -80,39 +56,18 @@ pub struct Disk {
 struct DiskState {
     sectors: u64,
     read_only: bool,
-    serial: String,
 }
 
 impl Disk {
-    /// Opens a disk's file.
+    /// A disk of so many bytes of a raw image file or a block device.
     ///
     /// # Errors
-    /// [`DiskError`].
-    pub fn open(path: &Path, read_only: bool, serial: &str) -> Result<Self, DiskError> {
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(!read_only)
-            .open(path)
-            .map_err(|source| DiskError::Open { read_only, source })?;
-        let kind = file.metadata().map_err(DiskError::Size)?.file_type();
-        if !kind.is_file() && !kind.is_block_device() {
-            return Err(DiskError::Kind);
+    /// [`OddSize`].
+    pub fn new(file: File, bytes: u64, read_only: bool) -> Result<Self, OddSize> {
+        if bytes == 0 || !bytes.is_multiple_of(SECTOR) {
+            return Err(OddSize(bytes));
         }
-        let size = file.seek(SeekFrom::End(0)).map_err(DiskError::Size)?;
-        if size == 0 || size % SECTOR != 0 {
-            return Err(DiskError::OddSize(size));
-        }
-        if serial.len() > ID_LEN {
-            return Err(DiskError::Serial(serial.to_owned()));
-        }
-        let (file, sectors) = (Arc::new(file), size / SECTOR);
-        Ok(Self { file, sectors, read_only, serial: serial.to_owned() })
-    }
-
-    fn id(&self) -> [u8; ID_LEN] {
-        let mut id = [0; ID_LEN];
-        id[..self.serial.len()].copy_from_slice(self.serial.as_bytes());
-        id
+        Ok(Self { file: Arc::new(file), sectors: bytes / SECTOR, read_only })
     }
 
     /// The configuration space (§5.2.4); what has no feature bit reads as zero.
@@ -165,16 +120,11 @@ impl VirtioDevice for Disk {
             file: self.file.clone(),
             sectors: self.sectors,
             read_only: self.read_only,
-            id: self.id(),
         }))
     }
 
     fn save(&self) -> serde_json::Value {
-        super::save_state(&DiskState {
-            sectors: self.sectors,
-            read_only: self.read_only,
-            serial: self.serial.clone(),
-        })
+        super::save_state(&DiskState { sectors: self.sectors, read_only: self.read_only })
     }
 
     /// The disk's contents are not part of the state; its shape has to be the same.

@@ -1,7 +1,7 @@
 //! The data path of virtio-blk: one request after the other, straight between file and guest memory.
 
 use super::request::{Range, Request, Status};
-use super::{ID_LEN, NAME};
+use super::{ID, NAME};
 use crate::io_loop::Watcher;
 use crate::virtio::chain::{Chain, ChainError};
 use crate::virtio::iovec::IoVecs;
@@ -25,7 +25,6 @@ pub(super) struct BlkWorker {
     pub(super) file: Arc<File>,
     pub(super) sectors: u64,
     pub(super) read_only: bool,
-    pub(super) id: [u8; ID_LEN],
 }
 
 impl BlkWorker {
@@ -78,9 +77,9 @@ impl BlkWorker {
             Request::Flush => self.file.sync_data().map(|()| 0).map_err(|_| Status::IoError),
             Request::GetId => {
                 // A shorter buffer gets the beginning.
-                let len = ID_LEN.min(chain.writable_len().saturating_sub(1));
+                let len = ID.len().min(chain.writable_len().saturating_sub(1));
                 let mut writer = chain.writer(&self.memory);
-                writer.write(&self.id[..len]).map(|()| len).map_err(|_| Status::IoError)
+                writer.write(&ID[..len]).map(|()| len).map_err(|_| Status::IoError)
             }
             Request::Discard(ranges) => self.deallocate(ranges).map(|()| 0),
             Request::WriteZeroes(ranges) => self.zero(ranges).map(|()| 0),

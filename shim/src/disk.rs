@@ -1,0 +1,136 @@
+//! Block devices and disk images of the host, looked at and opened for the VMM.
+
+use crate::error::{Error, Result};
+use crate::plan::disks::{Disk, Host, Kind, Numbers};
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::sys::stat::{major, minor};
+use std::fs::{self, File};
+use std::io::{self, Seek, SeekFrom};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// Sizes are multiples of it, bytes (virtio 1.3 §5.2.4).
+const SECTOR: u64 = 512;
+
+/// This host.
+#[derive(Debug, Clone, Copy)]
+pub struct ThisHost;
+
+impl Host for ThisHost {
+    fn kind(&self, path: &Path) -> Kind {
+        match fs::metadata(path) {
+            Ok(meta) if meta.is_file() => Kind::File,
+            Ok(meta) if meta.file_type().is_block_device() => Kind::Block(numbers(meta.rdev())),
+            _ => Kind::Other,
+        }
+    }
+
+    fn block_device(&self, (major, minor): Numbers) -> Option<PathBuf> {
+        let text = fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/uevent")).ok()?;
+        let name = text.lines().find_map(|line| line.strip_prefix("DEVNAME="))?;
+        Some(Path::new("/dev").join(name))
+    }
+}
+
+fn numbers(device: u64) -> Numbers {
+    (major(device) as u32, minor(device) as u32)
+}
+
+/// A disk that is open.
+#[derive(Debug)]
+pub struct OpenDisk {
+    /// Holds what claim there is on it.
+    pub file: File,
+    /// Its size, bytes.
+    pub bytes: u64,
+}
+
+/// Opens a disk. One with a file system is claimed as long as it is open: a file by a lock, a device by the
+/// kernel's own means, for which mounting it is a claim as well. Readers share it.
+///
+/// # Errors
+/// It is in use, is neither file nor block device, or is no whole number of sectors; it is named.
+pub fn open(disk: &Disk) -> Result<OpenDisk> {
+    let path = &disk.source;
+    let failed = |error: io::Error| match error.raw_os_error() {
+        Some(libc::EBUSY | libc::EAGAIN) => Error::FailedPrecondition(format!(
+            "disk {}: in use: mounted on the host, or another machine's",
+            path.display()
+        )),
+        _ => Error::path("open the disk", path)(error),
+    };
+    let kind = ThisHost.kind(path);
+    let claim = disk.exclusive && !disk.read_only && kind != Kind::File;
+    let mut file = File::options()
+        .read(true)
+        .write(!disk.read_only)
+        .custom_flags(if claim { libc::O_EXCL } else { 0 })
+        .open(path)
+        .map_err(failed)?;
+    let invalid = |what: &str| Error::InvalidArgument(format!("disk {}: {what}", path.display()));
+    match kind {
+        Kind::File if disk.exclusive => lock(&file, disk.read_only).map_err(failed)?,
+        Kind::File | Kind::Block(_) => {}
+        Kind::Other => return Err(invalid("it is neither a file nor a block device")),
+    }
+    let bytes = file.seek(SeekFrom::End(0)).map_err(failed)?;
+    if bytes == 0 || !bytes.is_multiple_of(SECTOR) {
+        let what = format!("its size, {bytes} bytes, is not a positive multiple of {SECTOR}");
+        return Err(invalid(&what));
+    }
+    Ok(OpenDisk { file, bytes })
+}
+
+/// The lock is the open file's: it goes along to the VMM, and ends with it.
+fn lock(file: &File, shared: bool) -> io::Result<()> {
+    let kind = if shared { libc::F_RDLCK } else { libc::F_WRLCK };
+    let whole = libc::flock {
+        l_type: kind as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    };
+    Ok(fcntl(file, FcntlArg::F_OFD_SETLK(&whole)).map(drop)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn disk(path: &Path, read_only: bool, exclusive: bool) -> Disk {
+        Disk { source: path.to_owned(), read_only, exclusive, numbers: (0, 0) }
+    }
+
+    #[test]
+    fn an_image_has_one_writer_or_many_readers() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("image");
+        fs::write(&path, [0; 1024]).unwrap();
+        let writer = open(&disk(&path, false, true)).unwrap();
+        assert_eq!(writer.bytes, 1024);
+        for read_only in [false, true] {
+            let error = open(&disk(&path, read_only, true)).unwrap_err();
+            assert!(matches!(error, Error::FailedPrecondition(_)), "{error}");
+        }
+        open(&disk(&path, false, false)).unwrap();
+        drop(writer);
+        let readers = [(); 2].map(|()| open(&disk(&path, true, true)).unwrap());
+        assert!(open(&disk(&path, false, true)).is_err());
+        drop(readers);
+    }
+
+    #[test]
+    fn what_is_no_disk_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let odd = dir.path().join("odd");
+        fs::write(&odd, [0; 1000]).unwrap();
+        for (path, what) in
+            [(odd.as_path(), "1000"), (Path::new("/dev/null"), "neither"), (dir.path(), "neither")]
+        {
+            let error = open(&disk(path, true, true)).unwrap_err().to_string();
+            assert!(error.contains(what) && error.contains(path.to_str().unwrap()), "{error}");
+        }
+        assert!(open(&disk(&dir.path().join("none"), true, true)).is_err());
+    }
+}

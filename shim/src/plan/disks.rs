@@ -1,0 +1,244 @@
+//! Which block devices and disk images of the host a container gets as disks of its machine, and what of them is
+//! mounted in the guest, by the guest's kernel: the host's never reads a file system that a container wrote.
+//!
+//! - A root file system that lies on one: a snapshotter's mount of a device or an image, alone.
+//! - The same for a mount of the spec's; it becomes a bind of what the guest has mounted.
+//! - A bind of a block device; it becomes one of the node that the guest makes for the disk.
+//! - Block devices in `linux.devices`, except with leave for every device: such privileged containers are given
+//!   all that the host has, and get none. A rule for a block device that the container does not get is left out.
+
+use crate::error::{Error, Result};
+use crate::paths;
+use crate::storage::RootfsMount;
+use oci_spec::runtime::{
+    Linux, LinuxBlockIo, LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType, LinuxResources,
+    LinuxThrottleDevice, Mount,
+};
+use std::path::{Path, PathBuf};
+
+/// File systems that the guest's kernel has for disks.
+const FILE_SYSTEMS: [&str; 2] = ["ext4", "erofs"];
+
+/// Options of a mount that its bind has too.
+const PER_MOUNT: [&str; 7] = ["ro", "rro", "nosuid", "nodev", "noexec", "noatime", "relatime"];
+
+/// Major and minor number of a block device.
+pub type Numbers = (u32, u32);
+
+/// What a path of the host leads to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A regular file.
+    File,
+    /// A block device.
+    Block(Numbers),
+    /// Anything else, or nothing.
+    Other,
+}
+
+/// What a plan asks about the host.
+pub trait Host {
+    /// What is there.
+    fn kind(&self, path: &Path) -> Kind;
+    /// Where the node of a block device is.
+    fn block_device(&self, numbers: Numbers) -> Option<PathBuf>;
+}
+
+/// A disk of the container's; the guest has its node at [`paths::guest_disk`], by its index.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Disk {
+    /// A block device or a regular file.
+    pub source: PathBuf,
+    /// The guest can't write to it, whatever it does.
+    pub read_only: bool,
+    /// There is a file system on it that the guest mounts, so nobody else may have it mounted.
+    pub exclusive: bool,
+    /// By which the spec names it; (0, 0): it does not.
+    pub numbers: Numbers,
+}
+
+/// What the guest mounts, at [`paths::guest_disk_mount`], by its index.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskMount {
+    /// Index of the disk.
+    pub disk: usize,
+    /// Type of the file system.
+    pub fstype: String,
+    /// As in fstab.
+    pub options: Vec<String>,
+}
+
+/// The disks of a container.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Disks {
+    /// In the order in which they are attached.
+    pub disks: Vec<Disk>,
+    /// In the order in which they are mounted.
+    pub mounts: Vec<DiskMount>,
+}
+
+impl Disks {
+    /// Takes a root file system that lies on a disk out of `rootfs`; where the guest has it.
+    pub fn take_root(
+        &mut self,
+        id: &str,
+        rootfs: &mut Vec<RootfsMount>,
+        host: &dyn Host,
+    ) -> Option<PathBuf> {
+        let [layer] = &rootfs[..] else { return None };
+        let source = PathBuf::from(&layer.source);
+        let known = FILE_SYSTEMS.contains(&&*layer.fstype) && layer.target.is_empty();
+        let kind = host.kind(&source);
+        if !known || kind == Kind::Other {
+            return None;
+        }
+        let at = self.mount(id, (source, kind), &layer.fstype, &layer.options);
+        rootfs.clear();
+        Some(at)
+    }
+
+    /// Changes a mount of the spec's that is on a disk, or is one; `false`: it is none.
+    ///
+    /// # Errors
+    /// [`Error::Unimplemented`] for a file system that the guest's kernel has not.
+    pub fn take_mount(&mut self, id: &str, mount: &mut Mount, host: &dyn Host) -> Result<bool> {
+        let Some(source) = mount.source().clone() else { return Ok(false) };
+        let options = mount.options().clone().unwrap_or_default();
+        let fstype = mount.typ().clone().filter(|_| !super::is_bind(mount));
+        let fstype = fstype.unwrap_or_else(|| "bind".to_owned());
+        let kind = host.kind(&source);
+        let at = match kind {
+            Kind::Block(numbers) if fstype == "bind" => {
+                let read_only = options.iter().any(|option| option == "ro" || option == "rro");
+                let index = self.add(Disk { source, read_only, exclusive: false, numbers });
+                mount.set_source(Some(paths::guest_disk(id, index)));
+                return Ok(true);
+            }
+            Kind::File | Kind::Block(_) if FILE_SYSTEMS.contains(&&*fstype) => {
+                self.mount(id, (source, kind), &fstype, &options)
+            }
+            Kind::Block(_) => {
+                let to = mount.destination().display();
+                return Err(Error::Unimplemented(format!(
+                    "config.json: the mount on {to}: the guest mounts {} from block devices, not {fstype:?}",
+                    FILE_SYSTEMS.join(" and ")
+                )));
+            }
+            _ => return Ok(false),
+        };
+        let mut options: Vec<_> =
+            options.into_iter().filter(|option| PER_MOUNT.contains(&&**option)).collect();
+        options.push("bind".to_owned());
+        mount.set_typ(Some("bind".to_owned())).set_source(Some(at)).set_options(Some(options));
+        Ok(true)
+    }
+
+    /// Takes the block devices of `linux.devices`, and leaves out the rules for others.
+    pub fn take_devices(&mut self, linux: &mut Linux, host: &dyn Host) {
+        let rules = linux.resources().as_ref().and_then(|r| r.devices().clone());
+        let rules = rules.unwrap_or_default();
+        if !rules.iter().any(is_for_all) {
+            let devices = linux.devices().iter().flatten();
+            for device in devices.filter(|d| d.typ() == LinuxDeviceType::B) {
+                let numbers = numbers(device.major(), device.minor());
+                let source = numbers.and_then(|numbers| host.block_device(numbers));
+                // One that the host has not is left out as any other node that would lead nowhere.
+                let (Some(numbers), Some(source)) = (numbers, source) else { continue };
+                let read_only = !rules.iter().any(|rule| {
+                    names(rule) == Some(numbers)
+                        && rule.allow()
+                        && rule.access().as_ref().is_none_or(|access| access.contains('w'))
+                });
+                self.add(Disk { source, read_only, exclusive: false, numbers });
+            }
+        }
+        let of_disk = |rule: &LinuxDeviceCgroup| match rule.major() {
+            Some(_) => names(rule).is_some_and(|numbers| self.has(numbers)),
+            None => true,
+        };
+        if let Some(rules) = linux.resources_mut().as_mut().and_then(|r| r.devices_mut().as_mut()) {
+            rules.retain(|rule| rule.typ() != Some(LinuxDeviceType::B) || of_disk(rule));
+        }
+    }
+
+    /// Keeps those limits of block I/O that are for one of these.
+    pub fn retain_limits(&self, resources: &mut LinuxResources) {
+        resources.set_block_io(resources.block_io().as_ref().and_then(|all| {
+            let of_disk = |limit: &LinuxThrottleDevice| {
+                numbers(limit.major(), limit.minor()).is_some_and(|numbers| self.has(numbers))
+            };
+            rates(all, &|list| list.into_iter().filter(of_disk).collect())
+        }));
+    }
+
+    /// Whether it is the node of one of these.
+    pub fn has_device(&self, device: &LinuxDevice) -> bool {
+        device.typ() == LinuxDeviceType::B
+            && numbers(device.major(), device.minor()).is_some_and(|numbers| self.has(numbers))
+    }
+
+    fn has(&self, numbers: Numbers) -> bool {
+        self.disks.iter().any(|disk| disk.numbers == numbers)
+    }
+
+    /// Gives its index; one that the spec names twice is there once.
+    fn add(&mut self, disk: Disk) -> usize {
+        let named = disk.numbers != (0, 0);
+        let same = self.disks.iter().position(|d| named && d.numbers == disk.numbers);
+        if let Some(index) = same {
+            self.disks[index].read_only &= disk.read_only;
+            self.disks[index].exclusive |= disk.exclusive;
+            return index;
+        }
+        self.disks.push(disk);
+        self.disks.len() - 1
+    }
+
+    fn mount(
+        &mut self,
+        id: &str,
+        (source, kind): (PathBuf, Kind),
+        fstype: &str,
+        options: &[String],
+    ) -> PathBuf {
+        let numbers = if let Kind::Block(numbers) = kind { numbers } else { (0, 0) };
+        let read_only = fstype == "erofs" || options.iter().any(|option| option == "ro");
+        // Where it is attached there is no loop device.
+        let options = options.iter().filter(|option| *option != "loop").cloned().collect();
+        let disk = self.add(Disk { source, read_only, exclusive: true, numbers });
+        self.mounts.push(DiskMount { disk, fstype: fstype.to_owned(), options });
+        paths::guest_disk_mount(id, self.mounts.len() - 1)
+    }
+}
+
+/// The rates, each list changed; `None` if none is left. Weights and leaf weights mean nothing in a guest.
+pub fn rates(
+    limits: &LinuxBlockIo,
+    change: &dyn Fn(Vec<LinuxThrottleDevice>) -> Vec<LinuxThrottleDevice>,
+) -> Option<LinuxBlockIo> {
+    let changed = |list: &Option<Vec<_>>| {
+        list.clone().map(change).filter(|list: &Vec<LinuxThrottleDevice>| !list.is_empty())
+    };
+    let mut kept = LinuxBlockIo::default();
+    kept.set_throttle_read_bps_device(changed(limits.throttle_read_bps_device()))
+        .set_throttle_write_bps_device(changed(limits.throttle_write_bps_device()))
+        .set_throttle_read_iops_device(changed(limits.throttle_read_iops_device()))
+        .set_throttle_write_iops_device(changed(limits.throttle_write_iops_device()));
+    Some(kept).filter(|kept| *kept != LinuxBlockIo::default())
+}
+
+fn numbers(major: i64, minor: i64) -> Option<Numbers> {
+    Some((u32::try_from(major).ok()?, u32::try_from(minor).ok()?))
+}
+
+/// The block device that a rule names.
+fn names(rule: &LinuxDeviceCgroup) -> Option<Numbers> {
+    let block = rule.typ() == Some(LinuxDeviceType::B);
+    block.then(|| numbers(rule.major()?, rule.minor()?)).flatten()
+}
+
+/// A rule that gives leave for every device, as engines write it for privileged containers.
+fn is_for_all(rule: &LinuxDeviceCgroup) -> bool {
+    let any_type = matches!(rule.typ(), None | Some(LinuxDeviceType::A));
+    rule.allow() && any_type && rule.major().is_none_or(|major| major < 0)
+}

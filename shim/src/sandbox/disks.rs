@@ -1,0 +1,58 @@
+//! The disks of a sandbox's containers: in the machine from a container's create to its delete.
+
+use super::Sandbox;
+use crate::disk;
+use crate::error::{Error, Result};
+use crate::paths;
+use crate::plan::disks::{Disk, DiskMount, Disks};
+use protocol::agent as api;
+
+impl Sandbox {
+    /// Attaches the disks of container `id`; gives what the agent is to know of them. After an error those that
+    /// were attached still are: see [`Sandbox::detach_disks`].
+    ///
+    /// # Errors
+    /// One can't be opened or used; or the machine has no room for it, or has ended.
+    pub(super) async fn attach_disks(&self, id: &str, disks: &[Disk]) -> Result<Vec<api::Disk>> {
+        let mut attached = Vec::new();
+        for disk in disks {
+            let opened = disk.clone();
+            let opened = tokio::task::spawn_blocking(move || disk::open(&opened)).await;
+            let opened =
+                opened.map_err(|e| Error::system("open a disk")(std::io::Error::other(e)))??;
+            let device = self.0.vm.attach_disk(&opened, disk.read_only).await?;
+            self.disks().entry(id.to_owned()).or_default().push(device);
+            tracing::info!("{id}: disk {} is device {device}", disk.source.display());
+            let (host_major, host_minor) = disk.numbers;
+            attached.push(api::Disk { device, host_major, host_minor, ..Default::default() });
+        }
+        Ok(attached)
+    }
+
+    /// Takes the disks of container `id` out of the machine; the guest shall have let go of them.
+    pub(super) async fn detach_disks(&self, id: &str) {
+        let devices = self.disks().remove(id).unwrap_or_default();
+        for device in devices {
+            if let Err(error) = self.0.vm.detach_disk(device).await {
+                tracing::warn!("{id}: disk {device}: {}", error.chain());
+            }
+        }
+    }
+
+    /// Whether container `id` has any.
+    pub(super) fn has_disks(&self, id: &str) -> bool {
+        self.disks().contains_key(id)
+    }
+}
+
+/// What the guest is to mount from the disks of container `id`.
+pub(super) fn storages(id: &str, disks: &Disks) -> Vec<api::Storage> {
+    let storage = |(index, mount): (usize, &DiskMount)| api::Storage {
+        source: paths::guest_disk(id, mount.disk).display().to_string(),
+        fstype: mount.fstype.clone(),
+        options: mount.options.clone(),
+        mount_point: paths::guest_disk_mount(id, index).display().to_string(),
+        ..Default::default()
+    };
+    disks.mounts.iter().enumerate().map(storage).collect()
+}

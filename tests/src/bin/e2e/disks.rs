@@ -1,0 +1,258 @@
+//! Block devices and disk images of the host: the guest gets them as disks, and mounts them itself.
+
+use crate::command::{self, Output};
+use crate::context::Context;
+use crate::update::{CGROUP, update};
+use anyhow::{Context as _, Result, bail};
+use std::fs;
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::Command;
+
+crate::cases!(
+    crate::Scope::EachContainerd;
+    an_image_is_mounted_in_the_guest_and_clean_afterwards,
+    an_image_in_use_is_refused_by_name,
+    an_erofs_image_is_read_only,
+    a_block_device_is_the_containers_and_no_other,
+    a_bound_device_is_a_disk_too,
+    what_can_not_be_a_disk_is_named,
+    a_block_rootfs_is_mounted_in_the_guest,
+    all_slots_are_used_and_used_again,
+    its_rates_are_limited,
+);
+
+/// A file of the host's that is removed in the end.
+struct Image(PathBuf);
+
+impl Image {
+    /// Makes it with `command FLAGS PATH SIZE…`.
+    fn made(context: &Context, command: &[&str], after: &[&str]) -> Result<Self> {
+        let image = Self(format!("/tmp/{}.img", context.fresh_id()).into());
+        let mut make = Command::new(command[0]);
+        command::output(make.args(&command[1..]).arg(&image.0).args(after))?.expect_code(0)?;
+        Ok(image)
+    }
+
+    fn ext4(context: &Context) -> Result<Self> {
+        Self::made(context, &["mke2fs", "-q", "-t", "ext4"], &["16M"])
+    }
+
+    fn path(&self) -> &str {
+        self.0.to_str().unwrap_or_default()
+    }
+
+    fn mount(&self, kind: &str, to: &str, options: &str) -> String {
+        format!("--mount=type={kind},src={},dst={to},options={options}", self.path())
+    }
+}
+
+impl Drop for Image {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+/// A loop device over an image; gone in the end.
+struct LoopDevice {
+    path: String,
+    _image: Image,
+}
+
+impl LoopDevice {
+    fn new(image: Image) -> Result<Self> {
+        let mut losetup = Command::new("losetup");
+        let path = command::output(losetup.args(["--find", "--show", image.path()]))?;
+        Ok(Self { path: path.expect_code(0)?.text(), _image: image })
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").args(["--detach", &self.path]).status();
+    }
+}
+
+/// What a tool of e2fsprogs says about an image.
+fn tool(words: &[&str]) -> Result<Output> {
+    command::output(Command::new(words[0]).args(&words[1..]))
+}
+
+fn an_image_is_mounted_in_the_guest_and_clean_afterwards(context: &Context) -> Result<()> {
+    let image = Image::ext4(context)?;
+    let run = context.container().flag(image.mount("ext4", "/data", "rw:noatime"));
+    let script =
+        "grep ' /data ' /proc/mounts && echo from the guest > /data/file && stat -f -c %T /data";
+    let said = run.output(&["sh", "-c", script])?.expect_code(0)?.text();
+    let mount = said.lines().next().unwrap_or_default();
+    if !mount.contains(" ext4 rw,") || !mount.contains("noatime") {
+        bail!("the guest has mounted {said:?}");
+    }
+    tool(&["e2fsck", "-f", "-n", image.path()])?.expect_code(0)?;
+    let features = tool(&["dumpe2fs", "-h", image.path()])?.expect_code(0)?.text();
+    if features.contains("needs_recovery") {
+        bail!("the file system was not unmounted: {features}");
+    }
+    let read = tool(&["debugfs", "-R", "cat /file", image.path()])?.expect_code(0)?.text();
+    if read != "from the guest" {
+        bail!("the image holds {read:?}");
+    }
+    // And the next container sees it; the host has never mounted it.
+    let run = context.container().flag(image.mount("ext4", "/data", "ro"));
+    let said = run.output(&["sh", "-c", "cat /data/file; echo x > /data/new"])?;
+    if said.code == 0 || said.text() != "from the guest" {
+        bail!("read-only: {} {:?}", said.code, said.text());
+    }
+    Ok(())
+}
+
+fn an_image_in_use_is_refused_by_name(context: &Context) -> Result<()> {
+    let image = Image::ext4(context)?;
+    let first = context.container().flag(image.mount("ext4", "/data", "rw"));
+    let first = first.detached(&["sleep", "1000000"])?;
+    let second = context.container().flag(image.mount("ext4", "/data", "ro"));
+    second.output(&["true"])?.expect_error(&[image.path(), "in use"])?;
+    first.remove()?;
+    let third = context.container().flag(image.mount("ext4", "/data", "rw"));
+    third.output(&["true"])?.expect_code(0)?;
+    let device = LoopDevice::new(image)?;
+    let mounted = format!("/tmp/{}", context.fresh_id());
+    fs::create_dir(&mounted)?;
+    tool(&["mount", &device.path, &mounted])?.expect_code(0)?;
+    let mount = format!("--mount=type=ext4,src={},dst=/data,options=rw", device.path);
+    let refused = context.container().flag(mount).output(&["true"]);
+    tool(&["umount", &mounted])?.expect_code(0)?;
+    fs::remove_dir(&mounted)?;
+    refused?.expect_error(&[&device.path, "in use"]).map(drop)
+}
+
+fn an_erofs_image_is_read_only(context: &Context) -> Result<()> {
+    let directory = format!("/tmp/{}", context.fresh_id());
+    fs::create_dir(&directory)?;
+    fs::write(format!("{directory}/file"), "packed")?;
+    let image = Image::made(context, &["mkfs.erofs", "-zlz4"], &[&directory]);
+    fs::remove_dir_all(&directory)?;
+    let image = image?;
+    // Two machines may read it at once.
+    let first = context.container().flag(image.mount("erofs", "/data", "ro"));
+    let first = first.detached(&["sleep", "1000000"])?;
+    let second = context.container().flag(image.mount("erofs", "/data", "ro:nosuid"));
+    let script =
+        "cat /data/file; grep ' /data erofs ro,nosuid' /proc/mounts || exit 3; echo x > /data/x";
+    let said = second.output(&["sh", "-c", script])?;
+    if said.code != 1 || !said.text().starts_with("packed") {
+        bail!("{} {:?} {:?}", said.code, said.text(), said.stderr);
+    }
+    first.remove()
+}
+
+fn a_block_device_is_the_containers_and_no_other(context: &Context) -> Result<()> {
+    let image = Image::made(context, &["truncate", "--size=1M"], &[])?;
+    fs::File::options().write(true).open(&image.0)?.write_all(b"first sector")?;
+    let device = LoopDevice::new(image)?;
+    let script = format!(
+        "head -c 12 {0}; echo; blockdev --getsize64 {0}; echo written | dd of={0} bs=512 seek=1 conv=fsync",
+        device.path
+    );
+    let run = context.container().flag(format!("--device={}", device.path));
+    let said = run.output(&["sh", "-c", &script])?.expect_code(0)?.text();
+    if said != "first sector\n1048576" {
+        bail!("the container read {said:?}");
+    }
+    let host = fs::read(&device.path)?;
+    if !host[512..].starts_with(b"written") {
+        bail!("the host reads {:?}", String::from_utf8_lossy(&host[512..528]));
+    }
+    // What the guest has mounted is no device of the container's, whatever node it makes.
+    let image = Image::ext4(context)?;
+    let run = context.container().flag(image.mount("ext4", "/data", "rw"));
+    let script =
+        "read -r n < /sys/class/block/vda/dev; mknod /disk b ${n%:*} ${n#*:}; head -c 1 /disk";
+    run.output(&["sh", "-c", script])?.expect_code(1)?.expect_stderr("not permitted").map(drop)
+}
+
+/// As with runc, the node alone is no leave to use it: the rules give it.
+fn a_bound_device_is_a_disk_too(context: &Context) -> Result<()> {
+    let device = LoopDevice::new(Image::made(context, &["truncate", "--size=1M"], &[])?)?;
+    let mount = format!("--mount=type=bind,src={},dst=/dev/xvda,options=rbind:rw", device.path);
+    let script = "test -b /dev/xvda && head -c 1 /dev/xvda";
+    let run = context.container().flag(&mount);
+    run.output(&["sh", "-c", script])?.expect_code(1)?.expect_stderr("not permitted")?;
+    let run = context.container().flag(mount).flag(format!("--device={}", device.path));
+    let script = format!("{script} && cmp /dev/xvda {}", device.path);
+    run.output(&["sh", "-c", &script])?.expect_code(0).map(drop)
+}
+
+fn what_can_not_be_a_disk_is_named(context: &Context) -> Result<()> {
+    let odd = Image::made(context, &["truncate", "--size=1000"], &[])?;
+    let run = context.container().flag(odd.mount("ext4", "/data", "rw"));
+    run.output(&["true"])?.expect_error(&[odd.path(), "1000 bytes"])?;
+    let empty = Image::made(context, &["truncate", "--size=1M"], &[])?;
+    let run = context.container().flag(empty.mount("ext4", "/data", "rw"));
+    run.output(&["true"])?.expect_error(&["mounting", "ext4"])?;
+    let device = LoopDevice::new(empty)?;
+    let mount = format!("--mount=type=xfs,src={},dst=/data,options=rw", device.path);
+    context.container().flag(mount).output(&["true"])?.expect_error(&["/data", "xfs"]).map(drop)
+}
+
+fn a_block_rootfs_is_mounted_in_the_guest(context: &Context) -> Result<()> {
+    let run = || context.container().flag("--snapshotter=blockfile");
+    let script = "grep ' / ' /proc/mounts; echo kept > /kept; cat /kept; ls -d /lost+found";
+    let said = run().output(&["sh", "-c", script])?.expect_code(0)?.text();
+    if !said.contains(" / ext4 rw") || !said.contains("kept") || !said.contains("lost+found") {
+        bail!("the root is {said:?}");
+    }
+    let container = run().detached(&["sleep", "1000000"])?;
+    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+    let loops = tool(&["losetup", "--list", "--noheadings"])?.expect_code(0)?.text();
+    if mounts.contains("blockfile") || !loops.is_empty() {
+        bail!("the host has mounted it: {mounts} {loops}");
+    }
+    container.exec(&["sh", "-c", "echo more >> /kept && sync"])?.expect_code(0)?;
+    container.remove()
+}
+
+fn all_slots_are_used_and_used_again(context: &Context) -> Result<()> {
+    let images = (0..9).map(|_| Image::ext4(context)).collect::<Result<Vec<_>>>()?;
+    let with = |count: usize| {
+        let mounts = images.iter().take(count).enumerate();
+        mounts.fold(context.container(), |run, (index, image)| {
+            run.flag(image.mount("ext4", &format!("/data{index}"), "rw"))
+        })
+    };
+    let script = "for n in 0 1 2 3 4 5 6 7; do echo $n > /data$n/n && sync || exit 1; done; \
+        cat /data*/n | tr -d '\\n'";
+    let said = with(8).output(&["sh", "-c", script])?.expect_code(0)?.text();
+    if said != "01234567" {
+        bail!("eight disks: {said:?}");
+    }
+    with(9).output(&["true"])?.expect_error(&["8 slots for disks"])?;
+    Ok(())
+}
+
+/// From a container's own cgroup: the guest's number of the disk, which the host's became.
+fn its_rates_are_limited(context: &Context) -> Result<()> {
+    let device = LoopDevice::new(Image::ext4(context)?)?;
+    let numbers = tool(&["lsblk", "--noheadings", "--nodeps", "--output=MAJ:MIN", &device.path])?;
+    let numbers = numbers.expect_code(0)?.text();
+    let mount = format!("--mount=type=ext4,src={},dst=/data,options=rw", device.path);
+    let container = context.container().flag(mount).flag(CGROUP).detached(&["sleep", "1000000"])?;
+    let (major, minor) = numbers.trim().split_once(':').context("MAJ:MIN")?;
+    let resources = |minor: &str| {
+        format!(
+            r#"{{"blockIO": {{"throttleWriteBpsDevice":
+                [{{"major": {major}, "minor": {minor}, "rate": 1048576}}]}}}}"#
+        )
+    };
+    update(context, &container, &resources(minor))?;
+    let show = "cat /sys/fs/cgroup$(cut -d: -f3 /proc/self/cgroup)/io.max";
+    let limits = container.exec(&["sh", "-c", show])?.expect_code(0)?.text();
+    if !limits.contains("wbps=1048576") || limits.starts_with(numbers.trim()) {
+        bail!("{numbers} became {limits:?}");
+    }
+    match update(context, &container, &resources("255")) {
+        Err(e) if format!("{e:#}").contains("255 is no disk of the container's") => {}
+        other => bail!("a limit for what is no disk: {other:?}"),
+    }
+    container.remove()
+}

@@ -1,0 +1,146 @@
+//! Places for disks that come and go while the machine runs.
+//!
+//! A slot is a virtio-mmio device from the start, as its window and interrupt are announced on the kernel's
+//! command line. Empty it has device id 0: a placeholder, which drivers leave alone (virtio 1.3 §4.2.3.1).
+//! The guest binds its driver again, by sysfs, when it is told of a disk.
+
+use super::blk::{Disk, OddSize, QUEUE_SIZES};
+use crate::io_loop::LoopStuck;
+use crate::virtio::mmio::MmioTransport;
+use crate::virtio::{ActivateError, Activation, RestoreError, VirtioDevice, Worker};
+use std::sync::Arc;
+
+const NAME: &str = "disk slot";
+
+/// The device without a function; it can be told to be what it becomes only by [`DiskSlots`].
+pub struct EmptySlot;
+
+impl VirtioDevice for EmptySlot {
+    fn device_type(&self) -> u32 {
+        0
+    }
+
+    /// As a disk's: its notifications are set up before there is one.
+    fn queue_max_sizes(&self) -> &[u16] {
+        &QUEUE_SIZES
+    }
+
+    fn features(&self) -> u64 {
+        0
+    }
+
+    fn read_config(&self, _: u64, data: &mut [u8]) {
+        data.fill(0);
+    }
+
+    fn activate(&mut self, _: Activation) -> Result<Box<dyn Worker>, ActivateError> {
+        Err(ActivateError::MissingQueue(0))
+    }
+
+    fn save(&self) -> serde_json::Value {
+        super::save_state(&())
+    }
+
+    fn restore(&mut self, state: &serde_json::Value) -> Result<(), RestoreError> {
+        super::restore_state(NAME, state)
+    }
+}
+
+/// Why a disk can't be attached or detached.
+#[derive(Debug, thiserror::Error)]
+pub enum SlotError {
+    /// Its size.
+    #[error(transparent)]
+    Size(#[from] OddSize),
+    /// There is a disk in each.
+    #[error("each of the machine's {0} slots for disks is taken")]
+    Full(usize),
+    /// No slot has that number.
+    #[error("device {0} is no disk")]
+    NoDisk(u32),
+    /// A request to the disk takes too long; the slot is of no use any more.
+    #[error(transparent)]
+    Stuck(#[from] LoopStuck),
+}
+
+/// The slots of a machine.
+pub struct DiskSlots {
+    /// The number of the first of them among all devices.
+    first: u32,
+    slots: Vec<(Arc<MmioTransport>, bool)>,
+}
+
+impl DiskSlots {
+    /// Empty ones, which follow `first` other devices.
+    pub fn new(first: u32, slots: &[Arc<MmioTransport>]) -> Self {
+        Self { first, slots: slots.iter().map(|slot| (slot.clone(), false)).collect() }
+    }
+
+    /// Puts `disk` into an empty slot; gives the device's number.
+    ///
+    /// # Errors
+    /// [`SlotError::Full`].
+    pub fn attach(&mut self, disk: Disk) -> Result<u32, SlotError> {
+        let count = self.slots.len();
+        let mut numbered = (self.first..).zip(&mut self.slots);
+        let (number, (transport, taken)) =
+            numbered.find(|(_, (_, taken))| !taken).ok_or(SlotError::Full(count))?;
+        *taken = true;
+        transport.replace(Box::new(disk))?;
+        Ok(number)
+    }
+
+    /// Takes the disk out of the device with this number, and lets go of its file.
+    ///
+    /// # Errors
+    /// [`SlotError::NoDisk`], or [`SlotError::Stuck`] after five seconds.
+    pub fn detach(&mut self, number: u32) -> Result<(), SlotError> {
+        let index = number.checked_sub(self.first).map(|index| index as usize);
+        let slot = index.and_then(|index| self.slots.get_mut(index)).filter(|(_, taken)| *taken);
+        let (transport, taken) = slot.ok_or(SlotError::NoDisk(number))?;
+        transport.replace(Box::new(EmptySlot))?;
+        *taken = false;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bus::BusDevice;
+    use crate::devices::events;
+    use crate::io_loop::IoLoop;
+    use crate::virtio::mmio::register;
+    use crate::virtio::testing::memory;
+    use std::fs::File;
+
+    fn disk() -> Disk {
+        Disk::new(File::open("/dev/zero").unwrap(), 512, true).unwrap()
+    }
+
+    #[test]
+    fn a_slot_is_a_placeholder_until_a_disk_is_in_it_and_after() {
+        let io = IoLoop::new("disks", events::channel().unwrap().0).unwrap();
+        let slot = || MmioTransport::new(Box::new(EmptySlot), memory(), io.handle()).unwrap();
+        let transports = [Arc::new(slot()), Arc::new(slot())];
+        let mut slots = DiskSlots::new(4, &transports);
+        let ids = || {
+            transports.each_ref().map(|transport| {
+                let mut id = [0; 4];
+                transport.read(register::DEVICE_ID, &mut id);
+                u32::from_le_bytes(id)
+            })
+        };
+        assert_eq!(ids(), [0, 0]);
+        assert_eq!(slots.attach(disk()).unwrap(), 4);
+        assert_eq!(ids(), [2, 0]);
+        assert_eq!(slots.attach(disk()).unwrap(), 5);
+        assert!(matches!(slots.attach(disk()), Err(SlotError::Full(2))));
+        slots.detach(4).unwrap();
+        assert_eq!(ids(), [0, 2]);
+        for none in [3, 4, 6, u32::MAX] {
+            assert!(matches!(slots.detach(none), Err(SlotError::NoDisk(number)) if number == none));
+        }
+        assert_eq!(slots.attach(disk()).unwrap(), 4);
+    }
+}
