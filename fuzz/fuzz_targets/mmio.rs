@@ -1,5 +1,5 @@
-//! The registers of virtio-mmio before the entropy device, a disk or vsock. Reaches the whole initialisation,
-//! resets, pauses, and a saved state that is taken over again.
+//! The registers of virtio-mmio before the entropy device, a disk, its slot or vsock. Reaches the whole
+//! initialisation, resets, pauses, another device in its place, and a saved state that is taken over again.
 #![no_main]
 
 use fuzz::choices::Choices;
@@ -11,6 +11,7 @@ use vmm::bus::BusDevice;
 use vmm::devices::blk::Disk;
 use vmm::devices::events::channel;
 use vmm::devices::rng::Rng;
+use vmm::devices::slots::EmptySlot;
 use vmm::devices::vsock::Vsock;
 use vmm::virtio::VirtioDevice;
 use vmm::virtio::mmio::{MmioTransport, register};
@@ -25,14 +26,14 @@ const ADDRESSES: [u64; 3] =
 fuzz_target!(init: scratch::limit_process(), |data: &[u8]| {
     let mut input = Choices::new(data);
     let memory = testing::memory();
-    let device = device(input.byte());
+    let kind = input.byte();
     let (io, _events) = io_loop();
     let handle = io.handle();
     let thread = io.spawn(Box::new(|| Ok(()))).expect("a thread");
-    let transport = MmioTransport::new(device, memory.clone(), handle.clone()).expect("eventfds");
+    let transport = MmioTransport::new(device(kind), memory.clone(), handle.clone()).expect("eventfds");
     let write = |offset, value: u32| transport.write(offset, &value.to_le_bytes());
     while !input.is_empty() {
-        match input.below(7) {
+        match input.below(8) {
             0 => write(u64::from(input.byte()) * 4, input.u32()),
             1 => {
                 let (offset, len) = (u64::from(input.u16() % 4096), 1 + input.below(8));
@@ -55,6 +56,12 @@ fuzz_target!(init: scratch::limit_process(), |data: &[u8]| {
                 let at = u64::from(input.u32()) % MEMORY;
                 let len = input.below(64).min((MEMORY - at) as usize);
                 memory.write_slice(input.bytes(len), GuestAddress(at)).expect("it is in memory");
+            }
+            6 => {
+                // Of as many queues.
+                let empty = kind % 3 == 1 && input.byte() & 1 != 0;
+                let other = if empty { Box::new(EmptySlot) } else { device(kind) };
+                transport.replace(other).expect("the worker lets go");
             }
             _ => {
                 transport.pause().expect("the worker lets go");

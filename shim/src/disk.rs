@@ -60,6 +60,11 @@ pub fn open(disk: &Disk) -> Result<OpenDisk> {
         _ => Error::path("open the disk", path)(error),
     };
     let kind = ThisHost.kind(path);
+    let invalid = |what: &str| Error::InvalidArgument(format!("disk {}: {what}", path.display()));
+    // To open something else may block, or do what nobody asked for.
+    if kind == Kind::Other && path.exists() {
+        return Err(invalid("it is neither a file nor a block device"));
+    }
     let claim = disk.exclusive && !disk.read_only && kind != Kind::File;
     let mut file = File::options()
         .read(true)
@@ -67,11 +72,8 @@ pub fn open(disk: &Disk) -> Result<OpenDisk> {
         .custom_flags(if claim { libc::O_EXCL } else { 0 })
         .open(path)
         .map_err(failed)?;
-    let invalid = |what: &str| Error::InvalidArgument(format!("disk {}: {what}", path.display()));
-    match kind {
-        Kind::File if disk.exclusive => lock(&file, disk.read_only).map_err(failed)?,
-        Kind::File | Kind::Block(_) => {}
-        Kind::Other => return Err(invalid("it is neither a file nor a block device")),
+    if kind == Kind::File && disk.exclusive {
+        lock(&file, disk.read_only).map_err(failed)?;
     }
     let bytes = file.seek(SeekFrom::End(0)).map_err(failed)?;
     if bytes == 0 || !bytes.is_multiple_of(SECTOR) {
