@@ -1,4 +1,5 @@
-//! Makes way for the device nodes and links that libcontainer makes in a container's /dev.
+//! Makes way for the device nodes and links that libcontainer makes in a container's /dev: its own, and those that
+//! the specification names.
 //!
 //! It fails where one is already: in a root file system that was used before without a mount on /dev. runc
 //! takes what is there; here it is removed and made anew.
@@ -31,10 +32,14 @@ pub fn make_way(spec: &Spec, rootfs: &Path) -> Result<(), Errno> {
     let Ok(dev) = openat(AT_FDCWD, &rootfs.join("dev"), flags, Mode::empty()) else {
         return Ok(());
     };
-    for name in MADE {
+    let named = spec.linux().as_ref().and_then(|linux| linux.devices().as_ref());
+    let named =
+        named.into_iter().flatten().filter_map(|device| device.path().strip_prefix("/dev").ok());
+    let named = named.filter(|name| name.components().count() == 1);
+    for name in MADE.iter().map(Path::new).chain(named) {
         let Ok(status) = fstatat(&dev, name, AtFlags::AT_SYMLINK_NOFOLLOW) else { continue };
         let kind = SFlag::from_bits_truncate(status.st_mode & SFlag::S_IFMT.bits());
-        if kind == SFlag::S_IFCHR || kind == SFlag::S_IFLNK {
+        if [SFlag::S_IFCHR, SFlag::S_IFBLK, SFlag::S_IFIFO, SFlag::S_IFLNK].contains(&kind) {
             unlinkat(&dev, name, UnlinkatFlags::NoRemoveDir)?;
         }
     }
@@ -44,7 +49,8 @@ pub fn make_way(spec: &Spec, rootfs: &Path) -> Result<(), Errno> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use oci_spec::runtime::{MountBuilder, SpecBuilder};
+    use nix::unistd::mkfifo;
+    use oci_spec::runtime::{LinuxDevice, MountBuilder, SpecBuilder};
     use std::os::unix::fs::symlink;
 
     #[test]
@@ -59,8 +65,20 @@ mod tests {
         make_way(&spec, &root).unwrap();
         assert!(dev.join("fd").is_symlink());
         spec.set_mounts(None);
+        let devices = serde_json::json!([{"path": "/dev/mine", "type": "p", "major": 0, "minor": 0},
+            {"path": "/dev/below/it", "type": "p", "major": 0, "minor": 0}]);
+        let devices: Vec<LinuxDevice> = serde_json::from_value(devices).unwrap();
+        std::fs::create_dir(dev.join("below")).unwrap();
+        for fifo in ["mine", "other", "below/it"] {
+            mkfifo(&dev.join(fifo), Mode::S_IRUSR).unwrap();
+        }
+        let mut linux = spec.linux().clone().unwrap();
+        linux.set_devices(Some(devices));
+        spec.set_linux(Some(linux));
         make_way(&spec, &root).unwrap();
         assert!(!dev.join("fd").is_symlink());
+        assert!(!dev.join("mine").exists());
+        assert!(dev.join("other").exists() && dev.join("below/it").exists());
         assert!(dev.join("null").is_file());
         std::fs::rename(&dev, root.join("elsewhere")).unwrap();
         symlink("elsewhere", &dev).unwrap();

@@ -1,11 +1,15 @@
 //! Block devices and disk images of the host: the guest gets them as disks, and mounts them itself.
 
+use crate::bundle::{Bundle, config};
 use crate::command::{self, Output};
 use crate::context::Context;
 use crate::update::{CGROUP, update};
 use anyhow::{Context as _, Result, bail};
+use nix::libc;
+use serde_json::json;
 use std::fs;
 use std::io::Write as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -20,6 +24,7 @@ crate::cases!(
     a_block_rootfs_is_mounted_in_the_guest,
     all_slots_are_used_and_used_again,
     its_rates_are_limited,
+    by_command_line_they_are_as_on_runc,
 );
 
 /// A file of the host's that is removed in the end.
@@ -255,4 +260,38 @@ fn its_rates_are_limited(context: &Context) -> Result<()> {
         other => bail!("a limit for what is no disk: {other:?}"),
     }
     container.remove()
+}
+
+fn by_command_line_they_are_as_on_runc(context: &Context) -> Result<()> {
+    let content = format!("/tmp/{}", context.fresh_id());
+    fs::create_dir(&content)?;
+    fs::write(format!("{content}/file"), "on the disk\n")?;
+    let image = Image::made(context, &["mke2fs", "-q", "-t", "ext4", "-d", &content], &["16M"]);
+    fs::remove_dir_all(&content)?;
+    let mounted = LoopDevice::new(image?)?;
+    let raw = Image::made(context, &["truncate", "--size=1M"], &[])?;
+    fs::File::options().write(true).open(&raw.0)?.write_all(b"first sector")?;
+    let raw = LoopDevice::new(raw)?;
+    let rdev = fs::metadata(&raw.path)?.rdev();
+    let (major, minor) = (libc::major(rdev), libc::minor(rdev));
+    let script = "cat /data/file && echo new > /data/new; grep ' /data ' /proc/mounts | cut -d ' ' -f 2-3; \
+        stat -c '%F %a %u:%g' /dev/disk; head -c 12 /dev/disk; echo x > /dev/disk";
+    let mut spec = config(&["sh", "-c", script]);
+    let mount =
+        json!({"destination": "/data", "type": "ext4", "source": mounted.path, "options": ["ro"]});
+    spec["mounts"].as_array_mut().context("mounts")?.push(mount);
+    spec["linux"]["devices"] = json!([{"path": "/dev/disk", "type": "b", "major": major, "minor": minor,
+        "fileMode": 0o640, "uid": 0, "gid": 8}]);
+    spec["linux"]["resources"] = json!({"devices": [{"allow": false, "access": "rwm"},
+        {"allow": true, "type": "b", "major": major, "minor": minor, "access": "r"}]});
+    let bundle = Bundle::new(context, &[])?;
+    bundle.write_config(&spec)?;
+    let (host, guest) = (bundle.run_on_the_host("runc")?, bundle.run()?);
+    if host.text() != guest.text()
+        || !guest.text().contains("first sector")
+        || host.code != guest.code
+    {
+        bail!("on runc: {host:?}\nours: {guest:?}");
+    }
+    Ok(())
 }

@@ -148,6 +148,12 @@ fn what_cannot_be_had_is_refused_by_name(context: &Context) -> Result<()> {
         ("/process/apparmorProfile", json!("my-profile"), "/process/apparmorProfile"),
         ("/linux/seccomp", listener, "SCMP_ACT_NOTIFY"),
         ("/process/env", json!(["NAME"]), "process.env"),
+        ("/process/selinuxLabel", json!("u:r:mine_t:s0"), "/process/selinuxLabel"),
+        ("/linux/mountLabel", json!("u:r:mine_t:s0"), "/linux/mountLabel"),
+        ("/linux/intelRdt", json!({"closID": "mine"}), "/linux/intelRdt"),
+        ("/linux/memoryPolicy", json!({"mode": "MPOL_BIND", "nodes": "0"}), "/linux/memoryPolicy"),
+        ("/linux/netDevices", json!({"eth0": {}}), "/linux/netDevices"),
+        ("/hooks", json!({"createContainer": [{"path": "/bin/true"}]}), "/hooks/createContainer"),
     ] {
         let mut spec = config(&["true"]);
         let (parent, key) = pointer.rsplit_once('/').context("a pointer")?;
