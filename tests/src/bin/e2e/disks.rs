@@ -3,8 +3,11 @@
 use crate::bundle::{Bundle, config};
 use crate::command::{self, Output};
 use crate::context::Context;
-use crate::update::{CGROUP, update};
+use crate::update::{CGROUP, shim, update};
 use anyhow::{Context as _, Result, bail};
+use containerd_shim_protos::api::{
+    CreateTaskRequest, DeleteRequest, Mount, StartRequest, WaitRequest,
+};
 use nix::libc;
 use serde_json::json;
 use std::fs;
@@ -25,6 +28,7 @@ crate::cases!(
     all_slots_are_used_and_used_again,
     its_rates_are_limited,
     by_command_line_they_are_as_on_runc,
+    roots_come_and_go_while_the_machine_lives,
 );
 
 /// A file of the host's that is removed in the end.
@@ -294,4 +298,47 @@ fn by_command_line_they_are_as_on_runc(context: &Context) -> Result<()> {
         bail!("on runc: {host:?}\nours: {guest:?}");
     }
     Ok(())
+}
+
+/// More containers one after another than there are slots, in a machine that lives on. The root is a snapshotter's
+/// mount of an EROFS image, which `ctr` can't give, so the shim is called as containerd does.
+fn roots_come_and_go_while_the_machine_lives(context: &Context) -> Result<()> {
+    let script = "grep -q '^[^ ]* / erofs ro' /proc/mounts && ! touch /x";
+    let mut spec = config(&["sh", "-c", script]);
+    let dev = json!({"destination": "/dev", "type": "tmpfs", "source": "tmpfs"});
+    spec["mounts"].as_array_mut().context("mounts")?.push(dev);
+    let bundle = Bundle::new(context, &[])?;
+    bundle.write_config(&spec)?;
+    let root = bundle.0.join("rootfs").display().to_string();
+    let image = Image::made(context, &["mkfs.erofs"], &[&root])?;
+    let sleeper = context.sleeper()?;
+    let shim = shim(context, &sleeper)?;
+    let limit = || ttrpc::context::with_timeout(30_000_000_000);
+    for round in 0..12 {
+        let id = format!("{}-{round}", sleeper.id);
+        let rootfs = Mount {
+            type_: "erofs".into(),
+            source: image.path().into(),
+            options: vec!["ro".into(), "loop".into()],
+            ..Default::default()
+        };
+        let create = CreateTaskRequest {
+            id: id.clone(),
+            bundle: bundle.0.display().to_string(),
+            rootfs: vec![rootfs],
+            ..Default::default()
+        };
+        shim.create(limit(), &create).with_context(|| format!("round {round}"))?;
+        shim.start(limit(), &StartRequest { id: id.clone(), ..Default::default() })?;
+        let ended = shim.wait(limit(), &WaitRequest { id: id.clone(), ..Default::default() })?;
+        shim.delete(limit(), &DeleteRequest { id, ..Default::default() })?;
+        if ended.exit_status != 0 {
+            bail!("round {round} ended with {}", ended.exit_status);
+        }
+    }
+    let left = sleeper.exec(&["cat", "/proc/partitions"])?.expect_code(0)?.text();
+    if left.contains("vd") {
+        bail!("the guest still has {left}");
+    }
+    sleeper.remove()
 }

@@ -19,8 +19,8 @@ crate::cases!(
 /// Shows the container its cgroup, which `ctr` doesn't by itself.
 pub const CGROUP: &str = "--mount=type=cgroup,src=cgroup,dst=/sys/fs/cgroup,options=ro:nosuid";
 
-/// The shim's socket of a container, as its bundle names it.
-fn shim(context: &Context, container: &Container) -> Result<TaskClient> {
+/// The shim of a container, by the socket that its bundle names.
+pub fn shim(context: &Context, container: &Container) -> Result<TaskClient> {
     let bundle = Path::new(&context.containerd.state())
         .join("io.containerd.runtime.v2.task/default")
         .join(&container.id);
