@@ -6,6 +6,7 @@
 
 use super::blk::{Disk, OddSize, QUEUE_SIZES};
 use crate::io_loop::LoopStuck;
+use crate::kvm::KvmError;
 use crate::virtio::mmio::MmioTransport;
 use crate::virtio::{ActivateError, Activation, RestoreError, VirtioDevice, Worker};
 use std::sync::Arc;
@@ -58,6 +59,9 @@ pub enum SlotError {
     /// No slot has that number.
     #[error("device {0} is no disk")]
     NoDisk(u32),
+    /// KVM does not take its interrupt or notifications.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
     /// A request to the disk takes too long; the slot is of no use any more.
     #[error(transparent)]
     Stuck(#[from] LoopStuck),
@@ -67,26 +71,51 @@ pub enum SlotError {
 pub struct DiskSlots {
     /// The number of the first of them among all devices.
     first: u32,
-    slots: Vec<(Arc<MmioTransport>, bool)>,
+    slots: Vec<Slot>,
+}
+
+struct Slot {
+    transport: Arc<MmioTransport>,
+    connected: bool,
+    taken: bool,
 }
 
 impl DiskSlots {
     /// Empty ones, which follow `first` other devices.
     pub fn new(first: u32, slots: &[Arc<MmioTransport>]) -> Self {
-        Self { first, slots: slots.iter().map(|slot| (slot.clone(), false)).collect() }
+        let slot = |transport: &Arc<MmioTransport>| Slot {
+            transport: transport.clone(),
+            connected: false,
+            taken: false,
+        };
+        Self { first, slots: slots.iter().map(slot).collect() }
     }
 
-    /// Puts `disk` into an empty slot; gives the device's number.
+    /// The number of the first slot.
+    pub fn first(&self) -> u32 {
+        self.first
+    }
+
+    /// Puts `disk` into an empty slot; gives the device's number. Before the first disk of a slot, `connect` is
+    /// to connect its interrupt and notifications, which takes longer than all else of an empty slot.
     ///
     /// # Errors
-    /// [`SlotError::Full`].
-    pub fn attach(&mut self, disk: Disk) -> Result<u32, SlotError> {
+    /// [`SlotError::Full`], or `connect`'s.
+    pub fn attach(
+        &mut self,
+        disk: Disk,
+        connect: impl FnOnce(u32, &MmioTransport) -> Result<(), SlotError>,
+    ) -> Result<u32, SlotError> {
         let count = self.slots.len();
         let mut numbered = (self.first..).zip(&mut self.slots);
-        let (number, (transport, taken)) =
-            numbered.find(|(_, (_, taken))| !taken).ok_or(SlotError::Full(count))?;
-        *taken = true;
-        transport.replace(Box::new(disk))?;
+        let (number, slot) =
+            numbered.find(|(_, slot)| !slot.taken).ok_or(SlotError::Full(count))?;
+        if !slot.connected {
+            connect(number, &slot.transport)?;
+            slot.connected = true;
+        }
+        slot.taken = true;
+        slot.transport.replace(Box::new(disk))?;
         Ok(number)
     }
 
@@ -96,10 +125,10 @@ impl DiskSlots {
     /// [`SlotError::NoDisk`], or [`SlotError::Stuck`] after five seconds.
     pub fn detach(&mut self, number: u32) -> Result<(), SlotError> {
         let index = number.checked_sub(self.first).map(|index| index as usize);
-        let slot = index.and_then(|index| self.slots.get_mut(index)).filter(|(_, taken)| *taken);
-        let (transport, taken) = slot.ok_or(SlotError::NoDisk(number))?;
-        transport.replace(Box::new(EmptySlot))?;
-        *taken = false;
+        let slot = index.and_then(|index| self.slots.get_mut(index)).filter(|slot| slot.taken);
+        let slot = slot.ok_or(SlotError::NoDisk(number))?;
+        slot.transport.replace(Box::new(EmptySlot))?;
+        slot.taken = false;
         Ok(())
     }
 }
@@ -131,16 +160,24 @@ mod tests {
                 u32::from_le_bytes(id)
             })
         };
+        let mut connected = Vec::new();
+        let mut attach = |slots: &mut DiskSlots| {
+            slots.attach(disk(), |number, _| {
+                connected.push(number);
+                Ok(())
+            })
+        };
         assert_eq!(ids(), [0, 0]);
-        assert_eq!(slots.attach(disk()).unwrap(), 4);
+        assert_eq!(attach(&mut slots).unwrap(), 4);
         assert_eq!(ids(), [2, 0]);
-        assert_eq!(slots.attach(disk()).unwrap(), 5);
-        assert!(matches!(slots.attach(disk()), Err(SlotError::Full(2))));
+        assert_eq!(attach(&mut slots).unwrap(), 5);
+        assert!(matches!(attach(&mut slots), Err(SlotError::Full(2))));
         slots.detach(4).unwrap();
         assert_eq!(ids(), [0, 2]);
         for none in [3, 4, 6, u32::MAX] {
             assert!(matches!(slots.detach(none), Err(SlotError::NoDisk(number)) if number == none));
         }
-        assert_eq!(slots.attach(disk()).unwrap(), 4);
+        assert_eq!(attach(&mut slots).unwrap(), 4);
+        assert_eq!(connected, [4, 5]);
     }
 }

@@ -2,12 +2,13 @@
 //!
 //! What can be wrong with the configuration and its files is found first, without KVM.
 
-use super::Prepared;
+use super::{Prepared, wiring};
 use crate::arch::x86_64::boot::{self, Range};
 use crate::arch::x86_64::{cpuid, layout, mptable, registers};
 use crate::bus::Bus;
 use crate::cmdline::{self, MmioDevice};
 use crate::devices;
+use crate::devices::build::Devices;
 use crate::devices::console::{self, ConsoleInput, ConsoleLog};
 use crate::devices::i8042::I8042;
 use crate::devices::serial::SerialPort;
@@ -17,8 +18,7 @@ use crate::kernel::{Initrd, KernelImage};
 use crate::kvm::{self, KvmError};
 use crate::memory::{GuestRam, HOLE_START, HUGE_PAGE};
 use crate::vcpu::{Gate, Surroundings, Vcpu};
-use crate::virtio::mmio::{MmioTransport, WINDOW, register};
-use kvm_ioctls::{IoEventAddress, Kvm, VmFd};
+use kvm_ioctls::{Kvm, VmFd};
 use protocol::machine::MachineConfig;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -54,7 +54,7 @@ pub fn build(config: &MachineConfig, descriptors: Vec<OwnedFd>) -> Result<Prepar
     let (console_input, console) = open_console(config, exit.clone())?;
     let (serial, ports) = build_ports(&vm, console_input, &exit)?;
     let devices = devices::build::build(config, descriptors, ram.memory())?;
-    let Placed { mmio, announced } = place_devices(&vm, &devices.transports)?;
+    let Placed { mmio, announced } = place_devices(&vm, &devices)?;
 
     populate_start(&ram, &kernel, initrd_at + initrd.as_ref().map_or(0, Initrd::len));
     kernel.load(&ram)?;
@@ -180,24 +180,18 @@ struct Placed {
     announced: Vec<MmioDevice>,
 }
 
-/// Gives each device the next window and interrupt line.
-fn place_devices(vm: &VmFd, transports: &[Arc<MmioTransport>]) -> Result<Placed, StartError> {
+/// Gives each device the next window and interrupt line. Slots for disks are connected when there is one.
+fn place_devices(vm: &VmFd, devices: &Devices) -> Result<Placed, StartError> {
     let (mut mmio, mut announced) = (Bus::default(), Vec::new());
-    let max = layout::VIRTIO_IRQS.len();
-    if transports.len() > max {
-        return Err(StartError::TooManyDevices { asked: transports.len(), max });
-    }
-    for ((transport, irq), index) in transports.iter().zip(layout::VIRTIO_IRQS).zip(0..) {
-        let device = MmioDevice { address: layout::VIRTIO_MMIO + index * WINDOW, len: WINDOW, irq };
-        vm.register_irqfd(transport.irq(), irq)
-            .map_err(KvmError::call("connect a device's interrupt"))?;
-        let notify = IoEventAddress::Mmio(device.address + register::QUEUE_NOTIFY);
-        for (queue, event) in (0u32..).zip(transport.notifications()) {
-            vm.register_ioevent(event, &notify, queue)
-                .map_err(KvmError::call("connect a device's notifications"))?;
+    let asked = devices.transports.len();
+    for (transport, number) in devices.transports.iter().zip(0..) {
+        let max = layout::VIRTIO_IRQS.len();
+        let place = wiring::place(number).ok_or(StartError::TooManyDevices { asked, max })?;
+        if number < devices.slots.first() {
+            wiring::connect(vm, transport, place)?;
         }
-        mmio.insert(device.address, WINDOW, transport.clone())?;
-        announced.push(device);
+        mmio.insert(place.address, place.len, transport.clone())?;
+        announced.push(place);
     }
     Ok(Placed { mmio, announced })
 }

@@ -9,6 +9,7 @@
 
 pub mod build;
 pub mod snapshot;
+mod wiring;
 
 use crate::devices::blk::Disk;
 use crate::devices::build::Devices;
@@ -186,7 +187,11 @@ impl Machine {
         read_only: bool,
     ) -> Result<u32, SlotError> {
         let disk = Disk::new(file, bytes, read_only)?;
-        self.parts.devices.slots.attach(disk)
+        let Prepared { vm, devices, .. } = &mut self.parts;
+        devices.slots.attach(disk, |number, transport| {
+            let place = wiring::place(number).ok_or(SlotError::NoDisk(number))?;
+            Ok(wiring::connect(vm, transport, place)?)
+        })
     }
 
     /// Takes the disk out of the device with this number.

@@ -2,9 +2,11 @@
 
 use jail::SyscallFilter;
 
-/// KVM's requests for the state of a paused machine, and the one that gives it memory.
-const REQUESTS: [u32; 14] = [
+/// KVM's requests for the state of a paused machine, and those that give it memory and connect a disk.
+const REQUESTS: [u32; 16] = [
     0x4020_ae46, // KVM_SET_USER_MEMORY_REGION
+    0x4020_ae76, // KVM_IRQFD
+    0x4040_ae79, // KVM_IOEVENTFD
     0x8090_ae81, // KVM_GET_REGS
     0x8138_ae83, // KVM_GET_SREGS
     0xc008_ae88, // KVM_GET_MSRS
