@@ -57,10 +57,11 @@ impl Disks {
     fn attach_one(&mut self, disk: &Disk, node: &Path) -> io::Result<()> {
         let device = format!("virtio-mmio.{}", disk.device);
         let place = Path::new(DEVICES).join(&device);
-        // A disk that was there before the kernel looked has its driver already.
-        if !place.join("driver").exists() {
-            fs::write(Path::new(DRIVER).join("bind"), &device)?;
+        // What was in the slot when the kernel looked has its driver, and need not be this disk.
+        if place.join("driver").exists() {
+            fs::write(Path::new(DRIVER).join("unbind"), &device)?;
         }
+        fs::write(Path::new(DRIVER).join("bind"), &device)?;
         let host = (disk.host_major, disk.host_minor);
         self.0.push(Attached { device, node: node.to_owned(), host, guest: (0, 0) });
         let guest = numbers(&place)?;
