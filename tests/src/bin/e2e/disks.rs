@@ -300,26 +300,34 @@ fn by_command_line_they_are_as_on_runc(context: &Context) -> Result<()> {
     Ok(())
 }
 
-/// More containers one after another than there are slots, in a machine that lives on. The root is a snapshotter's
-/// mount of an EROFS image, which `ctr` can't give, so the shim is called as containerd does.
+/// More containers one after another than there are slots, in a machine that lives on. The roots are the mounts that
+/// snapshotters give of an EROFS image and of a device (as devmapper does), which `ctr` can't, so the shim is called
+/// as containerd does.
 fn roots_come_and_go_while_the_machine_lives(context: &Context) -> Result<()> {
-    let script = "grep -q '^[^ ]* / erofs ro' /proc/mounts && ! touch /x";
-    let mut spec = config(&["sh", "-c", script]);
-    let dev = json!({"destination": "/dev", "type": "tmpfs", "source": "tmpfs"});
-    spec["mounts"].as_array_mut().context("mounts")?.push(dev);
     let bundle = Bundle::new(context, &[])?;
-    bundle.write_config(&spec)?;
     let root = bundle.0.join("rootfs").display().to_string();
     let image = Image::made(context, &["mkfs.erofs"], &[&root])?;
+    let device = Image::made(context, &["mke2fs", "-q", "-t", "ext4", "-d", &root], &["32M"])?;
+    let device = LoopDevice::new(device)?;
+    let roots = [
+        ("erofs", image.path(), &["ro", "loop"][..], "/ erofs ro", "! touch /new"),
+        ("ext4", &device.path, &[][..], "/ ext4 rw", "echo x >> /new"),
+    ];
     let sleeper = context.sleeper()?;
     let shim = shim(context, &sleeper)?;
     let limit = || ttrpc::context::with_timeout(30_000_000_000);
     for round in 0..12 {
+        let (fstype, source, options, mounted, also) = roots[round % 2];
+        let script = format!("grep -q '^[^ ]* {mounted}' /proc/mounts && {also}");
+        let mut spec = config(&["sh", "-c", &script]);
+        let dev = json!({"destination": "/dev", "type": "tmpfs", "source": "tmpfs"});
+        spec["mounts"].as_array_mut().context("mounts")?.push(dev);
+        bundle.write_config(&spec)?;
         let id = format!("{}-{round}", sleeper.id);
         let rootfs = Mount {
-            type_: "erofs".into(),
-            source: image.path().into(),
-            options: vec!["ro".into(), "loop".into()],
+            type_: fstype.into(),
+            source: source.into(),
+            options: options.iter().map(|&option| option.to_owned()).collect(),
             ..Default::default()
         };
         let create = CreateTaskRequest {
@@ -335,6 +343,10 @@ fn roots_come_and_go_while_the_machine_lives(context: &Context) -> Result<()> {
         if ended.exit_status != 0 {
             bail!("round {round} ended with {}", ended.exit_status);
         }
+    }
+    let kept = tool(&["debugfs", "-R", "cat /new", &device.path])?.expect_code(0)?.text();
+    if kept.lines().count() != 6 {
+        bail!("of six rounds the device holds {kept:?}");
     }
     let left = sleeper.exec(&["cat", "/proc/partitions"])?.expect_code(0)?.text();
     if left.contains("vd") {
