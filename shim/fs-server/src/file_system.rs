@@ -1,5 +1,6 @@
 //! How the directory is served: what is cached for how long, which features the guest is offered.
 
+use crate::live::LiveMounts;
 use anyhow::{Context, Result};
 use std::fs::File;
 use std::time::Duration;
@@ -10,12 +11,11 @@ use virtiofsd::server::Server;
 /// are opened for a moment.
 const OWN_DESCRIPTORS: u64 = 128;
 
-/// How long the guest takes names and attributes for granted. Both sides may change a volume, so this is
-/// how late the guest can be in seeing what the host did.
+/// How long the guest takes names and attributes for granted, but for bind mounts: see [`crate::live`].
 const VALIDITY: Duration = Duration::from_secs(1);
 
 /// Answers FUSE requests.
-pub(crate) type Files = Server<PassthroughFs>;
+pub(crate) type Files = Server<LiveMounts>;
 
 /// Serves the root directory of this (confined) process.
 pub(crate) fn open(own_descriptors: File) -> Result<Files> {
@@ -31,11 +31,14 @@ pub(crate) fn open(own_descriptors: File) -> Result<Files> {
         xattr: true,
         posix_acl: NegotiationMode::Auto,
         proc_sfd_rawfd: Some(own_descriptors),
+        // Files of bind mounts are not cached, and can be mapped into memory all the same.
+        allow_mmap: true,
         // Each mount gets a device number of its own in the guest, so inode numbers don't collide.
         announce_submounts: true,
         readdirplus: true,
         guest_fd_limit: limit.unwrap_or(u64::MAX).saturating_sub(OWN_DESCRIPTORS),
         ..Config::default()
     };
-    Ok(Server::new(PassthroughFs::new(config).context("cannot open the shared directory")?))
+    let files = PassthroughFs::new(config).context("cannot open the shared directory")?;
+    Ok(Server::new(LiveMounts(files)))
 }

@@ -8,6 +8,7 @@
 mod confine;
 mod device;
 mod file_system;
+mod live;
 mod logger;
 mod queue;
 mod serve;

@@ -13,6 +13,7 @@ mod crash;
 mod deadline;
 mod disks;
 mod exec;
+mod inside;
 mod leaks;
 mod lifecycle;
 mod logs;
@@ -29,6 +30,7 @@ mod spec;
 mod terminal;
 mod throughput;
 mod update;
+mod volumes;
 mod wrong_settings;
 
 use anyhow::{Context as _, Result, bail};
@@ -104,6 +106,10 @@ struct Arguments {
 }
 
 fn main() -> Result<()> {
+    let inside: Vec<_> = std::env::args_os().skip(1).collect();
+    if inside.first().is_some_and(|first| first == inside::FLAG) {
+        return inside::main(&inside[1..]);
+    }
     let arguments = Arguments::parse();
     let version = Version::from_name(&arguments.containerd)
         .with_context(|| format!("no containerd {:?} in the lab", arguments.containerd))?;
@@ -147,7 +153,7 @@ fn main() -> Result<()> {
 }
 
 fn choose(arguments: &Arguments) -> Vec<Case> {
-    let topics: [fn() -> Vec<Case>; 20] = [
+    let topics: [fn() -> Vec<Case>; 21] = [
         run::cases,
         exec::cases,
         terminal::cases,
@@ -162,6 +168,7 @@ fn choose(arguments: &Arguments) -> Vec<Case> {
         bundles::cases,
         oci::cases,
         spec::cases,
+        volumes::cases,
         confinement::cases,
         crash::cases,
         outage::cases,

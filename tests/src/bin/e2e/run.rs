@@ -14,7 +14,6 @@ crate::cases!(
     stdin_reaches_the_container,
     stdout_and_stderr_are_apart,
     a_written_file_is_in_the_snapshot_and_nowhere_else,
-    a_host_directory_is_seen_live,
     a_missing_command_is_named,
     a_file_without_x_bit_is_named,
     a_missing_rootfs_is_named,
@@ -91,23 +90,6 @@ fn find(directory: &Path, name: &str) -> Vec<String> {
         }
     }
     found
-}
-
-fn a_host_directory_is_seen_live(context: &Context) -> Result<()> {
-    let directory = format!("/tmp/{}", context.fresh_id());
-    fs::create_dir(&directory)?;
-    let mount = format!("--mount=type=bind,src={directory},dst=/volume,options=rbind:rw");
-    let container = context.container().flag(mount).detached(&["sleep", "1000"])?;
-    fs::write(format!("{directory}/from-host"), "host\n")?;
-    let script = "cat /volume/from-host && echo guest > /volume/from-guest";
-    let seen = container.exec(&["sh", "-c", script])?.expect_code(0)?.text();
-    let back = fs::read_to_string(format!("{directory}/from-guest"))?;
-    container.remove()?;
-    fs::remove_dir_all(&directory)?;
-    if (seen.as_str(), back.as_str()) != ("host", "guest\n") {
-        bail!("the guest saw {seen:?}, the host saw {back:?}");
-    }
-    Ok(())
 }
 
 fn a_missing_command_is_named(context: &Context) -> Result<()> {

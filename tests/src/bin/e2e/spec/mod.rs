@@ -18,7 +18,6 @@ crate::cases!(
     generated_specs_mean_what_they_mean_to_runc,
     hooks_run_on_the_host_and_one_in_the_guest,
     what_cannot_be_had_is_refused_by_name,
-    a_bind_mount_follows_a_swapped_link_and_a_changed_file,
 );
 
 /// A spec with the usual mounts, whose process tells what it sees.
@@ -160,40 +159,6 @@ fn what_cannot_be_had_is_refused_by_name(context: &Context) -> Result<()> {
         spec.pointer_mut(parent).context("a parent")?[key] = value;
         bundle.write_config(&spec)?;
         bundle.run()?.expect_error(&[word])?;
-    }
-    Ok(())
-}
-
-/// As a kubelet changes a ConfigMap: a new directory, and a link that is renamed over the old one. The guest
-/// takes names and attributes for granted for a second.
-fn a_bind_mount_follows_a_swapped_link_and_a_changed_file(context: &Context) -> Result<()> {
-    use std::os::unix::fs::symlink;
-    let directory = std::path::PathBuf::from(format!("/tmp/{}", context.fresh_id()));
-    let write = |version: &str, text: &str| -> Result<()> {
-        std::fs::create_dir_all(directory.join(version))?;
-        std::fs::write(directory.join(version).join("key"), text)?;
-        symlink(version, directory.join("..tmp"))?;
-        Ok(std::fs::rename(directory.join("..tmp"), directory.join("..data"))?)
-    };
-    write("..1", "one\n")?;
-    symlink("..data/key", directory.join("key"))?;
-    let mount =
-        format!("--mount=type=bind,src={},dst=/volume,options=rbind:ro", directory.display());
-    let container = context.container().flag(mount).detached(&["sleep", "1000"])?;
-    let read =
-        || Ok::<_, anyhow::Error>(container.exec(&["cat", "/volume/key"])?.expect_code(0)?.text());
-    let second = || std::thread::sleep(std::time::Duration::from_millis(1100));
-    let mut seen = vec![read()?];
-    write("..2", "two\n")?;
-    second();
-    seen.push(read()?);
-    std::fs::write(directory.join("..2/key"), "three, and longer\n")?;
-    second();
-    seen.push(read()?);
-    container.remove()?;
-    std::fs::remove_dir_all(&directory)?;
-    if seen != ["one", "two", "three, and longer"] {
-        bail!("the container saw {seen:?}");
     }
     Ok(())
 }

@@ -1,0 +1,365 @@
+//! Bind mounts are live: of what lies below `<container>/mounts` the guest takes nothing for granted and keeps
+//! nothing, so its next look sees what the host did. The rest is a container's own and cached.
+//!
+//! Where a file lies is marked in the number by which the guest names it, so there is nothing to remember. A
+//! guest that makes up marks changes what its own kernel caches, nothing else.
+
+use std::ffi::CStr;
+use std::io;
+use std::time::Duration;
+use virtiofsd::filesystem::{
+    Context, Entry, Extensions, FileSystem, FsOptions, GetxattrReply, ListxattrReply, OpenOptions,
+    SetattrValid, SetxattrFlags, ZeroCopyReader, ZeroCopyWriter,
+};
+use virtiofsd::fuse::{Attr, ROOT_ID, SetattrIn};
+use virtiofsd::passthrough::PassthroughFs;
+
+/// Marks a child of the root: a container's directory.
+const CONTAINER: u64 = 1 << 62;
+
+/// Marks what lies below a container's `mounts`.
+const LIVE: u64 = 1 << 63;
+
+/// A file's number as the guest knows it: virtiofsd's, which counts up from 1, and a mark.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Node(u64);
+
+impl From<u64> for Node {
+    fn from(number: u64) -> Self {
+        Self(number)
+    }
+}
+
+impl From<Node> for u64 {
+    fn from(node: Node) -> Self {
+        node.0
+    }
+}
+
+impl Node {
+    /// virtiofsd's number.
+    fn inode(self) -> u64 {
+        self.0 & !(CONTAINER | LIVE)
+    }
+
+    fn is_live(self) -> bool {
+        self.0 & LIVE != 0
+    }
+
+    /// The mark of what has this name in this directory.
+    fn mark_of(self, name: &CStr) -> u64 {
+        match self.0 {
+            ROOT_ID => CONTAINER,
+            node if node & CONTAINER != 0 && name == c"mounts" => LIVE,
+            node => node & LIVE,
+        }
+    }
+
+    /// The answer about what has this name in this directory.
+    fn entry(self, name: &CStr, mut entry: Entry) -> Entry {
+        entry.inode |= self.mark_of(name);
+        if Self(entry.inode).is_live() {
+            entry.entry_timeout = Duration::ZERO;
+            entry.attr_timeout = Duration::ZERO;
+        }
+        entry
+    }
+
+    fn attributes(self, (attr, validity): (Attr, Duration)) -> (Attr, Duration) {
+        (attr, if self.is_live() { Duration::ZERO } else { validity })
+    }
+
+    /// Pages of a live file are not even kept for those who hold it open: its time of change, by which the
+    /// guest would tell that they are old, is no finer than the host's clock tick.
+    fn options(self, cached: OpenOptions, live: OpenOptions) -> OpenOptions {
+        if self.is_live() { live } else { cached }
+    }
+}
+
+/// virtiofsd's file system, with live bind mounts.
+pub(crate) struct LiveMounts(pub(crate) PassthroughFs);
+
+/// Methods that concern one file and say nothing that the guest may cache.
+macro_rules! forward {
+    ($(fn $name:ident$(<$kind:ident: $bound:ident>)?($($arg:ident: $type:ty),*) -> $answer:ty;)+) => {$(
+        fn $name$(<$kind: $bound>)?(&self, ctx: Context, node: Node, $($arg: $type),*) -> io::Result<$answer> {
+            self.0.$name(ctx, node.inode(), $($arg),*)
+        }
+    )+};
+}
+
+/// Methods that make something in a directory.
+macro_rules! forward_making {
+    ($(fn $name:ident($($arg:ident: $type:ty),*);)+) => {$(
+        fn $name(&self, ctx: Context, parent: Node, name: &CStr, $($arg: $type),*) -> io::Result<Entry> {
+            Ok(parent.entry(name, self.0.$name(ctx, parent.inode(), name, $($arg),*)?))
+        }
+    )+};
+}
+
+impl FileSystem for LiveMounts {
+    type Inode = Node;
+    type Handle = u64;
+    type DirIter = <PassthroughFs as FileSystem>::DirIter;
+
+    forward! {
+        fn statfs() -> libc::statvfs64;
+        fn readlink() -> Vec<u8>;
+        fn access(mask: u32) -> ();
+        fn unlink(name: &CStr) -> ();
+        fn rmdir(name: &CStr) -> ();
+        fn readdir(handle: u64, size: u32, offset: u64) -> Self::DirIter;
+        fn releasedir(flags: u32, handle: u64) -> ();
+        fn fsyncdir(datasync: bool, handle: u64) -> ();
+        fn read<W: ZeroCopyWriter>(handle: u64, to: W, size: u32, offset: u64, owner: Option<u64>, flags: u32) -> usize;
+        fn write<R: ZeroCopyReader>(
+            handle: u64, from: R, size: u32, offset: u64, owner: Option<u64>, delayed: bool, kill_priv: bool, flags: u32
+        ) -> usize;
+        fn flush(handle: u64, owner: u64) -> ();
+        fn fsync(datasync: bool, handle: u64) -> ();
+        fn syncfs() -> ();
+        fn fallocate(handle: u64, mode: u32, offset: u64, length: u64) -> ();
+        fn lseek(handle: u64, offset: u64, whence: u32) -> u64;
+        fn release(flags: u32, handle: u64, flush: bool, unlock: bool, owner: Option<u64>) -> ();
+        fn setxattr(name: &CStr, value: &[u8], flags: u32, more: SetxattrFlags) -> ();
+        fn getxattr(name: &CStr, size: u32) -> GetxattrReply;
+        fn listxattr(size: u32) -> ListxattrReply;
+        fn removexattr(name: &CStr) -> ();
+    }
+
+    forward_making! {
+        fn lookup();
+        fn mkdir(mode: u32, umask: u32, extensions: Extensions);
+        fn mknod(mode: u32, device: u32, umask: u32, extensions: Extensions);
+    }
+
+    fn init(&self, capable: FsOptions) -> io::Result<FsOptions> {
+        self.0.init(capable)
+    }
+
+    fn destroy(&self) {
+        self.0.destroy();
+    }
+
+    fn forget(&self, ctx: Context, node: Node, count: u64) {
+        self.0.forget(ctx, node.inode(), count);
+    }
+
+    fn batch_forget(&self, ctx: Context, requests: Vec<(Node, u64)>) {
+        let requests = requests.into_iter().map(|(node, count)| (node.inode(), count));
+        self.0.batch_forget(ctx, requests.collect());
+    }
+
+    fn getattr(
+        &self,
+        ctx: Context,
+        node: Node,
+        handle: Option<u64>,
+    ) -> io::Result<(Attr, Duration)> {
+        Ok(node.attributes(self.0.getattr(ctx, node.inode(), handle)?))
+    }
+
+    fn setattr(
+        &self,
+        ctx: Context,
+        node: Node,
+        attr: SetattrIn,
+        handle: Option<u64>,
+        valid: SetattrValid,
+    ) -> io::Result<(Attr, Duration)> {
+        Ok(node.attributes(self.0.setattr(ctx, node.inode(), attr, handle, valid)?))
+    }
+
+    fn symlink(
+        &self,
+        ctx: Context,
+        target: &CStr,
+        parent: Node,
+        name: &CStr,
+        extensions: Extensions,
+    ) -> io::Result<Entry> {
+        Ok(parent.entry(name, self.0.symlink(ctx, target, parent.inode(), name, extensions)?))
+    }
+
+    fn link(&self, ctx: Context, node: Node, parent: Node, name: &CStr) -> io::Result<Entry> {
+        Ok(parent.entry(name, self.0.link(ctx, node.inode(), parent.inode(), name)?))
+    }
+
+    fn rename(
+        &self,
+        ctx: Context,
+        from: Node,
+        name: &CStr,
+        to: Node,
+        new_name: &CStr,
+        flags: u32,
+    ) -> io::Result<()> {
+        self.0.rename(ctx, from.inode(), name, to.inode(), new_name, flags)
+    }
+
+    fn open(
+        &self,
+        ctx: Context,
+        node: Node,
+        kill_priv: bool,
+        flags: u32,
+    ) -> io::Result<(Option<u64>, OpenOptions)> {
+        let (handle, options) = self.0.open(ctx, node.inode(), kill_priv, flags)?;
+        Ok((handle, node.options(options, OpenOptions::DIRECT_IO)))
+    }
+
+    fn opendir(
+        &self,
+        ctx: Context,
+        node: Node,
+        flags: u32,
+    ) -> io::Result<(Option<u64>, OpenOptions)> {
+        let (handle, options) = self.0.opendir(ctx, node.inode(), flags)?;
+        Ok((handle, node.options(options, OpenOptions::empty())))
+    }
+
+    fn create(
+        &self,
+        ctx: Context,
+        parent: Node,
+        name: &CStr,
+        mode: u32,
+        kill_priv: bool,
+        flags: u32,
+        umask: u32,
+        extensions: Extensions,
+    ) -> io::Result<(Entry, Option<u64>, OpenOptions)> {
+        let dir = parent.inode();
+        let (entry, handle, options) =
+            self.0.create(ctx, dir, name, mode, kill_priv, flags, umask, extensions)?;
+        let entry = parent.entry(name, entry);
+        let options = Node(entry.inode).options(options, OpenOptions::DIRECT_IO);
+        Ok((entry, handle, options))
+    }
+
+    fn copyfilerange(
+        &self,
+        ctx: Context,
+        from: Node,
+        from_handle: u64,
+        from_offset: u64,
+        to: Node,
+        to_handle: u64,
+        to_offset: u64,
+        length: u64,
+        flags: u64,
+    ) -> io::Result<usize> {
+        let (from, to) = (from.inode(), to.inode());
+        let to = (to, to_handle, to_offset);
+        self.0.copyfilerange(ctx, from, from_handle, from_offset, to.0, to.1, to.2, length, flags)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use virtiofsd::passthrough::Config;
+
+    const LONG: Duration = Duration::from_secs(1);
+
+    /// The owner of the files: nobody's identity has to be taken on.
+    fn owner() -> Context {
+        let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
+        Context { uid: uid.into(), gid: gid.into(), pid: 0 }
+    }
+
+    /// A shared directory with a container in it, and the file system that serves it.
+    fn shared() -> (tempfile::TempDir, LiveMounts) {
+        let dir = tempfile::tempdir().unwrap();
+        for path in ["c1/rootfs/mounts", "c1/mounts/0/rootfs"] {
+            std::fs::create_dir_all(dir.path().join(path)).unwrap();
+            std::fs::write(dir.path().join(path).join("file"), "text").unwrap();
+        }
+        let files = PassthroughFs::new(Config {
+            root_dir: dir.path().to_str().unwrap().to_owned(),
+            entry_timeout: LONG,
+            attr_timeout: LONG,
+            cache_policy: virtiofsd::passthrough::CachePolicy::Always,
+            ..Config::default()
+        });
+        let files = LiveMounts(files.unwrap());
+        files.init(FsOptions::empty()).unwrap();
+        (dir, files)
+    }
+
+    fn find(files: &LiveMounts, path: &[&CStr]) -> Entry {
+        let mut entry = files.lookup(owner(), Node(ROOT_ID), path[0]).unwrap();
+        for name in &path[1..] {
+            entry = files.lookup(owner(), Node(entry.inode), name).unwrap();
+        }
+        entry
+    }
+
+    fn validity(entry: &Entry) -> (Duration, Duration) {
+        (entry.entry_timeout, entry.attr_timeout)
+    }
+
+    #[test]
+    fn nothing_below_a_bind_mount_is_taken_for_granted() {
+        let (_dir, files) = shared();
+        for path in [&[c"c1", c"mounts", c"0"][..], &[c"c1", c"mounts", c"0", c"rootfs", c"file"]] {
+            let entry = find(&files, path);
+            assert_eq!(validity(&entry), (Duration::ZERO, Duration::ZERO), "{path:?}");
+            let node = Node(entry.inode);
+            assert_eq!(files.getattr(owner(), node, None).unwrap().1, Duration::ZERO);
+        }
+    }
+
+    #[test]
+    fn a_root_file_system_is_cached_whatever_its_directories_are_called() {
+        let (_dir, files) = shared();
+        let entry = find(&files, &[c"c1", c"rootfs", c"mounts", c"file"]);
+        assert_eq!(validity(&entry), (LONG, LONG));
+        let node = Node(entry.inode);
+        assert_eq!(files.getattr(owner(), node, None).unwrap().1, LONG);
+        let (_, options) = files.open(owner(), node, false, 0).unwrap();
+        assert_eq!(options, OpenOptions::KEEP_CACHE);
+    }
+
+    #[test]
+    fn pages_and_lists_of_a_live_file_are_not_kept() {
+        let (_dir, files) = shared();
+        let directory = Node(find(&files, &[c"c1", c"mounts", c"0", c"rootfs"]).inode);
+        let (_, options) = files.opendir(owner(), directory, 0).unwrap();
+        assert_eq!(options, OpenOptions::empty());
+        let file = Node(files.lookup(owner(), directory, c"file").unwrap().inode);
+        let (_, options) = files.open(owner(), file, false, 0).unwrap();
+        assert_eq!(options, OpenOptions::DIRECT_IO);
+    }
+
+    #[test]
+    fn what_is_made_below_a_bind_mount_is_live() {
+        let (_dir, files) = shared();
+        let volume = Node(find(&files, &[c"c1", c"mounts", c"0"]).inode);
+        let none = Extensions::default;
+        let (file, _, options) = files
+            .create(owner(), volume, c"new", 0o600, false, libc::O_RDWR as u32, 0, none())
+            .unwrap();
+        assert_eq!(options, OpenOptions::DIRECT_IO);
+        let made = [
+            files.mkdir(owner(), volume, c"dir", 0o700, 0, none()).unwrap(),
+            files.mknod(owner(), volume, c"fifo", libc::S_IFIFO | 0o600, 0, 0, none()).unwrap(),
+            files.symlink(owner(), c"new", volume, c"symlink", none()).unwrap(),
+            files.link(owner(), Node(file.inode), volume, c"link").unwrap(),
+            file,
+        ];
+        assert!(made.iter().all(|entry| validity(entry) == (Duration::ZERO, Duration::ZERO)));
+    }
+
+    #[test]
+    fn a_file_is_forgotten_by_the_number_the_guest_knows_it_by() {
+        let (_dir, files) = shared();
+        let path = [c"c1", c"mounts", c"0", c"rootfs", c"file"];
+        let (node, again) = (find(&files, &path).inode.into(), find(&files, &path).inode);
+        assert_eq!(node, Node(again));
+        files.forget(owner(), node, 1);
+        assert!(files.getattr(owner(), node, None).is_ok());
+        files.batch_forget(owner(), vec![(node, 1)]);
+        assert!(files.getattr(owner(), node, None).is_err());
+    }
+}
