@@ -9,6 +9,7 @@ needed=(
   /usr/lib/x86_64-linux-gnu/libcap-ng.a:libcap-ng-dev                                     # file server
   /usr/lib/x86_64-linux-gnu/libseccomp.a:libseccomp-dev
   mmdebstrap:mmdebstrap mke2fs:e2fsprogs tar:tar                                          # lab
+  cpio:cpio                                                                               # tests of the guest image
   /usr/share/keyrings/debian-archive-keyring.gpg:debian-archive-keyring
 )
 
