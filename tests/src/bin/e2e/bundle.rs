@@ -1,12 +1,13 @@
 //! A bundle with busybox in it, and runtimes to run it with.
 
-use crate::command::{self, Output};
+use crate::command::{self, Output, Running};
 use crate::context::Context;
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::Duration;
 
 /// A bundle with busybox in it; removed when dropped.
 pub struct Bundle(pub PathBuf);
@@ -37,7 +38,13 @@ impl Bundle {
 
     /// Runs it in a machine of its own.
     pub fn run(&self) -> Result<Output> {
-        command::output(Command::new("/usr/bin/kata-like").arg("run").arg(&self.0))
+        self.run_within(command::DEADLINE)
+    }
+
+    /// As [`Bundle::run`], with more time.
+    pub fn run_within(&self, deadline: Duration) -> Result<Output> {
+        let mut run = Command::new("/usr/bin/kata-like");
+        Running::start(run.arg("run").arg(&self.0), Vec::new())?.finish(deadline)
     }
 
     /// Runs it on the host.

@@ -1,9 +1,13 @@
 //! What this program does when a test runs it in a container.
 
+pub mod listing;
+
 use anyhow::{Context as _, Result, bail};
 use nix::libc;
 use std::ffi::OsString;
 use std::os::fd::AsRawFd;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 
 /// The first argument, before the name of what there is to do.
 pub const FLAG: &str = "--inside";
@@ -13,9 +17,12 @@ pub const MAPPED: &str = "mapped";
 
 /// Does what the arguments after [`FLAG`] say.
 pub fn main(arguments: &[OsString]) -> Result<()> {
-    let [what, path] = arguments else { bail!("{FLAG} WHAT PATH") };
+    let [what, path, more @ ..] = arguments else { bail!("{FLAG} WHAT PATH…") };
     match what.to_str() {
         Some("map") => map(path),
+        Some("list") => listing::print(path.as_ref()),
+        Some("become") => [path].into_iter().chain(more).try_for_each(run_as_user),
+        Some("rights") => rights(),
         other => bail!("{other:?}: no such thing to do"),
     }
 }
@@ -36,5 +43,29 @@ fn map(path: &OsString) -> Result<()> {
         place.cast::<u8>().copy_from_nonoverlapping(MAPPED.as_ptr(), length);
         libc::munmap(place, length);
     }
+    Ok(())
+}
+
+/// Runs a copy of this program as a user without rights, who gains what the copy's file gives.
+fn run_as_user(program: &OsString) -> Result<()> {
+    for gains in [true, false] {
+        let mut command = Command::new(program);
+        command.args([FLAG, "rights", "/"]).uid(1000).gid(1000);
+        if !gains {
+            // SAFETY: a system call, which allocates nothing.
+            unsafe { command.pre_exec(|| Ok(nix::sys::prctl::set_no_new_privs()?)) };
+        }
+        let output = command.output().with_context(|| format!("{}", program.display()))?;
+        print!("{}{}", String::from_utf8(output.stdout)?, String::from_utf8(output.stderr)?);
+    }
+    Ok(())
+}
+
+/// Tells the user, the group and the capabilities that count.
+fn rights() -> Result<()> {
+    let (uid, gid) = (nix::unistd::geteuid(), nix::unistd::getegid());
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let line = status.lines().find(|line| line.starts_with("CapEff")).context("CapEff")?;
+    println!("{uid}:{gid} {}", line.trim_start_matches("CapEff:\t").trim_start_matches('0'));
     Ok(())
 }

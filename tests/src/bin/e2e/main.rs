@@ -20,6 +20,7 @@ mod logs;
 mod machine;
 mod memory;
 mod oci;
+mod odd_files;
 mod outage;
 mod pause;
 mod ptrace;
@@ -153,7 +154,7 @@ fn main() -> Result<()> {
 }
 
 fn choose(arguments: &Arguments) -> Vec<Case> {
-    let topics: [fn() -> Vec<Case>; 21] = [
+    let topics: [fn() -> Vec<Case>; 22] = [
         run::cases,
         exec::cases,
         terminal::cases,
@@ -169,6 +170,7 @@ fn choose(arguments: &Arguments) -> Vec<Case> {
         oci::cases,
         spec::cases,
         volumes::cases,
+        odd_files::cases,
         confinement::cases,
         crash::cases,
         outage::cases,
