@@ -18,9 +18,10 @@ const READ: u64 = 1 << 16;
 /// Told of an attribute that has a name, but whose value can't be had.
 pub const UNSUPPORTED: &str = "unsupported";
 
-/// Of a directory with more files than these each so manyth is looked at, of the others only what a
-/// directory says: a guest in the lab takes a millisecond or two to look at a file.
+/// Of a directory with more entries than these each [`NTH`] is looked at, of the others only what the directory
+/// says: to look at a file takes a guest in the lab some milliseconds.
 const FEW: usize = 32;
+const NTH: usize = 128;
 
 /// Lists what is below a directory and in its file system.
 pub fn print(root: &Path) -> Result<()> {
@@ -42,10 +43,11 @@ pub fn print(root: &Path) -> Result<()> {
         children.sort_unstable_by_key(DirEntry::file_name);
         let all = children.len() <= FEW;
         for (n, child) in children.into_iter().enumerate().rev() {
-            if all || n.is_multiple_of(FEW) || !child.file_type()?.is_file() {
+            let kind = child.file_type()?;
+            if all || kind.is_dir() || n.is_multiple_of(NTH) {
                 left.push(child.path());
             } else {
-                writeln!(out, "{} file", child.path().as_os_str().as_bytes().escape_ascii())?;
+                writeln!(out, "{} {kind:?}", child.path().as_os_str().as_bytes().escape_ascii())?;
             }
         }
     }
