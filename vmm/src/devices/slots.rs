@@ -54,7 +54,7 @@ pub enum SlotError {
     #[error(transparent)]
     Size(#[from] OddSize),
     /// There is a disk in each.
-    #[error("each of the machine's {0} slots for disks is taken")]
+    #[error("each of the machine's {0} slots for disks is taken: raise machine.max_disks")]
     Full(usize),
     /// No slot has that number.
     #[error("device {0} is no disk")]
