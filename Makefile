@@ -1,5 +1,5 @@
 # make run     set everything up and run a container in its own virtual machine
-# make test    all tests; FILTER=words for some
+# make test    all tests; FILTER=word for those whose names contain it
 # make fuzz    fuzz for longer: SECONDS=600 each, TARGET=blk
 # make lint    formatting and lints
 # make bench   measure against runc, write docs/benchmarks.*
