@@ -10,7 +10,8 @@
 //!    belong to the sandbox, so the container shares the guest's own; any other is refused.
 //!    A new network namespace is dropped too: the guest's only network is the sandbox's.
 //! 4. What names host policy or host hardware is refused or left out ([`policy`]). Left out are also CPU sets,
-//!    limits of network devices and of block devices that are no disks of the container's, RDMA, and nodes of devices that not every Linux has.
+//!    limits of network devices and of block devices that are no disks of the container's, RDMA, and nodes of
+//!    devices that not every Linux has.
 //! 5. Hooks run on the host, by this library, but for `startContainer`, which is the guest's.
 
 pub mod disks;
