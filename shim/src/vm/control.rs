@@ -52,6 +52,18 @@ impl Control {
         self.io(Interest::WRITABLE, |socket| control::send(socket, message, fds)).await
     }
 
+    /// Sends the first message: an empty socket takes it without waiting, and before any other.
+    ///
+    /// # Errors
+    /// See [`ControlError`].
+    pub fn send_first<M: Serialize>(
+        &self,
+        message: &M,
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<(), ControlError> {
+        control::send(self.socket.get_ref(), message, fds)
+    }
+
     /// Waits for the next message. Dropping the future loses nothing.
     ///
     /// # Errors

@@ -86,9 +86,12 @@ impl Vm {
         let vmm = spawn::helper(&settings.vmm, &[], control_theirs)?;
         let ids = [ProcessId::of_child(&vmm)?, ProcessId::of_child(&file_server)?];
         let config = plan::machine(settings, paths.console_log());
-        let boot = (Command::Boot(Box::new(config)), fs_ours.into());
-        let helpers = Helpers { vmm, file_server };
-        let (vm, notices) = Self::supervised(control, Some((helpers, boot)));
+        let boot = Command::Boot(Box::new(config));
+        if let Err(error) = control.send_first(&boot, &[fs_ours.as_fd()]) {
+            // Why the VMM doesn't listen shows in its end.
+            tracing::warn!("boot message: {error}");
+        }
+        let (vm, notices) = Self::supervised(control, Some(Helpers { vmm, file_server }));
         Ok((vm, notices, ids))
     }
 
@@ -100,7 +103,7 @@ impl Vm {
 
     fn supervised(
         control: Control,
-        helpers: Option<(Helpers, (Command, OwnedFd))>,
+        helpers: Option<Helpers>,
     ) -> (Self, mpsc::UnboundedReceiver<Notice>) {
         let control = Arc::new(control);
         let (stop, stop_requests) = mpsc::unbounded_channel();
@@ -201,4 +204,46 @@ impl Vm {
 /// What a machine that goes on as it was says.
 fn refused(what: &'static str) -> impl FnOnce(String) -> Error {
     move |why| Error::FailedPrecondition(format!("the virtual machine {what}: {why}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use std::os::unix::fs::OpenOptionsExt as _;
+    use tokio::io::AsyncReadExt as _;
+
+    /// A program that stands for a helper.
+    fn script(dir: &std::path::Path, name: &str, text: &str) -> std::path::PathBuf {
+        use std::io::Write as _;
+        let path = dir.join(name);
+        let mut file =
+            std::fs::File::options().create_new(true).write(true).mode(0o755).open(&path).unwrap();
+        write!(file, "#!/bin/sh\n{text}\n").unwrap();
+        path
+    }
+
+    #[tokio::test]
+    async fn whatever_is_asked_at_once_comes_after_the_boot_message() {
+        let dir = tempfile::tempdir().unwrap();
+        let image = dir.path().join("image");
+        std::fs::write(&image, [0; 512]).unwrap();
+        let mut settings = Settings::resolve(Config::default()).unwrap();
+        settings.vmm = script(dir.path(), "vmm", "/bin/dd bs=1M count=1 <&3 >&2");
+        settings.file_server = script(dir.path(), "fs", "exec /bin/sleep 100");
+        let paths = SandboxPaths::new(dir.path(), "ns", "s").unwrap();
+        let (vm, mut notices, _) = Vm::launch(&settings, &paths).unwrap();
+        let disk = OpenDisk { file: std::fs::File::open(image).unwrap(), bytes: 512 };
+        // The script answers nothing; what it has read is all that matters.
+        assert!(vm.attach_disk(&disk, true).await.is_err());
+        let mut heard = String::new();
+        while let Some(notice) = notices.recv().await {
+            if let Notice::Said { who: "vmm", mut stream } = notice {
+                stream.read_to_string(&mut heard).await.unwrap();
+                break;
+            }
+        }
+        assert!(heard.starts_with("{\"boot\":"), "{heard}");
+        vm.ended().await;
+    }
 }

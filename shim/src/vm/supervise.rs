@@ -3,7 +3,7 @@
 use super::{Control, Notice, Said};
 use nix::sys::signal::Signal;
 use protocol::control::{Command, ControlError, Event, ExitReason};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::time::Duration;
@@ -50,19 +50,16 @@ enum Cause {
 /// What the VMM and the file server exited with; none of one that had to be killed.
 type Statuses = Option<[Option<ExitStatus>; 2]>;
 
-/// Boots the machine, forwards what it says, and returns when it and its processes are gone.
-///
-/// Without helpers somebody else has booted it.
+/// Forwards what the machine and its helpers say, and returns when they are gone.
 pub(super) async fn run(
     control: &Control,
-    helpers: Option<(Helpers, (Command, OwnedFd))>,
+    mut helpers: Option<Helpers>,
     mut stop: mpsc::UnboundedReceiver<String>,
     said: Said,
 ) -> Ended {
-    let mut helpers = match helpers {
-        Some((helpers, boot)) => Some(begin(control, helpers, boot, &said.notices).await),
-        None => None,
-    };
+    if let Some(helpers) = &mut helpers {
+        hand_on_errors(helpers, &said.notices);
+    }
     let cause = watch(control, helpers.as_mut(), &mut stop, &said).await;
     if let Cause::Asked(_) | Cause::FileServer(_) = cause {
         // The socket may be gone already; the processes are killed below whatever it says.
@@ -79,23 +76,13 @@ pub(super) async fn run(
     describe(cause, statuses)
 }
 
-/// Sends the boot message with the file server's socket, and hands on the helpers' standard errors.
-async fn begin(
-    control: &Control,
-    mut helpers: Helpers,
-    (command, fs_socket): (Command, OwnedFd),
-    notices: &mpsc::UnboundedSender<Notice>,
-) -> Helpers {
+/// Hands on the helpers' standard errors.
+fn hand_on_errors(helpers: &mut Helpers, notices: &mpsc::UnboundedSender<Notice>) {
     for (who, child) in [("vmm", &mut helpers.vmm), ("fs", &mut helpers.file_server)] {
         if let Some(stream) = child.stderr.take() {
             let _ = notices.send(Notice::Said { who, stream });
         }
     }
-    if let Err(error) = control.send(&command, &[fs_socket.as_fd()]).await {
-        // Why the VMM doesn't listen shows in its end.
-        tracing::warn!("boot message: {error}");
-    }
-    helpers
 }
 
 async fn watch(
