@@ -1,5 +1,5 @@
 #!/bin/bash
-# Builds the guest kernel from Debian's linux-source-6.12 and x86_64.config.
+# Builds the guest kernel from Debian's linux-source-6.12, patches/ and x86_64.config.
 #
 #   build.sh [--update]      --update: look for a newer source package first
 #
@@ -18,6 +18,7 @@ HERE=$(cd "$(dirname "$0")" && pwd)
 . "$HERE/lib/configure.sh"
 
 FRAGMENT=$HERE/x86_64.config
+PATCHES=("$HERE"/patches/*.patch)
 SUITE=trixie
 PACKAGE=linux-source-6.12
 CACHE=${KATA_LIKE_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/kata-like}
@@ -35,7 +36,7 @@ UNUSED_SOURCES=('*/drivers/gpu/*.[ch]' '*/drivers/net/ethernet/*.[ch]' '*/driver
 # require_tools: all that is missing, in one sentence.
 require_tools() {
   local missing=() pair
-  for pair in gcc:gcc ld:binutils make:make flex:flex bison:bison bc:bc lz4:lz4 xz:xz-utils perl:perl \
+  for pair in gcc:gcc ld:binutils make:make flex:flex bison:bison bc:bc lz4:lz4 xz:xz-utils perl:perl patch:patch \
     dpkg-deb:dpkg apt-get:apt flock:util-linux sha256sum:coreutils; do
     command -v "${pair%%:*}" > /dev/null || missing+=("${pair#*:}")
   done
@@ -66,21 +67,28 @@ source_version() {
   echo "${name%_*.deb}"
 }
 
-# unpack_source DEB TREE: the source, unless it is there.
+# patched VERSION: the name of the source with the patches.
+patched() { echo "$1-$(cat "${PATCHES[@]}" | sha256sum | cut -c1-8)"; }
+
+# unpack_source DEB TREE: the source, patched, unless it is there.
 unpack_source() {
-  local deb=$1 tree=$2 unused=("${UNUSED_SOURCES[@]/#/--exclude=}")
+  local deb=$1 tree=$2 unused=("${UNUSED_SOURCES[@]/#/--exclude=}") change
   [ ! -d "$tree" ] || return 0
   say "unpacking the source (about 10 s)"
   rm -rf "$tree.partial"
   mkdir -p "$tree.partial"
   dpkg-deb --fsys-tarfile "$deb" | tar -xO "./usr/src/$PACKAGE.tar.xz" | xz -dc -T0 |
     tar -C "$tree.partial" --strip-components=1 "${unused[@]}" -xf -
+  for change in "${PATCHES[@]}"; do
+    patch -d "$tree.partial" -p1 --forward --fuzz=0 -i "$change" >&2 ||
+      fail "$change does not apply: remove it if the source has its change by now, else mend it"
+  done
   mv "$tree.partial" "$tree"
 }
 
 # inputs VERSION: the hash that names the result.
 inputs() {
-  { cat "$FRAGMENT" "$HERE/build.sh" "$HERE"/lib/*.sh; echo "$1"; gcc --version; ld --version; } |
+  { cat "$FRAGMENT" "$HERE/build.sh" "$HERE"/lib/*.sh "${PATCHES[@]}"; echo "$1"; gcc --version; ld --version; } |
     sha256sum | cut -c1-16
 }
 
@@ -125,8 +133,8 @@ main() {
   fi
   version=$(source_version "$deb")
   result=$CACHE/kernel-$(inputs "$version")
-  tree=$DOWNLOADS/$version
-  build=$CACHE/kernel-build-$version
+  tree=$DOWNLOADS/$(patched "$version")
+  build=$CACHE/kernel-build-$(patched "$version")
   if [ ! -d "$result" ]; then
     unpack_source "$deb" "$tree"
     say "configuring $version"

@@ -15,9 +15,6 @@ use std::path::{Path, PathBuf};
 /// How much of a file is looked at.
 const READ: u64 = 1 << 16;
 
-/// Told of an attribute that has a name, but whose value can't be had.
-pub const UNSUPPORTED: &str = "unsupported";
-
 /// Of a directory with more entries than these each [`NTH`] is looked at, of the others only what the directory
 /// says: to look at a file takes a guest in the lab some milliseconds.
 const FEW: usize = 32;
@@ -64,9 +61,7 @@ fn line(path: &Path, meta: &Metadata, names: &mut HashMap<u64, PathBuf>) -> Resu
          modified {modified}+{modified_ns} changed {changed}+{changed_ns}"
     );
     for (name, value) in attributes(path)? {
-        let shown =
-            if value == UNSUPPORTED.as_bytes() { UNSUPPORTED.into() } else { digest(&value) };
-        told += &format!(" {}={shown}", name.escape_ascii());
+        told += &format!(" {}={}", name.escape_ascii(), digest(&value));
     }
     if meta.is_file() {
         let mut file = File::open(path)?;
@@ -128,10 +123,7 @@ fn attributes(path: &Path) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
         let place = buffer.as_mut_ptr().cast();
         // SAFETY: as above; the name ends with a zero, too.
         let length = unsafe { libc::lgetxattr(path, name.as_ptr().cast(), place, buffer.len()) };
-        let value = match taken(length, &buffer) {
-            Err(error) if error.raw_os_error() == Some(libc::ENOTSUP) => UNSUPPORTED.into(),
-            value => value.with_context(|| name.escape_ascii().to_string())?,
-        };
+        let value = taken(length, &buffer).with_context(|| name.escape_ascii().to_string())?;
         all.push((name[..name.len() - 1].to_vec(), value));
     }
     all.sort_unstable();

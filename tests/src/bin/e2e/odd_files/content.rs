@@ -259,16 +259,22 @@ fn extended_attributes(layer: &Path) -> Result<()> {
     }
     write(&directory.join("capable"), b"no program")?;
     set_attribute(&directory.join("capable"), "security.capability", &NET_RAW)?;
-    // Version 2: the owner rw-, user 1000 r--, the group r--, a mask r--, others ---.
+    set_attribute(&file, "system.posix_acl_access", &acl())?;
+    set_attribute(&directory, "system.posix_acl_default", &acl())
+}
+
+/// An ACL (version 2): the owner rw-, user 1000 r--, the group ---, a mask r--, others ---.
+///
+/// The mask is what a mode shows as the group's rights.
+pub fn acl() -> Vec<u8> {
     let entries: [(u16, u16, u32); 5] =
-        [(1, 6, u32::MAX), (2, 4, 1000), (4, 4, u32::MAX), (16, 4, u32::MAX), (32, 0, u32::MAX)];
+        [(1, 6, u32::MAX), (2, 4, 1000), (4, 0, u32::MAX), (16, 4, u32::MAX), (32, 0, u32::MAX)];
     let mut list = 2_u32.to_le_bytes().to_vec();
     for (tag, rights, id) in entries {
         list.extend([tag.to_le_bytes(), rights.to_le_bytes()].concat());
         list.extend(id.to_le_bytes());
     }
-    set_attribute(&file, "system.posix_acl_access", &list)?;
-    set_attribute(&directory, "system.posix_acl_default", &list)
+    list
 }
 
 /// Makes a file, and the directories above it.
@@ -283,7 +289,7 @@ fn special(path: &Path, kind: SFlag, mode: u32, (major, minor): (u64, u64)) -> R
     Ok(fs::set_permissions(path, Permissions::from_mode(mode))?)
 }
 
-fn set_attribute(path: &Path, name: &str, value: &[u8]) -> Result<()> {
+pub fn set_attribute(path: &Path, name: &str, value: &[u8]) -> Result<()> {
     let (to, named) = (CString::new(path.as_os_str().as_bytes())?, CString::new(name)?);
     // SAFETY: both strings end with a zero, and the value is as long as it is said to be.
     let set = unsafe {
