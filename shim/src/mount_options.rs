@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use nix::mount::MsFlags;
+use std::path::{Path, PathBuf};
 
 /// What `mount(2)` takes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -10,13 +11,16 @@ pub struct MountOptions {
     pub flags: MsFlags,
     /// The file system's own options, comma-separated.
     pub data: String,
+    /// Where relative paths in `data` start; none: there are none.
+    pub base: Option<PathBuf>,
 }
 
 /// The kernel copies one page of data and cuts the rest off.
 const MAX_DATA: usize = 4095;
 
 impl MountOptions {
-    /// Sorts `options`.
+    /// Sorts `options`. Layers of an overlay whose paths would take more room than there is become relative to the
+    /// directory that they share.
     ///
     /// # Errors
     /// They are longer than the kernel takes, or ask for a loop device.
@@ -36,15 +40,41 @@ impl MountOptions {
                 _ => data.push(option.as_str()),
             }
         }
-        let data = data.join(",");
-        if data.len() > MAX_DATA {
-            return Err(Error::InvalidArgument(format!(
-                "rootfs mount options are {} bytes long, the kernel takes {MAX_DATA}",
-                data.len()
-            )));
+        let whole = data.join(",");
+        if whole.len() <= MAX_DATA {
+            return Ok(Self { flags, data: whole, base: None });
         }
-        Ok(Self { flags, data })
+        if let Some((base, short)) = with_relative_layers(&data)
+            && short.len() <= MAX_DATA
+        {
+            return Ok(Self { flags, data: short, base: Some(base) });
+        }
+        Err(Error::InvalidArgument(format!(
+            "rootfs mount options are {} bytes long, the kernel takes {MAX_DATA}",
+            whole.len()
+        )))
     }
+}
+
+/// The options with an overlay's lower directories relative to the nearest directory above all of them, and that.
+/// None where there is no such option, a path is relative already, or one has a `:` in it, escaped.
+fn with_relative_layers(options: &[&str]) -> Option<(PathBuf, String)> {
+    const LAYERS: &str = "lowerdir=";
+    let layers = options.iter().find_map(|option| option.strip_prefix(LAYERS))?;
+    if layers.contains('\\') {
+        return None;
+    }
+    let paths: Vec<&Path> = layers.split(':').map(Path::new).collect();
+    let base = paths[0].ancestors().skip(1).find(|base| {
+        base.is_absolute() && paths.iter().all(|path| path.starts_with(base) && path != base)
+    })?;
+    let relative: Vec<&str> =
+        paths.iter().filter_map(|path| path.strip_prefix(base).ok()?.to_str()).collect();
+    let relative = format!("{LAYERS}{}", relative.join(":"));
+    let option = |option: &&str| {
+        if option.starts_with(LAYERS) { relative.clone() } else { (*option).to_owned() }
+    };
+    Some((base.to_owned(), options.iter().map(option).collect::<Vec<_>>().join(",")))
 }
 
 fn set_by(option: &str) -> Option<MsFlags> {
@@ -90,8 +120,11 @@ mod tests {
     #[test]
     fn flags_and_data_are_sorted_and_the_last_word_counts() {
         let options = parse(&["ro", "nosuid", "workdir=/w", "rw", "X-mount.mkdir", "index=off"]);
-        let expected =
-            MountOptions { flags: MsFlags::MS_NOSUID, data: "workdir=/w,index=off".into() };
+        let expected = MountOptions {
+            flags: MsFlags::MS_NOSUID,
+            data: "workdir=/w,index=off".into(),
+            base: None,
+        };
         assert_eq!(options.unwrap(), expected);
     }
 
@@ -99,5 +132,25 @@ mod tests {
     fn what_the_kernel_would_cut_off_is_refused() {
         assert!(parse(&[&"l".repeat(MAX_DATA)]).is_ok());
         assert!(parse(&[&"l".repeat(MAX_DATA + 1)]).is_err());
+    }
+
+    #[test]
+    fn many_layers_are_told_from_where_they_all_are() {
+        let lowers = |first: &str| {
+            let layer = |n| format!(":/var/lib/snapshots/{n}/fs");
+            format!("lowerdir={first}{}", (1..200).map(layer).collect::<String>())
+        };
+        let options =
+            parse(&["index=off", &lowers("/var/lib/snapshots/0/fs"), "upperdir=/u"]).unwrap();
+        assert_eq!(options.base, Some("/var/lib/snapshots".into()));
+        assert!(options.data.starts_with("index=off,lowerdir=0/fs:1/fs:2/fs:"), "{}", options.data);
+        assert!(options.data.ends_with(":199/fs,upperdir=/u"), "{}", options.data);
+        // A layer elsewhere moves the base up; with one inside another they are as they are below the base.
+        assert_eq!(parse(&[&lowers("/var/lib/a")]).unwrap().base, Some("/var/lib".into()));
+        assert_eq!(parse(&[&lowers("/var/lib/snapshots")]).unwrap().base, Some("/var/lib".into()));
+        for odd in ["relative/path", "/var/lib/a\\:b"] {
+            assert!(parse(&[&lowers(odd)]).is_err(), "{odd}");
+        }
+        assert!(parse(&["upperdir=/u", &"l".repeat(MAX_DATA)]).is_err());
     }
 }

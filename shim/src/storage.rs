@@ -12,6 +12,7 @@ use crate::plan::Bind;
 use crate::undo::Undo;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
+use nix::unistd::chdir;
 use std::fs;
 use std::io;
 use std::os::unix::fs::FileTypeExt;
@@ -105,11 +106,33 @@ fn mount_rootfs(layer: &RootfsMount, root: &Path, undo: &mut Undo) -> Result<()>
     let fstype = (!is_bind).then_some(layer.fstype.as_str());
     let source = PathBuf::from(&layer.source);
     let data = (!options.data.is_empty()).then_some(options.data.as_str());
-    if is_bind {
-        mount_bind(&source, &target, options.flags, undo)
-    } else {
-        mount_on(&target, fstype, Some(&source), options.flags, data, undo)
+    let mut mount_it = || {
+        if is_bind {
+            mount_bind(&source, &target, options.flags, undo)
+        } else {
+            mount_on(&target, fstype, Some(&source), options.flags, data, undo)
+        }
+    };
+    match &options.base {
+        Some(base) => in_directory(base, mount_it),
+        None => mount_it(),
     }
+}
+
+/// Does something in another working directory, which is for that alone: the process has but one.
+fn in_directory(dir: &Path, work: impl FnOnce() -> Result<()> + Send) -> Result<()> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().spawn_scoped(scope, || {
+            unshare(CloneFlags::CLONE_FS)
+                .map_err(Error::system("part from the working directory"))?;
+            chdir(dir).map_err(Error::path("go to the directory", dir))?;
+            work()
+        });
+        let thread = thread.map_err(Error::system("start a thread"))?;
+        thread.join().unwrap_or_else(|_| {
+            Err(Error::FailedPrecondition("the mount's thread panicked".into()))
+        })
+    })
 }
 
 /// Binds one file or directory of the host.

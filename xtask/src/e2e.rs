@@ -65,9 +65,14 @@ pub fn run(arguments: &Arguments) -> Result<Count> {
     }
     let lab = Lab::named_by_environment()?;
     let mut sum = Count::default();
+    let mut failures = Vec::new();
     for (round, version) in versions.iter().enumerate() {
         println!("[end to end] containerd {}", version.name());
-        sum = sum + against(&lab, *version, round > 0, arguments)?;
+        sum = sum + against(&lab, *version, round > 0, arguments, &mut failures)?;
+    }
+    // Again at the end: who reads the last lines alone knows what failed, and why.
+    for failure in failures {
+        println!("[end to end] {failure}");
     }
     if sum.failed > 0 {
         keep_artifacts(&lab.client()?);
@@ -95,7 +100,13 @@ fn prepare(lab: &Lab) -> Result<Client> {
 
 /// One round of the tests, in as many labs as it takes: a test that takes the lab with it has failed, the
 /// others go on in a new one. `again`: tests that no containerd takes part in have been run.
-fn against(lab: &Lab, version: Version, again: bool, arguments: &Arguments) -> Result<Count> {
+fn against(
+    lab: &Lab,
+    version: Version,
+    again: bool,
+    arguments: &Arguments,
+    failures: &mut Vec<String>,
+) -> Result<Count> {
     let many = arguments.many.to_string();
     // A test of many says nothing until it ends: 6 s for each, as its own deadline has it.
     let silence = SILENCE + Duration::from_secs(6) * arguments.many;
@@ -116,10 +127,13 @@ fn against(lab: &Lab, version: Version, again: bool, arguments: &Arguments) -> R
             if arguments.list {
                 return Ok(Count { passed: 1, failed: 0 });
             }
+            failures.append(&mut watched.failures);
             // A filter may name none of this round's tests; the sum over the rounds decides.
             return Ok(count + watched.result().context("the tests ended without a result")?);
         };
         println!("[end to end] FAILED with the lab: {error:#}\n{}", lab.said());
+        failures.append(&mut watched.failures);
+        failures.push(format!("failed: {} a lab that went away", version.name()));
         lab.down()?;
         count = count + watched.finished + Count { passed: 0, failed: 1 };
         begun += watched.finished.passed + watched.finished.failed + 1;
@@ -139,6 +153,8 @@ fn keep_artifacts(client: &Client) {
 #[derive(Default)]
 struct Watched {
     finished: Count,
+    /// The lines that say what failed.
+    failures: Vec<String>,
     last: Vec<u8>,
     line: Vec<u8>,
 }
@@ -160,8 +176,12 @@ impl Watched {
 
     fn end_line(&mut self) {
         self.last = std::mem::take(&mut self.line);
-        if let Some(count) = one_result(&String::from_utf8_lossy(&self.last)) {
+        let line = String::from_utf8_lossy(&self.last);
+        if let Some(count) = one_result(&line) {
             self.finished = self.finished + count;
+        }
+        if line.starts_with("failed: ") {
+            self.failures.push(line.into_owned());
         }
     }
 }
@@ -198,6 +218,8 @@ mod tests {
         watched.take(said.as_bytes());
         assert_eq!(watched.finished, Count { passed: 1, failed: 1 });
         assert_eq!(watched.result(), None);
+        watched.take(b"failed: 1.7 a: reason\n");
+        assert_eq!(watched.failures, ["failed: 1.7 a: reason"]);
         watched.take(b"1 passed, 1 failed\n");
         assert_eq!(watched.result(), Some(Count { passed: 1, failed: 1 }));
     }

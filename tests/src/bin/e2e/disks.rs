@@ -3,11 +3,9 @@
 use crate::bundle::{Bundle, config};
 use crate::command::{self, Output};
 use crate::context::Context;
-use crate::update::{CGROUP, shim, update};
+use crate::task_api::{root, run_beside, shim};
+use crate::update::{CGROUP, update};
 use anyhow::{Context as _, Result, bail};
-use containerd_shim_protos::api::{
-    CreateTaskRequest, DeleteRequest, Mount, StartRequest, WaitRequest,
-};
 use nix::libc;
 use serde_json::json;
 use std::fs;
@@ -305,9 +303,9 @@ fn by_command_line_they_are_as_on_runc(context: &Context) -> Result<()> {
 /// as containerd does.
 fn roots_come_and_go_while_the_machine_lives(context: &Context) -> Result<()> {
     let bundle = Bundle::new(context, &[])?;
-    let root = bundle.0.join("rootfs").display().to_string();
-    let image = Image::made(context, &["mkfs.erofs"], &[&root])?;
-    let device = Image::made(context, &["mke2fs", "-q", "-t", "ext4", "-d", &root], &["32M"])?;
+    let content = bundle.0.join("rootfs").display().to_string();
+    let image = Image::made(context, &["mkfs.erofs"], &[&content])?;
+    let device = Image::made(context, &["mke2fs", "-q", "-t", "ext4", "-d", &content], &["32M"])?;
     let device = LoopDevice::new(device)?;
     let roots = [
         ("erofs", image.path(), &["ro", "loop"][..], "/ erofs ro", "! touch /new"),
@@ -315,7 +313,6 @@ fn roots_come_and_go_while_the_machine_lives(context: &Context) -> Result<()> {
     ];
     let sleeper = context.sleeper()?;
     let shim = shim(context, &sleeper)?;
-    let limit = || ttrpc::context::with_timeout(30_000_000_000);
     for round in 0..12 {
         let (fstype, source, options, mounted, also) = roots[round % 2];
         let script = format!("grep -q '^[^ ]* {mounted}' /proc/mounts && {also}");
@@ -324,24 +321,10 @@ fn roots_come_and_go_while_the_machine_lives(context: &Context) -> Result<()> {
         spec["mounts"].as_array_mut().context("mounts")?.push(dev);
         bundle.write_config(&spec)?;
         let id = format!("{}-{round}", sleeper.id);
-        let rootfs = Mount {
-            type_: fstype.into(),
-            source: source.into(),
-            options: options.iter().map(|&option| option.to_owned()).collect(),
-            ..Default::default()
-        };
-        let create = CreateTaskRequest {
-            id: id.clone(),
-            bundle: bundle.0.display().to_string(),
-            rootfs: vec![rootfs],
-            ..Default::default()
-        };
-        shim.create(limit(), &create).with_context(|| format!("round {round}"))?;
-        shim.start(limit(), &StartRequest { id: id.clone(), ..Default::default() })?;
-        let ended = shim.wait(limit(), &WaitRequest { id: id.clone(), ..Default::default() })?;
-        shim.delete(limit(), &DeleteRequest { id, ..Default::default() })?;
-        if ended.exit_status != 0 {
-            bail!("round {round} ended with {}", ended.exit_status);
+        let rootfs = root(fstype, source, options);
+        let status = run_beside(&shim, &id, &bundle, rootfs)?;
+        if status != 0 {
+            bail!("round {round} ended with {status}");
         }
     }
     let kept = tool(&["debugfs", "-R", "cat /new", &device.path])?.expect_code(0)?.text();

@@ -14,6 +14,7 @@ mod deadline;
 mod disks;
 mod exec;
 mod inside;
+mod layers;
 mod leaks;
 mod lifecycle;
 mod logs;
@@ -28,6 +29,7 @@ mod report;
 mod run;
 mod shim;
 mod spec;
+mod task_api;
 mod terminal;
 mod throughput;
 mod update;
@@ -125,7 +127,7 @@ fn main() -> Result<()> {
     version.start()?;
     context.sweep()?;
     let limit = LIMIT + EACH * arguments.many;
-    let (mut passed, mut failed) = (0, Vec::new());
+    let (mut passed, mut failed) = (0, 0);
     for (number, case) in chosen.iter().enumerate().skip(arguments.skip) {
         let started = Instant::now();
         let mark = std::fs::metadata(version.log()).map_or(0, |log| log.len() as usize);
@@ -139,22 +141,20 @@ fn main() -> Result<()> {
             Ok(()) => passed += 1,
             Err(error) => {
                 report::failure(&context, case.name, &error, mark);
-                failed.push(case.name);
+                println!("failed: {on} {}: {}", case.name, report::short(&error));
+                failed += 1;
             }
         }
     }
-    for name in &failed {
-        println!("failed: {name}");
-    }
-    println!("{passed} passed, {} failed", failed.len());
-    if passed == 0 || !failed.is_empty() {
+    println!("{passed} passed, {failed} failed");
+    if passed == 0 || failed > 0 {
         bail!("not every test passed");
     }
     Ok(())
 }
 
 fn choose(arguments: &Arguments) -> Vec<Case> {
-    let topics: [fn() -> Vec<Case>; 22] = [
+    let topics: [fn() -> Vec<Case>; 23] = [
         run::cases,
         exec::cases,
         terminal::cases,
@@ -171,6 +171,7 @@ fn choose(arguments: &Arguments) -> Vec<Case> {
         spec::cases,
         volumes::cases,
         odd_files::cases,
+        layers::cases,
         confinement::cases,
         crash::cases,
         outage::cases,

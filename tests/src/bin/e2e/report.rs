@@ -4,6 +4,8 @@ use crate::context::Context;
 use std::fs;
 use std::path::Path;
 
+const SHORT: usize = 1000;
+
 /// Prints why a test failed and the ends of the logs; keeps the logs whole under the artifacts directory.
 ///
 /// `mark`: where containerd's log ended when the test began.
@@ -20,6 +22,11 @@ pub fn failure(context: &Context, name: &str, error: &anyhow::Error, mark: usize
     }
     let _ = fs::write(directory.join("containerd.log"), lines.join("\n"));
     keep_logs(Path::new("/run/kata-like"), &directory);
+}
+
+/// Why a test failed, in one line of at most [`SHORT`] characters.
+pub fn short(error: &anyhow::Error) -> String {
+    format!("{error:#}").replace('\n', "; ").chars().take(SHORT).collect()
 }
 
 fn ours<'a>(lines: &[&'a str]) -> Vec<&'a str> {

@@ -2,11 +2,10 @@
 
 use crate::command::{self, DEADLINE, Running};
 use crate::context::{Container, Context};
+use crate::task_api::shim;
 use anyhow::{Context as _, Result, bail};
 use containerd_shim_protos::api::UpdateTaskRequest;
-use containerd_shim_protos::{Client, TaskClient};
 use protobuf::well_known_types::any::Any;
-use std::path::Path;
 
 crate::cases!(
     crate::Scope::EachContainerd;
@@ -18,21 +17,6 @@ crate::cases!(
 
 /// Shows the container its cgroup, which `ctr` doesn't by itself.
 pub const CGROUP: &str = "--mount=type=cgroup,src=cgroup,dst=/sys/fs/cgroup,options=ro:nosuid";
-
-/// The shim of a container, by the socket that its bundle names.
-pub fn shim(context: &Context, container: &Container) -> Result<TaskClient> {
-    let bundle = Path::new(&context.containerd.state())
-        .join("io.containerd.runtime.v2.task/default")
-        .join(&container.id);
-    let address = match std::fs::read_to_string(bundle.join("bootstrap.json")) {
-        Ok(text) => serde_json::from_str::<serde_json::Value>(&text)?["address"]
-            .as_str()
-            .context("no address")?
-            .to_owned(),
-        Err(_) => std::fs::read_to_string(bundle.join("address"))?,
-    };
-    Ok(TaskClient::new(Client::connect(&address)?))
-}
 
 pub fn update(context: &Context, container: &Container, resources: &str) -> Result<()> {
     let resources = Any {

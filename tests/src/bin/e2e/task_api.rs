@@ -1,0 +1,56 @@
+//! The shim called as containerd calls it, for what `ctr` has no word for.
+
+use crate::bundle::Bundle;
+use crate::context::{Container, Context};
+use anyhow::{Context as _, Result};
+use containerd_shim_protos::api::{
+    CreateTaskRequest, DeleteRequest, Mount, StartRequest, WaitRequest,
+};
+use containerd_shim_protos::{Client, TaskClient};
+use std::path::Path;
+
+/// A connection to the shim of a container, by the socket that its bundle names.
+pub fn connect(context: &Context, container: &Container) -> Result<Client> {
+    let bundle = Path::new(&context.containerd.state())
+        .join("io.containerd.runtime.v2.task/default")
+        .join(&container.id);
+    let address = match std::fs::read_to_string(bundle.join("bootstrap.json")) {
+        Ok(text) => serde_json::from_str::<serde_json::Value>(&text)?["address"]
+            .as_str()
+            .context("no address")?
+            .to_owned(),
+        Err(_) => std::fs::read_to_string(bundle.join("address"))?,
+    };
+    Ok(Client::connect(&address)?)
+}
+
+/// The task API of a container's shim.
+pub fn shim(context: &Context, container: &Container) -> Result<TaskClient> {
+    Ok(TaskClient::new(connect(context, container)?))
+}
+
+/// A root file system as a snapshotter gives it.
+pub fn root(fstype: &str, source: &str, options: &[&str]) -> Mount {
+    Mount {
+        type_: fstype.into(),
+        source: source.into(),
+        options: options.iter().map(|&option| option.to_owned()).collect(),
+        ..Default::default()
+    }
+}
+
+/// A container's whole life beside those that the shim has already; gives its exit status.
+pub fn run_beside(shim: &TaskClient, id: &str, bundle: &Bundle, root: Mount) -> Result<u32> {
+    let limit = || ttrpc::context::with_timeout(30_000_000_000);
+    let create = CreateTaskRequest {
+        id: id.into(),
+        bundle: bundle.0.display().to_string(),
+        rootfs: vec![root],
+        ..Default::default()
+    };
+    shim.create(limit(), &create).with_context(|| format!("create {id}"))?;
+    shim.start(limit(), &StartRequest { id: id.into(), ..Default::default() })?;
+    let ended = shim.wait(limit(), &WaitRequest { id: id.into(), ..Default::default() })?;
+    shim.delete(limit(), &DeleteRequest { id: id.into(), ..Default::default() })?;
+    Ok(ended.exit_status)
+}
