@@ -20,6 +20,7 @@ pub mod guest_log;
 mod hooks;
 pub mod io;
 mod mount_options;
+pub mod overhead;
 pub mod paths;
 pub mod persist;
 pub mod phase;

@@ -59,9 +59,8 @@ impl Sandbox {
         let (vm, notices, helpers) = Vm::launch(&settings, &paths)?;
         phase::mark("vmm-spawned", &id);
         SandboxState { owner: ProcessId::own()?, helpers: helpers.to_vec() }.write(&paths)?;
-        let vmm_pid = helpers[0].pid as u32;
         let capacity = Capacity::new(&settings);
-        let sandbox = Self::around(id, paths, (vm, vmm_pid, capacity), undo, events);
+        let sandbox = Self::around(id, paths, (vm, helpers, capacity), undo, events);
         sandbox.clone().boot(notices, hostname, settings.start_timeout);
         Ok(sandbox)
     }
@@ -70,7 +69,7 @@ impl Sandbox {
     pub(super) fn around(
         id: String,
         paths: SandboxPaths,
-        (vm, vmm_pid, capacity): (Vm, u32, Capacity),
+        (vm, helpers, capacity): (Vm, [ProcessId; 2], Capacity),
         undo: Undo,
         events: mpsc::UnboundedSender<Event>,
     ) -> Self {
@@ -78,7 +77,7 @@ impl Sandbox {
             id,
             paths,
             vm,
-            vmm_pid,
+            helpers,
             ready: watch::Sender::new(Readiness::Booting),
             table: Mutex::new(Table::new(events)),
             next_stream: AtomicU64::new(1),

@@ -16,7 +16,9 @@ use crate::error::{Error, Result};
 use crate::event::Exit;
 use crate::guest_log::Tail;
 use crate::io::Stdio;
+use crate::overhead::{self, Overhead};
 use crate::paths::SandboxPaths;
+use crate::persist::ProcessId;
 use crate::storage::RootfsMount;
 use crate::table::{Phase, Table};
 use crate::undo::Undo;
@@ -72,7 +74,8 @@ struct Inner {
     id: String,
     paths: SandboxPaths,
     vm: Vm,
-    vmm_pid: u32,
+    /// The VMM and the file server.
+    helpers: [ProcessId; 2],
     ready: watch::Sender<Readiness>,
     table: Mutex<Table>,
     next_stream: AtomicU64,
@@ -94,7 +97,20 @@ impl Sandbox {
 
     /// The host process that stands for the sandbox's containers: its VMM.
     pub fn pid(&self) -> u32 {
-        self.0.vmm_pid
+        self.0.helpers[0].pid as u32
+    }
+
+    /// What the sandbox's own processes use of the host; this process is the owner.
+    ///
+    /// # Errors
+    /// One of them has ended.
+    pub fn overhead(&self) -> Result<Overhead> {
+        let [vmm, file_server] = self.0.helpers;
+        Ok(Overhead {
+            owner: overhead::of(ProcessId::own()?)?,
+            vmm: overhead::of(vmm)?,
+            file_server: overhead::of(file_server)?,
+        })
     }
 
     /// Whether there is no container in it.

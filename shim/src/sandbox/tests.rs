@@ -204,7 +204,7 @@ async fn fixture() -> Fixture {
     let sandbox = Sandbox::around(
         "s".into(),
         paths,
-        (vm, 77, capacity::Capacity::new(&settings)),
+        (vm, [ProcessId { pid: 77, start: 1 }; 2], capacity::Capacity::new(&settings)),
         Undo::new(),
         sender,
     );
@@ -349,7 +349,7 @@ async fn what_a_failed_start_says_reaches_the_creator() {
     let sandbox = Sandbox::around(
         "s".into(),
         paths,
-        (vm, 1, capacity::Capacity::default()),
+        (vm, [ProcessId { pid: 1, start: 1 }; 2], capacity::Capacity::default()),
         Undo::new(),
         sender,
     );

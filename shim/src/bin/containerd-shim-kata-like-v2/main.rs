@@ -7,6 +7,7 @@ mod flags;
 mod info;
 mod log;
 mod publisher;
+mod sandbox_api;
 mod server;
 mod start;
 mod task;

@@ -2,6 +2,7 @@
 
 use crate::flags::Flags;
 use crate::publisher::Publisher;
+use crate::sandbox_api;
 use crate::task::events::{self, Containers};
 use crate::task::service::TaskService;
 use crate::task::slot::Slot;
@@ -95,6 +96,7 @@ async fn serve(flags: &Flags) -> anyhow::Result<()> {
     let service = Arc::new(TaskService::new(slot, containers, finished.clone()));
 
     let server = Server::new().register_service(services(&service));
+    let server = server.register_service(sandbox_api::service(service.clone()));
     // SAFETY: `start` left the listening socket at this number for this process alone.
     let mut server = unsafe { server.add_unix_listener(LISTENER_FD) }?;
     server.start().await?;

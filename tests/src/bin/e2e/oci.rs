@@ -329,6 +329,12 @@ fn everyday_commands_tell_the_truth(context: &Context) -> Result<()> {
     if data["cpu"]["usage"]["total"].as_u64().unwrap_or_default() == 0 {
         bail!("no CPU time: {stats}");
     }
+    let vmm = &data["sandbox"]["vmm"];
+    let guest = vmm["memory"]["guest"].as_u64().unwrap_or_default();
+    let ran = vmm["cpu"]["guest"].as_u64().unwrap_or_default();
+    if guest < 8 << 20 || ran == 0 || data["sandbox"]["fileServer"]["memory"]["own"] == 0 {
+        bail!("the sandbox's own figures: {stats}");
+    }
     if !container.say("logs", &[])?.expect_code(0)?.text().contains("container created") {
         bail!("the guest's words are not in its logs");
     }

@@ -3,8 +3,13 @@
 use crate::command::{self, DEADLINE, Running};
 use crate::context::{Container, Context};
 use crate::lifecycle::expect_status;
+use crate::task_api;
 use anyhow::{Context as _, Result, bail};
+use containerd_shim_protos::cgroups_v2::metrics::Metrics;
+use containerd_shim_protos::sandbox_api::{PingRequest, SandboxMetricsRequest};
+use containerd_shim_protos::sandbox_sync::SandboxClient;
 use nix::sys::signal::Signal;
+use protobuf::Message as _;
 use std::time::Duration;
 
 crate::cases!(
@@ -14,6 +19,7 @@ crate::cases!(
     pause_and_resume_are_told_once_and_in_order,
     memory_that_runs_out_is_told,
     metrics_are_the_guests,
+    the_sandbox_is_counted_apart,
 );
 
 /// How far the container has counted.
@@ -141,6 +147,51 @@ fn metrics_are_the_guests(context: &Context) -> Result<()> {
     let after = metric(&container, "cpu.usage_usec")?;
     if after < before + 10_000 {
         bail!("20000 rounds took {before} to {after} µs");
+    }
+    container.remove()
+}
+
+/// What `ctr` doesn't ask for: the figures of the sandbox's own processes.
+fn the_sandbox_is_counted_apart(context: &Context) -> Result<()> {
+    let container = context.sleeper()?;
+    let shim = SandboxClient::new(task_api::connect(context, &container)?);
+    let limit = || ttrpc::context::with_timeout(20_000_000_000);
+    let ask = |id: &str| {
+        shim.sandbox_metrics(
+            limit(),
+            &SandboxMetricsRequest { sandbox_id: id.into(), ..Default::default() },
+        )
+    };
+    let used = || {
+        let metrics = ask(&container.id)?.metrics.unwrap_or_default();
+        Ok::<_, anyhow::Error>(Metrics::parse_from_bytes(&metrics.data.value)?)
+    };
+    let before = used()?;
+    let (own, guest) = (before.memory.anon, before.memory.shmem);
+    if !(4 << 20..64 << 20).contains(&own) || !(16 << 20..256 << 20).contains(&guest) {
+        bail!("{own} bytes of its own, {guest} of the guest's");
+    }
+    if before.memory.usage != own + guest || before.pids.current != 3 {
+        bail!("{before:?}");
+    }
+    let filled =
+        container.exec(&["dd", "if=/dev/zero", "of=/dev/shm/file", "bs=1M", "count=32"])?;
+    filled.expect_code(0)?;
+    let after = used()?;
+    if after.memory.shmem < guest + (24 << 20) {
+        bail!("32 MiB were written: {guest}, then {} bytes of the guest's", after.memory.shmem);
+    }
+    if after.cpu.usage_usec < before.cpu.usage_usec + 10_000 {
+        bail!("{} µs, then {}", before.cpu.usage_usec, after.cpu.usage_usec);
+    }
+    for (outcome, words) in [
+        (ask("another").map(drop), "sandbox another not found"),
+        (shim.ping_sandbox(limit(), &PingRequest::default()).map(drop), "PingSandbox method"),
+    ] {
+        match outcome {
+            Err(error) if error.to_string().contains(words) => {}
+            other => bail!("instead of {words:?}: {other:?}"),
+        }
     }
     container.remove()
 }

@@ -2,7 +2,7 @@
 
 pub mod convert;
 pub mod events;
-mod metrics;
+pub mod metrics;
 pub mod service;
 pub mod slot;
 

@@ -19,7 +19,7 @@ use containerd_shim_protos::shim_async::Task;
 use protobuf::well_known_types::any::Any;
 use protobuf::{EnumOrUnknown, Message};
 use sandbox::bundle::read_spec;
-use sandbox::{Error, NewContainer, Phase, Result, phase};
+use sandbox::{Error, NewContainer, Phase, Result, Sandbox, phase};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -39,6 +39,14 @@ impl TaskService {
     /// `finished` is told when the shim is to end.
     pub fn new(slot: Slot, containers: Containers, finished: Arc<Notify>) -> Self {
         Self { slot, containers, finished, creating: Arc::default() }
+    }
+
+    /// The sandbox.
+    ///
+    /// # Errors
+    /// There is none, for the reason told.
+    pub fn sandbox(&self) -> Result<Sandbox> {
+        self.slot.get()
     }
 
     /// Ends the sandbox.

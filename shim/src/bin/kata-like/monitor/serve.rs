@@ -82,7 +82,7 @@ async fn answer(sandbox: &Sandbox, call: Call, fds: Vec<OwnedFd>) -> Result<Answ
         }
         Call::Stats => {
             let used = sandbox.stats(id).await?;
-            Ok(Answer::Stats(Box::new(stats::as_runc(&used))))
+            Ok(Answer::Stats(Box::new(stats::as_runc(&used, &sandbox.overhead()?))))
         }
         Call::Exec { .. } => Err(Error::InvalidArgument("an exec is answered elsewhere".into())),
     }

@@ -1,12 +1,14 @@
 //! What a container uses, in the shape of `runc events --stats` (runc's types/events.go).
 
 use protocol::agent::ContainerStatsResponse;
+use sandbox::overhead::{Overhead, Usage};
 use serde_json::{Value, json};
 
 /// Microseconds to nanoseconds.
 const MICRO: u64 = 1000;
 
-pub(super) fn as_runc(used: &ContainerStatsResponse) -> Value {
+/// The container's figures, and what its sandbox takes of the host besides, of which runc has none.
+pub(super) fn as_runc(used: &ContainerStatsResponse, overhead: &Overhead) -> Value {
     let of = |map: &std::collections::HashMap<String, u64>, name: &str| {
         map.get(name).copied().unwrap_or_default()
     };
@@ -40,7 +42,22 @@ pub(super) fn as_runc(used: &ContainerStatsResponse) -> Value {
                 }))
             }).collect::<Vec<_>>(),
         },
+        "sandbox": {
+            "monitor": process(&overhead.owner),
+            "vmm": process(&overhead.vmm),
+            "fileServer": process(&overhead.file_server),
+        },
         // For `events`, which tells of each kill once; runc has no such figure.
         "oomKills": of(&used.memory_events, "oom_kill"),
+    })
+}
+
+/// One process of the sandbox: processor time in nanoseconds, memory in bytes.
+fn process(usage: &Usage) -> Value {
+    let Usage { user, kernel, guest, memory, guest_memory } = usage;
+    let [user, kernel, guest] = [user, kernel, guest].map(|time| time.as_nanos() as u64);
+    json!({
+        "cpu": { "kernel": kernel, "user": user, "guest": guest },
+        "memory": { "own": memory, "guest": guest_memory },
     })
 }
