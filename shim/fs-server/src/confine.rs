@@ -14,7 +14,10 @@ const MAX_OPEN_FILES: u64 = 1_000_000;
 /// `/proc/self/fd`, by which an `O_PATH` descriptor is opened for reading or writing.
 ///
 /// As a mount of its own, so that `..` does not lead from it to the rest of `/proc`.
-pub(crate) fn own_descriptors() -> Result<File> {
+///
+/// # Errors
+/// The caller may not make mounts.
+pub fn own_descriptors() -> Result<File> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     let mount = open_tree(CWD, "/proc/self/fd", flags).context("cannot open /proc/self/fd")?;
     Ok(mount.into())

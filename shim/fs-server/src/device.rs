@@ -30,10 +30,10 @@ pub(crate) const QUEUES: usize = 2;
 const MAX_QUEUE_SIZE: u16 = 1024;
 
 /// The memory type that virtiofsd's readers and writers are made for.
-pub(crate) type Regions = GuestMemoryMmap<BitmapMmapRegion>;
+pub type Regions = GuestMemoryMmap<BitmapMmapRegion>;
 
 /// Guest memory, as the VMM has last described it.
-pub(crate) type Memory = GuestMemoryAtomic<Regions>;
+pub type Memory = GuestMemoryAtomic<Regions>;
 
 /// Where a part of guest memory is in the VMM's address space, which ring addresses refer to.
 #[derive(Debug)]

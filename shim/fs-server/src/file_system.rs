@@ -3,7 +3,13 @@
 use crate::live::LiveMounts;
 use anyhow::{Context, Result};
 use std::fs::File;
+use std::io;
+use std::sync::Arc;
 use std::time::Duration;
+use vhost_user_backend::bitmap::BitmapMmapRegion;
+use virtiofsd::descriptor_utils::{Reader, Writer};
+use virtiofsd::filesystem::FileSystem;
+use virtiofsd::fuse::{ForgetIn, InHeader, Opcode, OutHeader};
 use virtiofsd::passthrough::{CachePolicy, Config, NegotiationMode, PassthroughFs};
 use virtiofsd::server::Server;
 
@@ -15,10 +21,52 @@ const OWN_DESCRIPTORS: u64 = 128;
 const VALIDITY: Duration = Duration::from_secs(1);
 
 /// Answers FUSE requests.
-pub(crate) type Files = Server<LiveMounts>;
+pub struct Files {
+    server: Server<LiveMounts>,
+    live: LiveMounts,
+}
 
-/// Serves the root directory of this (confined) process.
-pub(crate) fn open(own_descriptors: File) -> Result<Files> {
+impl Files {
+    /// Carries out the request and writes the answer; gives its length, bytes.
+    ///
+    /// # Errors
+    /// It is no request, or there is no room for an answer where there must be one.
+    pub(crate) fn answer(
+        &self,
+        reader: Reader<'_, BitmapMmapRegion>,
+        writer: Writer<'_, BitmapMmapRegion>,
+    ) -> virtiofsd::Result<usize> {
+        if writer.available_bytes() < size_of::<OutHeader>() {
+            return self.forget(reader);
+        }
+        // No mapping of files into guest memory (DAX), so no requests to the front end.
+        self.server.handle_message(reader, writer, None::<&mut ()>)
+    }
+
+    /// Forgets all that the guest knows and has open.
+    pub(crate) fn destroy(&self) {
+        self.server.destroy();
+    }
+
+    /// The one request of Linux that wants no answer. virtiofsd's server relies on room for one; the guest can change
+    /// the request under its eyes, so it is not given what has none.
+    fn forget(&self, mut reader: Reader<'_, BitmapMmapRegion>) -> virtiofsd::Result<usize> {
+        let header: InHeader = reader.read_obj().map_err(virtiofsd::Error::DecodeMessage)?;
+        if header.opcode != Opcode::Forget as u32 {
+            let text = "no room for an answer";
+            return Err(virtiofsd::Error::EncodeMessage(io::Error::other(text)));
+        }
+        let ForgetIn { nlookup } = reader.read_obj().map_err(virtiofsd::Error::DecodeMessage)?;
+        self.live.forget(header.into(), header.nodeid.into(), nlookup);
+        Ok(0)
+    }
+}
+
+/// Serves the root directory of this (confined) process, or thread.
+///
+/// # Errors
+/// It can't be opened.
+pub fn open(own_descriptors: File) -> Result<Files> {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
     let config = Config {
         entry_timeout: VALIDITY,
@@ -40,5 +88,6 @@ pub(crate) fn open(own_descriptors: File) -> Result<Files> {
         ..Config::default()
     };
     let files = PassthroughFs::new(config).context("cannot open the shared directory")?;
-    Ok(Server::new(LiveMounts(files)))
+    let live = LiveMounts(Arc::new(files));
+    Ok(Files { server: Server::new(live.clone()), live })
 }

@@ -6,6 +6,7 @@
 
 use std::ffi::CStr;
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 use virtiofsd::filesystem::{
     Context, Entry, Extensions, FileSystem, FsOptions, GetxattrReply, ListxattrReply, OpenOptions,
@@ -22,7 +23,7 @@ const LIVE: u64 = 1 << 63;
 
 /// A file's number as the guest knows it: virtiofsd's, which counts up from 1, and a mark.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Node(u64);
+pub struct Node(u64);
 
 impl From<u64> for Node {
     fn from(number: u64) -> Self {
@@ -76,8 +77,15 @@ impl Node {
     }
 }
 
-/// virtiofsd's file system, with live bind mounts.
-pub(crate) struct LiveMounts(pub(crate) PassthroughFs);
+/// virtiofsd's file system, with live bind mounts; clones are the same one.
+#[derive(Clone)]
+pub struct LiveMounts(pub(crate) Arc<PassthroughFs>);
+
+/// An offset that a file can have; virtiofsd panics at others.
+fn in_a_file(offset: u64) -> io::Result<u64> {
+    let fits = i64::try_from(offset).is_ok();
+    if fits { Ok(offset) } else { Err(io::Error::from_raw_os_error(libc::EINVAL)) }
+}
 
 /// Methods that concern one file and say nothing that the guest may cache.
 macro_rules! forward {
@@ -111,10 +119,6 @@ impl FileSystem for LiveMounts {
         fn readdir(handle: u64, size: u32, offset: u64) -> Self::DirIter;
         fn releasedir(flags: u32, handle: u64) -> ();
         fn fsyncdir(datasync: bool, handle: u64) -> ();
-        fn read<W: ZeroCopyWriter>(handle: u64, to: W, size: u32, offset: u64, owner: Option<u64>, flags: u32) -> usize;
-        fn write<R: ZeroCopyReader>(
-            handle: u64, from: R, size: u32, offset: u64, owner: Option<u64>, delayed: bool, kill_priv: bool, flags: u32
-        ) -> usize;
         fn flush(handle: u64, owner: u64) -> ();
         fn fsync(datasync: bool, handle: u64) -> ();
         fn syncfs() -> ();
@@ -131,6 +135,37 @@ impl FileSystem for LiveMounts {
         fn lookup();
         fn mkdir(mode: u32, umask: u32, extensions: Extensions);
         fn mknod(mode: u32, device: u32, umask: u32, extensions: Extensions);
+    }
+
+    fn read<W: ZeroCopyWriter>(
+        &self,
+        ctx: Context,
+        node: Node,
+        handle: u64,
+        to: W,
+        size: u32,
+        offset: u64,
+        owner: Option<u64>,
+        flags: u32,
+    ) -> io::Result<usize> {
+        self.0.read(ctx, node.inode(), handle, to, size, in_a_file(offset)?, owner, flags)
+    }
+
+    fn write<R: ZeroCopyReader>(
+        &self,
+        ctx: Context,
+        node: Node,
+        handle: u64,
+        from: R,
+        size: u32,
+        offset: u64,
+        owner: Option<u64>,
+        delayed: bool,
+        kill_priv: bool,
+        flags: u32,
+    ) -> io::Result<usize> {
+        let (inode, offset) = (node.inode(), in_a_file(offset)?);
+        self.0.write(ctx, inode, handle, from, size, offset, owner, delayed, kill_priv, flags)
     }
 
     fn init(&self, capable: FsOptions) -> io::Result<FsOptions> {
@@ -282,7 +317,7 @@ mod tests {
             cache_policy: virtiofsd::passthrough::CachePolicy::Always,
             ..Config::default()
         });
-        let files = LiveMounts(files.unwrap());
+        let files = LiveMounts(Arc::new(files.unwrap()));
         files.init(FsOptions::empty()).unwrap();
         (dir, files)
     }

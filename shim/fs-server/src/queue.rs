@@ -31,7 +31,7 @@ pub(crate) enum QueueError {
 
 /// Whether a queue has to be looked at again without a notification.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Progress {
+pub enum Progress {
     /// Nothing to do until the guest notifies.
     Idle,
     /// There may be more requests.
@@ -40,8 +40,9 @@ pub(crate) enum Progress {
 
 /// A virtqueue and how its two sides notify each other.
 #[derive(Debug)]
-pub(crate) struct RequestQueue {
-    pub(crate) ring: Queue,
+pub struct RequestQueue {
+    /// The rings.
+    pub ring: Queue,
     /// The guest has made requests available.
     pub(crate) kick: Option<File>,
     /// Requests have been answered.
@@ -53,7 +54,11 @@ pub(crate) struct RequestQueue {
 }
 
 impl RequestQueue {
-    pub(crate) fn new(max_size: u16) -> Result<Self, virtio_queue::Error> {
+    /// A queue of at most so many descriptors, a power of two, that is not set up.
+    ///
+    /// # Errors
+    /// There is no such queue.
+    pub fn new(max_size: u16) -> Result<Self, virtio_queue::Error> {
         let ring = Queue::new(max_size)?;
         Ok(Self { ring, kick: None, call: None, enabled: false, event_idx: false, broken: false })
     }
@@ -74,7 +79,7 @@ impl RequestQueue {
     }
 
     /// Serves some requests. A guest that breaks the rules loses the queue, nothing else.
-    pub(crate) fn serve(&mut self, memory: &Memory, files: &Files) -> Progress {
+    pub fn serve(&mut self, memory: &Memory, files: &Files) -> Progress {
         self.serve_batch(memory, files).unwrap_or_else(|error| {
             log::error!("a request queue is stopped: {error}");
             self.broken = true;
@@ -111,8 +116,7 @@ impl RequestQueue {
         let head = chain.head_index();
         let reader = Reader::new(guard, chain.clone())?;
         let writer = Writer::new(guard, chain)?;
-        // No mapping of files into guest memory (DAX), so no requests to the front end.
-        let len = files.handle_message(reader, writer, None::<&mut ()>)?;
+        let len = files.answer(reader, writer)?;
         let len = u32::try_from(len).map_err(|_| QueueError::AnswerLength)?;
         self.ring.add_used(&**guard, head, len)?;
         if !self.event_idx || self.ring.needs_notification(&**guard)? {

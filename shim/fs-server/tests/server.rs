@@ -229,6 +229,48 @@ fn garbage_in_every_operation_is_survived() {
     }
 }
 
+/// virtiofsd alone would panic: it takes room for granted.
+#[test]
+fn no_room_for_an_answer_is_survived_in_every_operation() {
+    let scratch = scratch();
+    for operation in 0..fuse::OPERATIONS {
+        for room in [0, 1, 15] {
+            let mut machine = Machine::start(&scratch.shared);
+            machine.init();
+            let bytes = [header(operation, ROOT, GUEST_ROOT, 64), vec![0; 64]].concat();
+            machine.write_bytes(REQUEST, &bytes);
+            let [request, answer] = chain(bytes.len());
+            let answer = Descriptor { len: room, ..answer };
+            match room {
+                0 => machine.make_available(REQUESTS, &[Descriptor { next: None, ..request }]),
+                _ => machine.make_available(REQUESTS, &[request, answer]),
+            }
+            let getattr = Body::new().u32(0).u32(0).u64(0);
+            machine.call_on(HIGH_PRIORITY, GUEST_ROOT, fuse::GETATTR, ROOT, &getattr).unwrap();
+            let ended = machine.disconnect();
+            assert!(
+                ended.is_some_and(|status| status.success()),
+                "operation {operation}: {ended:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn an_offset_that_no_file_has_is_refused() {
+    let scratch = scratch();
+    let mut machine = Machine::start(&scratch.shared);
+    machine.init();
+    let (file, handle) = machine.create(GUEST_ROOT, ROOT, "file").unwrap();
+    for offset in [1 << 63, u64::MAX] {
+        let body = || Body::new().u64(handle).u64(offset).u32(4).u32(0).u64(0).u32(0).u32(0);
+        for (operation, body) in [(fuse::READ, body()), (fuse::WRITE, body().bytes(b"text"))] {
+            let error = machine.call(operation, file.node, &body).unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(libc::EINVAL));
+        }
+    }
+}
+
 /// Each operation once as the guest's kernel makes it, for the filter of system calls.
 #[test]
 fn every_operation_works_under_the_filter() {
