@@ -29,6 +29,7 @@ mod report;
 mod run;
 mod shim;
 mod spec;
+mod stdin;
 mod task_api;
 mod terminal;
 mod throughput;
@@ -154,7 +155,7 @@ fn main() -> Result<()> {
 }
 
 fn choose(arguments: &Arguments) -> Vec<Case> {
-    let topics: [fn() -> Vec<Case>; 23] = [
+    let topics: [fn() -> Vec<Case>; 24] = [
         run::cases,
         exec::cases,
         terminal::cases,
@@ -172,6 +173,7 @@ fn choose(arguments: &Arguments) -> Vec<Case> {
         volumes::cases,
         odd_files::cases,
         layers::cases,
+        stdin::cases,
         confinement::cases,
         crash::cases,
         outage::cases,

@@ -130,11 +130,11 @@ fn metrics_are_the_guests(context: &Context) -> Result<()> {
         "-c",
         "sleep 100000 & sleep 100000 & wait",
     ])?;
-    let (pids, before) =
-        (metric(&container, "pids.current")?, metric(&container, "cpu.usage_usec")?);
-    if pids != 3 {
-        bail!("{pids} processes instead of 3");
-    }
+    // Its shell may still be about to start them.
+    command::eventually("three processes", DEADLINE, || {
+        Ok(metric(&container, "pids.current")? == 3)
+    })?;
+    let before = metric(&container, "cpu.usage_usec")?;
     if metric(&container, "memory.usage_limit")? != limit {
         bail!("the memory's limit is not told");
     }
