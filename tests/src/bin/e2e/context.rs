@@ -1,6 +1,7 @@
 //! What a test has at hand: a containerd, and short words for what a person does with `ctr`.
 
 use crate::command::{self, DEADLINE, Output, Running};
+use crate::leaks;
 use anyhow::{Result, bail};
 use lab::containerd::{IMAGE, Version};
 use std::path::{Path, PathBuf};
@@ -31,13 +32,13 @@ impl Context {
         Self { containerd, runtime: runtime.into(), artifacts: artifacts.into(), many, next }
     }
 
-    /// Removes what a run of these tests that was broken off left in containerd.
+    /// Removes what a run of these tests that was broken off left in containerd, and shims that it has forgotten.
     pub fn sweep(&self) -> Result<()> {
         let containers = self.ctr(&["container", "ls", "-q"])?.expect_code(0)?.text();
         for id in containers.lines().filter(|id| id.starts_with("e2e-")) {
             drop(Container { context: self, id: id.to_owned() });
         }
-        Ok(())
+        leaks::end_shims_of_tests()
     }
 
     /// An id that no other container of this run has.

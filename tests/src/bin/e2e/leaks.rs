@@ -52,6 +52,16 @@ fn end_leaked(left: &[String]) {
     }
 }
 
+/// Kills the shims of tests; what they started goes with them.
+pub fn end_shims_of_tests() -> Result<()> {
+    for (pid, line) in our_processes()? {
+        if line.contains(" -id e2e-") {
+            let _ = kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL);
+        }
+    }
+    Ok(())
+}
+
 /// Everything that a sandbox may hold on the host, as text.
 pub struct Holdings(BTreeSet<String>);
 
