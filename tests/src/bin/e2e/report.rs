@@ -4,6 +4,7 @@ use crate::context::Context;
 use std::fs;
 use std::path::Path;
 
+/// Longest reason in one line, characters.
 const SHORT: usize = 1000;
 
 /// Prints why a test failed and the ends of the logs; keeps the logs whole under the artifacts directory.

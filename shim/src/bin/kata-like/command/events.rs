@@ -30,10 +30,10 @@ pub(crate) fn main(arguments: &Arguments, globals: &Globals) -> Result<u8> {
         bail!("duration interval must be greater than 0");
     }
     let home = Home::new(&globals.root, &arguments.id)?;
-    let (mut stats, mut kills) = used(&home)?;
-    let mut next = Instant::now();
+    let (mut stats, mut kills) = used(&home, true)?;
+    let (mut next, mut due) = (Instant::now(), true);
     loop {
-        if Instant::now() >= next {
+        if due {
             tell(&json!({ "type": "stats", "id": home.id(), "data": stats }))?;
             next += arguments.interval;
         }
@@ -41,8 +41,9 @@ pub(crate) fn main(arguments: &Arguments, globals: &Globals) -> Result<u8> {
             return Ok(0);
         }
         std::thread::sleep(LOOK.min(next.saturating_duration_since(Instant::now())));
+        due = Instant::now() >= next;
         // No answer: the container has ended, and with it what there is to tell.
-        let Ok((now, kills_now)) = used(&home) else { return Ok(0) };
+        let Ok((now, kills_now)) = used(&home, due) else { return Ok(0) };
         for _ in kills..kills_now {
             tell(&json!({ "type": "oom", "id": home.id() }))?;
         }
@@ -50,9 +51,10 @@ pub(crate) fn main(arguments: &Arguments, globals: &Globals) -> Result<u8> {
     }
 }
 
-/// What the container uses, and how many of its processes were killed for lack of memory.
-fn used(home: &Home) -> Result<(Value, u64)> {
-    let Answer::Stats(mut stats) = call::ask(home, &Call::Stats, &[])? else {
+/// What the container uses, with its sandbox if that is to be shown, and how many of its processes were killed for
+/// lack of memory.
+fn used(home: &Home, sandbox: bool) -> Result<(Value, u64)> {
+    let Answer::Stats(mut stats) = call::ask(home, &Call::Stats { sandbox }, &[])? else {
         bail!("the container's monitor answered something else");
     };
     let kills = stats.as_object_mut().and_then(|stats| stats.remove("oomKills"));

@@ -33,8 +33,8 @@ pub(crate) enum Call {
     Update,
     /// Which processes there are.
     Processes,
-    /// What the container uses, as `runc events --stats` tells it.
-    Stats,
+    /// What the container uses, as `runc events --stats` tells it; and its sandbox, which costs more to find out.
+    Stats { sandbox: bool },
 }
 
 /// The answer to a [`Call`].

@@ -80,9 +80,13 @@ async fn answer(sandbox: &Sandbox, call: Call, fds: Vec<OwnedFd>) -> Result<Answ
             };
             Ok(Answer::Processes(processes.map(process).collect()))
         }
-        Call::Stats => {
+        Call::Stats { sandbox: also } => {
             let used = sandbox.stats(id).await?;
-            Ok(Answer::Stats(Box::new(stats::as_runc(&used, &sandbox.overhead()?))))
+            let mut told = stats::as_runc(&used);
+            if also {
+                told["sandbox"] = stats::of_sandbox(&sandbox.overhead()?);
+            }
+            Ok(Answer::Stats(Box::new(told)))
         }
         Call::Exec { .. } => Err(Error::InvalidArgument("an exec is answered elsewhere".into())),
     }

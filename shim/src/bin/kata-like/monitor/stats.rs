@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 /// Microseconds to nanoseconds.
 const MICRO: u64 = 1000;
 
-/// The container's figures, and what its sandbox takes of the host besides, of which runc has none.
-pub(super) fn as_runc(used: &ContainerStatsResponse, overhead: &Overhead) -> Value {
+/// The container's figures.
+pub(super) fn as_runc(used: &ContainerStatsResponse) -> Value {
     let of = |map: &std::collections::HashMap<String, u64>, name: &str| {
         map.get(name).copied().unwrap_or_default()
     };
@@ -42,13 +42,17 @@ pub(super) fn as_runc(used: &ContainerStatsResponse, overhead: &Overhead) -> Val
                 }))
             }).collect::<Vec<_>>(),
         },
-        "sandbox": {
-            "monitor": process(&overhead.owner),
-            "vmm": process(&overhead.vmm),
-            "fileServer": process(&overhead.file_server),
-        },
         // For `events`, which tells of each kill once; runc has no such figure.
         "oomKills": of(&used.memory_events, "oom_kill"),
+    })
+}
+
+/// What the sandbox takes of the host besides, of which runc has no figures.
+pub(super) fn of_sandbox(overhead: &Overhead) -> Value {
+    json!({
+        "monitor": process(&overhead.owner),
+        "vmm": process(&overhead.vmm),
+        "fileServer": process(&overhead.file_server),
     })
 }
 
