@@ -1,7 +1,7 @@
 //! What can go wrong with a call, and the one map to ttrpc codes.
 
-use crate::worker::{Failure, FailureKind};
-use crate::zygote::ZygoteError;
+use crate::work::job::{Failure, FailureKind};
+use crate::work::zygote::ZygoteError;
 use std::io;
 use ttrpc::Code;
 

@@ -1,44 +1,28 @@
 //! The guest's PID 1: prepares the guest, answers the shim over vsock, runs containers.
 //!
-//! In order: mounts and a root of its own ([`boot`]), a single-threaded process that forks for it
-//! ([`zygote`]), then one thread with an async runtime that serves the API ([`server`]), carries
-//! standard streams ([`streams`]), reaps ([`reaper`]) and sends the log to the host ([`logging`]).
+//! In order: mounts and a root of its own ([`guest::boot`]), a single-threaded process that forks for it
+//! ([`work::zygote`]), then one thread with an async runtime that serves the API ([`server`]), carries
+//! standard streams ([`io::streams`]), reaps ([`guest::reaper`]) and sends the log to the host ([`guest::logging`]).
 //! Connecting the log is the ready signal, so it comes last.
 
-mod boot;
-mod capacity;
-mod cgroup;
 mod containers;
-mod dev_nodes;
-mod devices;
-mod disks;
 mod error;
-mod executor;
-mod home;
-mod id_maps;
-mod logging;
-mod mounts;
-mod oom;
-mod privileges;
-mod process;
-mod ps;
-mod reaper;
-mod sandbox;
-mod seccomp;
+mod guest;
+mod io;
 mod server;
 mod spec;
-mod stats;
-mod stdio;
-mod storage;
-mod streams;
-mod syscalls;
-mod transport;
-mod worker;
-mod zygote;
+mod work;
 
 use anyhow::Context as _;
+use containers::Containers;
+use guest::reaper::Reaper;
+use guest::{boot, logging};
+use io::streams::{self, Streams};
+use io::transport::Transport;
+use spec::id_maps;
 use std::process::ExitCode;
 use std::sync::Arc;
+use work::zygote::Zygote;
 
 fn main() -> ExitCode {
     if let Some(code) = id_maps::run() {
@@ -54,7 +38,8 @@ fn main() -> ExitCode {
 
 fn run() -> anyhow::Result<()> {
     boot::prepare().context("preparing the guest")?;
-    let zygote = zygote::Zygote::start().context("starting the zygote")?;
+    id_maps::install().context("naming the id mappers")?;
+    let zygote = Zygote::start().context("starting the zygote")?;
     let log = logging::install();
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -65,19 +50,19 @@ fn run() -> anyhow::Result<()> {
 }
 
 /// Listens, tells the host so by connecting the log, and serves until the machine ends.
-async fn serve(zygote: zygote::Zygote, log: Arc<logging::Log>) -> anyhow::Result<()> {
-    let transport = transport::Transport::from_env();
-    let reaper = Arc::new(reaper::Reaper::default());
+async fn serve(zygote: Zygote, log: Arc<logging::Log>) -> anyhow::Result<()> {
+    let transport = Transport::from_env();
+    let reaper = Arc::new(Reaper::default());
     let mut zygote_exit = reaper.expect().claim(zygote.pid());
     let reaping = reaper.start().context("catching SIGCHLD")?;
     tokio::spawn(async move {
         let _ = zygote_exit.wait_for(Option::is_some).await;
         tracing::error!("the zygote has ended: what runs goes on, nothing new can be started");
     });
-    let streams = Arc::new(streams::Streams::default());
+    let streams = Arc::new(Streams::default());
     let stdio = transport.listen(protocol::ports::STDIO).context("listening for streams")?;
     tokio::spawn(streams::accept(stdio, Arc::clone(&streams)));
-    let containers = Arc::new(containers::Containers::new(zygote, reaper, streams));
+    let containers = Arc::new(Containers::new(zygote, reaper, streams));
     let _server = server::start(&transport, containers).await.context("serving the API")?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "ready");
     tokio::spawn(logging::forward(log, transport));

@@ -1,11 +1,11 @@
 //! The ttrpc service: from a request to a call and back, nothing else.
 
-use crate::capacity;
-use crate::cgroup::Cgroup;
 use crate::containers::{Containers, blocking};
 use crate::error::AgentError;
-use crate::sandbox;
-use crate::transport::Transport;
+use crate::guest::capacity;
+use crate::guest::cgroup::Cgroup;
+use crate::guest::sandbox;
+use crate::io::transport::Transport;
 use async_trait::async_trait;
 use protocol::agent::{
     ContainerRef, ContainerStateResponse, ContainerStatsResponse, CreateContainerRequest, Empty,

@@ -1,12 +1,12 @@
 //! One container: its state, its init process and the others that were asked for.
 
-use crate::cgroup::Cgroup;
+use crate::containers::process::Process;
+use crate::containers::stats;
 use crate::error::AgentError;
-use crate::process::Process;
-use crate::ps;
-use crate::stats;
-use crate::storage::Mounts;
-use crate::worker::STATE_DIR;
+use crate::guest::cgroup::Cgroup;
+use crate::guest::ps;
+use crate::guest::storage::Storages;
+use crate::work::job::STATE_DIR;
 use libcontainer::container::{Container as Libcontainer, ContainerStatus as LibcontainerStatus};
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
@@ -36,13 +36,13 @@ pub struct Container {
     paused: Mutex<bool>,
     /// `None`: being made.
     execs: Mutex<HashMap<String, Option<Arc<Process>>>>,
-    mounts: Mutex<Mounts>,
+    storages: Mutex<Storages>,
     process_files: AtomicU64,
 }
 
 impl Container {
     /// A container whose init process waits.
-    pub fn new(id: String, bundle: PathBuf, init: Process, mounts: Mounts) -> Self {
+    pub fn new(id: String, bundle: PathBuf, init: Process, storages: Storages) -> Self {
         Self {
             id,
             bundle,
@@ -50,7 +50,7 @@ impl Container {
             started: Mutex::new(false),
             paused: Mutex::new(false),
             execs: Mutex::default(),
-            mounts: Mutex::new(mounts),
+            storages: Mutex::new(storages),
             process_files: AtomicU64::new(0),
         }
     }
@@ -129,12 +129,12 @@ impl Container {
         Ok(())
     }
 
-    /// See [`crate::disks::Disks::translate_limits`].
+    /// See [`crate::guest::disks::Disks::translate_limits`].
     ///
     /// # Errors
     /// As that.
     pub fn translate_limits(&self, resources: &mut LinuxResources) -> Result<(), AgentError> {
-        lock(&self.mounts).disks().translate_limits(resources)
+        lock(&self.storages).disks().translate_limits(resources)
     }
 
     /// Sets the limits that are named.
@@ -265,14 +265,14 @@ impl Container {
         Ok(())
     }
 
-    /// The mounts, to undo them.
-    pub fn take_mounts(&self) -> Mounts {
-        std::mem::take(&mut *lock(&self.mounts))
+    /// The storages, to undo them.
+    pub fn take_storages(&self) -> Storages {
+        std::mem::take(&mut *lock(&self.storages))
     }
 
     /// Those that are left, when they could not be undone.
-    pub fn put_back_mounts(&self, mounts: Mounts) {
-        *lock(&self.mounts) = mounts;
+    pub fn put_back_storages(&self, storages: Storages) {
+        *lock(&self.storages) = storages;
     }
 }
 

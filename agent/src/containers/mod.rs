@@ -3,18 +3,20 @@
 //! An id is reserved before any work for it begins, and no lock is held across an await.
 
 mod container;
+mod oom;
+mod process;
+mod stats;
 
-use crate::cgroup::Cgroup;
 use crate::error::AgentError;
-use crate::oom;
-use crate::process::{self, Process};
-use crate::reaper::{Exit, Reaper};
-use crate::storage::Mounts;
-use crate::streams::Streams;
-use crate::worker::{Answer, Job, SPEC_FILE, STATE_DIR};
-use crate::zygote::Zygote;
+use crate::guest::cgroup::Cgroup;
+use crate::guest::reaper::{Exit, Reaper};
+use crate::guest::storage::Storages;
+use crate::io::streams::Streams;
+use crate::work::job::{Answer, Job, SPEC_FILE, STATE_DIR};
+use crate::work::zygote::Zygote;
 use container::Container;
 use oci_spec::runtime::LinuxResources;
+use process::Process;
 use protocol::agent::{
     ContainerStateResponse, ContainerStatsResponse, CreateContainerRequest, ExecProcessRequest,
     ProcessInfo, SignalProcessRequest, Stdio,
@@ -61,15 +63,15 @@ impl Containers {
         check_id(&id)?;
         let begin = Instant::now();
         let reservation = self.reserve(&id)?;
-        let (disks, storages) = (request.disks, request.storages);
-        let mut mounts = Mounts::default();
-        if !(disks.is_empty() && storages.is_empty()) {
+        let (disks, wanted) = (request.disks, request.storages);
+        let mut storages = Storages::default();
+        if !(disks.is_empty() && wanted.is_empty()) {
             let id = id.clone();
-            mounts = blocking(move || Mounts::make(&id, &disks, &storages)).await?;
+            storages = blocking(move || Storages::make(&id, &disks, &wanted)).await?;
         }
         let bundle = bundle_of(&id);
         let stdio = request.stdio.unwrap_or_default();
-        let made = match mounts.disks().translate(request.spec_json) {
+        let made = match storages.disks().translate(request.spec_json) {
             Ok(spec_json) => self.create_in(&id, &bundle, &spec_json, stdio).await,
             Err(error) => Err(error),
         };
@@ -77,13 +79,13 @@ impl Containers {
             Ok(init) => {
                 let pid = init.pid();
                 tracing::info!(id, pid, ms = begin.elapsed().as_millis(), "container created");
-                let container = Arc::new(Container::new(id, bundle, init, mounts));
+                let container = Arc::new(Container::new(id, bundle, init, storages));
                 container.end_with_init();
                 reservation.commit(container);
                 Ok(pid)
             }
             Err(error) => {
-                if let Err(also) = clean_up(id, mounts).await.1 {
+                if let Err(also) = clean_up(id, storages).await.1 {
                     tracing::error!(error = %also, "cleaning up after a failed create");
                 }
                 Err(error)
@@ -290,7 +292,7 @@ impl Containers {
         self.by_id().insert(id.to_owned(), Entry::Busy("being deleted"));
         container.init().kill();
         let _ = container.init().exit_cell().wait_for(Option::is_some).await;
-        let (mounts, result) = clean_up(id.to_owned(), container.take_mounts()).await;
+        let (storages, result) = clean_up(id.to_owned(), container.take_storages()).await;
         match result {
             Ok(()) => {
                 tracing::info!(id, "container deleted");
@@ -298,7 +300,7 @@ impl Containers {
                 Ok(())
             }
             Err(error) => {
-                container.put_back_mounts(mounts);
+                container.put_back_storages(storages);
                 self.by_id().insert(id.to_owned(), Entry::Ready(container));
                 Err(error)
             }
@@ -356,8 +358,8 @@ impl Drop for Reservation<'_> {
     }
 }
 
-/// Removes whatever there is of a container; the mounts come back with those that are left.
-async fn clean_up(id: String, mut mounts: Mounts) -> (Mounts, Result<(), AgentError>) {
+/// Removes whatever there is of a container; the storages come back with those that are left.
+async fn clean_up(id: String, mut storages: Storages) -> (Storages, Result<(), AgentError>) {
     let work = move || {
         let removed = Cgroup::of(&id)
             .remove()
@@ -365,11 +367,11 @@ async fn clean_up(id: String, mut mounts: Mounts) -> (Mounts, Result<(), AgentEr
             .and_then(|()| remove_directory(&Path::new(STATE_DIR).join(&id)))
             .and_then(|()| remove_directory(&bundle_of(&id)));
         if removed.is_ok() {
-            mounts.undo();
+            storages.undo();
         }
-        Ok((mounts, removed))
+        Ok((storages, removed))
     };
-    blocking(work).await.unwrap_or_else(|error| (Mounts::default(), Err(error)))
+    blocking(work).await.unwrap_or_else(|error| (Storages::default(), Err(error)))
 }
 
 fn remove_directory(path: &Path) -> Result<(), AgentError> {

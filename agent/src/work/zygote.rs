@@ -2,12 +2,13 @@
 //!
 //! libcontainer forks, and a fork out of a process with more threads can leave a lock held for ever
 //! in the child. So before the runtime starts, PID 1 forks the zygote, which keeps one thread and no
-//! state: for every job it forks a worker ([`crate::worker`]), which does the job, answers and ends.
+//! state: for every job it forks a worker ([`crate::work::worker`]), which does the job, answers and ends.
 //! A fork is also several times cheaper in a fresh guest than executing the agent again.
 
-use crate::ps;
-use crate::transport;
-use crate::worker::{self, Answer, Job};
+use crate::guest::ps;
+use crate::io::transport;
+use crate::work::job::{Answer, Job};
+use crate::work::worker;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::{SigHandler, Signal, signal};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};

@@ -3,10 +3,10 @@
 //! libcontainer calls this inside the container, after it has done everything else. Errors are worded
 //! as runc words them, since containerd's and Docker's users (and their scripts) know those.
 
-use crate::privileges::Privileges;
-use crate::seccomp;
-use crate::stdio;
-use crate::worker::{Failure, FailureKind};
+use crate::io::stdio;
+use crate::spec::privileges::Privileges;
+use crate::spec::seccomp;
+use crate::work::job::{Failure, FailureKind};
 use libcontainer::workload::{Executor, ExecutorError, ExecutorValidationError};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags};

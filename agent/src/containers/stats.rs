@@ -1,6 +1,6 @@
 //! What a container uses, from the files of its cgroup.
 
-use crate::cgroup::Cgroup;
+use crate::guest::cgroup::Cgroup;
 use protocol::agent::{ContainerStatsResponse, IoUse};
 use std::collections::HashMap;
 use std::io;

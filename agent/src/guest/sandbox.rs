@@ -4,7 +4,7 @@
 //! same call.
 
 use crate::error::AgentError;
-use crate::storage;
+use crate::guest::storage;
 use nix::sys::reboot::{RebootMode, reboot};
 use nix::sys::time::TimeSpec;
 use nix::time::{ClockId, clock_settime};

@@ -1,9 +1,9 @@
 //! One process of a container: its pid, its exit, its streams.
 
 use crate::error::AgentError;
-use crate::reaper::{Exit, ExitCell};
-use crate::stdio;
-use crate::streams::{self, Streams};
+use crate::guest::reaper::{Exit, ExitCell};
+use crate::io::stdio;
+use crate::io::streams::{self, Streams};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use protocol::agent::Stdio;
@@ -29,7 +29,7 @@ pub fn wanted(stdio: &Stdio) -> [bool; 3] {
 
 impl Process {
     /// Takes over a process and begins to carry its streams. `fds` as in
-    /// [`crate::worker::Answer::Started`].
+    /// [`crate::work::job::Answer::Started`].
     ///
     /// # Errors
     /// When the terminal cannot be duplicated or the worker's descriptors do not fit.

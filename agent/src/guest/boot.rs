@@ -3,6 +3,7 @@
 //! The initramfs itself cannot be left by `pivot_root`, which is how a container gets its root. So the
 //! guest's root is a tmpfs, moved over the initramfs; everything else is mounted in it.
 
+use crate::guest::cgroup;
 use anyhow::Context as _;
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
@@ -74,7 +75,6 @@ pub fn prepare() -> anyhow::Result<()> {
         mount_one(mount).with_context(|| format!("mounting {} on {}", mount.kind, mount.at))?;
     }
     enter_root().context("entering the root")?;
-    crate::id_maps::install().context("naming the id mappers")?;
     for (name, value) in SYSCTLS {
         let _ = fs::write(Path::new("/proc/sys").join(name), value);
     }
@@ -113,8 +113,8 @@ fn enter_root() -> anyhow::Result<()> {
 
 /// Delegates every controller, and keeps a little for the agent whatever the containers do.
 fn prepare_cgroups() -> anyhow::Result<()> {
-    let root = Path::new(crate::cgroup::ROOT);
-    let parent = root.join(crate::spec::CGROUP_PARENT);
+    let root = Path::new(cgroup::ROOT);
+    let parent = root.join(cgroup::PARENT);
     fs::create_dir_all(&parent)?;
     let controllers = fs::read_to_string(root.join("cgroup.controllers"))?;
     for directory in [root, &parent] {
@@ -134,7 +134,7 @@ fn prepare_cgroups() -> anyhow::Result<()> {
 pub fn limit_containers() {
     if let Some(total) = read_number("/proc/meminfo", "MemTotal:") {
         let limit = total.saturating_sub(RESERVED_MEMORY_KIB).max(total / 2) * 1024;
-        let parent = Path::new(crate::cgroup::ROOT).join(crate::spec::CGROUP_PARENT);
+        let parent = Path::new(cgroup::ROOT).join(cgroup::PARENT);
         let _ = fs::write(parent.join("memory.max"), limit.to_string());
     }
 }

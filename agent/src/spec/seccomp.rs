@@ -5,7 +5,7 @@
 //! (that action for its calls, otherwise allow), and last one that gives the default action to every
 //! call that no rule names.
 
-use crate::syscalls;
+use crate::spec::syscalls;
 use oci_spec::runtime::{
     LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompFilterFlag,
     LinuxSeccompOperator, LinuxSyscall,

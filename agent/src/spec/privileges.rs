@@ -4,7 +4,7 @@
 //! `no_new_privs` only by a process with `CAP_SYS_ADMIN`, so where neither is given the process keeps
 //! that capability (and `CAP_SETPCAP`, to drop it from its bounding set) until the filter is in place.
 
-use crate::seccomp::Filter;
+use crate::spec::seccomp::Filter;
 use caps::{CapSet, Capability, CapsHashSet};
 use libcontainer::capabilities::CapabilityExt as _;
 use oci_spec::runtime::{Capabilities, Capability as SpecCapability, LinuxCapabilities, Process};

@@ -2,16 +2,17 @@
 //!
 //! The worker makes the pipes or takes the terminal, and hands the agent's ends back with the pid.
 
-use crate::cgroup::Cgroup;
-use crate::dev_nodes;
-use crate::devices;
-use crate::executor::GuestExecutor;
-use crate::id_maps;
-use crate::logging;
-use crate::mounts::LateMounts;
-use crate::privileges::Privileges;
-use crate::spec::{self, InvalidSpec, Own};
-use crate::stdio;
+use crate::guest::cgroup::Cgroup;
+use crate::guest::logging;
+use crate::io::stdio;
+use crate::spec::dev_nodes;
+use crate::spec::device_rules;
+use crate::spec::id_maps;
+use crate::spec::mounts::LateMounts;
+use crate::spec::privileges::Privileges;
+use crate::spec::{self, Own};
+use crate::work::executor::GuestExecutor;
+use crate::work::job::{Answer, Failure, FailureKind, Job, SPEC_FILE, STATE_DIR, chain};
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::error::LibcontainerError;
 use libcontainer::syscall::syscall::SyscallType;
@@ -19,90 +20,17 @@ use nix::fcntl::OFlag;
 use nix::unistd::pipe2;
 use oci_spec::runtime::{LinuxDeviceCgroup, Process, Spec};
 use protocol::control;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::io::{Read, Write as _};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
-use std::path::{Path, PathBuf};
-
-/// libcontainer's state, a directory per container.
-pub const STATE_DIR: &str = "/run/kata-like/containers";
-
-/// What to do. Paths, not contents: a message has a limit, a specification has not.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Job {
-    /// The container.
-    pub container_id: String,
-    /// Holds [`SPEC_FILE`].
-    pub bundle: PathBuf,
-    /// `None`: create the container. `Some`: file in the bundle with the `process` to add to it.
-    pub process: Option<String>,
-    /// Which of stdin, stdout, stderr the host carries; the others are /dev/null.
-    pub wanted: [bool; 3],
-}
-
-/// The specification as the host sent it, in the bundle.
-pub const SPEC_FILE: &str = "spec.json";
+use std::path::Path;
 
 /// The specification as libcontainer gets it, in the bundle.
 const CONFIG_FILE: &str = "config.json";
-
-/// Of a job.
-#[derive(Debug, Serialize, Deserialize)]
-pub enum Answer {
-    /// The first, of every job: the worker itself, in the agent's pid namespace.
-    Begun {
-        /// Its pid.
-        worker: i32,
-    },
-    /// The process exists. Descriptors: the terminal's master, or the agent's ends of the pipes
-    /// of the wanted streams, in order.
-    Started {
-        /// In the agent's pid namespace.
-        pid: i32,
-        /// The process has a terminal.
-        terminal: bool,
-    },
-    /// It does not.
-    Failed(Failure),
-}
-
-/// Why a process could not be made.
-#[derive(Debug, Clone, Serialize, Deserialize, thiserror::Error)]
-#[error("{message}")]
-pub struct Failure {
-    /// For the caller's code.
-    pub kind: FailureKind,
-    /// For people.
-    pub message: String,
-}
-
-/// Classes of [`Failure`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum FailureKind {
-    /// The specification cannot be followed.
-    Invalid,
-    /// The container is not in the state for it.
-    WrongState,
-    /// The guest could not.
-    Internal,
-}
-
-impl Failure {
-    /// Of class [`FailureKind::Internal`]: what was tried, and what came of it.
-    pub fn internal(what: &str, error: &dyn std::error::Error) -> Self {
-        Self { kind: FailureKind::Internal, message: format!("{what}: {}", chain(error)) }
-    }
-}
-
-impl From<InvalidSpec> for Failure {
-    fn from(error: InvalidSpec) -> Self {
-        Self { kind: FailureKind::Invalid, message: chain(&error) }
-    }
-}
 
 /// Does `job` and answers on `socket`.
 pub fn run(job: &Job, socket: &OwnedFd) {
@@ -157,7 +85,7 @@ fn perform(job: &Job) -> Result<(i32, AgentEnds), Failure> {
 /// What libcontainer doesn't do, before the container's first process is let go.
 fn finish(job: &Job, pid: i32, mut container: Container) -> Result<(), Failure> {
     let cgroup = Cgroup::of(&job.container_id);
-    devices::confine(&cgroup.path(""), &container.devices)
+    device_rules::confine(&cgroup.path(""), &container.devices)
         .map_err(|e| Failure::internal("allowing the devices", &e))?;
     container.mounts.finish(pid).map_err(|e| Failure::internal("setting the propagation", &e))
 }
@@ -308,18 +236,4 @@ fn load<T: DeserializeOwned>(path: &Path) -> Result<T, Failure> {
 fn store<T: Serialize>(path: &Path, value: &T) -> Result<(), Failure> {
     let bytes = serde_json::to_vec(value).map_err(|e| Failure::internal("writing the spec", &e))?;
     std::fs::write(path, bytes).map_err(|e| Failure::internal("writing the spec", &e))
-}
-
-/// The error and its causes, each said once.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            let _ = write!(text, ": {cause_text}");
-        }
-        source = cause.source();
-    }
-    text
 }

@@ -1,8 +1,8 @@
 //! How many processors and how much memory the guest has: what the host has added is brought online, and
 //! let go again before the host takes it away.
 
-use crate::boot;
 use crate::error::AgentError;
+use crate::guest::boot;
 use protocol::agent::SandboxCapacity;
 use std::fs;
 use std::io;

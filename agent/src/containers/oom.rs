@@ -1,7 +1,7 @@
 //! Waits for the kernel to kill a process of a container for lack of memory.
 
-use crate::cgroup::Cgroup;
-use crate::transport;
+use crate::guest::cgroup::Cgroup;
+use crate::io::transport;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use std::io;
 use std::os::fd::AsFd as _;

@@ -3,8 +3,8 @@
 //! The host is trusted, but what it shares is written by containers: a mount point is created and
 //! found below the agent's directory without following a link, and mounted by its descriptor.
 
-use crate::disks::Disks;
 use crate::error::AgentError;
+use crate::guest::disks::Disks;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -37,14 +37,14 @@ const FLAGS: &[(&str, MsFlags)] = &[
     ("defaults", MsFlags::empty()),
 ];
 
-/// What the agent has mounted, and the disks that it took for it; given back by [`Mounts::undo`].
+/// What the agent has mounted, and the disks that it took for it; given back by [`Storages::undo`].
 #[derive(Debug, Default)]
-pub struct Mounts {
+pub struct Storages {
     disks: Disks,
     points: Vec<PathBuf>,
 }
 
-impl Mounts {
+impl Storages {
     /// Takes a container's disks and mounts one storage after the other. Blocks as long as the file systems do.
     ///
     /// # Errors
@@ -87,7 +87,7 @@ impl Mounts {
 /// Mounts a virtio-fs tag or anything else that needs no options.
 ///
 /// # Errors
-/// See [`Mounts::make`].
+/// See [`Storages::make`].
 pub fn mount_one(storage: &Storage) -> Result<PathBuf, AgentError> {
     let path = PathBuf::from(&storage.mount_point);
     let point = mount_point(&path)?;

@@ -12,6 +12,9 @@ use std::time::{Duration, Instant};
 /// Where the hierarchy is mounted.
 pub const ROOT: &str = "/sys/fs/cgroup";
 
+/// The cgroup that holds those of all containers, below the root of the hierarchy.
+pub const PARENT: &str = "containers";
+
 /// Most levels below a container's cgroup that are looked at; the kernel refuses more to be made.
 const MAX_DEPTH: usize = 32;
 
@@ -25,12 +28,12 @@ pub struct Cgroup(PathBuf);
 impl Cgroup {
     /// Of the container of that (checked) id.
     pub fn of(id: &str) -> Self {
-        Self(Path::new(ROOT).join(crate::spec::CGROUP_PARENT).join(id))
+        Self(Path::new(ROOT).join(PARENT).join(id))
     }
 
     /// The one that holds those of all containers.
     pub fn of_all() -> Self {
-        Self(Path::new(ROOT).join(crate::spec::CGROUP_PARENT))
+        Self(Path::new(ROOT).join(PARENT))
     }
 
     /// Every process in it and below, in no order.

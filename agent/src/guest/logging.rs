@@ -4,7 +4,7 @@
 //! A panic is different: PID 1 takes the machine down, so the hook writes to the kernel's log, which
 //! reaches the console, and to the host's stream if there is room.
 
-use crate::transport::{self, Stream, Transport};
+use crate::io::transport::{self, Stream, Transport};
 use nix::sys::socket::{MsgFlags, send};
 use std::collections::VecDeque;
 use std::fmt::{self, Write as _};

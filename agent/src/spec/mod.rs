@@ -1,7 +1,7 @@
 //! What the agent changes in a specification before libcontainer gets it, each rule with its reason.
 //!
 //! - The cgroup is `/containers/ID`: the host's path means nothing in the guest.
-//! - `linux.resources.devices` are taken out and become a BPF program; see [`crate::devices`].
+//! - `linux.resources.devices` are taken out and become a BPF program; see [`crate::spec::device_rules`].
 //! - Sysctls of namespaces that are the guest's own are taken out: libcontainer would refuse them.
 //! - `linux.seccomp` is taken out and compiled here: libcontainer would need a C library for it.
 //! - Capabilities are widened when the filter needs them; see [`Privileges`].
@@ -9,17 +9,23 @@
 //!   which may load name-service modules that the image brings along.
 //! - A variable that is set twice has its last value in its first place, as Go's `os.Setenv` leaves it.
 
-use crate::home;
-use crate::privileges::Privileges;
-use crate::seccomp::{self, UnsupportedFilter};
+pub mod dev_nodes;
+pub mod device_rules;
+mod home;
+pub mod id_maps;
+pub mod mounts;
+pub mod privileges;
+pub mod seccomp;
+mod syscalls;
+
+use crate::guest::cgroup;
 use oci_spec::runtime::{
     Linux, LinuxDeviceCgroup, LinuxNamespace, LinuxNamespaceType, Process, Spec,
 };
+use privileges::Privileges;
+use seccomp::UnsupportedFilter;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-
-/// The cgroup that holds those of all containers, below the root of the hierarchy.
-pub const CGROUP_PARENT: &str = "containers";
 
 /// Why a specification cannot be followed.
 #[derive(Debug, thiserror::Error)]
@@ -62,7 +68,7 @@ pub fn adapt_container(spec: &mut Spec, id: &str) -> Result<Own, InvalidSpec> {
     let mut linux = spec.linux().clone().ok_or(InvalidSpec::Missing("linux"))?;
     let privileges = adapt(&mut process, &linux, &rootfs)?;
     linux.set_seccomp(None);
-    linux.set_cgroups_path(Some(PathBuf::from(format!("/{CGROUP_PARENT}/{id}"))));
+    linux.set_cgroups_path(Some(PathBuf::from(format!("/{}/{id}", cgroup::PARENT))));
     let devices = linux.resources_mut().as_mut().and_then(|r| r.devices_mut().take());
     let sysctls = take_guests_sysctls(&mut linux);
     spec.set_process(Some(process));

@@ -5,7 +5,7 @@
 //! output is read to its end and then the stream is half-closed; input is written out before the
 //! process sees its end.
 
-use crate::transport::{self, Stream};
+use crate::io::transport::{self, Stream};
 use protocol::ports::StreamPreamble;
 use std::collections::HashMap;
 use std::io;
@@ -181,7 +181,7 @@ async fn write_all(fd: &AsyncFd<OwnedFd>, mut bytes: &[u8]) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::transport::Transport;
+    use crate::io::transport::Transport;
     use std::io::{Read, Write};
     use std::os::linux::net::SocketAddrExt as _;
     use std::os::unix::net::{SocketAddr, UnixStream};

@@ -1,0 +1,11 @@
+//! The guest itself: its start, its kernel's log, what it has (processors, memory, disks) and who runs in it.
+
+pub mod boot;
+pub mod capacity;
+pub mod cgroup;
+pub mod disks;
+pub mod logging;
+pub mod ps;
+pub mod reaper;
+pub mod sandbox;
+pub mod storage;

@@ -1,0 +1,6 @@
+//! How a process of a container is made: a process that forks, one that builds, the last steps in the new one.
+
+mod executor;
+pub mod job;
+mod worker;
+pub mod zygote;
