@@ -3,6 +3,7 @@
 //! <https://qemu-project.gitlab.io/qemu/interop/vhost-user.html> names the messages.
 
 use crate::file_system::Files;
+use crate::memory::Memory;
 use crate::queue::{Progress, RequestQueue};
 use std::fs::File;
 use std::io::{self, Read};
@@ -13,7 +14,6 @@ use vhost::vhost_user::message::{
     VhostUserVringAddrFlags, VhostUserVringState,
 };
 use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandlerMut};
-use vhost_user_backend::bitmap::BitmapMmapRegion;
 use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::bindings::virtio_ring::{
     VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC,
@@ -28,12 +28,6 @@ pub(crate) const QUEUES: usize = 2;
 
 /// Largest queue, as large as what the kernel's driver asks for.
 const MAX_QUEUE_SIZE: u16 = 1024;
-
-/// The memory type that virtiofsd's readers and writers are made for.
-pub type Regions = GuestMemoryMmap<BitmapMmapRegion>;
-
-/// Guest memory, as the VMM has last described it.
-pub type Memory = GuestMemoryAtomic<Regions>;
 
 /// Where a part of guest memory is in the VMM's address space, which ring addresses refer to.
 #[derive(Debug)]

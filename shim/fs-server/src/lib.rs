@@ -12,12 +12,13 @@ mod device;
 mod file_system;
 mod live;
 mod logger;
+mod memory;
 mod queue;
 mod serve;
 
 pub use confine::own_descriptors;
-pub use device::{Memory, Regions};
 pub use file_system::{Files, open};
+pub use memory::{Memory, Regions};
 pub use queue::{Progress, RequestQueue};
 
 use anyhow::{Context, Result};

@@ -1,7 +1,7 @@
 //! One virtqueue of FUSE requests.
 
-use crate::device::Memory;
 use crate::file_system::Files;
+use crate::memory::{Memory, Regions};
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -109,8 +109,8 @@ impl RequestQueue {
 
     fn answer(
         &mut self,
-        chain: DescriptorChain<GuestMemoryLoadGuard<crate::device::Regions>>,
-        guard: &GuestMemoryLoadGuard<crate::device::Regions>,
+        chain: DescriptorChain<GuestMemoryLoadGuard<Regions>>,
+        guard: &GuestMemoryLoadGuard<Regions>,
         files: &Files,
     ) -> Result<(), QueueError> {
         let head = chain.head_index();
