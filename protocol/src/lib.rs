@@ -1,13 +1,15 @@
 //! What the processes of kata-like say to each other.
 //!
 //! - [`agent`]: shim → agent, ttrpc over vsock (`agent.proto`).
-//! - [`machine`] and [`control`]: shim ↔ VMM, JSON datagrams on a unix socket, file descriptors beside them.
+//! - [`machine`] and [`control`]: shim ↔ VMM.
+//! - [`packet`]: JSON datagrams on a unix socket, file descriptors beside them; what carries [`control`] and others.
 //! - [`ports`]: vsock ports and the preamble of a standard stream.
 //! - [`ids`]: which container and exec ids are allowed.
 
 pub mod control;
 pub mod ids;
 pub mod machine;
+pub mod packet;
 pub mod ports;
 
 /// Generated from `agent.proto`: messages.

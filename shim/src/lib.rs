@@ -15,10 +15,12 @@ pub mod config;
 pub mod disk;
 pub mod error;
 pub mod event;
+mod guest_paths;
 #[doc(hidden)]
 pub mod guest_log;
 mod hooks;
 pub mod io;
+mod lost;
 mod mount_options;
 pub mod overhead;
 pub mod paths;
@@ -30,6 +32,7 @@ pub mod seccomp;
 pub mod settings;
 pub mod storage;
 mod table;
+mod tree;
 mod undo;
 pub mod vm;
 

@@ -19,7 +19,7 @@ use crate::io::Stdio;
 use crate::overhead::{self, Overhead};
 use crate::paths::SandboxPaths;
 use crate::persist::ProcessId;
-use crate::storage::RootfsMount;
+use crate::plan::RootfsMount;
 use crate::table::{Phase, Table};
 use crate::undo::Undo;
 use crate::vm::Vm;

@@ -5,7 +5,7 @@ use containerd_shim_protos::events::task::TaskIO;
 use oci_spec::runtime::Process;
 use protobuf::well_known_types::timestamp::Timestamp;
 use sandbox::io::{Logger, Stdio, parse_endpoint};
-use sandbox::storage::RootfsMount;
+use sandbox::plan::RootfsMount;
 use sandbox::{Error, Phase, Result};
 use std::time::{SystemTime, UNIX_EPOCH};
 

@@ -3,7 +3,7 @@
 use super::Sandbox;
 use crate::disk;
 use crate::error::{Error, Result};
-use crate::paths;
+use crate::guest_paths;
 use crate::plan::disks::{Disk, DiskMount, Disks};
 use protocol::agent as api;
 
@@ -48,10 +48,10 @@ impl Sandbox {
 /// What the guest is to mount from the disks of container `id`.
 pub(super) fn storages(id: &str, disks: &Disks) -> Vec<api::Storage> {
     let storage = |(index, mount): (usize, &DiskMount)| api::Storage {
-        source: paths::guest_disk(id, mount.disk).display().to_string(),
+        source: guest_paths::disk(id, mount.disk).display().to_string(),
         fstype: mount.fstype.clone(),
         options: mount.options.clone(),
-        mount_point: paths::guest_disk_mount(id, index).display().to_string(),
+        mount_point: guest_paths::disk_mount(id, index).display().to_string(),
         ..Default::default()
     };
     disks.mounts.iter().enumerate().map(storage).collect()

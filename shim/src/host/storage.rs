@@ -5,10 +5,12 @@
 
 mod bind;
 
+pub use crate::tree::remove as remove_tree;
+
 use crate::error::{Error, Result};
 use crate::mount_options::MountOptions;
 use crate::paths::SandboxPaths;
-use crate::plan::Bind;
+use crate::plan::{Bind, RootfsMount};
 use crate::undo::Undo;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
@@ -17,19 +19,6 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
-
-/// One mount as a snapshotter describes it.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct RootfsMount {
-    /// File system type, or `bind`.
-    pub fstype: String,
-    /// What `mount(2)` takes.
-    pub source: String,
-    /// Below the root file system; empty for the root itself.
-    pub target: String,
-    /// Options as in fstab.
-    pub options: Vec<String>,
-}
 
 /// Gives the calling process its own mount namespace, which still sees what the host mounts later.
 ///
@@ -198,51 +187,6 @@ fn make_dir(dir: &Path, undo: &mut Undo) -> Result<()> {
     let path = dir.to_path_buf();
     undo.push(format!("remove {}", path.display()), move || fs::remove_dir(path));
     Ok(())
-}
-
-/// Unmounts whatever is mounted below `dir`, last mounted first; what fails is logged.
-pub fn unmount_below(dir: &Path) {
-    let Ok(mounts) = fs::read_to_string("/proc/self/mountinfo") else { return };
-    for target in mount_points_below(&mounts, dir).iter().rev() {
-        if let Err(error) = umount2(target, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
-            tracing::warn!("unmount {}: {error}", target.display());
-        }
-    }
-}
-
-/// Removes `dir` with what is in it, but never through a mount: what is mounted there is somebody's.
-///
-/// # Errors
-/// Something is mounted below it, or the system's answer; that it isn't there is none.
-pub fn remove_tree(dir: &Path) -> io::Result<()> {
-    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
-    if let Some(mount) = mount_points_below(&mounts, dir).first() {
-        let text = format!("{} is still mounted", mount.display());
-        return Err(io::Error::new(io::ErrorKind::ResourceBusy, text));
-    }
-    match fs::remove_dir_all(dir) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other,
-    }
-}
-
-/// The mount points below `dir` in the text of a mountinfo file, in its order.
-fn mount_points_below(mountinfo: &str, dir: &Path) -> Vec<PathBuf> {
-    mountinfo
-        .lines()
-        .filter_map(|line| line.split(' ').nth(4))
-        .map(|field| PathBuf::from(unescape(field)))
-        .filter(|path| path.starts_with(dir))
-        .collect()
-}
-
-/// mountinfo writes blanks and backslashes as `\ooo`.
-fn unescape(field: &str) -> String {
-    let mut out = field.to_owned();
-    for (code, character) in [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")] {
-        out = out.replace(code, character);
-    }
-    out
 }
 
 #[cfg(test)]

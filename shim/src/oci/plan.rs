@@ -17,11 +17,11 @@
 pub mod disks;
 mod policy;
 
-use crate::bundle;
+use crate::bundle::is_bind;
 use crate::error::{Error, Result};
-use crate::paths;
+use crate::guest_paths;
+use crate::lost::lost;
 use crate::settings::Settings;
-use crate::storage::RootfsMount;
 use disks::{Disks, Host};
 use oci_spec::runtime::{
     Hooks, HooksBuilder, Linux, LinuxDevice, LinuxDeviceType, LinuxIdMapping, LinuxNamespaceType,
@@ -54,6 +54,19 @@ pub struct Plan {
     pub binds: Vec<Bind>,
     /// What is to be run on the host at the turns of the container's life.
     pub hooks: Hooks,
+}
+
+/// One mount as a snapshotter describes it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RootfsMount {
+    /// File system type, or `bind`.
+    pub fstype: String,
+    /// What `mount(2)` takes.
+    pub source: String,
+    /// Below the root file system; empty for the root itself.
+    pub target: String,
+    /// Options as in fstab.
+    pub options: Vec<String>,
 }
 
 /// A host file or directory that a container mounts.
@@ -122,7 +135,7 @@ pub fn container(
     let root = spec.root_mut().as_mut().ok_or_else(|| invalid("no root"))?;
     let mut disks = Disks::default();
     let on_disk = disks.take_root(id, &mut rootfs, host);
-    root.set_path(on_disk.unwrap_or_else(|| paths::guest_rootfs(id)));
+    root.set_path(on_disk.unwrap_or_else(|| guest_paths::rootfs(id)));
     // For guests that a runtime makes of such a section alone.
     spec.set_vm(None);
     let mapped = user_namespace(&spec);
@@ -137,7 +150,7 @@ pub fn container(
         plan_linux(linux, &disks)?;
     }
     let hooks = plan_hooks(&mut spec)?;
-    let mut left_out = bundle::lost(&asked, &value(&spec)?);
+    let mut left_out = lost(&asked, &value(&spec)?);
     // These are seen to on the host.
     left_out.retain(|at| !at.starts_with("/hooks") && !at.starts_with("/mounts"));
     Ok(Plan { spec, left_out, rootfs, disks, binds, hooks })
@@ -232,7 +245,7 @@ pub fn update(resources_json: &[u8]) -> Result<LinuxResources> {
         resources.block_io().as_ref().and_then(|all| disks::rates(all, &|list| list)),
     );
     plan_resources(&mut resources);
-    let left_out = bundle::lost(&asked, &value(&resources)?);
+    let left_out = lost(&asked, &value(&resources)?);
     if !left_out.is_empty() {
         return Err(invalid(&format!("the guest can't be given {}", left_out.join(", "))));
     }
@@ -288,7 +301,7 @@ fn plan_bind(id: &str, mount: &mut Mount, index: usize, mapped: Option<&Owners>)
     // For the guest a bind is one mount, with everything below it.
     let read_only = has("ro") || has("rro");
     let (recursive, owners) = (has("rbind"), owners(mount, mapped)?);
-    mount.set_source(Some(paths::guest_bind(id, index)));
+    mount.set_source(Some(guest_paths::bind(id, index)));
     Ok(Bind { source, read_only, recursive, owners })
 }
 
@@ -315,12 +328,6 @@ fn owners(mount: &mut Mount, mapped: Option<&Owners>) -> Result<Option<Owners>> 
     }
     mount.set_uid_mappings(None).set_gid_mappings(None);
     Ok(Some(owners))
-}
-
-/// Whether it shows a file or directory of the host.
-pub fn is_bind(mount: &Mount) -> bool {
-    mount.typ().as_deref() == Some("bind")
-        || mount.options().iter().flatten().any(|o| o == "bind" || o == "rbind")
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
-//! Where a sandbox keeps what on the host, and what the guest calls it.
+//! Where a sandbox keeps what on the host.
 
 use crate::error::{Error, Result};
-use crate::storage;
+use crate::tree;
 use std::io::ErrorKind;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -78,7 +78,7 @@ impl SandboxPaths {
     /// # Errors
     /// Something is mounted below it, or the system's answer.
     pub fn remove(&self) -> std::io::Result<()> {
-        storage::remove_tree(&self.root)?;
+        tree::remove(&self.root)?;
         // Fails as it should while there are others.
         let _ = std::fs::remove_dir(self.namespace());
         Ok(())
@@ -87,30 +87,6 @@ impl SandboxPaths {
     fn namespace(&self) -> &Path {
         self.root.parent().unwrap_or(&self.root)
     }
-}
-
-/// Where the guest finds a container's root file system.
-pub fn guest_rootfs(container: &str) -> PathBuf {
-    guest_container(container).join("rootfs")
-}
-
-/// Where the guest finds the source of a container's bind mount number `index`.
-pub fn guest_bind(container: &str, index: usize) -> PathBuf {
-    guest_container(container).join("mounts").join(index.to_string())
-}
-
-/// Where the guest makes the node of a container's disk number `index`.
-pub fn guest_disk(container: &str, index: usize) -> PathBuf {
-    Path::new(protocol::ports::DISKS_DIR).join(container).join(index.to_string())
-}
-
-/// Where the guest mounts what a container has on disks, by its number.
-pub fn guest_disk_mount(container: &str, index: usize) -> PathBuf {
-    Path::new(protocol::ports::DISKS_DIR).join(container).join(format!("mount-{index}"))
-}
-
-fn guest_container(container: &str) -> PathBuf {
-    Path::new(protocol::ports::SHARED_DIR).join(container)
 }
 
 #[cfg(test)]

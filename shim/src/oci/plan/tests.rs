@@ -345,7 +345,7 @@ fn a_bind_of_a_device_becomes_one_of_the_guests_node() {
     let mounts = plan.spec.mounts().as_ref().unwrap();
     assert_eq!(mounts[0].source().as_deref(), Some(Path::new(NODE)));
     assert_eq!(plan.binds[0].source, Path::new("/dir"));
-    assert_eq!(mounts[1].source().as_deref(), Some(&*paths::guest_bind("c1", 0)));
+    assert_eq!(mounts[1].source().as_deref(), Some(&*guest_paths::bind("c1", 0)));
 }
 
 fn with_device(rules: &serde_json::Value) -> Plan {

@@ -8,8 +8,9 @@
 //!   all that the host has, and get none. A rule for a block device that the container does not get is left out.
 
 use crate::error::{Error, Result};
-use crate::paths;
-use crate::storage::RootfsMount;
+use super::RootfsMount;
+use crate::bundle::is_bind;
+use crate::guest_paths;
 use oci_spec::runtime::{
     Linux, LinuxBlockIo, LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType, LinuxResources,
     LinuxThrottleDevice, Mount,
@@ -44,7 +45,7 @@ pub trait Host {
     fn block_device(&self, numbers: Numbers) -> Option<PathBuf>;
 }
 
-/// A disk of the container's; the guest has its node at [`paths::guest_disk`], by its index.
+/// A disk of the container's; the guest has its node at [`guest_paths::disk`], by its index.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Disk {
     /// A block device or a regular file.
@@ -57,7 +58,7 @@ pub struct Disk {
     pub numbers: Numbers,
 }
 
-/// What the guest mounts, at [`paths::guest_disk_mount`], by its index.
+/// What the guest mounts, at [`guest_paths::disk_mount`], by its index.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DiskMount {
     /// Index of the disk.
@@ -104,14 +105,14 @@ impl Disks {
     pub fn take_mount(&mut self, id: &str, mount: &mut Mount, host: &dyn Host) -> Result<bool> {
         let Some(source) = mount.source().clone() else { return Ok(false) };
         let options = mount.options().clone().unwrap_or_default();
-        let fstype = mount.typ().clone().filter(|_| !super::is_bind(mount));
+        let fstype = mount.typ().clone().filter(|_| !is_bind(mount));
         let fstype = fstype.unwrap_or_else(|| "bind".to_owned());
         let kind = host.kind(&source);
         let at = match kind {
             Kind::Block(numbers) if fstype == "bind" => {
                 let read_only = options.iter().any(|option| option == "ro" || option == "rro");
                 let index = self.add(Disk { source, read_only, exclusive: false, numbers });
-                mount.set_source(Some(paths::guest_disk(id, index)));
+                mount.set_source(Some(guest_paths::disk(id, index)));
                 return Ok(true);
             }
             Kind::File | Kind::Block(_) if FILE_SYSTEMS.contains(&&*fstype) => {
@@ -207,7 +208,7 @@ impl Disks {
         let options = options.iter().filter(|option| *option != "loop").cloned().collect();
         let disk = self.add(Disk { source, read_only, exclusive: true, numbers });
         self.mounts.push(DiskMount { disk, fstype: fstype.to_owned(), options });
-        paths::guest_disk_mount(id, self.mounts.len() - 1)
+        guest_paths::disk_mount(id, self.mounts.len() - 1)
     }
 }
 

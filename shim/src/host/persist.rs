@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::paths::SandboxPaths;
+use crate::tree;
 use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 use std::io;
@@ -152,7 +153,7 @@ pub fn clean_up(paths: &SandboxPaths, patience: Duration) -> Result<()> {
             }
         }
     }
-    crate::storage::unmount_below(paths.root());
+    tree::unmount_below(paths.root());
     paths.remove().map_err(Error::path("remove", paths.root()))
 }
 

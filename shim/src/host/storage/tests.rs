@@ -2,16 +2,6 @@ use super::*;
 use crate::plan::Owners;
 use std::os::unix::fs::MetadataExt;
 
-#[test]
-fn mount_points_are_found_below_the_directory_only() {
-    let text = "1 0 8:1 / / rw - ext4 a rw\n\
-                2 1 8:1 / /run/x/shared rw shared:1 - ext4 a rw\n\
-                3 1 8:1 / /run/x/shared/a\\040b rw - ext4 a rw\n\
-                4 1 8:1 / /run/xy rw - ext4 a rw\n";
-    let found = mount_points_below(text, Path::new("/run/x"));
-    assert_eq!(found, [Path::new("/run/x/shared"), Path::new("/run/x/shared/a b")]);
-}
-
 /// Runs `test` in a child with its own mount namespace.
 fn in_own_namespace(test: impl FnOnce()) {
     use nix::sys::wait::{WaitStatus, waitpid};

@@ -1,0 +1,27 @@
+//! What the guest calls what the host shows it of a container.
+
+use std::path::{Path, PathBuf};
+
+/// Where the guest finds a container's root file system.
+pub fn rootfs(container: &str) -> PathBuf {
+    shared(container).join("rootfs")
+}
+
+/// Where the guest finds the source of a container's bind mount number `index`.
+pub fn bind(container: &str, index: usize) -> PathBuf {
+    shared(container).join("mounts").join(index.to_string())
+}
+
+/// Where the guest makes the node of a container's disk number `index`.
+pub fn disk(container: &str, index: usize) -> PathBuf {
+    Path::new(protocol::ports::DISKS_DIR).join(container).join(index.to_string())
+}
+
+/// Where the guest mounts what a container has on disks, by its number.
+pub fn disk_mount(container: &str, index: usize) -> PathBuf {
+    Path::new(protocol::ports::DISKS_DIR).join(container).join(format!("mount-{index}"))
+}
+
+fn shared(container: &str) -> PathBuf {
+    Path::new(protocol::ports::SHARED_DIR).join(container)
+}
