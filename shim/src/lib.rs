@@ -4,39 +4,28 @@
 //! protocol is in here. What flows where:
 //!
 //! ```text
-//! config ─▶ settings ─▶ plan ─▶ vm (VMM + file server)     storage (what the guest sees of the host)
-//!                         └───▶ agent (ttrpc over vsock)    io      (standard streams)
-//! sandbox: operations ─▶ table: what is legal, and the events ─▶ owner
+//! config ─▶ settings ─▶ oci::plan ─▶ vm (VMM + file server)    host::storage (what the guest sees of the host)
+//!                           └──────▶ guest::agent (over vsock) io            (standard streams)
+//! sandbox: operations ─▶ sandbox::table: what is legal, and the events ─▶ owner
 //! ```
 
-pub mod agent;
-pub mod bundle;
 pub mod config;
-pub mod disk;
 pub mod error;
-pub mod event;
-mod guest_paths;
-#[doc(hidden)]
-pub mod guest_log;
-mod hooks;
+mod guest;
+mod host;
 pub mod io;
-mod lost;
-mod mount_options;
-pub mod overhead;
-pub mod paths;
-pub mod persist;
-pub mod phase;
-pub mod plan;
+pub mod milestone;
+mod oci;
 mod sandbox;
-pub mod seccomp;
 pub mod settings;
-pub mod storage;
-mod table;
-mod tree;
-mod undo;
 pub mod vm;
 
-pub use agent::Process;
 pub use error::{Error, Result};
+pub use guest::agent::{self, Process};
+#[doc(hidden)]
+pub use guest::log as guest_log;
+pub use host::{overhead, paths, persist, storage};
+pub use oci::{bundle, plan, seccomp};
+pub use sandbox::event;
+pub use sandbox::table::Phase;
 pub use sandbox::{Launch, NewContainer, ProcessState, Sandbox};
-pub use table::Phase;

@@ -1,7 +1,7 @@
 //! Calls to the guest's agent. Every call has a deadline; what comes back is checked.
 
 use crate::error::{Error, Result};
-use crate::phase;
+use crate::milestone;
 use protocol::agent as api;
 use protocol::agent_ttrpc::AgentClient;
 use std::time::Duration;
@@ -326,7 +326,7 @@ fn entropy() -> Result<Vec<u8>> {
 fn checked<T>(call: &'static str, limit: Duration, answer: ttrpc::Result<T>) -> Result<T> {
     answer.map_err(|error| match error {
         ttrpc::Error::RpcStatus(status) if status.code() == ttrpc::Code::DEADLINE_EXCEEDED => {
-            tracing::warn!("{call} timed out at mono_ns={}", phase::now_ns());
+            tracing::warn!("{call} timed out at mono_ns={}", milestone::now_ns());
             Error::Deadline { call, seconds: limit.as_secs() }
         }
         ttrpc::Error::RpcStatus(status) => {

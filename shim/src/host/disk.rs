@@ -1,7 +1,7 @@
 //! Block devices and disk images of the host, looked at and opened for the VMM.
 
 use crate::error::{Error, Result};
-use crate::plan::disks::{Disk, Host, Kind, Numbers};
+use crate::oci::plan::disks::{Disk, Host, Kind, Numbers};
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::stat::{major, minor};
 use std::fs::{self, File};

@@ -4,7 +4,7 @@
 //! guest and holds its memory, so the two are told apart and must not be added.
 
 use crate::error::{Error, Result};
-use crate::persist::ProcessId;
+use crate::host::persist::ProcessId;
 use procfs::process::Process;
 use std::io;
 use std::time::Duration;

@@ -1,7 +1,7 @@
 //! Where a sandbox keeps what on the host.
 
 use crate::error::{Error, Result};
-use crate::tree;
+use crate::host::tree;
 use std::io::ErrorKind;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -44,7 +44,7 @@ impl SandboxPaths {
         self.root.join("console.log")
     }
 
-    /// What `delete` needs after a crash, see [`crate::persist`].
+    /// What `delete` needs after a crash, see [`crate::host::persist`].
     pub fn state_file(&self) -> PathBuf {
         self.root.join("state.json")
     }

@@ -1,8 +1,8 @@
 //! What is on disk of a running sandbox, so that it can be cleaned up when its shim is gone.
 
 use crate::error::{Error, Result};
-use crate::paths::SandboxPaths;
-use crate::tree;
+use crate::host::paths::SandboxPaths;
+use crate::host::tree;
 use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 use std::io;

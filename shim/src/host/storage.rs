@@ -5,13 +5,13 @@
 
 mod bind;
 
-pub use crate::tree::remove as remove_tree;
+pub use crate::host::tree::remove as remove_tree;
 
 use crate::error::{Error, Result};
-use crate::mount_options::MountOptions;
-use crate::paths::SandboxPaths;
-use crate::plan::{Bind, RootfsMount};
-use crate::undo::Undo;
+use crate::host::mount_options::MountOptions;
+use crate::host::paths::SandboxPaths;
+use crate::host::undo::Undo;
+use crate::oci::plan::{Bind, RootfsMount};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::chdir;

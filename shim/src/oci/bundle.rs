@@ -1,7 +1,7 @@
 //! A bundle's `config.json` (OCI runtime-spec, config.md), read the same way for both doors.
 
 use crate::error::{Error, Result};
-use crate::lost::lost;
+use crate::oci::lost::lost;
 use oci_spec::runtime::{Mount, Spec};
 use serde_json::Value;
 use std::path::Path;

@@ -17,10 +17,10 @@
 pub mod disks;
 mod policy;
 
-use crate::bundle::is_bind;
 use crate::error::{Error, Result};
-use crate::guest_paths;
-use crate::lost::lost;
+use crate::guest::paths as guest_paths;
+use crate::oci::bundle::is_bind;
+use crate::oci::lost::lost;
 use crate::settings::Settings;
 use disks::{Disks, Host};
 use oci_spec::runtime::{

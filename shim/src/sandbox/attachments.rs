@@ -1,10 +1,10 @@
 //! The disks of a sandbox's containers: in the machine from a container's create to its delete.
 
 use super::Sandbox;
-use crate::disk;
 use crate::error::{Error, Result};
-use crate::guest_paths;
-use crate::plan::disks::{Disk, DiskMount, Disks};
+use crate::guest::paths as guest_paths;
+use crate::host::disk;
+use crate::oci::plan::disks::{Disk, DiskMount, Disks};
 use protocol::agent as api;
 
 impl Sandbox {

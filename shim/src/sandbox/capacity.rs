@@ -4,8 +4,8 @@
 //! guest does.
 
 use super::Sandbox;
-use crate::agent::Agent;
 use crate::error::Result;
+use crate::guest::agent::Agent;
 use crate::settings::Settings;
 use oci_spec::runtime::{LinuxMemory, LinuxResources};
 use protocol::machine::{MEMORY_BLOCK_MIB, Size};

@@ -1,18 +1,18 @@
 //! Making and deleting containers.
 
-use super::disks::storages;
+use super::attachments::storages;
 use super::{NewContainer, ProcessState, Sandbox};
-use crate::agent::{Agent, Process, StreamNumbers};
-use crate::disk::ThisHost;
 use crate::error::{Error, Result};
-use crate::event::Exit;
-use crate::hooks::ContainerHooks;
+use crate::guest::agent::{Agent, Process, StreamNumbers};
+use crate::host::disk::ThisHost;
+use crate::host::storage;
+use crate::host::undo::Undo;
 use crate::io::{GuestStreams, OpenIo, ProcessIo};
-use crate::phase;
-use crate::plan::{self, Plan, RootfsMount};
-use crate::storage;
-use crate::table::Phase;
-use crate::undo::Undo;
+use crate::milestone;
+use crate::oci::hooks::ContainerHooks;
+use crate::oci::plan::{self, Plan, RootfsMount};
+use crate::sandbox::event::Exit;
+use crate::sandbox::table::Phase;
 use protocol::ports::{self, StreamPreamble};
 use std::path::Path;
 use std::sync::atomic::Ordering;
@@ -83,7 +83,7 @@ impl Sandbox {
             open_io
         );
         let (undo, disks, open) = (undo?, disks?, open?);
-        phase::mark("storage-ready", &id);
+        milestone::mark("storage-ready", &id);
         let spec_json = serde_json::to_vec(&plan.spec)
             .map_err(|e| Error::InvalidArgument(format!("config.json: {e}")))?;
         let agent = self.agent().await?;
@@ -104,7 +104,7 @@ impl Sandbox {
             hooks.gone().await;
             return Err(error);
         }
-        phase::mark("container-created", &id);
+        milestone::mark("container-created", &id);
         self.table().created(&id, self.pid(), io, undo, hooks);
         tokio::spawn(self.clone().watch_memory(agent.clone(), id.clone()));
         tokio::spawn(self.clone().watch_init(agent, id));
@@ -152,7 +152,7 @@ impl Sandbox {
                 return;
             }
         };
-        phase::mark("exit-seen", &id);
+        milestone::mark("exit-seen", &id);
         let exit = Exit::now(status);
         self.table().out_of_memory(&id, oom_kills);
         let execs = self.table().ending(&id);
@@ -207,7 +207,7 @@ impl Sandbox {
     }
 
     async fn delete_container(&self, id: &str, phase: Phase) {
-        phase::mark("delete", id);
+        milestone::mark("delete", id);
         if phase == Phase::Created {
             self.kill_created(id).await;
         }
@@ -230,7 +230,7 @@ impl Sandbox {
             }
         }
         hooks.gone().await;
-        phase::mark("deleted", id);
+        milestone::mark("deleted", id);
     }
 
     async fn kill_created(&self, id: &str) {

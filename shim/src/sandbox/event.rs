@@ -23,7 +23,7 @@ impl Exit {
 
 /// One fact. `exec` is empty for a container's init process.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Event {
+pub enum SandboxEvent {
     /// A container exists; its init process waits.
     Created {
         /// Container.

@@ -2,18 +2,18 @@
 
 use super::capacity::Capacity;
 use super::{Inner, Readiness, Sandbox};
-use crate::agent::Agent;
 use crate::error::{Error, Result};
-use crate::event::Event;
-use crate::guest_log::{self, Tail};
-use crate::paths::SandboxPaths;
-use crate::persist::{ProcessId, SandboxState};
-use crate::phase;
+use crate::guest::agent::Agent;
+use crate::guest::log::{self as guest_log, Tail};
+use crate::host::paths::SandboxPaths;
+use crate::host::persist::{ProcessId, SandboxState};
+use crate::host::storage;
+use crate::host::undo::Undo;
+use crate::milestone;
+use crate::sandbox::event::SandboxEvent;
+use crate::sandbox::table::Table;
 use crate::settings::Settings;
-use crate::storage;
-use crate::table::Table;
-use crate::undo::Undo;
-use crate::vm::{Notice, Vm};
+use crate::vm::{Message, Vm};
 use protocol::ports;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
@@ -37,7 +37,7 @@ pub struct Launch {
     /// The guest's host name.
     pub hostname: String,
     /// Takes what there is to tell, until [`Sandbox::stop`] is done.
-    pub events: mpsc::UnboundedSender<Event>,
+    pub events: mpsc::UnboundedSender<SandboxEvent>,
 }
 
 impl Sandbox {
@@ -50,18 +50,18 @@ impl Sandbox {
     /// The directory is taken, a mount fails, or a program can't be started. Nothing is left then.
     pub fn launch(launch: Launch) -> Result<Self> {
         let Launch { id, paths, settings, hostname, events } = launch;
-        phase::mark("sandbox-launch", &id);
+        milestone::mark("sandbox-launch", &id);
         let mut undo = Undo::new();
         paths.create()?;
         let removed = paths.clone();
         undo.push("remove the sandbox's directory", move || removed.remove());
         storage::make_shared(&paths, &mut undo)?;
-        let (vm, notices, helpers) = Vm::launch(&settings, &paths)?;
-        phase::mark("vmm-spawned", &id);
+        let (vm, messages, helpers) = Vm::launch(&settings, &paths)?;
+        milestone::mark("vmm-spawned", &id);
         SandboxState { owner: ProcessId::own()?, helpers: helpers.to_vec() }.write(&paths)?;
         let capacity = Capacity::new(&settings);
         let sandbox = Self::around(id, paths, (vm, helpers, capacity), undo, events);
-        sandbox.clone().boot(notices, hostname, settings.start_timeout);
+        sandbox.clone().boot(messages, hostname, settings.start_timeout);
         Ok(sandbox)
     }
 
@@ -71,7 +71,7 @@ impl Sandbox {
         paths: SandboxPaths,
         (vm, helpers, capacity): (Vm, [ProcessId; 2], Capacity),
         undo: Undo,
-        events: mpsc::UnboundedSender<Event>,
+        events: mpsc::UnboundedSender<SandboxEvent>,
     ) -> Self {
         Self(Arc::new(Inner {
             id,
@@ -94,18 +94,18 @@ impl Sandbox {
     /// Listens to the machine, makes the sandbox ready, and sees its end.
     pub(super) fn boot(
         self,
-        notices: mpsc::UnboundedReceiver<Notice>,
+        messages: mpsc::UnboundedReceiver<Message>,
         hostname: String,
         patience: std::time::Duration,
     ) {
         let (reported, log) = tokio::sync::oneshot::channel();
-        tokio::spawn(self.clone().listen(notices, reported));
+        tokio::spawn(self.clone().listen(messages, reported));
         let booting = self.clone();
         tokio::spawn(async move {
             let first_words = booting.first_words(log, &hostname);
             match tokio::time::timeout(patience, first_words).await {
                 Ok(Ok(agent)) => {
-                    phase::mark("agent-ready", booting.id());
+                    milestone::mark("agent-ready", booting.id());
                     booting.settle(Readiness::Ready(agent));
                 }
                 Ok(Err(error)) => {
@@ -140,7 +140,7 @@ impl Sandbox {
         hostname: &str,
     ) -> Result<Agent> {
         log.await.map_err(|_| Error::Ended("the machine ended before its agent spoke".into()))?;
-        phase::mark("agent-reported", self.id());
+        milestone::mark("agent-reported", self.id());
         let agent = Agent::new(self.0.vm.connect(ports::RPC).await?);
         agent.setup_sandbox(hostname, ports::SHARED_TAG).await?;
         Ok(agent)
@@ -148,28 +148,28 @@ impl Sandbox {
 
     async fn listen(
         self,
-        mut notices: mpsc::UnboundedReceiver<Notice>,
+        mut messages: mpsc::UnboundedReceiver<Message>,
         reported: tokio::sync::oneshot::Sender<()>,
     ) {
         let mut reported = Some(reported);
-        while let Some(notice) = notices.recv().await {
-            match notice {
-                Notice::Running(times) => {
+        while let Some(message) = messages.recv().await {
+            match message {
+                Message::Running(times) => {
                     let id = self.id();
-                    phase::mark_at("vmm-start", id, times.process_start);
-                    phase::mark_at("vmm-configured", id, times.config_read);
-                    phase::mark_at("vmm-built", id, times.machine_built);
-                    phase::mark_at("vcpus-started", id, times.vcpus_started);
+                    milestone::mark_at("vmm-start", id, times.process_start);
+                    milestone::mark_at("vmm-configured", id, times.config_read);
+                    milestone::mark_at("vmm-built", id, times.machine_built);
+                    milestone::mark_at("vcpus-started", id, times.vcpus_started);
                 }
                 // The log is connected once; whatever else the guest connects is closed.
-                Notice::Accepted { port: ports::LOG, stream } => {
+                Message::Accepted { port: ports::LOG, stream } => {
                     if let Some(reported) = reported.take() {
                         tokio::spawn(self.clone().guest_log(stream));
                         let _ = reported.send(());
                     }
                 }
-                Notice::Accepted { .. } => {}
-                Notice::Said { who, stream } => {
+                Message::Accepted { .. } => {}
+                Message::Stderr { who, stream } => {
                     let id = self.id().to_owned();
                     tokio::spawn(async move {
                         guest_log::forward(who, &id, stream, Tail::default()).await;

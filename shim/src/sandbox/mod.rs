@@ -4,24 +4,26 @@
 //! in the table first, works, and then records what came of it; it runs as a task of its own, so that a caller
 //! who goes away does not leave it half done.
 
+mod attachments;
 mod capacity;
 mod containers;
-mod disks;
+pub mod event;
 mod launch;
 mod processes;
 mod stop;
+pub(crate) mod table;
 
-use crate::agent::Agent;
 use crate::error::{Error, Result};
-use crate::event::Exit;
-use crate::guest_log::Tail;
+use crate::guest::agent::Agent;
+use crate::guest::log::Tail;
+use crate::host::overhead::{self, Overhead};
+use crate::host::paths::SandboxPaths;
+use crate::host::persist::ProcessId;
+use crate::host::undo::Undo;
 use crate::io::Stdio;
-use crate::overhead::{self, Overhead};
-use crate::paths::SandboxPaths;
-use crate::persist::ProcessId;
-use crate::plan::RootfsMount;
-use crate::table::{Phase, Table};
-use crate::undo::Undo;
+use crate::oci::plan::RootfsMount;
+use crate::sandbox::event::Exit;
+use crate::sandbox::table::{Phase, Table};
 use crate::vm::Vm;
 use oci_spec::runtime::Spec;
 use std::collections::BTreeMap;

@@ -2,13 +2,13 @@
 
 use super::Sandbox;
 use super::containers::named;
-use crate::agent::Agent;
 use crate::error::{Error, Result};
-use crate::event::Exit;
+use crate::guest::agent::Agent;
 use crate::io::{OpenIo, Stdio};
-use crate::phase;
-use crate::plan;
-use crate::table::Phase;
+use crate::milestone;
+use crate::oci::plan;
+use crate::sandbox::event::Exit;
+use crate::sandbox::table::Phase;
 use protocol::agent::ContainerStatsResponse;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -35,7 +35,7 @@ impl Sandbox {
         let (sandbox, id) = (self.clone(), id.to_owned());
         Self::detached(async move {
             let started = sandbox.run_init(&id).await;
-            phase::mark("container-started", &id);
+            milestone::mark("container-started", &id);
             match started {
                 Ok(()) => Ok(sandbox.table().started(&id, "", None)),
                 Err(error) => {
@@ -86,7 +86,7 @@ impl Sandbox {
             match sandbox.run_exec(&id, &exec).await {
                 Ok((agent, pid)) => {
                     let pid = sandbox.table().started(&id, &exec, Some(pid));
-                    phase::mark("exec-started", &id);
+                    milestone::mark("exec-started", &id);
                     tokio::spawn(sandbox.watch_exec(agent, id, exec));
                     Ok(pid)
                 }

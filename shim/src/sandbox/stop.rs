@@ -2,7 +2,7 @@
 
 use super::{Readiness, Sandbox};
 use crate::error::Error;
-use crate::phase;
+use crate::milestone;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -19,7 +19,7 @@ impl Sandbox {
     }
 
     async fn end(&self) {
-        phase::mark("sandbox-stop", self.id());
+        milestone::mark("sandbox-stop", self.id());
         self.0.stopping.store(true, Ordering::Relaxed);
         let ready = self.0.ready.borrow().clone();
         if let Readiness::Ready(agent) = ready {
@@ -38,10 +38,10 @@ impl Sandbox {
         self.0.vm.stop("the sandbox was stopped");
         self.0.vm.ended().await;
         let undo = self.0.undo.lock().unwrap_or_else(PoisonError::into_inner).take();
-        for (what, error) in undo.map(crate::undo::Undo::run).unwrap_or_default() {
+        for (what, error) in undo.map(crate::host::undo::Undo::run).unwrap_or_default() {
             tracing::warn!("stop: {what}: {error}");
         }
         self.table().close();
-        phase::mark("sandbox-stopped", self.id());
+        milestone::mark("sandbox-stopped", self.id());
     }
 }

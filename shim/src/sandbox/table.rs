@@ -14,10 +14,10 @@
 //! while a start is under way is told after it.
 
 use crate::error::{Error, Result};
-use crate::event::{Event, Exit};
-use crate::hooks::ContainerHooks;
+use crate::host::undo::Undo;
 use crate::io::ProcessIo;
-use crate::undo::Undo;
+use crate::oci::hooks::ContainerHooks;
+use crate::sandbox::event::{Exit, SandboxEvent};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use tokio::sync::{Notify, mpsc, watch};
@@ -101,7 +101,7 @@ struct Container {
 /// All of a sandbox's containers.
 pub struct Table {
     containers: BTreeMap<String, Container>,
-    events: Option<mpsc::UnboundedSender<Event>>,
+    events: Option<mpsc::UnboundedSender<SandboxEvent>>,
     ended: Option<String>,
 }
 
@@ -120,7 +120,7 @@ fn precondition(id: &str, exec: &str, what: &str) -> Error {
 
 impl Table {
     /// No containers; events go to `events`.
-    pub fn new(events: mpsc::UnboundedSender<Event>) -> Self {
+    pub fn new(events: mpsc::UnboundedSender<SandboxEvent>) -> Self {
         Self { containers: BTreeMap::new(), events: Some(events), ended: None }
     }
 
@@ -139,7 +139,7 @@ impl Table {
         self.events = None;
     }
 
-    fn tell(&self, event: Event) {
+    fn tell(&self, event: SandboxEvent) {
         if let Some(events) = &self.events {
             // Whether the owner still listens is its own affair.
             let _ = events.send(event);
@@ -221,7 +221,7 @@ impl Table {
         container.init.set_io(Arc::new(io));
         container.undo = Some(undo);
         container.hooks = Arc::new(hooks);
-        self.tell(Event::Created { id: id.into(), pid });
+        self.tell(SandboxEvent::Created { id: id.into(), pid });
         if self.ended.is_some() {
             self.exited(id, "", Exit::now(Exit::LOST));
         }
@@ -240,7 +240,7 @@ impl Table {
             return Err(Error::AlreadyExists(name(id, exec)));
         }
         container.execs.insert(exec.into(), Process::new(Phase::Created));
-        self.tell(Event::ExecAdded { id: id.into(), exec: exec.into() });
+        self.tell(SandboxEvent::ExecAdded { id: id.into(), exec: exec.into() });
         Ok(())
     }
 
@@ -279,9 +279,9 @@ impl Table {
         let early = process.early_exit.take();
         let (id, exec) = (id.to_owned(), exec.to_owned());
         self.tell(if exec.is_empty() {
-            Event::Started { id: id.clone(), pid }
+            SandboxEvent::Started { id: id.clone(), pid }
         } else {
-            Event::ExecStarted { id: id.clone(), exec: exec.clone(), pid }
+            SandboxEvent::ExecStarted { id: id.clone(), exec: exec.clone(), pid }
         });
         if let Some(exit) = early {
             self.exited(&id, &exec, exit);
@@ -330,7 +330,11 @@ impl Table {
         if init.phase == from {
             init.phase = to;
             let id = id.to_owned();
-            self.tell(if pause { Event::Paused { id } } else { Event::Resumed { id } });
+            self.tell(if pause {
+                SandboxEvent::Paused { id }
+            } else {
+                SandboxEvent::Resumed { id }
+            });
         }
     }
 
@@ -340,7 +344,7 @@ impl Table {
         let more = kills > container.oom_kills;
         container.oom_kills = kills.max(container.oom_kills);
         if more && !matches!(container.init.phase, Phase::Stopped(_)) {
-            self.tell(Event::OutOfMemory { id: id.into() });
+            self.tell(SandboxEvent::OutOfMemory { id: id.into() });
         }
     }
 
@@ -367,7 +371,7 @@ impl Table {
         }
         process.exit.send_replace(Some(exit));
         let pid = process.pid;
-        self.tell(Event::Exited { id: id.into(), exec: exec.into(), pid, exit });
+        self.tell(SandboxEvent::Exited { id: id.into(), exec: exec.into(), pid, exit });
     }
 
     fn lose_execs(&mut self, id: &str) {
@@ -428,7 +432,7 @@ impl Table {
             None => (0, Exit::now(0)),
         };
         if exec.is_empty() {
-            self.tell(Event::Deleted { id: id.into(), pid, exit });
+            self.tell(SandboxEvent::Deleted { id: id.into(), pid, exit });
         }
         (pid, exit)
     }

@@ -1,8 +1,8 @@
 //! A sandbox whose VMM and agent are played by the test: the control socket and the ttrpc service are real.
 
 use super::*;
-use crate::event::Event;
 use crate::io::Endpoint;
+use crate::sandbox::event::SandboxEvent;
 use crate::vm::Control;
 use protocol::agent as api;
 use protocol::agent_ttrpc::{Agent as AgentService, create_agent};
@@ -173,7 +173,7 @@ fn join(host: UnixStream, guest: Option<UnixStream>) {
 
 struct Fixture {
     sandbox: Sandbox,
-    events: mpsc::UnboundedReceiver<Event>,
+    events: mpsc::UnboundedReceiver<SandboxEvent>,
     vmm: OwnedFd,
     _server: Server,
     dir: tempfile::TempDir,
@@ -195,7 +195,7 @@ async fn fixture() -> Fixture {
     let (control, theirs) = Control::pair().unwrap();
     let vmm = theirs.try_clone().unwrap();
     std::thread::spawn(move || play_vmm(&theirs, &rpc));
-    let (vm, notices) = Vm::played(control);
+    let (vm, messages) = Vm::played(control);
     let paths = SandboxPaths::new(dir.path(), "ns", "s").unwrap();
     paths.create().unwrap();
     std::fs::create_dir(paths.shared()).unwrap();
@@ -208,7 +208,7 @@ async fn fixture() -> Fixture {
         Undo::new(),
         sender,
     );
-    sandbox.clone().boot(notices, "host".into(), Duration::from_secs(20));
+    sandbox.clone().boot(messages, "host".into(), Duration::from_secs(20));
     Fixture { sandbox, events, vmm, _server: server, dir }
 }
 
@@ -239,17 +239,17 @@ impl Fixture {
         while out.len() < count {
             let event = tokio::time::timeout(Duration::from_secs(20), self.events.recv()).await;
             out.push(match event.expect("an event is missing").unwrap() {
-                Event::Created { id, pid } => format!("created {id} {pid}"),
-                Event::Started { id, pid } => format!("started {id} {pid}"),
-                Event::OutOfMemory { id } => format!("oom {id}"),
-                Event::Paused { id } => format!("paused {id}"),
-                Event::Resumed { id } => format!("resumed {id}"),
-                Event::ExecAdded { id, exec } => format!("added {id}/{exec}"),
-                Event::ExecStarted { id, exec, pid } => format!("started {id}/{exec} {pid}"),
-                Event::Exited { id, exec, exit, .. } => {
+                SandboxEvent::Created { id, pid } => format!("created {id} {pid}"),
+                SandboxEvent::Started { id, pid } => format!("started {id} {pid}"),
+                SandboxEvent::OutOfMemory { id } => format!("oom {id}"),
+                SandboxEvent::Paused { id } => format!("paused {id}"),
+                SandboxEvent::Resumed { id } => format!("resumed {id}"),
+                SandboxEvent::ExecAdded { id, exec } => format!("added {id}/{exec}"),
+                SandboxEvent::ExecStarted { id, exec, pid } => format!("started {id}/{exec} {pid}"),
+                SandboxEvent::Exited { id, exec, exit, .. } => {
                     format!("exited {id}/{exec} {}", exit.status)
                 }
-                Event::Deleted { id, exit, .. } => format!("deleted {id} {}", exit.status),
+                SandboxEvent::Deleted { id, exit, .. } => format!("deleted {id} {}", exit.status),
             });
         }
         out
@@ -342,7 +342,7 @@ async fn a_dead_machine_is_told_once_with_its_reason() {
 #[tokio::test]
 async fn what_a_failed_start_says_reaches_the_creator() {
     let (control, vmm) = Control::pair().unwrap();
-    let (vm, notices) = Vm::played(control);
+    let (vm, messages) = Vm::played(control);
     let dir = tempfile::tempdir().unwrap();
     let paths = SandboxPaths::new(dir.path(), "ns", "s").unwrap();
     let (sender, _events) = mpsc::unbounded_channel();
@@ -353,7 +353,7 @@ async fn what_a_failed_start_says_reaches_the_creator() {
         Undo::new(),
         sender,
     );
-    sandbox.clone().boot(notices, String::new(), Duration::from_secs(20));
+    sandbox.clone().boot(messages, String::new(), Duration::from_secs(20));
     let failed = VmEvent::Failed { error: "no /dev/kvm".into(), remedy: "load kvm".into() };
     control::send(&vmm, &failed, &[]).unwrap();
     let error = sandbox.agent().await.err().unwrap();

@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
-use protocol::control::{self, ControlError};
+use protocol::packet::{self, PacketError};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::io;
@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-/// Sends and receives the packets of [`protocol::control`] without blocking.
+/// Sends and receives the packets of [`protocol::packet`] without blocking.
 #[derive(Debug)]
 pub struct Control {
     socket: AsyncFd<OwnedFd>,
@@ -43,46 +43,46 @@ impl Control {
     /// Sends one message.
     ///
     /// # Errors
-    /// See [`ControlError`].
+    /// See [`PacketError`].
     pub async fn send<M: Serialize>(
         &self,
         message: &M,
         fds: &[BorrowedFd<'_>],
-    ) -> Result<(), ControlError> {
-        self.io(Interest::WRITABLE, |socket| control::send(socket, message, fds)).await
+    ) -> Result<(), PacketError> {
+        self.io(Interest::WRITABLE, |socket| packet::send(socket, message, fds)).await
     }
 
     /// Sends the first message: an empty socket takes it without waiting, and before any other.
     ///
     /// # Errors
-    /// See [`ControlError`].
+    /// See [`PacketError`].
     pub fn send_first<M: Serialize>(
         &self,
         message: &M,
         fds: &[BorrowedFd<'_>],
-    ) -> Result<(), ControlError> {
-        control::send(self.socket.get_ref(), message, fds)
+    ) -> Result<(), PacketError> {
+        packet::send(self.socket.get_ref(), message, fds)
     }
 
     /// Waits for the next message. Dropping the future loses nothing.
     ///
     /// # Errors
-    /// See [`ControlError`].
-    pub async fn receive<M: DeserializeOwned>(&self) -> Result<(M, Vec<OwnedFd>), ControlError> {
-        self.io(Interest::READABLE, |socket| control::receive(socket)).await
+    /// See [`PacketError`].
+    pub async fn receive<M: DeserializeOwned>(&self) -> Result<(M, Vec<OwnedFd>), PacketError> {
+        self.io(Interest::READABLE, |socket| packet::receive(socket)).await
     }
 
     /// Repeats `call` whenever the socket is ready, until it no longer would block.
     async fn io<T>(
         &self,
         interest: Interest,
-        mut call: impl FnMut(BorrowedFd<'_>) -> Result<T, ControlError>,
-    ) -> Result<T, ControlError> {
+        mut call: impl FnMut(BorrowedFd<'_>) -> Result<T, PacketError>,
+    ) -> Result<T, PacketError> {
         let outcome = self.socket.async_io(interest, |fd| match call(fd.as_fd()) {
-            Err(ControlError::Socket(e)) if e.kind() == io::ErrorKind::WouldBlock => Err(e),
+            Err(PacketError::Socket(e)) if e.kind() == io::ErrorKind::WouldBlock => Err(e),
             other => Ok(other),
         });
-        outcome.await.map_err(ControlError::Socket)?
+        outcome.await.map_err(PacketError::Socket)?
     }
 }
 

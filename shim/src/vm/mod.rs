@@ -4,11 +4,11 @@ mod control;
 mod spawn;
 mod supervise;
 
-use crate::disk::OpenDisk;
 use crate::error::{Error, Result};
-use crate::paths::SandboxPaths;
-use crate::persist::ProcessId;
-use crate::plan;
+use crate::host::disk::OpenDisk;
+use crate::host::paths::SandboxPaths;
+use crate::host::persist::ProcessId;
+use crate::oci::plan;
 use crate::settings::Settings;
 pub use control::Control;
 use protocol::control::{BootTimes, Command};
@@ -26,7 +26,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What a machine says while it lives.
 #[derive(Debug)]
-pub enum Notice {
+pub enum Message {
     /// The vCPUs run.
     Running(BootTimes),
     /// The guest connected to a host port.
@@ -37,7 +37,7 @@ pub enum Notice {
         stream: OwnedFd,
     },
     /// A line of a helper's standard error.
-    Said {
+    Stderr {
         /// Which helper.
         who: &'static str,
         /// Its standard error.
@@ -46,8 +46,8 @@ pub enum Notice {
 }
 
 /// Where it goes what the machine and its helpers say.
-struct Said {
-    notices: mpsc::UnboundedSender<Notice>,
+struct Outlets {
+    messages: mpsc::UnboundedSender<Message>,
     outcomes: mpsc::UnboundedSender<Outcome>,
 }
 
@@ -73,7 +73,7 @@ impl Vm {
     pub fn launch(
         settings: &Settings,
         paths: &SandboxPaths,
-    ) -> Result<(Self, mpsc::UnboundedReceiver<Notice>, [ProcessId; 2])> {
+    ) -> Result<(Self, mpsc::UnboundedReceiver<Message>, [ProcessId; 2])> {
         let (fs_ours, fs_theirs) =
             StdUnixStream::pair().map_err(Error::system("make the file server's socket"))?;
         let shared = paths.shared();
@@ -91,34 +91,34 @@ impl Vm {
             // Why the VMM doesn't listen shows in its end.
             tracing::warn!("boot message: {error}");
         }
-        let (vm, notices) = Self::supervised(control, Some(Helpers { vmm, file_server }));
-        Ok((vm, notices, ids))
+        let (vm, messages) = Self::supervised(control, Some(Helpers { vmm, file_server }));
+        Ok((vm, messages, ids))
     }
 
     /// A machine that a test plays behind its control socket.
     #[cfg(test)]
-    pub fn played(control: Control) -> (Self, mpsc::UnboundedReceiver<Notice>) {
+    pub fn played(control: Control) -> (Self, mpsc::UnboundedReceiver<Message>) {
         Self::supervised(control, None)
     }
 
     fn supervised(
         control: Control,
         helpers: Option<Helpers>,
-    ) -> (Self, mpsc::UnboundedReceiver<Notice>) {
+    ) -> (Self, mpsc::UnboundedReceiver<Message>) {
         let control = Arc::new(control);
         let (stop, stop_requests) = mpsc::unbounded_channel();
-        let (notices, notices_out) = mpsc::unbounded_channel();
+        let (messages, messages_out) = mpsc::unbounded_channel();
         let (ended_in, ended) = watch::channel(None);
         let (outcomes_in, outcomes) = mpsc::unbounded_channel();
         let watched = control.clone();
         tokio::spawn(async move {
-            let said = Said { notices, outcomes: outcomes_in };
-            let end = supervise::run(&watched, helpers, stop_requests, said).await;
+            let outlets = Outlets { messages, outcomes: outcomes_in };
+            let end = supervise::run(&watched, helpers, stop_requests, outlets).await;
             tracing::info!("machine ended: {}", end.reason);
             ended_in.send_replace(Some(end));
         });
         let outcomes = Arc::new(Mutex::new(outcomes));
-        (Self { control, stop, ended, outcomes }, notices_out)
+        (Self { control, stop, ended, outcomes }, messages_out)
     }
 
     /// A stream to a port of the guest. That it was refused shows in its end.
@@ -232,13 +232,13 @@ mod tests {
         settings.vmm = script(dir.path(), "vmm", "/bin/dd bs=1M count=1 <&3 >&2");
         settings.file_server = script(dir.path(), "fs", "exec /bin/sleep 100");
         let paths = SandboxPaths::new(dir.path(), "ns", "s").unwrap();
-        let (vm, mut notices, _) = Vm::launch(&settings, &paths).unwrap();
+        let (vm, mut messages, _) = Vm::launch(&settings, &paths).unwrap();
         let disk = OpenDisk { file: std::fs::File::open(image).unwrap(), bytes: 512 };
         // The script answers nothing; what it has read is all that matters.
         assert!(vm.attach_disk(&disk, true).await.is_err());
         let mut heard = String::new();
-        while let Some(notice) = notices.recv().await {
-            if let Notice::Said { who: "vmm", mut stream } = notice {
+        while let Some(message) = messages.recv().await {
+            if let Message::Stderr { who: "vmm", mut stream } = message {
                 stream.read_to_string(&mut heard).await.unwrap();
                 break;
             }

@@ -1,8 +1,9 @@
 //! Watching a machine until it has ended, and saying why it did.
 
-use super::{Control, Notice, Said};
+use super::{Control, Message, Outlets};
 use nix::sys::signal::Signal;
-use protocol::control::{Command, ControlError, Event, ExitReason};
+use protocol::control::{Command, Event, ExitReason};
+use protocol::packet::PacketError;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
@@ -42,7 +43,7 @@ enum Cause {
     /// The VMM said that the machine ended.
     Said(ExitReason),
     /// The control socket ended or broke, or the VMM ended.
-    Silent(Option<ControlError>),
+    Silent(Option<PacketError>),
     /// The file server ended.
     FileServer(ExitStatus),
 }
@@ -55,12 +56,12 @@ pub(super) async fn run(
     control: &Control,
     mut helpers: Option<Helpers>,
     mut stop: mpsc::UnboundedReceiver<String>,
-    said: Said,
+    outlets: Outlets,
 ) -> Ended {
     if let Some(helpers) = &mut helpers {
-        hand_on_errors(helpers, &said.notices);
+        hand_on_errors(helpers, &outlets.messages);
     }
-    let cause = watch(control, helpers.as_mut(), &mut stop, &said).await;
+    let cause = watch(control, helpers.as_mut(), &mut stop, &outlets).await;
     if let Cause::Asked(_) | Cause::FileServer(_) = cause {
         // The socket may be gone already; the processes are killed below whatever it says.
         let _ = timeout(GRACE, control.send(&Command::Stop, &[])).await;
@@ -77,10 +78,10 @@ pub(super) async fn run(
 }
 
 /// Hands on the helpers' standard errors.
-fn hand_on_errors(helpers: &mut Helpers, notices: &mpsc::UnboundedSender<Notice>) {
+fn hand_on_errors(helpers: &mut Helpers, messages: &mpsc::UnboundedSender<Message>) {
     for (who, child) in [("vmm", &mut helpers.vmm), ("fs", &mut helpers.file_server)] {
         if let Some(stream) = child.stderr.take() {
-            let _ = notices.send(Notice::Said { who, stream });
+            let _ = messages.send(Message::Stderr { who, stream });
         }
     }
 }
@@ -89,7 +90,7 @@ async fn watch(
     control: &Control,
     mut helpers: Option<&mut Helpers>,
     stop: &mut mpsc::UnboundedReceiver<String>,
-    said: &Said,
+    outlets: &Outlets,
 ) -> Cause {
     let mut stoppable = true;
     loop {
@@ -100,8 +101,8 @@ async fn watch(
         tokio::select! {
             biased;
             message = control.receive() => match message {
-                Ok((event, fds)) => if let Some(cause) = heard(event, fds, said) { return cause },
-                Err(ControlError::Closed) => return Cause::Silent(None),
+                Ok((event, fds)) => if let Some(cause) = heard(event, fds, outlets) { return cause },
+                Err(PacketError::Closed) => return Cause::Silent(None),
                 Err(error) => return Cause::Silent(Some(error)),
             },
             _ = exit_of(vmm) => return Cause::Silent(None),
@@ -124,18 +125,18 @@ async fn exit_of(child: Option<&mut Child>) -> ExitStatus {
     std::future::pending().await
 }
 
-fn heard(event: Event, fds: Vec<OwnedFd>, said: &Said) -> Option<Cause> {
-    let notices = &said.notices;
+fn heard(event: Event, fds: Vec<OwnedFd>, outlets: &Outlets) -> Option<Cause> {
+    let messages = &outlets.messages;
     match event {
         Event::Failed { error, remedy } => return Some(Cause::Failed(error, remedy)),
         Event::Exited { reason } => return Some(Cause::Said(reason)),
-        Event::Running(times) => drop(notices.send(Notice::Running(times))),
+        Event::Running(times) => drop(messages.send(Message::Running(times))),
         Event::Accepted { port } => {
             if let Some(stream) = fds.into_iter().next() {
-                let _ = notices.send(Notice::Accepted { port, stream });
+                let _ = messages.send(Message::Accepted { port, stream });
             }
         }
-        Event::Done { outcome } => drop(said.outcomes.send(outcome)),
+        Event::Done { outcome } => drop(outlets.outcomes.send(outcome)),
         Event::Counters(counters) => tracing::debug!("counters: {counters:?}"),
         Event::Paused | Event::Resumed => {}
     }

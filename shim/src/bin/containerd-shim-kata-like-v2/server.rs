@@ -8,7 +8,7 @@ use crate::task::service::TaskService;
 use crate::task::slot::Slot;
 use anyhow::Context;
 use containerd_shim_protos::shim_async::create_task;
-use sandbox::{phase, storage};
+use sandbox::{milestone, storage};
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::RawFd;
@@ -52,7 +52,7 @@ pub fn place_listener(fd: RawFd) -> io::Result<()> {
 /// Runs the server until its sandbox is shut down.
 pub fn run(flags: &Flags) -> anyhow::Result<()> {
     crate::log::to_containerd(flags.debug)?;
-    phase::mark("shim-server", &flags.id);
+    milestone::mark("shim-server", &flags.id);
     let served = storage::private_mounts().map_err(anyhow::Error::from).and_then(|()| {
         yield_to_containerd();
         // One thread: the VMM lives as long as the thread that started it.
@@ -66,7 +66,7 @@ pub fn run(flags: &Flags) -> anyhow::Result<()> {
     if let Err(error) = &served {
         tracing::error!("{error:#}");
     }
-    phase::mark("shim-end", &flags.id);
+    milestone::mark("shim-end", &flags.id);
     served
 }
 
@@ -100,7 +100,7 @@ async fn serve(flags: &Flags) -> anyhow::Result<()> {
     // SAFETY: `start` left the listening socket at this number for this process alone.
     let mut server = unsafe { server.add_unix_listener(LISTENER_FD) }?;
     server.start().await?;
-    phase::mark("shim-serving", &flags.id);
+    milestone::mark("shim-serving", &flags.id);
 
     tokio::select! {
         end = wait_for_the_end(&finished) => end?,

@@ -1,7 +1,7 @@
 //! A bind mount of the host's, with what is asked of it: read-only all the way down, other owners.
 
 use crate::error::{Error, Result};
-use crate::plan::{Bind, Owners};
+use crate::oci::plan::{Bind, Owners};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::waitpid;
 use nix::unistd::Pid;

@@ -1,5 +1,5 @@
 use super::*;
-use crate::plan::Owners;
+use crate::oci::plan::Owners;
 use std::os::unix::fs::MetadataExt;
 
 /// Runs `test` in a child with its own mount namespace.

@@ -7,10 +7,10 @@
 //! - Block devices in `linux.devices`, except with leave for every device: such privileged containers are given
 //!   all that the host has, and get none. A rule for a block device that the container does not get is left out.
 
-use crate::error::{Error, Result};
 use super::RootfsMount;
-use crate::bundle::is_bind;
-use crate::guest_paths;
+use crate::error::{Error, Result};
+use crate::guest::paths as guest_paths;
+use crate::oci::bundle::is_bind;
 use oci_spec::runtime::{
     Linux, LinuxBlockIo, LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType, LinuxResources,
     LinuxThrottleDevice, Mount,

@@ -2,7 +2,7 @@ use super::*;
 
 struct Fixture {
     table: Table,
-    events: mpsc::UnboundedReceiver<Event>,
+    events: mpsc::UnboundedReceiver<SandboxEvent>,
 }
 
 fn with_container() -> Fixture {
@@ -33,16 +33,16 @@ impl Fixture {
         let mut out = Vec::new();
         while let Ok(event) = self.events.try_recv() {
             out.push(match event {
-                Event::Created { .. } => "created",
-                Event::Started { .. } => "started",
-                Event::OutOfMemory { .. } => "oom",
-                Event::Paused { .. } => "paused",
-                Event::Resumed { .. } => "resumed",
-                Event::ExecAdded { .. } => "exec-added",
-                Event::ExecStarted { .. } => "exec-started",
-                Event::Exited { exec, .. } if exec.is_empty() => "exited",
-                Event::Exited { .. } => "exec-exited",
-                Event::Deleted { .. } => "deleted",
+                SandboxEvent::Created { .. } => "created",
+                SandboxEvent::Started { .. } => "started",
+                SandboxEvent::OutOfMemory { .. } => "oom",
+                SandboxEvent::Paused { .. } => "paused",
+                SandboxEvent::Resumed { .. } => "resumed",
+                SandboxEvent::ExecAdded { .. } => "exec-added",
+                SandboxEvent::ExecStarted { .. } => "exec-started",
+                SandboxEvent::Exited { exec, .. } if exec.is_empty() => "exited",
+                SandboxEvent::Exited { .. } => "exec-exited",
+                SandboxEvent::Deleted { .. } => "deleted",
             });
         }
         out

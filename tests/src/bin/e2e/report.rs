@@ -32,7 +32,7 @@ pub fn short(error: &anyhow::Error) -> String {
 
 fn ours<'a>(lines: &[&'a str]) -> Vec<&'a str> {
     let words = ["sandbox::", "level=error"];
-    let noise = ["guest_log", "cleaning up"];
+    let noise = ["guest::log", "cleaning up"];
     let has = |line: &str, words: &[&str]| words.iter().any(|word| line.contains(word));
     lines.iter().copied().filter(|line| has(line, &words) && !has(line, &noise)).collect()
 }

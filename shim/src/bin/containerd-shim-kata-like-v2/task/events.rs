@@ -7,7 +7,7 @@ use containerd_shim_protos::events::task::{
     TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted, TaskExit, TaskIO, TaskOOM, TaskPaused,
     TaskResumed, TaskStart,
 };
-use sandbox::event::Event;
+use sandbox::event::SandboxEvent;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::mpsc;
@@ -50,7 +50,7 @@ impl Containers {
 
 /// Passes on all that the sandbox tells, until it tells nothing more.
 pub async fn forward(
-    mut told: mpsc::UnboundedReceiver<Event>,
+    mut told: mpsc::UnboundedReceiver<SandboxEvent>,
     containers: Containers,
     notices: mpsc::UnboundedSender<Notice>,
 ) {
@@ -59,36 +59,36 @@ pub async fn forward(
     }
 }
 
-fn notice(event: Event, containers: &Containers) -> Notice {
+fn notice(event: SandboxEvent, containers: &Containers) -> Notice {
     match event {
-        Event::Created { id, pid } => {
+        SandboxEvent::Created { id, pid } => {
             let Said { bundle, rootfs, io } = containers.get(&id, "");
             let io = Some(io).into();
             let container_id = id;
             let event = TaskCreate { container_id, bundle, rootfs, io, pid, ..Default::default() };
             Notice::new("/tasks/create", &event)
         }
-        Event::Started { id, pid } => {
+        SandboxEvent::Started { id, pid } => {
             Notice::new("/tasks/start", &TaskStart { container_id: id, pid, ..Default::default() })
         }
-        Event::OutOfMemory { id } => {
+        SandboxEvent::OutOfMemory { id } => {
             Notice::new("/tasks/oom", &TaskOOM { container_id: id, ..Default::default() })
         }
-        Event::Paused { id } => {
+        SandboxEvent::Paused { id } => {
             Notice::new("/tasks/paused", &TaskPaused { container_id: id, ..Default::default() })
         }
-        Event::Resumed { id } => {
+        SandboxEvent::Resumed { id } => {
             Notice::new("/tasks/resumed", &TaskResumed { container_id: id, ..Default::default() })
         }
-        Event::ExecAdded { id, exec } => Notice::new(
+        SandboxEvent::ExecAdded { id, exec } => Notice::new(
             "/tasks/exec-added",
             &TaskExecAdded { container_id: id, exec_id: exec, ..Default::default() },
         ),
-        Event::ExecStarted { id, exec, pid } => Notice::new(
+        SandboxEvent::ExecStarted { id, exec, pid } => Notice::new(
             "/tasks/exec-started",
             &TaskExecStarted { container_id: id, exec_id: exec, pid, ..Default::default() },
         ),
-        Event::Exited { id, exec, pid, exit } => Notice::new(
+        SandboxEvent::Exited { id, exec, pid, exit } => Notice::new(
             "/tasks/exit",
             &TaskExit {
                 // containerd calls an init by its container's id.
@@ -100,7 +100,7 @@ fn notice(event: Event, containers: &Containers) -> Notice {
                 ..Default::default()
             },
         ),
-        Event::Deleted { id, pid, exit } => Notice::new(
+        SandboxEvent::Deleted { id, pid, exit } => Notice::new(
             "/tasks/delete",
             &TaskDelete {
                 container_id: id,

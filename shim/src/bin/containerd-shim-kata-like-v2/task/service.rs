@@ -19,7 +19,7 @@ use containerd_shim_protos::shim_async::Task;
 use protobuf::well_known_types::any::Any;
 use protobuf::{EnumOrUnknown, Message};
 use sandbox::bundle::read_spec;
-use sandbox::{Error, NewContainer, Phase, Result, Sandbox, phase};
+use sandbox::{Error, NewContainer, Phase, Result, Sandbox, milestone};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -68,7 +68,7 @@ impl TaskService {
 
     async fn create_task(&self, request: CreateTaskRequest) -> Result<CreateTaskResponse> {
         let creating = self.creating.clone().lock_owned().await;
-        phase::mark("create-call", &request.id);
+        milestone::mark("create-call", &request.id);
         if !request.checkpoint.is_empty() {
             return Err(Error::Unimplemented("create from a checkpoint".into()));
         }

@@ -1,7 +1,7 @@
 //! The sandbox of a shim: launched before containerd asks for it, and anew if it asks for another configuration.
 
 use sandbox::config::Config;
-use sandbox::event::Event;
+use sandbox::event::SandboxEvent;
 use sandbox::paths::SandboxPaths;
 use sandbox::settings::Settings;
 use sandbox::{Error, Launch, Result, Sandbox};
@@ -22,7 +22,7 @@ pub struct Slot {
 struct State {
     config: Option<PathBuf>,
     launched: Launched,
-    events: Option<mpsc::UnboundedSender<Event>>,
+    events: Option<mpsc::UnboundedSender<SandboxEvent>>,
 }
 
 enum Launched {
@@ -48,7 +48,7 @@ impl Slot {
         namespace: &str,
         id: &str,
         config: Option<PathBuf>,
-        events: mpsc::UnboundedSender<Event>,
+        events: mpsc::UnboundedSender<SandboxEvent>,
     ) -> Self {
         let launched = launch(namespace, id, config.as_ref(), &events);
         let state = Mutex::new(State { config, launched, events: Some(events) });
@@ -128,7 +128,7 @@ fn launch(
     namespace: &str,
     id: &str,
     config: Option<&PathBuf>,
-    events: &mpsc::UnboundedSender<Event>,
+    events: &mpsc::UnboundedSender<SandboxEvent>,
 ) -> Launched {
     let launched = config.map_or_else(Config::load_default, |path| Config::load(path));
     let launched = launched.and_then(Settings::resolve).and_then(|settings| {

@@ -1,0 +1,10 @@
+//! What a sandbox has of its host: directories, mounts, disks and processes, and how they are given back.
+
+pub(crate) mod disk;
+mod mount_options;
+pub mod overhead;
+pub mod paths;
+pub mod persist;
+pub mod storage;
+mod tree;
+pub(crate) mod undo;

@@ -1,0 +1,7 @@
+//! What the OCI runtime-spec says, and what becomes of it here.
+
+pub mod bundle;
+pub(crate) mod hooks;
+mod lost;
+pub mod plan;
+pub mod seccomp;
