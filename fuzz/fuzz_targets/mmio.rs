@@ -9,7 +9,7 @@ use libfuzzer_sys::fuzz_target;
 use vm_memory::{Bytes, GuestAddress};
 use vmm::bus::BusDevice;
 use vmm::devices::blk::Disk;
-use vmm::devices::events::channel;
+use vmm::events::channel;
 use vmm::devices::rng::Rng;
 use vmm::devices::slots::EmptySlot;
 use vmm::devices::vsock::Vsock;

@@ -8,7 +8,7 @@ use fuzz::scratch;
 use libfuzzer_sys::fuzz_target;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use vmm::devices::events::{DeviceEvent, channel};
+use vmm::events::{DeviceEvent, channel};
 use vmm::devices::vsock::Vsock;
 use vmm::devices::vsock::packet::{HEADER, HOST_CID, Header};
 

@@ -3,8 +3,8 @@
 use crate::choices::Choices;
 use std::sync::Arc;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
-use vmm::devices::events::EventReceiver;
-use vmm::io_loop::{IoLoop, WorkerId};
+use vmm::events::EventReceiver;
+use vmm::virtio::io_loop::{IoLoop, WorkerId};
 use vmm::virtio::testing::{self, MEMORY, NEXT, TestInterrupt, TestQueue, WRITE};
 use vmm::virtio::{Activation, ActiveQueue, F_EVENT_IDX, VirtioDevice};
 
@@ -160,6 +160,6 @@ impl Queue {
 
 /// A loop for a device, and what it reports.
 pub fn io_loop() -> (IoLoop, EventReceiver) {
-    let (sender, events) = vmm::devices::events::channel().expect("an eventfd");
+    let (sender, events) = vmm::events::channel().expect("an eventfd");
     (IoLoop::new("fuzz", sender).expect("an epoll set"), events)
 }

@@ -1,7 +1,7 @@
 //! The control socket's end in the VMM: one loop between shim, machine and console.
 
-use crate::devices::events::DeviceEvent;
 use crate::error::chain;
+use crate::events::DeviceEvent;
 use crate::machine::{Machine, ResizeError};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};

@@ -1,7 +1,7 @@
 //! virtio-balloon, for free page reporting alone: what the guest frees goes back to the host by itself
 //! (virtio 1.3 §5.5.6.7). The balloon is never asked to grow.
 
-use crate::io_loop::Watcher;
+use crate::virtio::Watcher;
 use crate::virtio::chain::{Chain, ChainError};
 use crate::virtio::iovec::IoVecs;
 use crate::virtio::{

@@ -1,13 +1,13 @@
 //! From a `MachineConfig` to the machine's virtio devices, with everything opened that they need.
 
 use super::balloon::Balloon;
-use super::events::{self, EventReceiver, EventSender};
 use super::fs::SharedDir;
 use super::rng::Rng;
 use super::slots::{DiskSlots, EmptySlot};
 use super::vsock::{Connector, Vsock};
-use crate::io_loop::IoLoop;
+use crate::events::{self, EventReceiver, EventSender};
 use crate::virtio::VirtioDevice;
+use crate::virtio::io_loop::IoLoop;
 use crate::virtio::mmio::MmioTransport;
 use protocol::machine::{FsConfig, MachineConfig};
 use std::io;

@@ -5,7 +5,7 @@
 //! is left to the worker is the handshake, which waits for the server and so runs on an I/O thread of
 //! its own, and to notice when the server dies.
 
-use crate::io_loop::Watcher;
+use crate::virtio::Watcher;
 use crate::virtio::{
     ActivateError, Activation, ActiveQueue, F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1, Interrupt,
     RestoreError, VirtioDevice, Worker, WorkerError,

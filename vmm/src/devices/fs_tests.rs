@@ -1,7 +1,7 @@
 use super::*;
-use crate::devices::events::{self, DeviceEvent, EventReceiver};
-use crate::io_loop::{IoHandle, IoLoop, WorkerId};
+use crate::events::{self, DeviceEvent, EventReceiver};
 use crate::virtio::interrupt::IrqLine;
+use crate::virtio::io_loop::{IoHandle, IoLoop, WorkerId};
 use crate::virtio::testing::{self, MEMORY, TestQueue, wait_for};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use std::fs::File;

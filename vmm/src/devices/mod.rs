@@ -4,7 +4,6 @@ pub mod balloon;
 pub mod blk;
 pub mod build;
 pub mod console;
-pub mod events;
 pub mod fs;
 pub mod i8042;
 pub mod rng;

@@ -1,6 +1,6 @@
 //! virtio-rng: entropy of the host for the guest (virtio 1.3 §5.4).
 
-use crate::io_loop::Watcher;
+use crate::virtio::Watcher;
 use crate::virtio::chain::{Chain, ChainError};
 use crate::virtio::{
     ActivateError, Activation, ActiveQueue, F_EVENT_IDX, Interrupt, RestoreError, VirtioDevice,

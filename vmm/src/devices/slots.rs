@@ -5,8 +5,8 @@
 //! The guest binds its driver again, by sysfs, when it is told of a disk.
 
 use super::blk::{Disk, OddSize, QUEUE_SIZES};
-use crate::io_loop::LoopStuck;
 use crate::kvm::KvmError;
+use crate::virtio::io_loop::LoopStuck;
 use crate::virtio::mmio::MmioTransport;
 use crate::virtio::{ActivateError, Activation, RestoreError, VirtioDevice, Worker};
 use std::sync::Arc;
@@ -137,8 +137,8 @@ impl DiskSlots {
 mod tests {
     use super::*;
     use crate::bus::BusDevice;
-    use crate::devices::events;
-    use crate::io_loop::IoLoop;
+    use crate::events;
+    use crate::virtio::io_loop::IoLoop;
     use crate::virtio::mmio::register;
     use crate::virtio::testing::memory;
     use std::fs::File;

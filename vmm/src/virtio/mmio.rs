@@ -12,7 +12,7 @@ use super::{
     VirtioDevice, WorkerError,
 };
 use crate::bus::BusDevice;
-use crate::io_loop::{IoHandle, LoopStuck, WorkerId};
+use crate::virtio::io_loop::{IoHandle, LoopStuck, WorkerId};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use virtio_queue::QueueT;

@@ -1,7 +1,7 @@
 use super::*;
-use crate::devices::events::{self, EventReceiver};
 use crate::devices::rng::Rng;
-use crate::io_loop::IoLoop;
+use crate::events::{self, EventReceiver};
+use crate::virtio::io_loop::IoLoop;
 use crate::virtio::testing::{Dice, TestQueue, memory, wait_for};
 use std::thread::JoinHandle;
 

@@ -8,19 +8,22 @@
 
 pub mod chain;
 pub mod interrupt;
+pub mod io_loop;
 pub mod iovec;
 pub mod mmio;
 pub mod queue;
 pub mod snapshot;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod testing;
+mod watcher;
 
-use crate::io_loop::Watcher;
 use std::sync::Arc;
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
+pub use crate::events::WorkerError;
 pub use queue::ActiveQueue;
+pub use watcher::Watcher;
 
 /// The driver accepts virtio 1.0 and later; without it no device is activated (virtio 1.3 §6).
 pub const F_VERSION_1: u64 = 1 << 32;
@@ -124,29 +127,6 @@ pub trait VirtioDevice: Send {
     /// # Errors
     /// [`RestoreError`] when the state is not of this device or version.
     fn restore(&mut self, state: &serde_json::Value) -> Result<(), RestoreError>;
-}
-
-/// A worker failed for a reason that lies with the driver or the backend; the device needs a reset.
-#[derive(Debug, thiserror::Error)]
-#[error("{device}: {reason}")]
-pub struct WorkerError {
-    /// Which device.
-    pub device: &'static str,
-    /// What happened, for the log.
-    pub reason: String,
-}
-
-impl WorkerError {
-    /// An error with its causes written out.
-    pub fn new(device: &'static str, error: &dyn std::error::Error) -> Self {
-        let mut reason = error.to_string();
-        let mut source = error.source();
-        while let Some(cause) = source {
-            reason = format!("{reason}: {cause}");
-            source = cause.source();
-        }
-        Self { device, reason }
-    }
 }
 
 /// The data path of an activated device, run by an I/O loop.

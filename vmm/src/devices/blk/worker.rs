@@ -2,7 +2,7 @@
 
 use super::request::{Range, Request, Status};
 use super::{ID, NAME};
-use crate::io_loop::Watcher;
+use crate::virtio::Watcher;
 use crate::virtio::chain::{Chain, ChainError};
 use crate::virtio::iovec::IoVecs;
 use crate::virtio::{ActiveQueue, Interrupt, Worker, WorkerError};

@@ -16,7 +16,7 @@ mod rx;
 mod stream;
 mod worker;
 
-use super::events::EventSender;
+use crate::events::EventSender;
 use crate::virtio::chain::ChainError;
 use crate::virtio::{
     ActivateError, Activation, F_EVENT_IDX, F_INDIRECT_DESC, RestoreError, VirtioDevice, Worker,

@@ -4,7 +4,7 @@ use super::muxer::FIRST_TOKEN;
 use super::packet::{HEADER, Header};
 use super::rx::RxQueue;
 use super::{Backend, NAME, Slot, VsockError};
-use crate::io_loop::Watcher;
+use crate::virtio::Watcher;
 use crate::virtio::chain::{Chain, ChainError};
 use crate::virtio::{ActiveQueue, Interrupt, Worker, WorkerError};
 use std::os::fd::AsRawFd;

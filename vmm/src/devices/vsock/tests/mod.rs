@@ -7,8 +7,8 @@ use super::packet::{
     HEADER, HOST_CID, Header, Op, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, TYPE_STREAM,
 };
 use super::*;
-use crate::devices::events::{self, DeviceEvent, EventReceiver};
-use crate::io_loop::{IoHandle, IoLoop, WorkerId};
+use crate::events::{self, DeviceEvent, EventReceiver};
+use crate::virtio::io_loop::{IoHandle, IoLoop, WorkerId};
 use crate::virtio::testing::{
     Dice, TestInterrupt, TestQueue, WRITE, activation, hostile_chains, memory, wait_for,
     while_rewritten,

@@ -1,6 +1,5 @@
 //! What devices have to tell the rest of the VMM, as values on one bounded queue.
 
-use crate::virtio::WorkerError;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -22,6 +21,29 @@ pub enum DeviceEvent {
     },
     /// A device stopped until its driver resets it. Once per activation.
     Fault(WorkerError),
+}
+
+/// A worker failed for a reason that lies with the driver or the backend; the device needs a reset.
+#[derive(Debug, thiserror::Error)]
+#[error("{device}: {reason}")]
+pub struct WorkerError {
+    /// Which device.
+    pub device: &'static str,
+    /// What happened, for the log.
+    pub reason: String,
+}
+
+impl WorkerError {
+    /// An error with its causes written out.
+    pub fn new(device: &'static str, error: &dyn std::error::Error) -> Self {
+        let mut reason = error.to_string();
+        let mut source = error.source();
+        while let Some(cause) = source {
+            reason = format!("{reason}: {cause}");
+            source = cause.source();
+        }
+        Self { device, reason }
+    }
 }
 
 /// The sending side; one per I/O loop or device.

@@ -5,8 +5,9 @@
 //! A loop exists, and takes requests, before its thread does: devices are built first, then the
 //! process is confined, and only then are the threads started, under their seccomp filters.
 
-use crate::devices::events::{DeviceEvent, EventSender};
-use crate::virtio::{ActiveQueue, Interrupt, Worker, WorkerError};
+use super::watcher::Watcher;
+use super::{ActiveQueue, Interrupt, Worker};
+use crate::events::{DeviceEvent, EventSender, WorkerError};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -89,40 +90,6 @@ impl IoHandle {
         // Fails when the thread has ended: then `remove` says so.
         let _ = self.requests.send(request);
         let _ = self.wake.write(1);
-    }
-}
-
-/// Registers a worker's descriptors in its loop's epoll set.
-pub struct Watcher<'a> {
-    epoll: &'a Epoll,
-    id: u32,
-    fds: &'a mut BTreeSet<RawFd>,
-}
-
-impl Watcher<'_> {
-    /// Watches `fd` for `events` (epoll's); they arrive with `token`.
-    ///
-    /// # Errors
-    /// The system call's.
-    pub fn add(&mut self, fd: &impl AsRawFd, events: EventSet, token: u32) -> io::Result<()> {
-        let event = EpollEvent::new(events, u64::from(self.id) << 32 | u64::from(token));
-        self.epoll.ctl(ControlOperation::Add, fd.as_raw_fd(), event)?;
-        self.fds.insert(fd.as_raw_fd());
-        Ok(())
-    }
-
-    /// No longer watches `fd`; to be called before it is closed.
-    pub fn remove(&mut self, fd: &impl AsRawFd) {
-        if self.fds.remove(&fd.as_raw_fd()) {
-            // It was added, so this can't fail.
-            let _ = self.epoll.ctl(ControlOperation::Delete, fd.as_raw_fd(), EpollEvent::default());
-        }
-    }
-
-    fn clear(&mut self) {
-        for fd in std::mem::take(self.fds) {
-            let _ = self.epoll.ctl(ControlOperation::Delete, fd, EpollEvent::default());
-        }
     }
 }
 
@@ -255,7 +222,7 @@ impl IoLoop {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::devices::events;
+    use crate::events;
     use crate::virtio::testing::TestInterrupt;
 
     /// Counts notifications; fails at the third.
