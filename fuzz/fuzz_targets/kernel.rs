@@ -5,7 +5,7 @@ use fuzz::scratch;
 use libfuzzer_sys::fuzz_target;
 use std::sync::LazyLock;
 use vmm::arch::x86_64::boot;
-use vmm::kernel::KernelImage;
+use vmm::loader::KernelImage;
 use vmm::memory::GuestRam;
 
 const MEMORY: u64 = 8 << 20;

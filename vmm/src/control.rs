@@ -1,6 +1,6 @@
 //! The control socket's end in the VMM: one loop between shim, machine and console.
 
-use crate::error::chain;
+use crate::causes::chain;
 use crate::events::DeviceEvent;
 use crate::machine::{Machine, ResizeError};
 use nix::errno::Errno;

@@ -3,8 +3,8 @@
 use crate::bus::BadWindow;
 use crate::cmdline::CmdlineError;
 use crate::devices::build::BuildError;
-use crate::kernel::KernelError;
 use crate::kvm::KvmError;
+use crate::loader::LoadError;
 use crate::memory::MemoryError;
 use std::path::PathBuf;
 
@@ -39,7 +39,7 @@ pub enum StartError {
     Cmdline(#[from] CmdlineError),
     /// The kernel's or the image's file.
     #[error(transparent)]
-    Kernel(#[from] KernelError),
+    Kernel(#[from] LoadError),
     /// The guest's memory.
     #[error(transparent)]
     Memory(#[from] MemoryError),
@@ -115,19 +115,4 @@ impl StartError {
     pub(crate) fn host(what: &'static str) -> impl FnOnce(std::io::Error) -> Self {
         move |source| Self::Host { what, source }
     }
-}
-
-/// An error and its causes, in one line.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let message = error.to_string();
-        // A transparent error repeats its cause.
-        if !text.ends_with(&message) {
-            text = format!("{text}: {message}");
-        }
-        cause = error.source();
-    }
-    text
 }

@@ -1,5 +1,6 @@
 //! What devices have to tell the rest of the VMM, as values on one bounded queue.
 
+use crate::causes::chain;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -36,13 +37,7 @@ pub struct WorkerError {
 impl WorkerError {
     /// An error with its causes written out.
     pub fn new(device: &'static str, error: &dyn std::error::Error) -> Self {
-        let mut reason = error.to_string();
-        let mut source = error.source();
-        while let Some(cause) = source {
-            reason = format!("{reason}: {cause}");
-            source = cause.source();
-        }
-        Self { device, reason }
+        Self { device, reason: chain(error) }
     }
 }
 

@@ -2,6 +2,7 @@
 
 pub mod arch;
 pub mod bus;
+pub mod causes;
 pub mod cmdline;
 pub mod confine;
 pub mod control;
@@ -10,11 +11,12 @@ pub mod devices;
 pub mod error;
 pub mod events;
 pub mod exit;
-pub mod kernel;
 pub mod kvm;
+pub mod loader;
 pub mod machine;
 pub mod memory;
 pub mod probe;
 pub mod seccomp;
 pub mod vcpu;
+pub mod verdict;
 pub mod virtio;

@@ -1,7 +1,7 @@
 //! The VMM process: takes the configuration from its control socket, builds the machine, confines
 //! itself, runs the machine, and tells how it ended.
 //!
-//! With `--probe` it only says whether this host's KVM runs guests, see [`vmm::probe::report`].
+//! With `--probe` it only says whether this host's KVM runs guests, see [`vmm::verdict::report`].
 //!
 //! Exit status: 0 after a machine that ended by itself or was stopped, 1 after one that did not
 //! start or that failed.
@@ -11,14 +11,15 @@ use nix::time::{ClockId, clock_gettime};
 use protocol::control::{self, BootTimes, CONTROL_FD, Command, Event, ExitReason};
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::process::ExitCode;
-use vmm::error::{StartError, chain};
+use vmm::causes::chain;
+use vmm::error::StartError;
 use vmm::machine::Machine;
 use vmm::seccomp::Filters;
 
 fn main() -> ExitCode {
     let process_start = now();
     if std::env::args_os().nth(1).is_some_and(|argument| argument == "--probe") {
-        println!("{}", vmm::probe::report());
+        println!("{}", vmm::verdict::report());
         return ExitCode::SUCCESS;
     }
     use_one_heap();

@@ -58,22 +58,6 @@ pub fn run(kvm: &Kvm) -> Result<(), ProbeError> {
     }
 }
 
-/// The verdict on this host's KVM, as one line of JSON for `kata-like check`: `{"max_vcpus": N}`, or
-/// `{"error": "…", "remedy": "…"}`.
-pub fn report() -> serde_json::Value {
-    let verdict = crate::kvm::open().and_then(|kvm| {
-        run(&kvm).map_err(crate::kvm::KvmError::CannotRunGuests)?;
-        Ok(crate::kvm::max_vcpus(&kvm))
-    });
-    match verdict {
-        Ok(max_vcpus) => serde_json::json!({ "max_vcpus": max_vcpus }),
-        Err(error) => serde_json::json!({
-            "error": crate::error::chain(&error),
-            "remedy": error.remedy(),
-        }),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

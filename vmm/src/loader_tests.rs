@@ -95,7 +95,7 @@ fn every_truncation_is_told_from_a_whole_kernel() {
         }
         let file = Temporary::new(name, &whole[..whole.len() - 1]);
         let error = KernelImage::open(&file.0).unwrap_err();
-        assert!(matches!(error, KernelError::Truncated { .. }), "{error}");
+        assert!(matches!(error, LoadError::Truncated { .. }), "{error}");
     }
 }
 
@@ -105,10 +105,10 @@ fn what_is_not_a_kernel_is_refused_by_name() {
     assert!(missing.to_string().contains("/nonexistent/vmlinux"));
     assert!(missing.remedy().contains("install"));
     let directory = KernelImage::open(Path::new("/tmp")).unwrap_err();
-    assert!(matches!(directory, KernelError::Open { .. }));
+    assert!(matches!(directory, LoadError::Open { .. }));
     let text = Temporary::new("text", &[b'x'; 4096]);
     let error = KernelImage::open(&text.0).unwrap_err();
-    assert!(matches!(error, KernelError::NotAKernel { .. }), "{error}");
+    assert!(matches!(error, LoadError::NotAKernel { .. }), "{error}");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! The guest kernel's file: told what it is, checked for being whole, copied into guest memory.
+//! Loads what a guest starts from: its kernel, told what it is and checked for being whole, and its image.
 
 use crate::memory::GuestRam;
 use linux_loader::loader::bootparam::setup_header;
@@ -28,7 +28,7 @@ const SECTOR: u64 = 512;
 
 /// Why a file can't be booted.
 #[derive(Debug, thiserror::Error)]
-pub enum KernelError {
+pub enum LoadError {
     /// It does not open.
     #[error("{what} {}: can't be opened", .path.display())]
     Open {
@@ -71,7 +71,7 @@ pub enum KernelError {
     },
 }
 
-impl KernelError {
+impl LoadError {
     /// What to do about it.
     pub fn remedy(&self) -> String {
         match self {
@@ -115,8 +115,8 @@ impl KernelImage {
     /// Opens and checks a kernel.
     ///
     /// # Errors
-    /// See [`KernelError`].
-    pub fn open(path: &Path) -> Result<Self, KernelError> {
+    /// See [`LoadError`].
+    pub fn open(path: &Path) -> Result<Self, LoadError> {
         let (file, len) = open_regular("guest kernel", path)?;
         let parser = Parser { path, file: &file, len };
         let mut magic = [0u8; 4];
@@ -149,10 +149,10 @@ impl KernelImage {
     /// Copies the kernel to where it belongs. The memory reaches to [`KernelImage::end`].
     ///
     /// # Errors
-    /// [`KernelError::Read`].
-    pub fn load(&mut self, ram: &GuestRam) -> Result<(), KernelError> {
+    /// [`LoadError::Read`].
+    pub fn load(&mut self, ram: &GuestRam) -> Result<(), LoadError> {
         for segment in &self.segments {
-            copy(&mut self.file, segment, ram).map_err(|source| KernelError::Read {
+            copy(&mut self.file, segment, ram).map_err(|source| LoadError::Read {
                 what: "guest kernel",
                 path: self.path.clone(),
                 source,
@@ -174,8 +174,8 @@ impl Initrd {
     /// Opens it; its contents are the guest's affair.
     ///
     /// # Errors
-    /// [`KernelError::Open`].
-    pub fn open(path: &Path) -> Result<Self, KernelError> {
+    /// [`LoadError::Open`].
+    pub fn open(path: &Path) -> Result<Self, LoadError> {
         let (file, len) = open_regular("guest image", path)?;
         Ok(Self { path: path.to_owned(), file, len })
     }
@@ -193,10 +193,10 @@ impl Initrd {
     /// Copies it to `address`.
     ///
     /// # Errors
-    /// [`KernelError::Read`].
-    pub fn load(&mut self, ram: &GuestRam, address: u64) -> Result<(), KernelError> {
+    /// [`LoadError::Read`].
+    pub fn load(&mut self, ram: &GuestRam, address: u64) -> Result<(), LoadError> {
         let whole = Segment { file_offset: 0, file_len: self.len, address, memory_len: self.len };
-        copy(&mut self.file, &whole, ram).map_err(|source| KernelError::Read {
+        copy(&mut self.file, &whole, ram).map_err(|source| LoadError::Read {
             what: "guest image",
             path: self.path.clone(),
             source,
@@ -218,7 +218,7 @@ fn copy(
     Ok(())
 }
 
-fn open_regular(what: &'static str, path: &Path) -> Result<(File, u64), KernelError> {
+fn open_regular(what: &'static str, path: &Path) -> Result<(File, u64), LoadError> {
     let open = || {
         let file = File::open(path)?;
         let metadata = file.metadata()?;
@@ -227,7 +227,7 @@ fn open_regular(what: &'static str, path: &Path) -> Result<(File, u64), KernelEr
         }
         Ok((file, metadata.len()))
     };
-    open().map_err(|source| KernelError::Open { what, path: path.to_owned(), source })
+    open().map_err(|source| LoadError::Open { what, path: path.to_owned(), source })
 }
 
 type Parsed = (u64, Option<setup_header>, Vec<Segment>);
@@ -239,32 +239,28 @@ struct Parser<'a> {
 }
 
 impl Parser<'_> {
-    fn read(&self, buffer: &mut [u8], offset: u64) -> Result<(), KernelError> {
+    fn read(&self, buffer: &mut [u8], offset: u64) -> Result<(), LoadError> {
         self.check_len(offset.saturating_add(buffer.len() as u64))?;
-        self.file.read_exact_at(buffer, offset).map_err(|e| KernelError::Read {
+        self.file.read_exact_at(buffer, offset).map_err(|e| LoadError::Read {
             what: "guest kernel",
             path: self.path.to_owned(),
             source: e.into(),
         })
     }
 
-    fn check_len(&self, needs: u64) -> Result<(), KernelError> {
+    fn check_len(&self, needs: u64) -> Result<(), LoadError> {
         if needs > self.len {
-            return Err(KernelError::Truncated {
-                path: self.path.to_owned(),
-                has: self.len,
-                needs,
-            });
+            return Err(LoadError::Truncated { path: self.path.to_owned(), has: self.len, needs });
         }
         Ok(())
     }
 
-    fn not_a_kernel(&self, why: &'static str) -> KernelError {
-        KernelError::NotAKernel { path: self.path.to_owned(), why }
+    fn not_a_kernel(&self, why: &'static str) -> LoadError {
+        LoadError::NotAKernel { path: self.path.to_owned(), why }
     }
 
     /// ELF-64 (System V ABI, chapter 4), as far as `vmlinux` uses it.
-    fn elf(&self) -> Result<Parsed, KernelError> {
+    fn elf(&self) -> Result<Parsed, LoadError> {
         let mut header = [0u8; ELF_HEADER_LEN];
         self.read(&mut header, 0)?;
         let u16_at = |i: usize| u16::from_le_bytes([header[i], header[i + 1]]);
@@ -300,7 +296,7 @@ impl Parser<'_> {
     }
 
     /// `Documentation/arch/x86/boot.rst`
-    fn bzimage(&self) -> Result<Parsed, KernelError> {
+    fn bzimage(&self) -> Result<Parsed, LoadError> {
         let unknown = || self.not_a_kernel("neither an ELF file nor a bzImage");
         let mut header = setup_header::default();
         if self.len < BZIMAGE_HEADER + size_of::<setup_header>() as u64 {
@@ -329,7 +325,7 @@ impl Parser<'_> {
     }
 
     /// Passes a segment whose numbers make sense and whose bytes are there.
-    fn segment(&self, segment: Segment) -> Result<Segment, KernelError> {
+    fn segment(&self, segment: Segment) -> Result<Segment, LoadError> {
         const MAX_ADDRESS: u64 = 1 << 40;
         if segment.address > MAX_ADDRESS || segment.memory_len > MAX_ADDRESS {
             return Err(self.not_a_kernel("a segment lies outside of any memory"));
@@ -346,5 +342,5 @@ fn u64_at(bytes: &[u8], offset: usize) -> u64 {
 }
 
 #[cfg(test)]
-#[path = "kernel_tests.rs"]
+#[path = "loader_tests.rs"]
 mod tests;
