@@ -1,6 +1,6 @@
 //! The guest kernel's command line: ours first, then the devices, then the caller's words.
 
-use crate::arch::x86_64::layout::CMDLINE_MAX;
+use crate::arch::x86_64::layout::{CMDLINE_MAX, VirtioWindow};
 
 /// What every guest gets, each for a reason.
 const WORDS: [(&str, &str); 10] = [
@@ -15,17 +15,6 @@ const WORDS: [(&str, &str); 10] = [
     ("cryptomgr.notests", "no self-tests of ciphers at each start"),
     ("rcupdate.rcu_expedited=1", "grace periods of a start with few CPUs need not be batched"),
 ];
-
-/// A virtio-mmio device, for `virtio_mmio.device=`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct MmioDevice {
-    /// Register window.
-    pub address: u64,
-    /// Its size, bytes.
-    pub len: u64,
-    /// Interrupt line.
-    pub irq: u32,
-}
 
 /// Why there is no command line.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -42,13 +31,13 @@ pub enum CmdlineError {
 ///
 /// # Errors
 /// See [`CmdlineError`].
-pub fn build(vcpus: u32, devices: &[MmioDevice], added: &str) -> Result<String, CmdlineError> {
+pub fn build(vcpus: u32, devices: &[VirtioWindow], added: &str) -> Result<String, CmdlineError> {
     if let Some(bad) = added.chars().find(|c| !(' '..='~').contains(c)) {
         return Err(CmdlineError::BadCharacter(bad));
     }
     let mut words: Vec<String> = WORDS.iter().map(|(word, _)| (*word).to_owned()).collect();
     words.push(format!("maxcpus={vcpus}"));
-    for MmioDevice { address, len, irq } in devices {
+    for VirtioWindow { address, len, irq } in devices {
         words.push(format!("virtio_mmio.device={}K@{address:#x}:{irq}", len >> 10));
     }
     if !added.is_empty() {
@@ -67,7 +56,7 @@ mod tests {
 
     #[test]
     fn devices_come_after_our_words_and_the_callers_words_last() {
-        let device = MmioDevice { address: 0xd000_1000, len: 4096, irq: 6 };
+        let device = VirtioWindow { address: 0xd000_1000, len: 4096, irq: 6 };
         let line = build(2, &[device], "a b=c").unwrap();
         assert!(line.starts_with("console=ttyS0 quiet panic=-1 reboot=k "));
         assert!(line.ends_with(" maxcpus=2 virtio_mmio.device=4K@0xd0001000:6 a b=c"), "{line}");

@@ -15,14 +15,20 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use vm_memory::GuestMemoryMmap;
 
-/// The virtio devices of a machine; nothing of them runs yet.
+/// Devices of which nothing runs yet.
+pub struct Built {
+    /// The devices.
+    pub devices: Devices,
+    /// The loops of their workers; to be spawned once the process is confined. A worker that is
+    /// activated earlier waits.
+    pub loops: Vec<IoLoop>,
+}
+
+/// The virtio devices of a machine.
 pub struct Devices {
     /// The devices behind their registers, in the order in which they get addresses and interrupts:
     /// rng, balloon, vsock, shared directories, slots for disks.
     pub transports: Vec<Arc<MmioTransport>>,
-    /// The loops of their workers; to be spawned once the process is confined. A worker that is
-    /// activated earlier waits.
-    pub loops: Vec<IoLoop>,
     /// What the devices report: streams that the guest opened, and faults.
     pub events: EventReceiver,
     /// Joins sockets to ports of the guest; `None` without a vsock device.
@@ -77,7 +83,7 @@ pub fn build(
     config: &MachineConfig,
     fds: Vec<OwnedFd>,
     memory: &GuestMemoryMmap,
-) -> Result<Devices, BuildError> {
+) -> Result<Built, BuildError> {
     let (sender, events) = events::channel().map_err(|e| resources("events", e))?;
     let mut builder = Builder { memory, sender, transports: Vec::new(), loops: Vec::new() };
     let shared = builder.new_loop("io")?;
@@ -102,7 +108,7 @@ pub fn build(
     builder.add_slots(config.disk_slots)?;
     let Builder { transports, loops, .. } = builder;
     let slots = DiskSlots::new(first as u32, &transports[first..]);
-    Ok(Devices { transports, loops, events, vsock, slots })
+    Ok(Built { devices: Devices { transports, events, vsock, slots }, loops })
 }
 
 fn resources(device: &'static str, source: io::Error) -> BuildError {

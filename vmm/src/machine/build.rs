@@ -2,13 +2,14 @@
 //!
 //! What can be wrong with the configuration and its files is found first, without KVM.
 
-use super::{Prepared, wiring};
+use super::{Machine, Prepared, wiring};
 use crate::arch::x86_64::boot::{self, Range};
+use crate::arch::x86_64::layout::VirtioWindow;
 use crate::arch::x86_64::{cpuid, layout, mptable, registers};
 use crate::bus::Bus;
-use crate::cmdline::{self, MmioDevice};
+use crate::cmdline;
 use crate::devices;
-use crate::devices::build::Devices;
+use crate::devices::build::{Built, Devices};
 use crate::devices::console::{self, ConsoleInput, ConsoleLog};
 use crate::devices::i8042::I8042;
 use crate::devices::serial::SerialPort;
@@ -53,7 +54,7 @@ pub fn build(config: &MachineConfig, descriptors: Vec<OwnedFd>) -> Result<Prepar
     let exit = Arc::new(ExitNotice::new().map_err(StartError::host("an eventfd"))?);
     let (console_input, console) = open_console(config, exit.clone())?;
     let (serial, ports) = build_ports(&vm, console_input, &exit)?;
-    let devices = devices::build::build(config, descriptors, ram.memory())?;
+    let Built { devices, loops } = devices::build::build(config, descriptors, ram.memory())?;
     let Placed { mmio, announced } = place_devices(&vm, &devices)?;
 
     populate_start(&ram, &kernel, initrd_at + initrd.as_ref().map_or(0, Initrd::len));
@@ -69,7 +70,8 @@ pub fn build(config: &MachineConfig, descriptors: Vec<OwnedFd>) -> Result<Prepar
     let gate = Arc::new(Gate::new(config.vcpus as usize));
     let around = Surroundings { ports: Arc::new(ports), mmio: Arc::new(mmio), exit, gate };
     let least_vcpus = config.vcpus as usize;
-    Ok(Prepared { vm, ram, vcpus, least_vcpus, around, serial, console, devices })
+    let machine = Machine { vm, ram, vcpus, least_vcpus, around, serial, console, devices };
+    Ok(Prepared { machine, loops })
 }
 
 /// Where the image goes: right after the kernel. Refuses a memory that is too small for both.
@@ -177,7 +179,7 @@ fn create_vcpus(kvm: &Kvm, vm: &VmFd, count: u8, entry: u64) -> Result<Vec<Vcpu>
 /// Where the virtio devices lie.
 struct Placed {
     mmio: Bus,
-    announced: Vec<MmioDevice>,
+    announced: Vec<VirtioWindow>,
 }
 
 /// Gives each device the next window and interrupt line. Slots for disks are connected when there is one.
@@ -186,7 +188,7 @@ fn place_devices(vm: &VmFd, devices: &Devices) -> Result<Placed, StartError> {
     let asked = devices.transports.len();
     for (transport, number) in devices.transports.iter().zip(0..) {
         let max = layout::VIRTIO_IRQS.len();
-        let place = wiring::place(number).ok_or(StartError::TooManyDevices { asked, max })?;
+        let place = VirtioWindow::of(number).ok_or(StartError::TooManyDevices { asked, max })?;
         if number < devices.slots.first() {
             wiring::connect(vm, transport, place)?;
         }

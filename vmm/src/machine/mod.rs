@@ -11,6 +11,7 @@ pub mod build;
 pub mod snapshot;
 mod wiring;
 
+use crate::arch::x86_64::layout::VirtioWindow;
 use crate::devices::blk::Disk;
 use crate::devices::build::Devices;
 use crate::devices::console::ConsoleLog;
@@ -22,7 +23,7 @@ use crate::exit::ExitNotice;
 use crate::memory::{GuestRam, MemoryError};
 use crate::seccomp::Filters;
 use crate::vcpu::{StuckVcpu, Surroundings, Vcpu};
-use crate::virtio::io_loop::LoopStuck;
+use crate::virtio::io_loop::{IoLoop, LoopStuck};
 use kvm_ioctls::VmFd;
 use protocol::control::ExitReason;
 use protocol::machine::Size;
@@ -33,15 +34,9 @@ use std::sync::Arc;
 
 /// A machine that has everything it needs and no thread yet.
 pub struct Prepared {
-    vm: VmFd,
-    ram: GuestRam,
-    vcpus: Vec<Vcpu>,
-    /// How many of them run in any case.
-    least_vcpus: usize,
-    around: Surroundings,
-    serial: Arc<SerialPort>,
-    console: ConsoleLog,
-    devices: Devices,
+    machine: Machine,
+    /// Of the devices' workers.
+    loops: Vec<IoLoop>,
 }
 
 impl Prepared {
@@ -49,9 +44,11 @@ impl Prepared {
     ///
     /// # Errors
     /// [`StartError::Host`] when a thread can't be started.
-    pub fn start(mut self, filters: &Filters) -> Result<Machine, StartError> {
-        for io_loop in self.devices.loops.drain(..) {
-            let (filter, exit) = (filters.io.clone(), self.around.exit.clone());
+    pub fn start(self, filters: &Filters) -> Result<Machine, StartError> {
+        let Self { mut machine, loops } = self;
+        let around = &machine.around;
+        for io_loop in loops {
+            let (filter, exit) = (filters.io.clone(), around.exit.clone());
             let confine = move || {
                 // A device without its thread would hang the guest: better an end with a reason.
                 filter.apply().map_err(io::Error::other).inspect_err(|e| {
@@ -60,12 +57,12 @@ impl Prepared {
             };
             io_loop.spawn(Box::new(confine)).map_err(StartError::host("a thread for devices"))?;
         }
-        for vcpu in &mut self.vcpus {
+        for vcpu in &mut machine.vcpus {
             let filter = filters.vcpu.clone();
-            vcpu.spawn(self.around.clone(), move || filter.apply().map_err(io::Error::other))
+            vcpu.spawn(around.clone(), move || filter.apply().map_err(io::Error::other))
                 .map_err(StartError::host("a thread for a vCPU"))?;
         }
-        Ok(Machine { parts: self })
+        Ok(machine)
     }
 }
 
@@ -93,16 +90,24 @@ pub enum ResizeError {
 
 /// A machine with its threads.
 pub struct Machine {
-    parts: Prepared,
+    vm: VmFd,
+    ram: GuestRam,
+    vcpus: Vec<Vcpu>,
+    /// How many of them run in any case.
+    least_vcpus: usize,
+    around: Surroundings,
+    serial: Arc<SerialPort>,
+    console: ConsoleLog,
+    devices: Devices,
 }
 
 impl Machine {
     /// Lets the vCPUs run: first start, or after [`Machine::pause`].
     pub fn resume(&self) {
-        for transport in &self.parts.devices.transports {
+        for transport in &self.devices.transports {
             transport.resume();
         }
-        self.parts.around.gate.open();
+        self.around.gate.open();
     }
 
     /// Stops vCPUs, then devices, where they are; waits until they have stopped.
@@ -110,13 +115,13 @@ impl Machine {
     /// # Errors
     /// [`PauseError`]; the machine is then of no use any more.
     pub fn pause(&self) -> Result<(), PauseError> {
-        let gate = &self.parts.around.gate;
+        let gate = &self.around.gate;
         gate.close();
-        for vcpu in &self.parts.vcpus {
+        for vcpu in &self.vcpus {
             vcpu.kick();
         }
-        gate.wait_for_all(self.parts.vcpus.len())?;
-        for transport in &self.parts.devices.transports {
+        gate.wait_for_all(self.vcpus.len())?;
+        for transport in &self.devices.transports {
             transport.pause()?;
         }
         Ok(())
@@ -129,49 +134,48 @@ impl Machine {
     /// See [`ResizeError`].
     pub fn resize(&mut self, size: Size) -> Result<u64, ResizeError> {
         let added = size.added_mib.saturating_mul(1 << 20);
-        if added != self.parts.ram.added() {
-            let ran = self.parts.around.gate.is_open();
+        if added != self.ram.added() {
+            let ran = self.around.gate.is_open();
             self.pause()?;
-            let parts = &mut self.parts;
-            let outcome = parts.ram.set_added(&parts.vm, added);
-            for transport in &parts.devices.transports {
-                transport.set_memory(parts.ram.memory());
+            let outcome = self.ram.set_added(&self.vm, added);
+            for transport in &self.devices.transports {
+                transport.set_memory(self.ram.memory());
             }
             if ran {
                 self.resume();
             }
             outcome?;
         }
-        let vcpus = (size.vcpus as usize).max(self.parts.least_vcpus);
-        self.parts.around.gate.admit(vcpus);
-        self.parts.vcpus.iter().skip(vcpus).for_each(Vcpu::kick);
-        Ok(self.parts.ram.added_at())
+        let vcpus = (size.vcpus as usize).max(self.least_vcpus);
+        self.around.gate.admit(vcpus);
+        self.vcpus.iter().skip(vcpus).for_each(Vcpu::kick);
+        Ok(self.ram.added_at())
     }
 
     /// How it ends.
     pub fn exit(&self) -> &ExitNotice {
-        &self.parts.around.exit
+        &self.around.exit
     }
 
     /// What the devices have to tell.
     pub fn events(&self) -> &EventReceiver {
-        &self.parts.devices.events
+        &self.devices.events
     }
 
     /// What the guest prints.
     pub fn console(&mut self) -> &mut ConsoleLog {
-        &mut self.parts.console
+        &mut self.console
     }
 
     /// Readable when the guest has printed something.
     pub fn console_fd(&self) -> BorrowedFd<'_> {
-        self.parts.console.as_fd()
+        self.console.as_fd()
     }
 
     /// Joins a stream of the host to a vsock port of the guest. It is closed when there is no such
     /// device, or when more streams than it can take are waiting for the guest.
     pub fn connect(&self, port: u32, stream: OwnedFd) {
-        if let Some(vsock) = &self.parts.devices.vsock {
+        if let Some(vsock) = &self.devices.vsock {
             drop(vsock.connect(port, stream));
         }
     }
@@ -187,9 +191,9 @@ impl Machine {
         read_only: bool,
     ) -> Result<u32, SlotError> {
         let disk = Disk::new(file, bytes, read_only)?;
-        let Prepared { vm, devices, .. } = &mut self.parts;
+        let Self { vm, devices, .. } = self;
         devices.slots.attach(disk, |number, transport| {
-            let place = wiring::place(number).ok_or(SlotError::NoDisk(number))?;
+            let place = VirtioWindow::of(number).ok_or(SlotError::NoDisk(number))?;
             Ok(wiring::connect(vm, transport, place)?)
         })
     }
@@ -199,11 +203,11 @@ impl Machine {
     /// # Errors
     /// See [`SlotError`].
     pub fn detach_disk(&mut self, device: u32) -> Result<(), SlotError> {
-        self.parts.devices.slots.detach(device)
+        self.devices.slots.detach(device)
     }
 
     /// Counters of all parts, by name.
     pub fn counters(&self) -> Vec<(String, u64)> {
-        self.parts.vcpus.iter().flat_map(Vcpu::counters).collect()
+        self.vcpus.iter().flat_map(Vcpu::counters).collect()
     }
 }

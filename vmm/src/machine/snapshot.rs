@@ -60,15 +60,14 @@ impl Machine {
     /// # Errors
     /// KVM's.
     pub fn save(&self) -> Result<MachineState, kvm_ioctls::Error> {
-        let parts = &self.parts;
-        let vcpus = parts.vcpus.iter().map(crate::vcpu::Vcpu::save).collect::<Result<_, _>>()?;
-        let devices = parts.devices.transports.iter().map(|t| t.save()).collect();
+        let vcpus = self.vcpus.iter().map(crate::vcpu::Vcpu::save).collect::<Result<_, _>>()?;
+        let devices = self.devices.transports.iter().map(|t| t.save()).collect();
         Ok(MachineState {
             version: VERSION,
-            memory: parts.ram.regions(),
+            memory: self.ram.regions(),
             vcpus,
-            vm: VmState::save(&parts.vm)?,
-            serial: parts.serial.save(),
+            vm: VmState::save(&self.vm)?,
+            serial: self.serial.save(),
             devices,
         })
     }

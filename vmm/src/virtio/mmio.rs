@@ -19,9 +19,6 @@ use virtio_queue::QueueT;
 use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-/// Bytes of a device's window, a page.
-pub const WINDOW: u64 = 0x1000;
-
 /// Offsets of the registers (virtio 1.3 §4.2.2); all are 32 bits wide.
 #[allow(missing_docs)]
 pub mod register {

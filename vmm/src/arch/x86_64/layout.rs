@@ -28,6 +28,8 @@ pub const IO_APIC_PINS: u8 = 24;
 
 /// Register windows of the virtio-mmio devices, one after another from here.
 pub const VIRTIO_MMIO: u64 = 0xd000_0000;
+/// Bytes of each, a page.
+pub const VIRTIO_WINDOW: u64 = 0x1000;
 /// Interrupt lines for them; lower ones belong to timer, serial port and other PC devices.
 pub const VIRTIO_IRQS: std::ops::Range<u32> = 5..IO_APIC_PINS as u32;
 
@@ -37,3 +39,23 @@ pub const SERIAL_PORT: u64 = 0x3f8;
 pub const SERIAL_IRQ: u32 = 4;
 /// The i8042 keyboard controller's command port, by which PCs are reset.
 pub const I8042_COMMAND_PORT: u64 = 0x64;
+
+/// Where a virtio-mmio device lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VirtioWindow {
+    /// Register window.
+    pub address: u64,
+    /// Its size, bytes.
+    pub len: u64,
+    /// Interrupt line.
+    pub irq: u32,
+}
+
+impl VirtioWindow {
+    /// That of the device with this number; `None` beyond the last interrupt line.
+    pub fn of(number: u32) -> Option<Self> {
+        let irq = VIRTIO_IRQS.start.checked_add(number)?;
+        let address = VIRTIO_MMIO + u64::from(number) * VIRTIO_WINDOW;
+        VIRTIO_IRQS.contains(&irq).then_some(Self { address, len: VIRTIO_WINDOW, irq })
+    }
+}
