@@ -8,9 +8,14 @@ use support::{Agent, Streams, code, context, shell, start};
 
 /// Runs a script with changes to the process and to `linux`; its status and its output.
 async fn run(agent: &Agent, name: &str, process: Value, linux: Value) -> (u32, String) {
+    run_whole(agent, name, json!({ "process": process, "linux": linux })).await
+}
+
+/// As [`run`], with any members of the specification.
+async fn run_whole(agent: &Agent, name: &str, parts: Value) -> (u32, String) {
     let streams = Streams::new(&agent.prefix);
     let (out, err) = (streams.read_stdout(), streams.read_stderr());
-    let (id, _streams) = agent.create_with(name, process, linux, streams).await.unwrap();
+    let (id, _streams) = agent.create_whole(name, parts, streams).await.unwrap();
     agent.start_container(&id).await.unwrap();
     let exit = agent.wait(&id, "").await;
     agent.delete(&id).await.unwrap();
@@ -134,4 +139,62 @@ async fn the_guest_takes_its_identity_from_the_host() {
     let request = SetupSandboxRequest { hostname: "x".repeat(65), ..request };
     let (_, text) = code(agent.client.setup_sandbox(context(), &request).await);
     assert!(text.contains("host name"), "{text}");
+}
+
+#[tokio::test]
+async fn a_working_directory_below_a_read_only_path_is_read_only() {
+    let agent = start();
+    let script = "pwd; cat kernel/shm_next_id; echo 7 > kernel/shm_next_id";
+    let users = [0, 1];
+    for (cwd, uid) in ["/proc/sys", "/proc/sys/../sys"].iter().zip(users) {
+        let mut process = shell(script);
+        process["cwd"] = json!(cwd);
+        process["user"]["uid"] = json!(uid);
+        let (status, text) = run(&agent, &format!("c{uid}"), process, json!({})).await;
+        assert_ne!(status, 0, "{text}");
+        assert!(text.starts_with("/proc/sys\n-1\n"), "{text}");
+        assert!(text.contains("Read-only file system"), "{text}");
+    }
+    let mut process = shell("pwd; echo 7 > shm_next_id");
+    process["cwd"] = json!("/proc/self/root/proc/sys/kernel");
+    let (status, text) = run(&agent, "c", process, json!({})).await;
+    assert_ne!(status, 0, "{text}");
+    assert!(text.contains("Read-only file system"), "{text}");
+}
+
+/// As the program itself: its user, its directory, no more capabilities, and the filter.
+#[tokio::test]
+async fn a_hook_before_the_program_has_no_more_rights_than_the_program() {
+    let agent = start();
+    let script = "{ cat; echo; pwd; echo $MINE; cat /proc/self/status; mkdir /tmp/made || true; } > /tmp/told 2>&1";
+    let hook = json!({ "path": "/bin/sh", "args": ["sh", "-c", script] });
+    let mut process = shell("cat /tmp/told");
+    process["noNewPrivileges"] = json!(false);
+    process["cwd"] = json!("/proc/sys");
+    process["env"] = json!(["PATH=/bin:/usr/bin", "MINE=of the program"]);
+    let parts = json!({ "process": process, "linux": no_mkdir(),
+        "hooks": { "startContainer": [hook, { "path": "/bin/true" }] } });
+    let (status, text) = run_whole(&agent, "c", parts).await;
+    assert_eq!(status, 0, "{text}");
+    let (state, rest) = text.split_once('\n').unwrap();
+    let state: Value = serde_json::from_str(state).unwrap();
+    assert_eq!((&state["status"], &state["pid"]), (&json!("created"), &json!(1)), "{state}");
+    assert!(rest.starts_with("/proc/sys\nof the program\n"), "{text}");
+    for set in ["CapEff", "CapPrm", "CapBnd"] {
+        assert_eq!(field(&text, set), CAPABILITIES, "{set}");
+    }
+    assert_eq!(field(&text, "Seccomp"), "2");
+    assert!(text.contains("/tmp/made"), "{text}");
+    assert!(text.contains("Operation not permitted"), "{text}");
+}
+
+#[tokio::test]
+async fn a_program_does_not_run_after_a_hook_that_fails() {
+    let agent = start();
+    let hook = json!({ "path": "/bin/sh", "args": ["sh", "-c", "exit 3"] });
+    let parts = json!({ "process": shell("echo it ran"), "hooks": { "startContainer": [hook] } });
+    let (status, text) = run_whole(&agent, "c", parts).await;
+    assert_ne!(status, 0, "{text}");
+    assert!(text.contains("startContainer hook #0"), "{text}");
+    assert!(!text.contains("it ran"), "{text}");
 }

@@ -4,6 +4,8 @@
 //! - `linux.resources.devices` are taken out and become a BPF program; see [`crate::spec::device_rules`].
 //! - Sysctls of namespaces that are the guest's own are taken out: libcontainer would refuse them.
 //! - `linux.seccomp` is taken out and compiled here: libcontainer would need a C library for it.
+//! - `startContainer` hooks are run by the executor, when the process has been reduced to what it is to be:
+//!   libcontainer would run them before.
 //! - Capabilities are widened when the filter needs them; see [`Privileges`].
 //! - `HOME` is filled in from the container's own /etc/passwd: libcontainer would ask glibc,
 //!   which may load name-service modules that the image brings along.
@@ -20,7 +22,7 @@ mod syscalls;
 
 use crate::guest::cgroup;
 use oci_spec::runtime::{
-    Linux, LinuxDeviceCgroup, LinuxNamespace, LinuxNamespaceType, Process, Spec,
+    Hook, Linux, LinuxDeviceCgroup, LinuxNamespace, LinuxNamespaceType, Process, Spec,
 };
 use privileges::Privileges;
 use seccomp::UnsupportedFilter;
@@ -56,6 +58,8 @@ pub struct Own {
     pub devices: Vec<LinuxDeviceCgroup>,
     /// To be set in the guest, by name.
     pub sysctls: HashMap<String, String>,
+    /// To be run in the container between the start and the program.
+    pub hooks: Vec<Hook>,
 }
 
 /// Adapts a container's specification.
@@ -71,9 +75,12 @@ pub fn adapt_container(spec: &mut Spec, id: &str) -> Result<Own, InvalidSpec> {
     linux.set_cgroups_path(Some(PathBuf::from(format!("/{}/{id}", cgroup::PARENT))));
     let devices = linux.resources_mut().as_mut().and_then(|r| r.devices_mut().take());
     let sysctls = take_guests_sysctls(&mut linux);
+    let hooks = spec.hooks().as_ref().and_then(|hooks| hooks.start_container().clone());
+    spec.set_hooks(None);
     spec.set_process(Some(process));
     spec.set_linux(Some(linux));
-    Ok(Own { privileges, devices: devices.unwrap_or_default(), sysctls })
+    let (devices, hooks) = (devices.unwrap_or_default(), hooks.unwrap_or_default());
+    Ok(Own { privileges, devices, sysctls, hooks })
 }
 
 /// Adapts one more process of a container, whose specification is as the host sent it.

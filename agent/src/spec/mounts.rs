@@ -4,7 +4,8 @@
 //! - `tmpcopyup`: the tmpfs is made and filled here, and bound into the container.
 //! - sysfs belongs to a network namespace; a container with users of its own that shares the guest's network
 //!   could not mount it, so it is mounted here and bound.
-//! - Read-only paths: libcontainer would take programs and devices below them away.
+//! - Read-only paths: libcontainer would take programs and devices below them away. They are bound when the
+//!   container's first process is in its working directory already, so it is told whether to go there anew.
 //! - `sync` and `dirsync` belong to a file system; libcontainer takes them for a mount's and drops them.
 //! - Propagation, also the root's, is set from within the container's mount namespace, once the mounts are there.
 
@@ -15,10 +16,10 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::stat::{Mode, SFlag, mknod};
 use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Mount, Spec};
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::fs::{self, File, Permissions};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, lchown, symlink};
 use std::path::{Path, PathBuf};
@@ -29,6 +30,7 @@ const MAX_DEPTH: u32 = 128;
 /// What is to be done when the container is there.
 #[derive(Debug, Default)]
 pub struct LateMounts {
+    cwd: PathBuf,
     made: Vec<PathBuf>,
     propagation: Vec<(PathBuf, MsFlags)>,
     read_only: Vec<PathBuf>,
@@ -40,7 +42,9 @@ impl LateMounts {
     /// # Errors
     /// A tmpfs can't be made or filled; what was made is unmounted when the result is dropped.
     pub fn take_over(spec: &mut Spec, directory: &Path) -> io::Result<Self> {
+        let cwd = spec.process().as_ref().map(|process| process.cwd().clone()).unwrap_or_default();
         let mut late = Self::default();
+        late.cwd = cwd;
         let Some(rootfs) = spec.root().as_ref().map(|root| root.path().clone()) else {
             return Ok(late);
         };
@@ -116,20 +120,25 @@ impl LateMounts {
     }
 
     /// Lets go of what was made, and does the rest in the mount namespace of process `pid`, where the caller
-    /// then is.
+    /// then is. Whether the path of the process's working directory may lead elsewhere now.
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub fn finish(&mut self, pid: i32) -> io::Result<()> {
+    pub fn finish(&mut self, pid: i32) -> io::Result<bool> {
         self.unmount();
         if self.propagation.is_empty() && self.read_only.is_empty() {
-            return Ok(());
+            return Ok(false);
         }
+        let process = File::open(format!("/proc/{pid}"))?;
         setns(File::open(format!("/proc/{pid}/ns/mnt"))?, CloneFlags::CLONE_NEWNS)?;
         for (path, flags) in &self.propagation {
             mount(None::<&str>, path, None::<&str>, *flags, None::<&str>)?;
         }
-        self.read_only.iter().try_for_each(|path| make_read_only(path))
+        self.read_only.iter().try_for_each(|path| make_read_only(path))?;
+        let cwd = CString::new(self.cwd.as_os_str().as_bytes())?;
+        let is = place(process.as_fd(), c"cwd")?;
+        // Some paths lead only the process there: those through /proc/self.
+        Ok(place(AT_FDCWD, &cwd).ok() != Some(is))
     }
 
     /// Unmounts what was made; a container that has it bound keeps it.
@@ -145,6 +154,25 @@ impl Drop for LateMounts {
     fn drop(&mut self) {
         self.unmount();
     }
+}
+
+/// The mount, device and inode that a path leads to.
+fn place(directory: BorrowedFd<'_>, path: &CStr) -> io::Result<(u64, u32, u32, u64)> {
+    let wanted = libc::STATX_MNT_ID | libc::STATX_INO;
+    // SAFETY: all-zero is a valid value of this plain structure.
+    let mut found: libc::statx = unsafe { std::mem::zeroed() };
+    // SAFETY: the path ends with NUL, and the kernel writes one structure.
+    let result = unsafe {
+        libc::statx(
+            directory.as_raw_fd(),
+            path.as_ptr(),
+            libc::AT_NO_AUTOMOUNT,
+            wanted,
+            &raw mut found,
+        )
+    };
+    Errno::result(result)?;
+    Ok((found.stx_mnt_id, found.stx_dev_major, found.stx_dev_minor, found.stx_ino))
 }
 
 /// Whether the container gets a user namespace.

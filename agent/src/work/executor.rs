@@ -7,12 +7,14 @@ use crate::io::stdio;
 use crate::spec::privileges::Privileges;
 use crate::spec::seccomp;
 use crate::work::job::{Failure, FailureKind};
+use crate::work::start_hooks;
+use libcontainer::container::State;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorValidationError};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags};
 use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
-use nix::unistd::{AccessFlags, execve, faccessat};
-use oci_spec::runtime::{Process, Spec};
+use nix::unistd::{AccessFlags, chdir, execve, faccessat, getcwd};
+use oci_spec::runtime::{Hook, Process, Spec};
 use std::ffi::CString;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt as _;
@@ -28,14 +30,34 @@ pub struct GuestExecutor(Rc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    privileges: Privileges,
+    process: NewProcess,
     report: OwnedFd,
+}
+
+/// What is left to be done in a new process.
+#[derive(Debug)]
+pub struct NewProcess {
+    /// What it is reduced to.
+    pub privileges: Privileges,
+    /// For a container's first process.
+    pub first: Option<First>,
+}
+
+/// What only the first process of a container does.
+#[derive(Debug)]
+pub struct First {
+    /// There is something to read when mounts have covered its working directory. Not blocking.
+    pub covered: OwnedFd,
+    /// To be run before the program.
+    pub hooks: Vec<Hook>,
+    /// For the hooks.
+    pub state: State,
 }
 
 impl GuestExecutor {
     /// The reason of a failure goes to `report`, as the JSON of a [`Failure`].
-    pub fn new(privileges: Privileges, report: OwnedFd) -> Self {
-        Self(Rc::new(Inner { privileges, report }))
+    pub fn new(process: NewProcess, report: OwnedFd) -> Self {
+        Self(Rc::new(Inner { process, report }))
     }
 
     fn report(&self, message: String) -> String {
@@ -62,8 +84,7 @@ impl GuestExecutor {
         else {
             return format!("exec {args:?}: an argument or variable contains a NUL");
         };
-        set_signals(SigHandler::SigDfl);
-        if let Err(message) = self.confine() {
+        if let Err(message) = self.get_ready(spec) {
             return message;
         }
         let Err(error) = execve(&program, &arguments, &variables);
@@ -71,9 +92,29 @@ impl GuestExecutor {
         format!("exec {}: {}", path.display(), text(error))
     }
 
+    /// Leaves nothing to be done but to execute the program.
+    fn get_ready(&self, spec: &Spec) -> Result<(), String> {
+        let Some(First { covered, hooks, state }) = &self.0.process.first else {
+            set_signals(SigHandler::SigDfl);
+            return self.confine();
+        };
+        if nix::unistd::read(covered, &mut [0]) == Ok(1) {
+            enter_cwd(spec)?;
+        }
+        if hooks.is_empty() {
+            set_signals(SigHandler::SigDfl);
+            return self.confine();
+        }
+        self.confine()?;
+        start_hooks::run(hooks, state, environment(spec))?;
+        // A hook need not read what it is told, so this comes after.
+        set_signals(SigHandler::SigDfl);
+        Ok(())
+    }
+
     /// Installs the filter; the capabilities that it took are given up.
     fn confine(&self) -> Result<(), String> {
-        let Privileges { filters, reduce_to, .. } = &self.0.privileges;
+        let Privileges { filters, reduce_to, .. } = &self.0.process.privileges;
         let capabilities = |error| format!("setting capabilities: {error}");
         if let Some(sets) = reduce_to {
             sets.before_filter().map_err(capabilities)?;
@@ -91,7 +132,7 @@ impl GuestExecutor {
 impl Executor for GuestExecutor {
     fn validate(&self, spec: &Spec) -> Result<(), ExecutorValidationError> {
         set_terminal_size(spec);
-        let lowered = match &self.0.privileges.reduce_to {
+        let lowered = match &self.0.process.privileges.reduce_to {
             Some(sets) => sets.lower().map_err(|e| format!("setting capabilities: {e}")),
             None => Ok(()),
         };
@@ -127,6 +168,16 @@ fn set_signals(pipe: SigHandler) {
     // SAFETY: neither default nor ignore runs code of ours.
     let _ = unsafe { signal(Signal::SIGPIPE, pipe) };
     let _ = SigSet::empty().thread_set_mask();
+}
+
+/// Goes to the working directory by its path, as the user of the process.
+fn enter_cwd(spec: &Spec) -> Result<(), String> {
+    let Some(process) = spec.process() else { return Ok(()) };
+    let cwd = process.cwd();
+    chdir(cwd).and_then(|()| getcwd()).map(drop).map_err(|error| {
+        let cwd = cwd.to_string_lossy();
+        format!("chdir to cwd ({cwd:?}) set in config.json failed: {}", text(error))
+    })
 }
 
 fn arguments(spec: &Spec) -> &[String] {

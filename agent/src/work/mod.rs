@@ -2,5 +2,6 @@
 
 mod executor;
 pub mod job;
+mod start_hooks;
 mod worker;
 pub mod zygote;

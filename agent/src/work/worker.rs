@@ -9,10 +9,10 @@ use crate::spec::dev_nodes;
 use crate::spec::device_rules;
 use crate::spec::id_maps;
 use crate::spec::mounts::LateMounts;
-use crate::spec::privileges::Privileges;
 use crate::spec::{self, Own};
-use crate::work::executor::GuestExecutor;
+use crate::work::executor::{First, GuestExecutor, NewProcess};
 use crate::work::job::{Answer, Failure, FailureKind, Job, SPEC_FILE, STATE_DIR, chain};
+use crate::work::start_hooks;
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::error::LibcontainerError;
 use libcontainer::syscall::syscall::SyscallType;
@@ -56,7 +56,7 @@ struct AgentEnds {
 
 /// What the specification says about the process to be made.
 struct Plan {
-    privileges: Privileges,
+    process: NewProcess,
     terminal: bool,
     /// Of a new container.
     container: Option<Container>,
@@ -65,6 +65,8 @@ struct Plan {
 struct Container {
     devices: Vec<LinuxDeviceCgroup>,
     mounts: LateMounts,
+    /// Written to when the first process has to go to its working directory anew.
+    moved: OwnedFd,
 }
 
 fn perform(job: &Job) -> Result<(i32, AgentEnds), Failure> {
@@ -73,8 +75,8 @@ fn perform(job: &Job) -> Result<(i32, AgentEnds), Failure> {
         .map_err(|e| Failure::internal("entering the bundle", &e))?;
     // SAFETY: this process has one thread.
     unsafe { std::env::set_var("PATH", id_maps::DIRECTORY) };
-    let Plan { privileges, terminal, container } = prepare(job)?;
-    let made = if terminal { with_terminal(job, privileges) } else { with_pipes(job, privileges) };
+    let Plan { process, terminal, container } = prepare(job)?;
+    let made = if terminal { with_terminal(job, process) } else { with_pipes(job, process) };
     let (pid, ends) = made?;
     if let Some(container) = container {
         finish(job, pid, container)?;
@@ -87,7 +89,12 @@ fn finish(job: &Job, pid: i32, mut container: Container) -> Result<(), Failure> 
     let cgroup = Cgroup::of(&job.container_id);
     device_rules::confine(&cgroup.path(""), &container.devices)
         .map_err(|e| Failure::internal("allowing the devices", &e))?;
-    container.mounts.finish(pid).map_err(|e| Failure::internal("setting the propagation", &e))
+    let covered = container.mounts.finish(pid);
+    if covered.map_err(|e| Failure::internal("finishing the mounts", &e))? {
+        nix::unistd::write(&container.moved, &[1])
+            .map_err(|e| Failure::internal("telling of the working directory", &e))?;
+    }
+    Ok(())
 }
 
 /// Reads what the host sent and writes what libcontainer reads.
@@ -99,18 +106,23 @@ fn prepare(job: &Job) -> Result<Plan, Failure> {
             dev_nodes::make_way(&spec, root.path())
                 .map_err(|e| Failure::internal("clearing /dev", &e))?;
         }
-        let Own { privileges, devices, sysctls } = own;
+        let Own { privileges, devices, sysctls, hooks } = own;
         set_sysctls(&sysctls)?;
         let mounts = LateMounts::take_over(&mut spec, &job.bundle)
             .map_err(|e| Failure::internal("preparing the mounts", &e))?;
         store(Path::new(CONFIG_FILE), &spec)?;
-        let container = Some(Container { devices, mounts });
-        return Ok(Plan { privileges, terminal: has_terminal(spec.process().as_ref()), container });
+        let (covered, moved) = pipe()?;
+        let state = start_hooks::state(&job.container_id, &job.bundle, spec.annotations().clone());
+        let first = Some(First { covered, hooks, state });
+        let terminal = has_terminal(spec.process().as_ref());
+        let container = Some(Container { devices, mounts, moved });
+        return Ok(Plan { process: NewProcess { privileges, first }, terminal, container });
     };
     let mut process: Process = load(Path::new(file))?;
     let privileges = spec::adapt_process(&mut process, &spec)?;
     store(Path::new(file), &process)?;
-    Ok(Plan { privileges, terminal: has_terminal(Some(&process)), container: None })
+    let terminal = has_terminal(Some(&process));
+    Ok(Plan { process: NewProcess { privileges, first: None }, terminal, container: None })
 }
 
 fn has_terminal(process: Option<&Process>) -> bool {
@@ -131,21 +143,21 @@ fn set_sysctls(sysctls: &HashMap<String, String>) -> Result<(), Failure> {
     Ok(())
 }
 
-fn with_pipes(job: &Job, privileges: Privileges) -> Result<(i32, AgentEnds), Failure> {
-    let (child, fds) = stdio::pipes(job.wanted, privileges.owner)
+fn with_pipes(job: &Job, process: NewProcess) -> Result<(i32, AgentEnds), Failure> {
+    let (child, fds) = stdio::pipes(job.wanted, process.privileges.owner)
         .map_err(|e| Failure::internal("making pipes", &e))?;
-    let pid = build(job, privileges, |builder| {
+    let pid = build(job, process, |builder| {
         builder.with_stdin(child.stdin).with_stdout(child.stdout).with_stderr(child.stderr)
     })?;
     Ok((pid, AgentEnds { terminal: false, fds }))
 }
 
-fn with_terminal(job: &Job, privileges: Privileges) -> Result<(i32, AgentEnds), Failure> {
+fn with_terminal(job: &Job, process: NewProcess) -> Result<(i32, AgentEnds), Failure> {
     let name = format!("console-{}.sock", std::process::id());
     let listener = UnixListener::bind(&name)
         .map_err(|e| Failure::internal("listening for the terminal", &e))?;
     let path = job.bundle.join(&name);
-    let built = build(job, privileges, |builder| builder.with_console_socket(Some(&path)));
+    let built = build(job, process, |builder| builder.with_console_socket(Some(&path)));
     let _ = std::fs::remove_file(&path);
     let pid = built?;
     let master = stdio::receive_master(&listener)
@@ -156,15 +168,13 @@ fn with_terminal(job: &Job, privileges: Privileges) -> Result<(i32, AgentEnds), 
 /// Has libcontainer make the process; its pid.
 fn build(
     job: &Job,
-    privileges: Privileges,
+    process: NewProcess,
     streams: impl FnOnce(ContainerBuilder) -> ContainerBuilder,
 ) -> Result<i32, Failure> {
-    let (report, executor_end) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)
-        .map_err(|e| Failure::internal("making a pipe", &e))?;
-    let (causes, log) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)
-        .map_err(|e| Failure::internal("making a pipe", &e))?;
+    let (report, executor_end) = pipe()?;
+    let (causes, log) = pipe()?;
     logging::errors_to(log);
-    let executor = GuestExecutor::new(privileges, executor_end);
+    let executor = GuestExecutor::new(process, executor_end);
     let builder = ContainerBuilder::new(job.container_id.clone(), SyscallType::default())
         .with_executor(executor)
         .with_root_path(STATE_DIR)
@@ -190,6 +200,10 @@ fn build(
         // What the executor found wrong says more than what libcontainer makes of it.
         Err(error) => Err(reported(report).unwrap_or_else(|| with_cause(failure(&error), causes))),
     }
+}
+
+fn pipe() -> Result<(OwnedFd, OwnedFd), Failure> {
+    pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).map_err(|e| Failure::internal("making a pipe", &e))
 }
 
 /// What [`GuestExecutor`] wrote before it gave up.

@@ -122,11 +122,21 @@ impl Agent {
         linux: Value,
         streams: Streams,
     ) -> ttrpc::Result<(String, Streams)> {
+        self.create_whole(name, json!({ "process": process, "linux": linux }), streams).await
+    }
+
+    /// As [`Agent::create_with`], with any members of a specification.
+    pub async fn create_whole(
+        &self,
+        name: &str,
+        parts: Value,
+        streams: Streams,
+    ) -> ttrpc::Result<(String, Streams)> {
         let id = self.id(name);
         let root = format!("/run/kata-like/{id}-root");
         let request = CreateContainerRequest {
             container_id: id.clone(),
-            spec_json: spec(&root, &process, &linux).to_string().into_bytes(),
+            spec_json: spec(&root, parts).to_string().into_bytes(),
             storages: vec![Storage {
                 source: "/proc/self/fd/9".to_owned(),
                 options: vec!["bind".to_owned()],
@@ -366,7 +376,7 @@ pub fn command(args: &[&str]) -> Value {
     })
 }
 
-fn spec(root: &str, process: &Value, linux: &Value) -> Value {
+fn spec(root: &str, mut parts: Value) -> Value {
     let mount = |kind: &str, at: &str, options: &[&str]| json!({ "destination": at, "type": kind, "source": kind, "options": options });
     let namespaces = ["pid", "ipc", "uts", "mount", "network"].map(|n| json!({ "type": n }));
     let mut all = json!({
@@ -375,10 +385,11 @@ fn spec(root: &str, process: &Value, linux: &Value) -> Value {
         "maskedPaths": ["/proc/kcore"],
         "readonlyPaths": ["/proc/sys"],
     });
-    all.as_object_mut().unwrap().extend(linux.as_object().unwrap().clone());
-    json!({
+    let linux = parts["linux"].take();
+    all.as_object_mut().unwrap().extend(linux.as_object().cloned().unwrap_or_default());
+    parts["linux"] = all;
+    let mut whole = json!({
         "ociVersion": "1.1.0",
-        "process": process,
         "root": { "path": root },
         "mounts": [
             mount("proc", "/proc", &["nosuid", "noexec", "nodev"]),
@@ -386,8 +397,9 @@ fn spec(root: &str, process: &Value, linux: &Value) -> Value {
             mount("devpts", "/dev/pts", &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]),
             mount("sysfs", "/sys", &["nosuid", "noexec", "nodev", "ro"]),
         ],
-        "linux": all,
-    })
+    });
+    whole.as_object_mut().unwrap().extend(parts.as_object().unwrap().clone());
+    whole
 }
 
 fn address(prefix: &str, port: u32) -> SocketAddr {

@@ -74,7 +74,7 @@ fn process(random: &mut Random, process: &mut Value) {
         "additionalGids": random.some(&[0, 5, 6, 1000]),
         "umask": random.one(&[0, 18, 63]),
     });
-    process["cwd"] = json!(random.one(&["/", "/tmp", "/proc"]));
+    process["cwd"] = json!(random.one(&["/", "/tmp", "/proc", "/proc/sys/kernel", "/bin"]));
     let env = random.some(&["A=1", "EMPTY=", "B=x=y", "C=two words", "A=2", "HOME=/tmp"]);
     process["env"] = json!([&["PATH=/bin"], env.as_slice()].concat());
     process["noNewPrivileges"] = json!(random.coin());

@@ -5,6 +5,7 @@ pub const SCRIPT: &str = r#"
 p() { name=$1; shift; "$@" 2>&1 | sed "s|^|$name |"; }
 p args echo "$0" "$@"
 p cwd pwd
+p cwd sh -c ": > made"
 p umask umask
 p env tr '\0' '\n' < /proc/$$/environ
 p status grep -E '^(Uid|Gid|Groups|Cap...|NoNewPrivs|Seccomp):' /proc/$$/status
