@@ -206,3 +206,29 @@ async fn an_exec_has_what_its_process_object_says_and_the_rest_from_the_containe
     assert_eq!(lines[1..3], ["Cpus_allowed_list:\t0", "3 3"], "{said}");
     assert_eq!(lines[3], "PATH=/usr/bin:/bin Z=2 A=1 HOME=/ 0027", "{said}");
 }
+
+#[tokio::test]
+async fn execs_leave_no_file_behind() {
+    let agent = start();
+    let (id, _streams) = agent.create("c", shell("exec sleep 1000")).await.unwrap();
+    agent.start_container(&id).await.unwrap();
+    let before = agent.files();
+    for number in 0..60 {
+        let mut process = shell("true");
+        process["terminal"] = json!(number % 2 == 0);
+        if number % 3 == 0 {
+            process["args"] = json!(["/nowhere"]);
+        }
+        let exec = format!("e{number}");
+        let streams = Streams::for_terminal(&agent.prefix);
+        if agent.exec(&id, &exec, process, &streams).await.is_ok() {
+            agent.wait(&id, &exec).await;
+            agent.client.delete_process(context(), &process_ref(&id, &exec)).await.unwrap();
+        }
+    }
+    assert_eq!(agent.files(), before);
+    agent.signal(&id, "", 9).await.unwrap();
+    agent.wait(&id, "").await;
+    agent.delete(&id).await.unwrap();
+    agent.assert_nothing_left().await;
+}

@@ -7,7 +7,6 @@ use crate::guest::cgroup::Cgroup;
 use crate::guest::ps;
 use crate::guest::storage::Storages;
 use crate::work::job::STATE_DIR;
-use libcontainer::container::{Container as Libcontainer, ContainerStatus as LibcontainerStatus};
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use oci_spec::runtime::LinuxResources;
@@ -37,7 +36,7 @@ pub struct Container {
     /// `None`: being made.
     execs: Mutex<HashMap<String, Option<Arc<Process>>>>,
     storages: Mutex<Storages>,
-    process_files: AtomicU64,
+    process_directories: AtomicU64,
 }
 
 impl Container {
@@ -51,7 +50,7 @@ impl Container {
             paused: Mutex::new(false),
             execs: Mutex::default(),
             storages: Mutex::new(storages),
-            process_files: AtomicU64::new(0),
+            process_directories: AtomicU64::new(0),
         }
     }
 
@@ -101,10 +100,6 @@ impl Container {
             )));
         }
         let directory = Path::new(STATE_DIR).join(&self.id);
-        // libcontainer lets processes join only a container that is written down as running.
-        Libcontainer::load(directory.clone())
-            .and_then(|mut container| container.set_status(LibcontainerStatus::Running).save())
-            .map_err(|e| AgentError::Internal(format!("writing the container's state: {e}")))?;
         let_go(&directory).map_err(|e| AgentError::io("starting the init process", e))?;
         *started = true;
         Ok(())
@@ -180,9 +175,9 @@ impl Container {
         })
     }
 
-    /// A file name in the bundle that was not used before, and its path.
-    pub fn next_process_file(&self) -> (String, PathBuf) {
-        let name = format!("process-{}.json", self.process_files.fetch_add(1, Ordering::Relaxed));
+    /// The name of a directory in the bundle that was not used before, and its path.
+    pub fn next_process_directory(&self) -> (String, PathBuf) {
+        let name = format!("process-{}", self.process_directories.fetch_add(1, Ordering::Relaxed));
         let path = self.bundle.join(&name);
         (name, path)
     }

@@ -12,7 +12,7 @@ use crate::guest::cgroup::Cgroup;
 use crate::guest::reaper::{Exit, Reaper};
 use crate::guest::storage::Storages;
 use crate::io::streams::Streams;
-use crate::work::job::{Answer, Job, SPEC_FILE, STATE_DIR};
+use crate::work::job::{Answer, Job, PROCESS_FILE, SPEC_FILE, STATE_DIR};
 use crate::work::zygote::Zygote;
 use container::Container;
 use oci_spec::runtime::LinuxResources;
@@ -142,19 +142,20 @@ impl Containers {
         let container = self.container(&request.container_id)?;
         let reservation = container.reserve_exec(&request.exec_id)?;
         let stdio = request.stdio.unwrap_or_default();
-        let (file, path) = container.next_process_file();
-        std::fs::write(&path, &request.process_json)
+        let (name, path) = container.next_process_directory();
+        let directory = Directory(path);
+        std::fs::create_dir(&directory.0)
+            .and_then(|()| std::fs::write(directory.0.join(PROCESS_FILE), &request.process_json))
             .map_err(|e| AgentError::io("writing the process", e))?;
         let job = Job {
             container_id: request.container_id,
             bundle: container.bundle().to_owned(),
-            process: Some(file),
+            process: Some(name),
             wanted: process::wanted(&stdio),
         };
         let begin = Instant::now();
-        let launched = self.launch(&job, stdio).await;
-        let _ = std::fs::remove_file(&path);
-        let process = launched?;
+        let process = self.launch(&job, stdio).await?;
+        drop(directory);
         let pid = process.pid();
         let (id, exec_id) = (&job.container_id, &request.exec_id);
         tracing::info!(id, exec_id, pid, ms = begin.elapsed().as_millis(), "process added");
@@ -355,6 +356,17 @@ impl Drop for Reservation<'_> {
             Some(container) => by_id.insert(id, Entry::Ready(container)),
             None => by_id.remove(&id),
         };
+    }
+}
+
+/// Removed, with all that is in it, when dropped.
+struct Directory(PathBuf);
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        if let Err(error) = remove_directory(&self.0) {
+            tracing::warn!(%error, "cleaning up after an exec");
+        }
     }
 }
 

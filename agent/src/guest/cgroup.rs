@@ -36,6 +36,25 @@ impl Cgroup {
         Self(Path::new(ROOT).join(PARENT))
     }
 
+    /// Where one more process goes, by its path from this cgroup: where the first one is, if that has made a tree
+    /// of it. A cgroup that hands controllers on takes no process.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn place_beside(&self, first: i32) -> io::Result<Option<PathBuf>> {
+        if fs::read_to_string(self.0.join("cgroup.subtree_control"))?.trim().is_empty() {
+            return Ok(None);
+        }
+        Ok(self.part_of(&fs::read_to_string(format!("/proc/{first}/cgroup"))?))
+    }
+
+    /// What is below this cgroup of the path in a process's `cgroup` file (cgroups(7)).
+    fn part_of(&self, file: &str) -> Option<PathBuf> {
+        let path = file.lines().find_map(|line| line.strip_prefix("0::/"))?;
+        let below = Path::new(ROOT).join(path).strip_prefix(&self.0).ok()?.to_owned();
+        (below != Path::new("")).then_some(below)
+    }
+
     /// Every process in it and below, in no order.
     ///
     /// # Errors
@@ -226,6 +245,17 @@ mod tests {
         pids.sort_unstable();
         assert_eq!(pids, [1, 2, 3]);
         fs::remove_dir_all(&root).unwrap();
+    }
+
+    #[test]
+    fn a_process_joins_the_first_one_in_its_part_of_the_tree() {
+        let cgroup = Cgroup::of("c");
+        let place = |path: &str| cgroup.part_of(&format!("1:name=systemd:/x\n0::{path}\n"));
+        assert_eq!(place("/containers/c/init.scope"), Some("init.scope".into()));
+        assert_eq!(place("/containers/c/a/b"), Some("a/b".into()));
+        for elsewhere in ["/containers/c", "/containers/cc/a", "/", ""] {
+            assert_eq!(place(elsewhere), None, "{elsewhere}");
+        }
     }
 
     #[test]

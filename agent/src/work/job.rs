@@ -15,7 +15,8 @@ pub struct Job {
     pub container_id: String,
     /// Holds [`SPEC_FILE`].
     pub bundle: PathBuf,
-    /// `None`: create the container. `Some`: file in the bundle with the `process` to add to it.
+    /// `None`: create the container. `Some`: a directory in the bundle for a process to be added to it, which
+    /// holds [`PROCESS_FILE`]. The agent removes it, with whatever the worker leaves there.
     pub process: Option<String>,
     /// Which of stdin, stdout, stderr the host carries; the others are /dev/null.
     pub wanted: [bool; 3],
@@ -23,6 +24,9 @@ pub struct Job {
 
 /// The specification as the host sent it, in the bundle.
 pub const SPEC_FILE: &str = "spec.json";
+
+/// The `process` object of a process to be added, in its directory.
+pub const PROCESS_FILE: &str = "process.json";
 
 /// Of a job.
 #[derive(Debug, Serialize, Deserialize)]

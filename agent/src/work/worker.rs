@@ -11,9 +11,12 @@ use crate::spec::id_maps;
 use crate::spec::mounts::LateMounts;
 use crate::spec::{self, Own};
 use crate::work::executor::{First, GuestExecutor, NewProcess};
-use crate::work::job::{Answer, Failure, FailureKind, Job, SPEC_FILE, STATE_DIR, chain};
+use crate::work::job::{
+    Answer, Failure, FailureKind, Job, PROCESS_FILE, SPEC_FILE, STATE_DIR, chain,
+};
 use crate::work::start_hooks;
 use libcontainer::container::builder::ContainerBuilder;
+use libcontainer::container::{ContainerStatus, State};
 use libcontainer::error::LibcontainerError;
 use libcontainer::syscall::syscall::SyscallType;
 use nix::fcntl::OFlag;
@@ -100,7 +103,7 @@ fn finish(job: &Job, pid: i32, mut container: Container) -> Result<(), Failure> 
 /// Reads what the host sent and writes what libcontainer reads.
 fn prepare(job: &Job) -> Result<Plan, Failure> {
     let mut spec: Spec = load(Path::new(SPEC_FILE))?;
-    let Some(file) = &job.process else {
+    let Some(directory) = &job.process else {
         let own = spec::adapt_container(&mut spec, &job.container_id)?;
         if let Some(root) = spec.root() {
             dev_nodes::make_way(&spec, root.path())
@@ -118,9 +121,10 @@ fn prepare(job: &Job) -> Result<Plan, Failure> {
         let container = Some(Container { devices, mounts, moved });
         return Ok(Plan { process: NewProcess { privileges, first }, terminal, container });
     };
-    let mut process: Process = load(Path::new(file))?;
+    let file = Path::new(directory).join(PROCESS_FILE);
+    let mut process: Process = load(&file)?;
     let privileges = spec::adapt_process(&mut process, &spec)?;
-    store(Path::new(file), &process)?;
+    store(&file, &process)?;
     let terminal = has_terminal(Some(&process));
     Ok(Plan { process: NewProcess { privileges, first: None }, terminal, container: None })
 }
@@ -176,23 +180,30 @@ fn build(
     logging::errors_to(log);
     let executor = GuestExecutor::new(process, executor_end);
     let builder = ContainerBuilder::new(job.container_id.clone(), SyscallType::default())
-        .with_executor(executor)
-        .with_root_path(STATE_DIR)
-        .map_err(|e| failure(&e))?;
+        .with_executor(executor);
     let builder = streams(builder);
     let built = match &job.process {
         None => builder
+            .with_root_path(STATE_DIR)
+            .map_err(|e| failure(&e))?
             .as_init(&job.bundle)
             .with_systemd(false)
             .with_detach(true)
             .build()
             .map(|container| container.pid()),
-        Some(file) => builder
-            .as_tenant()
-            .with_process(Some(job.bundle.join(file)))
-            .with_detach(true)
-            .build()
-            .map(Some),
+        Some(directory) => {
+            let directory = job.bundle.join(directory);
+            let sub_cgroup = join(job, &directory)?;
+            builder
+                .with_root_path(&directory)
+                .map_err(|e| failure(&e))?
+                .as_tenant()
+                .with_process(Some(directory.join(PROCESS_FILE)))
+                .with_sub_cgroup(sub_cgroup)
+                .with_detach(true)
+                .build()
+                .map(Some)
+        }
     };
     match built {
         Ok(Some(pid)) => Ok(pid.as_raw()),
@@ -200,6 +211,22 @@ fn build(
         // What the executor found wrong says more than what libcontainer makes of it.
         Err(error) => Err(reported(report).unwrap_or_else(|| with_cause(failure(&error), causes))),
     }
+}
+
+/// Puts the container's state, for libcontainer, into the directory of a process to be added: the sockets that it
+/// makes beside the state, and leaves there, go with that directory. The process's place below the cgroup.
+fn join(job: &Job, directory: &Path) -> Result<Option<String>, Failure> {
+    let internal = |error: &dyn std::error::Error| Failure::internal("joining", error);
+    let mut state =
+        State::load(&Path::new(STATE_DIR).join(&job.container_id)).map_err(|e| internal(&e))?;
+    // The agent knows whether the container takes one more; libcontainer was not told of the start.
+    state.status = ContainerStatus::Running;
+    let own = directory.join(&job.container_id);
+    std::fs::create_dir(&own).map_err(|e| internal(&e))?;
+    state.save(&own).map_err(|e| internal(&e))?;
+    let Some(first) = state.pid else { return Ok(None) };
+    let place = Cgroup::of(&job.container_id).place_beside(first).map_err(|e| internal(&e))?;
+    Ok(place.map(|path| path.to_string_lossy().into_owned()))
 }
 
 fn pipe() -> Result<(OwnedFd, OwnedFd), Failure> {

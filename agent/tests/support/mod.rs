@@ -213,6 +213,25 @@ impl Agent {
         assert_eq!(self.leftovers(), Vec::<String>::new());
     }
 
+    /// The files and directories that the guest keeps for containers.
+    pub fn files(&self) -> Vec<std::path::PathBuf> {
+        let unshare = self.child.id();
+        let children = std::fs::read_to_string(format!("/proc/{unshare}/task/{unshare}/children"));
+        let root = format!("/proc/{}/root/run/kata-like", children.unwrap().trim());
+        let mut found = vec![std::path::PathBuf::from(root)];
+        let mut next = 0;
+        while let Some(directory) = found.get(next).cloned() {
+            next += 1;
+            // What is mounted there is the containers' own.
+            if directory.to_string_lossy().ends_with("-root") || directory.is_symlink() {
+                continue;
+            }
+            let entries = std::fs::read_dir(&directory).into_iter().flatten().flatten();
+            found.extend(entries.map(|entry| entry.path()));
+        }
+        found
+    }
+
     /// Processes, mounts, cgroups and directories that are left of containers.
     fn leftovers(&self) -> Vec<String> {
         let unshare = self.child.id();
