@@ -8,9 +8,9 @@ use fuzz::scratch;
 use libfuzzer_sys::fuzz_target;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use vmm::events::{DeviceEvent, channel};
 use vmm::devices::vsock::Vsock;
 use vmm::devices::vsock::packet::{HEADER, HOST_CID, Header};
+use vmm::events::{DeviceEvent, channel};
 
 const GUEST: u32 = 3;
 const RX: usize = 0;

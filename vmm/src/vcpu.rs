@@ -10,12 +10,11 @@
 //! arrives inside `KVM_RUN` or just before, the call returns `EINTR`, and the thread looks at the
 //! [`Gate`]. Threads look at the gate at no other time.
 
+mod fault;
 mod gate;
 mod kick;
-mod state;
 
 pub use gate::{Gate, StuckVcpu};
-pub use state::VcpuState;
 
 use crate::bus::Bus;
 use crate::counters::{VcpuCounters, count};
@@ -92,14 +91,6 @@ impl Vcpu {
     pub fn counters(&self) -> Vec<(String, u64)> {
         self.counters.list(self.id)
     }
-
-    /// Its registers; waits until it is paused.
-    ///
-    /// # Errors
-    /// KVM's.
-    pub fn save(&self) -> Result<VcpuState, kvm_ioctls::Error> {
-        VcpuState::save(&lock(&self.fd))
-    }
 }
 
 fn lock(fd: &Mutex<VcpuFd>) -> MutexGuard<'_, VcpuFd> {
@@ -160,7 +151,7 @@ impl<'a> VcpuThread<'a> {
                 }
                 Next::End(reason) => return State::Ended(reason),
                 Next::Fault(what) => {
-                    let details = state::describe_fault(&mut vcpu);
+                    let details = fault::describe(&mut vcpu);
                     return State::Ended(ExitReason::Internal(format!("{what} ({details})")));
                 }
             }

@@ -5,8 +5,8 @@ use crate::virtio::Watcher;
 use crate::virtio::chain::{Chain, ChainError};
 use crate::virtio::iovec::IoVecs;
 use crate::virtio::{
-    ActivateError, Activation, ActiveQueue, F_EVENT_IDX, Interrupt, RestoreError, VirtioDevice,
-    Worker, WorkerError,
+    ActivateError, Activation, ActiveQueue, F_EVENT_IDX, Interrupt, VirtioDevice, Worker,
+    WorkerError,
 };
 use std::sync::Arc;
 use vm_memory::GuestMemoryMmap;
@@ -49,14 +49,6 @@ impl VirtioDevice for Balloon {
         let reports = queues.get_mut(REPORTING).and_then(Option::take);
         let reports = reports.ok_or(ActivateError::MissingQueue(REPORTING))?;
         Ok(Box::new(BalloonWorker { unused: queues, reports, begun: None, memory, interrupt }))
-    }
-
-    fn save(&self) -> serde_json::Value {
-        super::save_state(&())
-    }
-
-    fn restore(&mut self, state: &serde_json::Value) -> Result<(), RestoreError> {
-        super::restore_state(NAME, state)
     }
 }
 

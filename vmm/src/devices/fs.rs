@@ -8,9 +8,8 @@
 use crate::virtio::Watcher;
 use crate::virtio::{
     ActivateError, Activation, ActiveQueue, F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1, Interrupt,
-    RestoreError, VirtioDevice, Worker, WorkerError,
+    VirtioDevice, Worker, WorkerError,
 };
-use serde::{Deserialize, Serialize};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -69,12 +68,6 @@ type Slot = Arc<Mutex<Option<Backend>>>;
 pub struct SharedDir {
     tag: String,
     slot: Slot,
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct SharedDirState {
-    tag: String,
 }
 
 impl SharedDir {
@@ -141,19 +134,6 @@ impl VirtioDevice for SharedDir {
         if let Some(backend) = self.slot().as_mut() {
             backend.forget = backend.greeted;
         }
-    }
-
-    /// What the server knows (open files, inodes) is the server's to save.
-    fn save(&self) -> serde_json::Value {
-        super::save_state(&SharedDirState { tag: self.tag.clone() })
-    }
-
-    fn restore(&mut self, state: &serde_json::Value) -> Result<(), RestoreError> {
-        let SharedDirState { tag } = super::restore_state(NAME, state)?;
-        if tag != self.tag {
-            return Err(RestoreError { device: NAME, reason: format!("it has the tag {tag:?}") });
-        }
-        Ok(())
     }
 }
 

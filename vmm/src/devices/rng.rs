@@ -3,8 +3,8 @@
 use crate::virtio::Watcher;
 use crate::virtio::chain::{Chain, ChainError};
 use crate::virtio::{
-    ActivateError, Activation, ActiveQueue, F_EVENT_IDX, Interrupt, RestoreError, VirtioDevice,
-    Worker, WorkerError,
+    ActivateError, Activation, ActiveQueue, F_EVENT_IDX, Interrupt, VirtioDevice, Worker,
+    WorkerError,
 };
 use std::io;
 use std::sync::Arc;
@@ -42,14 +42,6 @@ impl VirtioDevice for Rng {
         let requests = activation.take_queue(0)?;
         let (memory, interrupt) = (activation.memory, activation.interrupt);
         Ok(Box::new(RngWorker { requests, memory, interrupt }))
-    }
-
-    fn save(&self) -> serde_json::Value {
-        super::save_state(&())
-    }
-
-    fn restore(&mut self, state: &serde_json::Value) -> Result<(), RestoreError> {
-        super::restore_state(NAME, state)
     }
 }
 

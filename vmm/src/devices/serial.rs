@@ -2,15 +2,11 @@
 
 use super::console::ConsoleInput;
 use crate::bus::BusDevice;
-use serde::{Deserialize, Serialize};
 use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use vm_superio::serial::{NoEvents, SerialState};
+use vm_superio::serial::NoEvents;
 use vm_superio::{Serial, Trigger};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
-
-/// Version of [`State`].
-const VERSION: u32 = 1;
 
 /// The interrupt line, an irqfd.
 struct Irq(EventFd);
@@ -21,21 +17,6 @@ impl Trigger for Irq {
     fn trigger(&self) -> io::Result<()> {
         self.0.write(1)
     }
-}
-
-/// The port's registers, for a snapshot.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct State {
-    version: u32,
-    baud_divisor: [u8; 2],
-    interrupt_enable: u8,
-    interrupt_identification: u8,
-    line_control: u8,
-    line_status: u8,
-    modem_control: u8,
-    modem_status: u8,
-    scratch: u8,
 }
 
 /// The device.
@@ -58,22 +39,6 @@ impl SerialPort {
     /// To be made an irqfd.
     pub fn irq(&self) -> &EventFd {
         &self.irq
-    }
-
-    /// The registers.
-    pub fn save(&self) -> State {
-        let state: SerialState = self.uart().state();
-        State {
-            version: VERSION,
-            baud_divisor: [state.baud_divisor_low, state.baud_divisor_high],
-            interrupt_enable: state.interrupt_enable,
-            interrupt_identification: state.interrupt_identification,
-            line_control: state.line_control,
-            line_status: state.line_status,
-            modem_control: state.modem_control,
-            modem_status: state.modem_status,
-            scratch: state.scratch,
-        }
     }
 
     fn uart(&self) -> MutexGuard<'_, Serial<Irq, NoEvents, ConsoleInput>> {
@@ -115,10 +80,6 @@ mod tests {
         port.write(1, &[2]);
         port.write(0, b"b");
         assert!(port.irq().read().is_ok());
-        let state = port.save();
-        assert_eq!(state.interrupt_enable, 2);
-        let json = serde_json::to_string(&state).unwrap();
-        assert_eq!(serde_json::from_str::<State>(&json).unwrap(), state);
     }
 
     #[test]

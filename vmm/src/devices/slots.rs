@@ -8,10 +8,8 @@ use super::blk::{Disk, OddSize, QUEUE_SIZES};
 use crate::kvm::KvmError;
 use crate::virtio::io_loop::LoopStuck;
 use crate::virtio::mmio::MmioTransport;
-use crate::virtio::{ActivateError, Activation, RestoreError, VirtioDevice, Worker};
+use crate::virtio::{ActivateError, Activation, VirtioDevice, Worker};
 use std::sync::Arc;
-
-const NAME: &str = "disk slot";
 
 /// The device without a function; it can be told to be what it becomes only by [`DiskSlots`].
 pub struct EmptySlot;
@@ -36,14 +34,6 @@ impl VirtioDevice for EmptySlot {
 
     fn activate(&mut self, _: Activation) -> Result<Box<dyn Worker>, ActivateError> {
         Err(ActivateError::MissingQueue(0))
-    }
-
-    fn save(&self) -> serde_json::Value {
-        super::save_state(&())
-    }
-
-    fn restore(&mut self, state: &serde_json::Value) -> Result<(), RestoreError> {
-        super::restore_state(NAME, state)
     }
 }
 

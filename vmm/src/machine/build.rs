@@ -53,7 +53,7 @@ pub fn build(config: &MachineConfig, descriptors: Vec<OwnedFd>) -> Result<Prepar
 
     let exit = Arc::new(ExitNotice::new().map_err(StartError::host("an eventfd"))?);
     let (console_input, console) = open_console(config, exit.clone())?;
-    let (serial, ports) = build_ports(&vm, console_input, &exit)?;
+    let ports = build_ports(&vm, console_input, &exit)?;
     let Built { devices, loops } = devices::build::build(config, descriptors, ram.memory())?;
     let Placed { mmio, announced } = place_devices(&vm, &devices)?;
 
@@ -70,7 +70,7 @@ pub fn build(config: &MachineConfig, descriptors: Vec<OwnedFd>) -> Result<Prepar
     let gate = Arc::new(Gate::new(config.vcpus as usize));
     let around = Surroundings { ports: Arc::new(ports), mmio: Arc::new(mmio), exit, gate };
     let least_vcpus = config.vcpus as usize;
-    let machine = Machine { vm, ram, vcpus, least_vcpus, around, serial, console, devices };
+    let machine = Machine { vm, ram, vcpus, least_vcpus, around, console, devices };
     Ok(Prepared { machine, loops })
 }
 
@@ -126,20 +126,16 @@ fn open_console(
 }
 
 /// The I/O ports: serial port and reset.
-fn build_ports(
-    vm: &VmFd,
-    output: ConsoleInput,
-    exit: &Arc<ExitNotice>,
-) -> Result<(Arc<SerialPort>, Bus), StartError> {
+fn build_ports(vm: &VmFd, output: ConsoleInput, exit: &Arc<ExitNotice>) -> Result<Bus, StartError> {
     let serial = SerialPort::new(output).map_err(StartError::host("an eventfd"))?;
     let serial = Arc::new(serial);
     vm.register_irqfd(serial.irq(), layout::SERIAL_IRQ)
         .map_err(KvmError::call("connect the serial port's interrupt"))?;
     let mut ports = Bus::default();
     let reset = Arc::new(I8042::new(exit.clone()));
-    ports.insert(layout::SERIAL_PORT, 8, serial.clone())?;
+    ports.insert(layout::SERIAL_PORT, 8, serial)?;
     ports.insert(layout::I8042_COMMAND_PORT, 1, reset)?;
-    Ok((serial, ports))
+    Ok(ports)
 }
 
 fn write_boot_data(

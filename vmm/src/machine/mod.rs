@@ -8,14 +8,12 @@
 //! thread; the threads of [`Machine`] start with their filters of system calls on.
 
 pub mod build;
-pub mod snapshot;
 mod wiring;
 
 use crate::arch::x86_64::layout::VirtioWindow;
 use crate::devices::blk::Disk;
 use crate::devices::build::Devices;
 use crate::devices::console::ConsoleLog;
-use crate::devices::serial::SerialPort;
 use crate::devices::slots::SlotError;
 use crate::error::StartError;
 use crate::events::EventReceiver;
@@ -30,7 +28,6 @@ use protocol::machine::Size;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
 
 /// A machine that has everything it needs and no thread yet.
 pub struct Prepared {
@@ -96,7 +93,6 @@ pub struct Machine {
     /// How many of them run in any case.
     least_vcpus: usize,
     around: Surroundings,
-    serial: Arc<SerialPort>,
     console: ConsoleLog,
     devices: Devices,
 }

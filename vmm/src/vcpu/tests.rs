@@ -158,9 +158,6 @@ fn a_vcpu_that_loops_or_halts_is_paused_and_goes_on() {
             guest.around.gate.open();
         }
         guest.pause();
-        let state = serde_json::to_value(guest.vcpu.save().unwrap()).unwrap();
-        let again: VcpuState = serde_json::from_value(state.clone()).unwrap();
-        assert_eq!(serde_json::to_value(&again).unwrap(), state);
         // In the first round the thread may not have come to the gate yet.
         assert!(guest.counter("interrupted") >= 99);
         assert_eq!(guest.around.exit.reason(), None);

@@ -67,16 +67,6 @@ impl IrqLine {
         self.shared.store(false, Ordering::Release);
     }
 
-    /// Raises the interrupt again if a reason for it is still there: after a restore.
-    pub fn restore(&self, status: u32, needs_reset: bool, generation: u32) {
-        self.generation.store(generation, Ordering::Release);
-        self.status.store(status & (USED | CONFIG), Ordering::Release);
-        self.needs_reset.store(needs_reset, Ordering::Release);
-        if status != 0 {
-            self.raise(0);
-        }
-    }
-
     fn raise(&self, bits: u32) {
         self.status.fetch_or(bits, Ordering::AcqRel);
         // Fails only when 2^64 - 2 interrupts wait already: then one more makes no difference.

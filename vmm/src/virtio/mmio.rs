@@ -6,10 +6,10 @@
 //! handed to the worker by value: registers written later change nothing.
 
 use super::interrupt::IrqLine;
-use super::snapshot::{DeviceState, QueueSetup, VERSION};
+use super::setup::QueueSetup;
 use super::{
-    ActivateError, Activation, ActiveQueue, F_EVENT_IDX, F_VERSION_1, Interrupt, RestoreError,
-    VirtioDevice, WorkerError,
+    ActivateError, Activation, ActiveQueue, F_EVENT_IDX, F_VERSION_1, Interrupt, VirtioDevice,
+    WorkerError,
 };
 use crate::bus::BusDevice;
 use crate::virtio::io_loop::{IoHandle, LoopStuck, WorkerId};
@@ -166,59 +166,12 @@ impl MmioTransport {
         self.front().memory = memory.clone();
     }
 
-    /// Gives the queues to a worker again, after [`Self::pause`] or [`Self::restore`].
+    /// Gives the queues to a worker again, after [`Self::pause`].
     pub fn resume(&self) {
         let mut front = self.front();
         if front.status & status::DRIVER_OK != 0 && !front.irq.needs_reset() {
             front.activate();
         }
-    }
-
-    /// The whole device as data; call it between [`Self::pause`] and [`Self::resume`].
-    pub fn save(&self) -> DeviceState {
-        let front = self.front();
-        DeviceState {
-            version: VERSION,
-            device_type: front.device.device_type(),
-            status: front.status,
-            needs_reset: self.irq.needs_reset(),
-            interrupt_status: self.irq.status(),
-            generation: self.irq.generation(),
-            device_features_sel: front.device_features_sel,
-            driver_features_sel: front.driver_features_sel,
-            driver_features: front.driver_features,
-            queue_sel: front.queue_sel,
-            queues: front.queues.clone(),
-            device: front.device.save(),
-        }
-    }
-
-    /// Takes over what [`Self::save`] returned; on a new device, before [`Self::resume`].
-    ///
-    /// # Errors
-    /// [`RestoreError`] when the state is of another device, version or shape.
-    pub fn restore(&self, state: &DeviceState) -> Result<(), RestoreError> {
-        let mut front = self.front();
-        let misfit =
-            |reason: &str| RestoreError { device: "virtio-mmio", reason: reason.to_owned() };
-        if state.version != VERSION {
-            return Err(misfit("it is of another version"));
-        }
-        if state.device_type != front.device.device_type() {
-            return Err(misfit("it is of another type of device"));
-        }
-        if state.queues.len() != front.queues.len() {
-            return Err(misfit("the number of queues differs"));
-        }
-        front.device.restore(&state.device)?;
-        front.status = state.status;
-        front.device_features_sel = state.device_features_sel;
-        front.driver_features_sel = state.driver_features_sel;
-        front.driver_features = state.driver_features;
-        front.queue_sel = state.queue_sel;
-        front.queues.clone_from(&state.queues);
-        self.irq.restore(state.interrupt_status, state.needs_reset, state.generation);
-        Ok(())
     }
 
     fn front(&self) -> MutexGuard<'_, Front> {

@@ -134,7 +134,7 @@ fn steps_out_of_order_are_ignored() {
 
 impl Rig {
     fn front_features_changed(&self) -> bool {
-        self.transport.save().driver_features != F_VERSION_1
+        self.transport.front().driver_features != F_VERSION_1
     }
 }
 
@@ -143,7 +143,7 @@ fn registers_rewritten_after_driver_ok_change_nothing() {
     let rig = Rig::new();
     let mut queue = TestQueue::new(&rig.memory, 0x10_0000, 16);
     rig.start(&queue.setup());
-    let before = rig.transport.save();
+    let before = rig.transport.front().queues.clone();
     for value in [0, 1, 0x1000, u32::MAX] {
         for register in (0x30..0xb0).step_by(4) {
             if ![register::STATUS, register::QUEUE_SEL, register::QUEUE_NOTIFY].contains(&register)
@@ -152,7 +152,7 @@ fn registers_rewritten_after_driver_ok_change_nothing() {
             }
         }
     }
-    assert_eq!(rig.transport.save().queues, before.queues);
+    assert_eq!(rig.transport.front().queues, before);
     queue.send(&[], &[8]);
     rig.write(register::QUEUE_NOTIFY, 0);
     assert_eq!(wait_for(|| queue.used()), (0, 8));
@@ -203,7 +203,7 @@ fn a_bad_ring_needs_a_reset_after_which_the_device_works() {
 }
 
 #[test]
-fn a_device_goes_on_after_a_pause_and_in_another_machine() {
+fn a_device_goes_on_after_a_pause() {
     let rig = Rig::new();
     let mut queue = TestQueue::new(&rig.memory, 0x10_0000, 16);
     rig.start(&queue.setup());
@@ -212,32 +212,9 @@ fn a_device_goes_on_after_a_pause_and_in_another_machine() {
     assert_eq!(wait_for(|| queue.used()), (0, 8));
     rig.transport.pause().unwrap();
     queue.send(&[], &[9]);
-    let state = rig.transport.save();
-    assert_eq!(state.queues[0].next_available, 1);
-
-    let text = serde_json::to_string(&state).unwrap();
-    let other = Rig::new();
-    other.transport.restore(&serde_json::from_str(&text).unwrap()).unwrap();
-    assert_eq!(other.transport.save(), state);
-
+    assert_eq!(rig.transport.front().queues[0].next_available, 1);
     rig.transport.resume();
     assert_eq!(wait_for(|| queue.used()), (1, 9));
-}
-
-#[test]
-fn a_state_that_does_not_fit_is_refused() {
-    let rig = Rig::new();
-    let good = rig.transport.save();
-    let with = |change: fn(&mut DeviceState)| {
-        let mut state = good.clone();
-        change(&mut state);
-        rig.transport.restore(&state)
-    };
-    assert!(with(|s| s.version += 1).is_err());
-    assert!(with(|s| s.device_type = 2).is_err());
-    assert!(with(|s| s.queues.clear()).is_err());
-    assert!(with(|s| s.device = serde_json::json!({"version": 9, "state": null})).is_err());
-    with(|_| ()).unwrap();
 }
 
 #[test]

@@ -12,7 +12,7 @@ pub mod io_loop;
 pub mod iovec;
 pub mod mmio;
 pub mod queue;
-pub mod snapshot;
+pub mod setup;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod testing;
 mod watcher;
@@ -89,16 +89,6 @@ pub enum ActivateError {
     Backend(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
-/// Saved state is of another device or version.
-#[derive(Debug, thiserror::Error)]
-#[error("saved state of {device} can't be restored: {reason}")]
-pub struct RestoreError {
-    /// Which device.
-    pub device: &'static str,
-    /// What does not fit.
-    pub reason: String,
-}
-
 /// The front of a device.
 pub trait VirtioDevice: Send {
     /// Device id (virtio 1.3 §5).
@@ -119,14 +109,6 @@ pub trait VirtioDevice: Send {
     fn activate(&mut self, activation: Activation) -> Result<Box<dyn Worker>, ActivateError>;
     /// The driver reset the device, after its worker stopped: forgets what belonged to the driver.
     fn reset(&mut self) {}
-    /// The device's state besides its queues, for a snapshot: a version and plain data.
-    /// Called while no worker runs.
-    fn save(&self) -> serde_json::Value;
-    /// Takes over what [`Self::save`] returned, before the device is first activated.
-    ///
-    /// # Errors
-    /// [`RestoreError`] when the state is not of this device or version.
-    fn restore(&mut self, state: &serde_json::Value) -> Result<(), RestoreError>;
 }
 
 /// The data path of an activated device, run by an I/O loop.
@@ -147,6 +129,6 @@ pub trait Worker: Send {
         watcher: &mut Watcher<'_>,
     ) -> Result<(), WorkerError>;
     /// Ends the data path: gives the queues back to the transport and the backend to the front,
-    /// for a reset, a pause or a snapshot.
+    /// for a reset or a pause.
     fn stop(self: Box<Self>) -> Vec<Option<ActiveQueue>>;
 }

@@ -1,7 +1,7 @@
 //! The driver's side, for unit tests and fuzz targets: lays out rings in guest memory and offers chains, good and bad.
 
 use super::{Activation, ActiveQueue, Interrupt};
-use crate::virtio::snapshot::QueueSetup;
+use crate::virtio::setup::QueueSetup;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};

@@ -8,10 +8,9 @@ mod tests;
 mod worker;
 
 use crate::virtio::{
-    ActivateError, Activation, F_EVENT_IDX, F_INDIRECT_DESC, RestoreError, VirtioDevice, Worker,
+    ActivateError, Activation, F_EVENT_IDX, F_INDIRECT_DESC, VirtioDevice, Worker,
 };
 use request::{MAX_RANGES, SECTOR};
-use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::sync::Arc;
 use worker::BlkWorker;
@@ -47,13 +46,6 @@ pub struct OddSize(u64);
 /// The front.
 pub struct Disk {
     file: Arc<File>,
-    sectors: u64,
-    read_only: bool,
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct DiskState {
     sectors: u64,
     read_only: bool,
 }
@@ -121,19 +113,5 @@ impl VirtioDevice for Disk {
             sectors: self.sectors,
             read_only: self.read_only,
         }))
-    }
-
-    fn save(&self) -> serde_json::Value {
-        super::save_state(&DiskState { sectors: self.sectors, read_only: self.read_only })
-    }
-
-    /// The disk's contents are not part of the state; its shape has to be the same.
-    fn restore(&mut self, state: &serde_json::Value) -> Result<(), RestoreError> {
-        let state: DiskState = super::restore_state(NAME, state)?;
-        if (state.sectors, state.read_only) != (self.sectors, self.read_only) {
-            let reason = "its size or writability differs".to_owned();
-            return Err(RestoreError { device: NAME, reason });
-        }
-        Ok(())
     }
 }

@@ -19,10 +19,9 @@ mod worker;
 use crate::events::EventSender;
 use crate::virtio::chain::ChainError;
 use crate::virtio::{
-    ActivateError, Activation, F_EVENT_IDX, F_INDIRECT_DESC, RestoreError, VirtioDevice, Worker,
+    ActivateError, Activation, F_EVENT_IDX, F_INDIRECT_DESC, VirtioDevice, Worker,
 };
 use muxer::Muxer;
-use serde::{Deserialize, Serialize};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
@@ -88,8 +87,6 @@ struct Backend {
     wake: Arc<EventFd>,
     /// Wakes the worker to go on after other workers had their turn.
     again: EventFd,
-    /// The driver is to be told that its connections are gone.
-    tell_reset: bool,
 }
 
 /// Where the backend is while no worker has it.
@@ -99,12 +96,6 @@ type Slot = Arc<Mutex<Option<Backend>>>;
 pub struct Vsock {
     guest_cid: u64,
     slot: Slot,
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct VsockState {
-    guest_cid: u64,
 }
 
 impl Vsock {
@@ -122,7 +113,7 @@ impl Vsock {
         let wake = Arc::new(EventFd::new(EFD_NONBLOCK)?);
         let muxer = Muxer::new(guest_cid, host_ports, events);
         let again = EventFd::new(EFD_NONBLOCK)?;
-        let backend = Backend { muxer, connects, wake: wake.clone(), again, tell_reset: false };
+        let backend = Backend { muxer, connects, wake: wake.clone(), again };
         let slot = Arc::new(Mutex::new(Some(backend)));
         Ok((Self { guest_cid, slot }, Connector { connects: sender, wake }))
     }
@@ -170,22 +161,6 @@ impl VirtioDevice for Vsock {
                 backend.muxer.clear();
             }
         });
-    }
-
-    /// Streams end with the machine: another one has other sockets.
-    fn save(&self) -> serde_json::Value {
-        super::save_state(&VsockState { guest_cid: self.guest_cid })
-    }
-
-    fn restore(&mut self, state: &serde_json::Value) -> Result<(), RestoreError> {
-        // The context id may differ in a clone: the driver reads it again after the event.
-        let VsockState { guest_cid: _ } = super::restore_state(NAME, state)?;
-        self.with_backend(|backend| {
-            if let Some(backend) = backend {
-                backend.tell_reset = true;
-            }
-        });
-        Ok(())
     }
 }
 

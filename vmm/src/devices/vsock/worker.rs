@@ -19,12 +19,11 @@ const AGAIN: u32 = 3;
 
 /// Most packets of the guest taken in before other events are looked at.
 const MAX_PACKETS: usize = 256;
-/// Event "the transport was reset: all connections are gone" (virtio 1.3 §5.10.6.7).
-const TRANSPORT_RESET: [u8; 4] = 0u32.to_le_bytes();
 
 pub(super) struct VsockWorker {
     rx: RxQueue,
     tx: ActiveQueue,
+    /// Nothing is said there: a device's connections end with it.
     event: Option<ActiveQueue>,
     memory: GuestMemoryMmap,
     interrupt: Arc<dyn Interrupt>,
@@ -57,9 +56,6 @@ impl VsockWorker {
             watcher.add(&fd, EventSet::IN, token).map_err(VsockError::Watch)?;
         }
         self.backend.muxer.attach(watcher)?;
-        if std::mem::take(&mut self.backend.tell_reset) {
-            self.tell_reset()?;
-        }
         self.take_connects(watcher);
         self.take_packets(watcher)
     }
@@ -137,16 +133,6 @@ impl VsockWorker {
         if self.tx.wants_interrupt(&self.memory)? {
             self.interrupt.signal_used();
         }
-        Ok(())
-    }
-
-    /// Tells the driver that all connections are gone: the machine was restored elsewhere.
-    fn tell_reset(&mut self) -> Result<(), VsockError> {
-        let Some(queue) = &mut self.event else { return Ok(()) };
-        let Some(chain) = queue.pop(&self.memory)? else { return Ok(()) };
-        chain.writer(&self.memory).write(&TRANSPORT_RESET)?;
-        queue.complete(&self.memory, chain.head(), TRANSPORT_RESET.len() as u32)?;
-        self.interrupt.signal_used();
         Ok(())
     }
 }

@@ -234,28 +234,3 @@ fn streams_survive_a_pause_and_end_with_a_reset_of_the_driver() {
     rig.device.reset();
     assert!(at_end(&mut host));
 }
-
-#[test]
-fn a_restored_guest_is_told_that_its_streams_are_gone() {
-    let (sender, _events) = events::channel().unwrap();
-    let (mut device, _connector) = Vsock::new(9, vec![], sender.clone()).unwrap();
-    let state = Rig::new().device.save();
-    device.restore(&state).unwrap();
-    let memory = memory();
-    let rx = TestQueue::new(&memory, 0x10_0000, 256);
-    let tx = TestQueue::new(&memory, 0x20_0000, 256);
-    let mut event = TestQueue::new(&memory, 0x30_0000, 16);
-    let buffer = event.send(&[], &[4])[0];
-    let (activation, interrupt) = activation(&memory, &[&rx, &tx, &event], 0);
-    let io_loop = IoLoop::new("test", sender).unwrap();
-    let io = io_loop.handle();
-    io.add(device.activate(activation).unwrap(), interrupt);
-    let thread = io_loop.spawn(Box::new(|| Ok(()))).unwrap();
-    assert_eq!(wait_for(|| event.used()), (0, 4));
-    assert_eq!(event.read(buffer, 4), [0; 4]);
-    let mut cid = [0; 8];
-    device.read_config(0, &mut cid);
-    assert_eq!(u64::from_le_bytes(cid), 9);
-    io.exit();
-    thread.join().unwrap().unwrap();
-}

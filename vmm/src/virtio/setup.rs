@@ -1,14 +1,9 @@
-//! The state of a virtio-mmio device as plain data.
+//! A queue as its driver describes it, before it is checked.
 
-use serde::{Deserialize, Serialize};
 use virtio_queue::{Queue, QueueState, QueueT};
 
-/// Version of [`DeviceState`] that this code writes and reads.
-pub const VERSION: u32 = 1;
-
 /// One queue as the driver programmed it, and how far it was served (virtio 1.3 §2.7).
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct QueueSetup {
     /// QueueSize as written; checked when the device is activated.
     pub size: u32,
@@ -50,34 +45,4 @@ impl QueueSetup {
         self.next_available = queue.next_avail();
         self.next_used = queue.next_used();
     }
-}
-
-/// A virtio-mmio device: what the transport holds, and what the device adds.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct DeviceState {
-    /// [`VERSION`].
-    pub version: u32,
-    /// Device id, so that a state can't go to another device.
-    pub device_type: u32,
-    /// Status without `DEVICE_NEEDS_RESET`.
-    pub status: u32,
-    /// `DEVICE_NEEDS_RESET`.
-    pub needs_reset: bool,
-    /// InterruptStatus.
-    pub interrupt_status: u32,
-    /// ConfigGeneration.
-    pub generation: u32,
-    /// DeviceFeaturesSel.
-    pub device_features_sel: u32,
-    /// DriverFeaturesSel.
-    pub driver_features_sel: u32,
-    /// Features that the driver accepted.
-    pub driver_features: u64,
-    /// QueueSel.
-    pub queue_sel: u32,
-    /// All queues.
-    pub queues: Vec<QueueSetup>,
-    /// What `VirtioDevice::save` returned.
-    pub device: serde_json::Value,
 }
