@@ -14,13 +14,14 @@ pub(super) fn filter() -> SyscallFilter {
             libc::SYS_pwritev,
             libc::SYS_fdatasync,
             libc::SYS_fallocate,
-            // Streams of vsock: data, half-close, and a new pair for each that the guest opens.
+            // Streams of vsock: data and half-close.
             libc::SYS_sendto,
             libc::SYS_shutdown,
-            libc::SYS_socketpair,
             libc::SYS_sendmsg,
             libc::SYS_recvmsg,
         ])
+        // A new pair for each stream that the guest opens.
+        .allow_if(libc::SYS_socketpair, 0, &[libc::AF_UNIX as u32])
         // vhost-user, which is sendmsg and recvmsg as well: the file server gets a copy of the
         // interrupt's eventfd.
         .allow_if(libc::SYS_fcntl, 1, &[libc::F_DUPFD_CLOEXEC as u32])

@@ -20,25 +20,28 @@ pub struct Filters {
 }
 
 impl Filters {
-    /// Compiles all of them.
+    /// Compiles all of them, for threads of the calling process.
     ///
     /// # Errors
     /// [`SeccompError::Compile`], on an architecture that has none.
     pub fn compile() -> Result<Self, SeccompError> {
+        let compile = |role| common(role, std::process::id()).compile();
         Ok(Self {
-            main_thread: common(main_thread::filter()).compile()?,
-            vcpu: common(vcpu::filter()).compile()?,
-            io: common(io::filter()).compile()?,
+            main_thread: compile(main_thread::filter())?,
+            vcpu: compile(vcpu::filter())?,
+            io: compile(io::filter())?,
         })
     }
 }
 
-/// What any thread of a Rust program does.
-fn common(filter: SyscallFilter) -> SyscallFilter {
+/// What any thread of a Rust program does; `process` is its own.
+fn common(filter: SyscallFilter, process: u32) -> SyscallFilter {
     filter
         .allow(&[
-            // Locks, channels, and the end of a thread.
+            // Locks, channels (which yield while another thread is in the middle of a send), and the
+            // end of a thread.
             libc::SYS_futex,
+            libc::SYS_sched_yield,
             // The allocator.
             libc::SYS_brk,
             libc::SYS_munmap,
@@ -58,7 +61,6 @@ fn common(filter: SyscallFilter) -> SyscallFilter {
             // A panic's abort: raise(SIGABRT).
             libc::SYS_gettid,
             libc::SYS_getpid,
-            libc::SYS_tgkill,
             libc::SYS_rt_sigaction,
             // Time, where the vDSO can't tell it.
             libc::SYS_clock_gettime,
@@ -68,6 +70,8 @@ fn common(filter: SyscallFilter) -> SyscallFilter {
             // The random keys of hash maps.
             libc::SYS_getrandom,
         ])
+        // That abort, and kicks of vCPUs: signals to this process alone, for others may have its uid.
+        .allow_if(libc::SYS_tgkill, 0, &[process])
         // The allocator again: memory of any kind, but never executable.
         .allow_if(libc::SYS_mmap, 2, &PROTECTIONS)
         .allow_if(libc::SYS_mprotect, 2, &PROTECTIONS)

@@ -2,16 +2,27 @@ use super::*;
 use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, fork};
+use std::collections::HashMap;
+use std::process::Command;
+use std::sync::mpsc::{channel, sync_channel};
+use std::sync::{Arc, Barrier, Condvar, Mutex};
+use std::time::Duration;
 
 /// What a child under `filter` comes to that makes one system call without arguments.
 fn fate(filter: &CompiledFilter, call: i64) -> WaitStatus {
+    fate_with(filter, call, [0; 3])
+}
+
+/// The same with arguments, none of which is a pointer.
+fn fate_with(filter: &CompiledFilter, call: i64, arguments: [i64; 3]) -> WaitStatus {
     // SAFETY: the child makes only system calls, on a filter compiled before.
     match unsafe { fork() }.unwrap() {
         ForkResult::Child => {
             let applied = filter.apply().is_ok();
+            let [first, second, third] = arguments;
             // SAFETY: none of the calls used here has an argument that is a pointer.
             unsafe {
-                libc::syscall(call, 0, 0, 0, 0, 0, 0);
+                libc::syscall(call, first, second, third, 0, 0, 0);
                 libc::_exit(if applied { 7 } else { 8 });
             }
         }
@@ -53,6 +64,7 @@ fn a_call_outside_the_list_kills_the_process() {
         assert!(killed(fate(filter, libc::SYS_ioctl)));
         assert!(survived(fate(filter, libc::SYS_gettid)));
         assert!(survived(fate(filter, libc::SYS_read)));
+        assert!(survived(fate(filter, libc::SYS_sched_yield)));
     }
 }
 
@@ -84,4 +96,104 @@ fn no_thread_makes_executable_memory() {
         };
         assert!(killed(status));
     }
+}
+
+#[test]
+fn signals_go_to_the_own_process_alone() {
+    let filters = Filters::compile().unwrap();
+    let own = i64::from(std::process::id());
+    for filter in [&filters.main_thread, &filters.vcpu, &filters.io] {
+        // No thread has the number 0x7fff_ffff, so what is allowed does nothing.
+        let signal = |process| fate_with(filter, libc::SYS_tgkill, [process, 0x7fff_ffff, 0]);
+        assert!(survived(signal(own)));
+        assert!(killed(signal(own + 1)));
+        assert!(killed(signal(1)));
+        assert!(killed(fate_with(filter, libc::SYS_kill, [own, 0, 0])));
+    }
+}
+
+#[test]
+fn a_stream_of_the_guests_is_a_unix_socket() {
+    let io = Filters::compile().unwrap().io;
+    let pair = |family| fate_with(&io, libc::SYS_socketpair, [family, libc::SOCK_STREAM.into(), 0]);
+    assert!(survived(pair(libc::AF_UNIX.into())));
+    for family in [libc::AF_TIPC, libc::AF_INET, libc::AF_NETLINK, libc::AF_BLUETOOTH] {
+        assert!(killed(pair(family.into())), "family {family}");
+    }
+}
+
+/// The role that this process, started by [`each_role_stands_contention_and_shortage`], plays.
+const ROLE: &str = "VMM_SECCOMP_TEST_ROLE";
+
+/// What the standard library, the allocator and the locks do when threads get in each other's way and
+/// memory comes and goes, with every thread under the filter of its role.
+#[test]
+fn each_role_stands_contention_and_shortage() {
+    if let Ok(role) = std::env::var(ROLE) {
+        contend(&role);
+        std::process::exit(0);
+    }
+    let me = std::env::current_exe().unwrap();
+    for role in ["main_thread", "vcpu", "io"] {
+        let name = "seccomp::tests::each_role_stands_contention_and_shortage";
+        let arguments = ["--exact", name, "--nocapture"];
+        let output = Command::new(&me).args(arguments).env(ROLE, role).output().unwrap();
+        assert!(output.status.success(), "{role}: {output:?}");
+    }
+}
+
+/// Threads that send, receive, lock, wait, allocate and end, all of them confined.
+fn contend(role: &str) {
+    const SENDERS: u64 = 6;
+    const ROUNDS: u64 = 2000;
+    let filters = Filters::compile().unwrap();
+    let filter = match role {
+        "main_thread" => filters.main_thread,
+        "vcpu" => filters.vcpu,
+        _ => filters.io,
+    };
+    // All of them are there before the first goes on: a confined thread can't start another.
+    let together = Arc::new(Barrier::new(SENDERS as usize + 2));
+    let confined = |work: Box<dyn FnOnce() -> u64 + Send>| {
+        let (filter, together) = (filter.clone(), together.clone());
+        std::thread::spawn(move || {
+            filter.apply().unwrap();
+            together.wait();
+            work()
+        })
+    };
+    let (sender, receiver) = channel();
+    let (bounded, drain) = sync_channel(2);
+    let shared = Arc::new((Mutex::new(0u64), Condvar::new()));
+    let mut threads = Vec::new();
+    for number in 0..SENDERS {
+        let (sender, bounded, shared) = (sender.clone(), bounded.clone(), shared.clone());
+        threads.push(confined(Box::new(move || {
+            for round in 0..ROUNDS {
+                sender.send(round).unwrap();
+                bounded.send(round).unwrap();
+                *shared.0.lock().unwrap() += 1;
+                shared.1.notify_all();
+                // From the heap and from mappings of their own, grown and given back; maps need keys.
+                let mut block = vec![1u8; 1 << (round % 19)];
+                block.resize(block.len() * 3, 2);
+                let map = HashMap::from([(number, block)]);
+                assert!(map[&number].len() >= 3);
+            }
+            ROUNDS
+        })));
+    }
+    drop((sender, bounded));
+    threads.push(confined(Box::new(move || {
+        let first = receiver.iter().count() as u64;
+        let (count, changed) = &*shared;
+        let missing = |count: &mut u64| *count < first;
+        let patience = Duration::from_secs(60);
+        let count = changed.wait_timeout_while(count.lock().unwrap(), patience, missing);
+        *count.unwrap().0
+    })));
+    threads.push(confined(Box::new(move || drain.iter().count() as u64)));
+    let counts: Vec<u64> = threads.into_iter().map(|thread| thread.join().unwrap()).collect();
+    let (sent, received) = counts.split_at(SENDERS as usize);
+    assert_eq!(received, [sent.iter().sum::<u64>(); 2]);
 }
