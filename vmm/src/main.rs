@@ -23,6 +23,11 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     use_one_heap();
+    // Before any descriptor has an owner: what a shim left open by mistake is no guest's to reach.
+    if let Err(e) = jail::close_other_fds(&[CONTROL_FD]) {
+        eprintln!("kata-like-vmm: {e}");
+        return ExitCode::FAILURE;
+    }
     match run(process_start) {
         Ok(ExitReason::Internal(why)) => {
             eprintln!("kata-like-vmm: {why}");

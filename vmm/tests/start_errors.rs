@@ -214,3 +214,28 @@ fn a_configuration_that_is_none() {
     drop(socket);
     assert_eq!(vmm.wait().unwrap().code(), Some(1));
 }
+
+#[test]
+fn what_a_shim_left_open_by_mistake_is_closed_before_the_first_message() {
+    let program = Path::new(env!("CARGO_BIN_EXE_kata-like-vmm"));
+    let (socket, mut vmm) = launch::spawn_after(program, || {
+        // SAFETY: a plain system call on a descriptor that is open; the copy is open across exec.
+        let copy = unsafe { libc::dup2(0, 77) };
+        if copy == 77 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+    })
+    .unwrap();
+    let descriptors = PathBuf::from(format!("/proc/{}/fd", vmm.id()));
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    while descriptors.join("77").symlink_metadata().is_ok() {
+        assert!(std::time::Instant::now() < deadline, "it stays open");
+        std::thread::yield_now();
+    }
+    let mut left: Vec<_> = std::fs::read_dir(&descriptors)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    left.sort();
+    assert_eq!(left, ["0", "1", "2", "3"]);
+    drop(socket);
+    vmm.wait().unwrap();
+}

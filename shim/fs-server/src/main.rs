@@ -19,6 +19,7 @@ struct Arguments {
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
+    jail::close_other_fds(&[arguments.fd])?;
     // SAFETY: the caller passes this descriptor for us to own; nothing else in the process uses it.
     let socket = unsafe { OwnedFd::from_raw_fd(arguments.fd) };
     file_server::run(socket, &arguments.shared_dir)
