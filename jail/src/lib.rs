@@ -23,12 +23,14 @@
 //! # }
 //! ```
 
+mod cores;
 mod descriptors;
 mod error;
 mod privilege;
 mod root;
 mod seccomp;
 
+pub use cores::{can_isolate_cores, isolate_cores};
 pub use descriptors::close_other_fds;
 pub use error::{JailError, Step};
 pub use root::Root;

@@ -9,13 +9,16 @@ use std::path::PathBuf;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MachineConfig {
-    /// Number of vCPUs, 1 to what KVM allows.
+    /// Number of vCPUs, 1 to what KVM allows, at most [`MAX_VCPUS`].
     pub vcpus: u32,
     /// Guest memory, MiB.
     pub memory_mib: u64,
     /// The most that it may be given while it runs.
     #[serde(default)]
     pub max: Size,
+    /// Whether the guest may run virtual machines of its own: VMX or SVM is offered to it.
+    #[serde(default)]
+    pub nested: bool,
     /// Guest kernel: an ELF `vmlinux` or a `bzImage`.
     pub kernel: PathBuf,
     /// Guest image, loaded as the initial RAM file system.
@@ -37,6 +40,9 @@ pub struct MachineConfig {
     /// How the VMM confines itself before the guest runs.
     pub jail: JailConfig,
 }
+
+/// Most vCPUs of a machine: `NR_CPUS` of the guest's kernel, which would leave out the others in silence.
+pub const MAX_VCPUS: u32 = 64;
 
 /// What a running machine may use.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -83,4 +89,7 @@ pub struct JailConfig {
     /// `false` only where the caller is not root (unit tests): then no namespaces, uid or root change,
     /// but no_new_privs and the seccomp filters all the same.
     pub namespaces: bool,
+    /// Whether no thread of another machine may run on the same core at the same time, where the host's
+    /// cores have several threads and its kernel can keep them apart.
+    pub core_scheduling: bool,
 }

@@ -36,6 +36,8 @@ pub struct Machine {
     pub max_memory_mib: Option<u64>,
     /// Most disks that a machine has at once: block devices and disk images of its containers.
     pub max_disks: Option<u32>,
+    /// Whether guests may run virtual machines of their own.
+    pub nested: Option<bool>,
     /// Guest kernel.
     pub kernel: Option<PathBuf>,
     /// Guest image.
@@ -66,6 +68,8 @@ pub struct Jail {
     pub uid: Option<u32>,
     /// The VMM's gid.
     pub gid: Option<u32>,
+    /// Whether machines never share a core at the same time, where cores have several threads.
+    pub core_scheduling: Option<bool>,
 }
 
 impl Config {

@@ -2,6 +2,7 @@
 
 use crate::config::Config;
 use crate::error::{Error, Result};
+use protocol::machine::MAX_VCPUS;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -18,6 +19,8 @@ pub struct Settings {
     pub max_memory_mib: u64,
     /// Most disks that a machine has at once, at most [`MOST_DISKS`].
     pub max_disks: u32,
+    /// Whether guests may run virtual machines of their own: what they then reach of KVM is more than a guest needs.
+    pub nested: bool,
     /// Guest kernel.
     pub kernel: PathBuf,
     /// Guest image.
@@ -30,6 +33,8 @@ pub struct Settings {
     pub vmm: PathBuf,
     /// The file server's program.
     pub file_server: PathBuf,
+    /// Whether machines never share a core at the same time, where cores have several threads.
+    pub core_scheduling: bool,
     /// Directory of the sandboxes' state.
     pub state: PathBuf,
     /// uid that the VMM gives itself.
@@ -60,6 +65,7 @@ impl Settings {
             max_vcpus: machine.max_vcpus.unwrap_or_else(default_max_vcpus),
             max_memory_mib: machine.max_memory_mib.unwrap_or_else(host_memory_mib),
             max_disks: machine.max_disks.unwrap_or(8),
+            nested: machine.nested.unwrap_or(false),
             kernel: machine.kernel.unwrap_or_else(|| "/usr/share/kata-like/vmlinux".into()),
             image: machine.image.unwrap_or_else(|| "/usr/share/kata-like/guest.img".into()),
             kernel_params: machine.kernel_params.unwrap_or_default(),
@@ -68,6 +74,7 @@ impl Settings {
             file_server: paths
                 .file_server
                 .unwrap_or_else(|| "/usr/libexec/kata-like/kata-like-fs".into()),
+            core_scheduling: jail.core_scheduling.unwrap_or(true),
             state: paths.state.unwrap_or_else(|| "/run/kata-like".into()),
             uid: jail.uid.unwrap_or(NOBODY),
             gid: jail.gid.unwrap_or(NOBODY),
@@ -79,6 +86,12 @@ impl Settings {
     fn check(&self) -> Result<()> {
         if self.vcpus == 0 {
             return Err(Error::InvalidArgument("machine.vcpus is 0: give at least 1".into()));
+        }
+        if self.vcpus > MAX_VCPUS {
+            return Err(Error::InvalidArgument(format!(
+                "machine.vcpus is {}: the guest's kernel takes at most {MAX_VCPUS}",
+                self.vcpus
+            )));
         }
         if self.memory_mib < MIN_MEMORY_MIB {
             return Err(Error::InvalidArgument(format!(
@@ -99,7 +112,9 @@ impl Settings {
     }
 }
 
-/// As many as the host has, but each costs every sandbox a little at its start.
+/// As many as the host has, but at most 8. Each that a machine could get is paid by all that never do: a thread that
+/// waits and KVM's part of a vCPU on the host, some 100 KiB, and the guest kernel's data of a possible processor. Who
+/// runs larger containers on a larger host raises it.
 fn default_max_vcpus() -> u32 {
     const MOST: usize = 8;
     std::thread::available_parallelism().map_or(1, |n| n.get().min(MOST) as u32)
@@ -130,6 +145,7 @@ mod tests {
     fn values_that_no_machine_can_have_are_named() {
         for (text, name) in [
             ("[machine]\nvcpus = 0", "vcpus"),
+            ("[machine]\nvcpus = 65", "vcpus"),
             ("[machine]\nmemory_mib = 1", "memory_mib"),
             ("[machine]\nmax_disks = 16", "max_disks"),
         ] {

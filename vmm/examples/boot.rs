@@ -27,6 +27,7 @@ fn main() -> anyhow::Result<()> {
         vcpus: vcpus.parse()?,
         memory_mib: memory_mib.parse()?,
         max: Size::default(),
+        nested: false,
         kernel: kernel.into(),
         initrd: (initrd != "-").then(|| initrd.into()),
         cmdline: words.join(" "),
@@ -34,7 +35,7 @@ fn main() -> anyhow::Result<()> {
         disk_slots: 0,
         vsock: Some(VsockConfig { guest_cid: 3, host_ports: vec![protocol::ports::LOG] }),
         shared_dirs: Vec::new(),
-        jail: JailConfig { uid: 65_534, gid: 65_534, namespaces },
+        jail: JailConfig { uid: 65_534, gid: 65_534, namespaces, core_scheduling: true },
     };
     let started = now()?;
     let (socket, mut vmm) = launch::spawn(&find_vmm()?).context("start the VMM")?;

@@ -12,6 +12,10 @@ const OPEN_FILES: u64 = 4096;
 /// # Errors
 /// [`StartError::Jail`]: the guest must not run.
 pub fn enter(config: &JailConfig) -> Result<(), StartError> {
+    if config.core_scheduling {
+        // A host without it (no sibling threads, a kernel before 5.14) is told of by `kata-like check`.
+        let _ = jail::isolate_cores();
+    }
     let jail = if config.namespaces {
         Jail {
             identity: Some(Identity { uid: config.uid, gid: config.gid }),

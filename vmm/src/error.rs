@@ -11,8 +11,8 @@ use std::path::PathBuf;
 /// Every way a start can fail.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// The number of vCPUs is 0 or more than KVM can do.
-    #[error("{asked} vCPUs: this host's KVM takes 1 to {max}")]
+    /// The number of vCPUs is 0 or more than KVM or the guest's kernel can do.
+    #[error("{asked} vCPUs: this host's KVM and the guest's kernel take 1 to {max}")]
     Vcpus {
         /// What was configured.
         asked: u32,

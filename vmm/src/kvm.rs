@@ -1,7 +1,10 @@
 //! The host's KVM: opening it, and refusing one that can't run our guests, with the remedy.
 
 use crate::probe::ProbeError;
-use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
+use kvm_bindings::{
+    KVM_CAP_PMU_CAPABILITY, KVM_PIT_SPEAKER_DUMMY, KVM_PMU_CAP_DISABLE, kvm_enable_cap,
+    kvm_pit_config,
+};
 use kvm_ioctls::{Cap, Kvm, VmFd};
 use std::io;
 use std::path::Path;
@@ -21,8 +24,9 @@ const TSS_ADDRESS: usize = 0xfffb_d000;
 /// The page of the identity map that Intel VMX needs for real mode, next to the TSS.
 const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
 
-/// Most vCPUs of a machine: APIC ids are 8 bits, 0xff is the broadcast, and the IO-APIC needs one.
-pub const MAX_VCPUS: usize = 254;
+/// Most vCPUs of a machine: what the guest's kernel takes. (The format would allow for 254: APIC ids are 8 bits,
+/// 0xff is the broadcast, and the IO-APIC needs one.)
+pub const MAX_VCPUS: usize = protocol::machine::MAX_VCPUS as usize;
 
 /// What we need of KVM beyond the basic API.
 const REQUIRED: [(Cap, &str); 7] = [
@@ -137,6 +141,12 @@ pub fn max_vcpus(kvm: &Kvm) -> usize {
     kvm.get_max_vcpus().min(kvm.get_max_vcpu_id()).min(MAX_VCPUS)
 }
 
+/// Whether the host need not run performance counters for guests (Linux 5.18).
+pub fn can_disable_counters(kvm: &Kvm) -> bool {
+    let offered = kvm.check_extension_raw(u64::from(KVM_CAP_PMU_CAPABILITY));
+    offered > 0 && offered as u32 & KVM_PMU_CAP_DISABLE != 0
+}
+
 /// Creates a VM with interrupt controllers and timer in the kernel, without memory and vCPUs.
 ///
 /// # Errors
@@ -153,6 +163,15 @@ pub fn create_vm(kvm: &Kvm) -> Result<VmFd, KvmError> {
         .map_err(KvmError::call("place the identity map"))?;
     vm.set_tss_address(TSS_ADDRESS).map_err(KvmError::call("place the TSS"))?;
     vm.create_irq_chip().map_err(KvmError::call("create the interrupt controllers"))?;
+    // Without performance counters, see `cpuid`; an older kernel only does not tell the guest of them.
+    let no_counters = kvm_enable_cap {
+        cap: KVM_CAP_PMU_CAPABILITY,
+        args: [KVM_PMU_CAP_DISABLE.into(), 0, 0, 0],
+        ..Default::default()
+    };
+    if can_disable_counters(kvm) {
+        vm.enable_cap(&no_counters).map_err(KvmError::call("do without performance counters"))?;
+    }
     // The speaker port (0x61) is answered in the kernel too: the guest's TSC calibration polls it.
     let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
     vm.create_pit2(pit).map_err(KvmError::call("create the timer"))?;
@@ -182,5 +201,13 @@ mod tests {
         let kvm = open_at(Path::new(DEVICE)).unwrap();
         assert!((1..=MAX_VCPUS).contains(&max_vcpus(&kvm)));
         create_vm(&kvm).unwrap();
+    }
+
+    #[test]
+    fn no_machine_has_more_vcpus_than_the_guests_kernel_takes() {
+        let config = include_str!("../../guest-kernel-config/x86_64.config");
+        let option = config.lines().find_map(|line| line.strip_prefix("CONFIG_NR_CPUS="));
+        let value = option.unwrap().split_whitespace().next().unwrap();
+        assert_eq!(value.parse(), Ok(MAX_VCPUS));
     }
 }

@@ -12,6 +12,7 @@ fn config() -> MachineConfig {
         vcpus: 1,
         memory_mib: 128,
         max: Size::default(),
+        nested: false,
         // The first file that the VMM looks at; tests of what comes later give a good one.
         kernel: "/nonexistent/vmlinux".into(),
         initrd: None,
@@ -20,7 +21,7 @@ fn config() -> MachineConfig {
         disk_slots: 0,
         vsock: None,
         shared_dirs: Vec::new(),
-        jail: JailConfig { uid: 65_534, gid: 65_534, namespaces: false },
+        jail: JailConfig { uid: 65_534, gid: 65_534, namespaces: false, core_scheduling: true },
     }
 }
 

@@ -102,6 +102,7 @@ pub fn machine(settings: &Settings, console_log: PathBuf) -> MachineConfig {
             vcpus: settings.max_vcpus,
             added_mib: settings.max_memory_mib.saturating_sub(settings.memory_mib),
         },
+        nested: settings.nested,
         kernel: settings.kernel.clone(),
         initrd: Some(settings.image.clone()),
         cmdline: settings.kernel_params.clone(),
@@ -109,7 +110,12 @@ pub fn machine(settings: &Settings, console_log: PathBuf) -> MachineConfig {
         vsock: Some(VsockConfig { guest_cid: GUEST_CID, host_ports: vec![ports::LOG] }),
         shared_dirs: vec![FsConfig { tag: ports::SHARED_TAG.into(), socket_fd: 0 }],
         disk_slots: settings.max_disks,
-        jail: JailConfig { uid: settings.uid, gid: settings.gid, namespaces: true },
+        jail: JailConfig {
+            uid: settings.uid,
+            gid: settings.gid,
+            namespaces: true,
+            core_scheduling: settings.core_scheduling,
+        },
     }
 }
 

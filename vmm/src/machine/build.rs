@@ -4,8 +4,9 @@
 
 use super::{Machine, Prepared, wiring};
 use crate::arch::x86_64::boot::{self, Range};
+use crate::arch::x86_64::cpuid::{self, Shape};
 use crate::arch::x86_64::layout::VirtioWindow;
-use crate::arch::x86_64::{cpuid, layout, mptable, registers};
+use crate::arch::x86_64::{layout, mptable, registers};
 use crate::bus::Bus;
 use crate::cmdline;
 use crate::devices;
@@ -65,7 +66,12 @@ pub fn build(config: &MachineConfig, descriptors: Vec<OwnedFd>) -> Result<Prepar
     let cmdline = cmdline::build(config.vcpus, &announced, &config.cmdline)?;
     let initrd = initrd.map(|i| Range { start: initrd_at, len: i.len() });
     write_boot_data(&ram, &kernel, &cmdline, initrd, most_vcpus)?;
-    let vcpus = create_vcpus(&kvm, &vm, most_vcpus, kernel.entry())?;
+    let vcpus = create_vcpus(
+        &kvm,
+        &vm,
+        Shape { vcpus: most_vcpus, nested: config.nested },
+        kernel.entry(),
+    )?;
 
     let gate = Arc::new(Gate::new(config.vcpus as usize));
     let around = Surroundings { ports: Arc::new(ports), mmio: Arc::new(mmio), exit, gate };
@@ -154,13 +160,19 @@ fn write_boot_data(
     write().map_err(|e| crate::memory::MemoryError::Map(e.into()).into())
 }
 
-fn create_vcpus(kvm: &Kvm, vm: &VmFd, count: u8, entry: u64) -> Result<Vec<Vcpu>, StartError> {
+fn create_vcpus(kvm: &Kvm, vm: &VmFd, shape: Shape, entry: u64) -> Result<Vec<Vcpu>, StartError> {
     let supported = cpuid::supported(kvm).map_err(KvmError::call("tell its CPUID"))?;
+    let intel = cpuid::is_intel(&supported);
     let mut vcpus = Vec::new();
-    for id in 0..count {
+    for id in 0..shape.vcpus {
         let fd = vm.create_vcpu(id.into()).map_err(KvmError::call("create a vCPU"))?;
-        fd.set_cpuid2(&cpuid::for_vcpu(&supported, id, count))
+        cpuid::for_vcpu(&supported, id, shape)
+            .and_then(|cpuid| fd.set_cpuid2(&cpuid))
             .map_err(KvmError::call("set a vCPU's CPUID"))?;
+        if intel {
+            registers::enable_fast_strings(&fd)
+                .map_err(KvmError::call("set a vCPU's model-specific registers"))?;
+        }
         registers::set_local_interrupts(&fd).map_err(KvmError::call("set up a local APIC"))?;
         if id == 0 {
             // The others wait for the kernel's INIT and SIPI.

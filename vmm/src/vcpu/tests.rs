@@ -1,7 +1,7 @@
 //! Guests of a few instructions in 64-bit ring 0, on any /dev/kvm.
 
 use super::*;
-use crate::arch::x86_64::registers;
+use crate::arch::x86_64::{cpuid, registers};
 use crate::bus::BusDevice;
 use crate::devices::i8042::I8042;
 use crate::memory::GuestRam;
@@ -55,8 +55,9 @@ impl Guest {
         registers::write_tables(ram.memory()).unwrap();
         ram.memory().write_slice(code, GuestAddress(CODE)).unwrap();
         let fd = vm.create_vcpu(0).unwrap();
-        let supported = crate::arch::x86_64::cpuid::supported(&kvm).unwrap();
-        fd.set_cpuid2(&crate::arch::x86_64::cpuid::for_vcpu(&supported, 0, 1)).unwrap();
+        let supported = cpuid::supported(&kvm).unwrap();
+        let shape = cpuid::Shape { vcpus: 1, nested: false };
+        fd.set_cpuid2(&cpuid::for_vcpu(&supported, 0, shape).unwrap()).unwrap();
         registers::set_long_mode(&fd, CODE, 0).unwrap();
         registers::set_local_interrupts(&fd).unwrap();
 

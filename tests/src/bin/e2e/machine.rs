@@ -25,6 +25,7 @@ pub fn config(vcpus: u32, console: &str) -> MachineConfig {
         vcpus,
         memory_mib: 128,
         max: Size::default(),
+        nested: false,
         kernel: "/usr/share/kata-like/vmlinux".into(),
         initrd: Some("/usr/share/kata-like/guest.img".into()),
         cmdline: String::new(),
@@ -32,7 +33,7 @@ pub fn config(vcpus: u32, console: &str) -> MachineConfig {
         disk_slots: 0,
         vsock: Some(VsockConfig { guest_cid: 3, host_ports: vec![protocol::ports::LOG] }),
         shared_dirs: Vec::new(),
-        jail: JailConfig { uid: 65534, gid: 65534, namespaces: true },
+        jail: JailConfig { uid: 65534, gid: 65534, namespaces: true, core_scheduling: true },
     }
 }
 
