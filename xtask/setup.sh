@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs what building needs and this machine lacks; says what, or what to do instead. `tests`: and testing.
+# Installs what building needs and this machine lacks, and compiles `cargo xtask`; says what, or what to do instead.
+# `tests`: and what testing needs.
 set -euo pipefail
 
 # What a command or file comes from, in Debian.
@@ -29,15 +30,27 @@ command -v cargo > /dev/null ||
 [ "${1-}" != tests ] || command -v go > /dev/null ||
   stop "no go found: install Go 1.26.6 or newer (for the newest containerd in the lab), then start again"
 
+# own_commands: compiles `cargo xtask` where that takes a while, so that cargo shows how far it is.
+own_commands() {
+  [ ! -e target/debug/xtask ] || return 0
+  say "compiling the project's own commands (about a minute)"
+  cargo build --package xtask
+}
+
 missing=()
 for pair in "${needed[@]}"; do
   present "${pair%%:*}" || missing+=("${pair#*:}")
 done
-[ ${#missing[@]} -gt 0 ] || exit 0
+[ ${#missing[@]} -gt 0 ] || { own_commands; exit; }
 command -v apt-get > /dev/null ||
   stop "missing: ${missing[*]} (as Debian calls them); install them, then start again"
 [ "$(id -u)" = 0 ] || stop "run this first: sudo apt-get install -y ${missing[*]}"
-say "installing with apt-get: ${missing[*]}"
+say "installing with apt-get: ${missing[*]} (half a minute)"
 export DEBIAN_FRONTEND=noninteractive
+while sleep 30; do say "still installing"; done &
+trap "kill $!" EXIT
 apt-get install -y -qq "${missing[@]}" > /dev/null 2>&1 ||
   { apt-get update -qq && apt-get install -y -qq "${missing[@]}" > /dev/null; }
+kill $!
+trap - EXIT
+own_commands

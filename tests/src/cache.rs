@@ -5,7 +5,9 @@ use anyhow::{Context, Result};
 use nix::fcntl::{Flock, FlockArg};
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 /// The cache's folder: `$KATA_LIKE_CACHE`, else `kata-like` in `$XDG_CACHE_HOME` or `~/.cache`.
 ///
@@ -86,22 +88,57 @@ pub fn lock(file: &Path) -> Result<Flock<File>> {
         .with_context(|| file.display().to_string())
 }
 
-/// A step that takes long enough to be told about: says what is done and how long it usually takes.
+/// How often a step that goes on says so.
+const EVERY: Duration = Duration::from_secs(30);
+
+/// A step that takes long enough to be told about: says what is done and how long it usually takes, how far it is
+/// every half minute, and when it ends.
 pub struct Step {
     name: &'static str,
     start: Instant,
+    told: bool,
+    far: Arc<Mutex<String>>,
+    /// Dropped, it ends the thread that tells how far the step is.
+    _goes_on: Sender<()>,
 }
 
 impl Step {
     /// Says that the step begins.
     pub fn begin(name: &'static str, usually: &str) -> Self {
         eprintln!("[{name}] … (usually {usually})");
-        Self { name, start: Instant::now() }
+        Self::new(name, true)
+    }
+
+    /// Begins a step that is told about only when it takes long after all.
+    pub fn begin_quick(name: &'static str) -> Self {
+        Self::new(name, false)
+    }
+
+    fn new(name: &'static str, told: bool) -> Self {
+        let start = Instant::now();
+        let far = Arc::new(Mutex::new(String::new()));
+        let (goes_on, ended) = mpsc::channel();
+        let shared = Arc::clone(&far);
+        std::thread::spawn(move || {
+            while ended.recv_timeout(EVERY) == Err(RecvTimeoutError::Timeout) {
+                let far = shared.lock().unwrap_or_else(PoisonError::into_inner);
+                eprintln!("[{name}] … {} s so far{far}", start.elapsed().as_secs());
+            }
+        });
+        Self { name, start, told, far, _goes_on: goes_on }
+    }
+
+    /// How far it is: told with the time, from now on.
+    pub fn is_at(&self, far: impl std::fmt::Display) {
+        *self.far.lock().unwrap_or_else(PoisonError::into_inner) = format!(", {far}");
     }
 
     /// Says that it is done, and how long it took.
     pub fn end(self) {
-        eprintln!("[{}] done in {:.1} s", self.name, self.start.elapsed().as_secs_f32());
+        let took = self.start.elapsed();
+        if self.told || took > EVERY {
+            eprintln!("[{}] done in {:.1} s", self.name, took.as_secs_f32());
+        }
     }
 }
 

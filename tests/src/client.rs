@@ -146,14 +146,20 @@ impl Client {
         run(self.request(&Request::Exec(exec))?, stdin, out, err)
     }
 
-    /// Runs a command without input whose output never pauses for longer than `silence`.
+    /// Runs a command whose output never pauses for longer than `silence`.
     ///
     /// # Errors
     /// As [`Client::exec`], and when it falls silent for longer.
-    pub fn exec_watched(&self, exec: Exec, silence: Duration, out: &mut dyn Write) -> Result<i32> {
+    pub fn exec_watched(
+        &self,
+        exec: Exec,
+        silence: Duration,
+        stdin: Option<Box<dyn Read + Send>>,
+        out: &mut dyn Write,
+    ) -> Result<i32> {
         let stream = self.request(&Request::Exec(exec))?;
         stream.set_read_timeout(Some(silence))?;
-        run(stream, None, out, &mut std::io::stderr())
+        run(stream, stdin, out, &mut std::io::stderr())
     }
 
     /// Runs a command without input and answers its exit status, output and errors.

@@ -13,6 +13,7 @@ pub mod emulator;
 pub mod host;
 pub mod image;
 pub mod machine;
+pub mod newest_containerd;
 pub mod qemu;
 pub mod qmp;
 pub mod root;

@@ -3,8 +3,9 @@
 use crate::cache::{self, Step};
 use crate::client::Client;
 use crate::containerd::Version;
-use crate::emulator;
+use crate::emulator::Emulator;
 use crate::host::{self, Ground};
+use crate::newest_containerd;
 use crate::qemu::{self, Files, Start};
 use crate::qmp::Qmp;
 use crate::root::{Root, run};
@@ -23,10 +24,9 @@ const INITRAMFS_INIT: &[u8] = include_bytes!("../lab/initramfs-init");
 
 /// What decides the state that is frozen: the agent in it, by its sources, so that a rebuilt but unchanged
 /// agent or another compiler doesn't cost a new freeze.
-const FROZEN_FROM: [&[u8]; 9] = [
+const FROZEN_FROM: [&[u8]; 8] = [
     INIT,
     INITRAMFS_INIT,
-    include_bytes!("../lab/build-qemu"),
     include_bytes!("wire.rs"),
     include_bytes!("containerd.rs"),
     include_bytes!("qemu.rs"),
@@ -34,6 +34,29 @@ const FROZEN_FROM: [&[u8]; 9] = [
     include_bytes!("bin/lab_agent/exec.rs"),
     include_bytes!("bin/lab_agent/kept_vms.rs"),
 ];
+
+/// What a lab is for, which decides what has to be made before it is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// To show a container: with what Debian has, as it is.
+    Show,
+    /// Tests and measurements: a QEMU that bears load, and the newest containerd beside Debian's.
+    Tests,
+}
+
+impl Purpose {
+    fn emulator(self) -> Emulator {
+        match self {
+            Self::Show => Emulator::Debians,
+            Self::Tests => Emulator::Changed,
+        }
+    }
+
+    /// The key of the newest containerd, where the lab has it.
+    fn newest_containerd(self) -> Option<String> {
+        (self == Self::Tests).then(newest_containerd::key).flatten()
+    }
+}
 
 /// One lab on this host, up or not; several may be up beside each other under different names.
 #[derive(Debug)]
@@ -48,6 +71,20 @@ impl Lab {
     /// When the cache's folder can't be made.
     pub fn named_by_environment() -> Result<Self> {
         Self::named(&std::env::var("KATA_LIKE_LAB").unwrap_or_else(|_| "main".to_owned()))
+    }
+
+    /// The labs that tests share: the one of the environment's name, and others whose names begin with it.
+    ///
+    /// # Errors
+    /// As [`Lab::named_by_environment`].
+    pub fn side_by_side(count: usize) -> Result<Vec<Self>> {
+        let first = Self::named_by_environment()?;
+        let name =
+            first.run.file_name().context("a lab has a name")?.to_string_lossy().into_owned();
+        let others = (2..=count).map(|number| Self::named(&format!("{name}-{number}")));
+        let mut labs = vec![first];
+        labs.extend(others.collect::<Result<Vec<_>>>()?);
+        Ok(labs)
     }
 
     /// The lab of that name.
@@ -91,15 +128,15 @@ impl Lab {
     ///
     /// # Errors
     /// When a step fails; the message says what to do.
-    pub fn up(&self, agent: &Path, ground: Ground) -> Result<Client> {
+    pub fn up(&self, agent: &Path, ground: Ground, purpose: Purpose) -> Result<Client> {
         match ground {
             Ground::Emulated => {
-                let frozen = Frozen::prepare(agent)?;
+                let frozen = Frozen::prepare(agent, purpose)?;
                 self.reuse_or(&frozen.dir, || self.resume(&frozen))
             }
             Ground::Host => {
                 let root = Root::prepare()?;
-                self.reuse_or(&root.dir, || self.start_on_host(&root, agent))
+                self.reuse_or(&root.dir, || self.start_on_host(&root, agent, purpose))
             }
         }
     }
@@ -119,11 +156,12 @@ impl Lab {
         Ok(client)
     }
 
-    fn start_on_host(&self, root: &Root, agent: &Path) -> Result<Client> {
+    fn start_on_host(&self, root: &Root, agent: &Path, purpose: Purpose) -> Result<Client> {
         let step = Step::begin("lab: on this host's kernel", "3 s");
         host::spawn(root, &self.run, agent)?;
         let client = Client::Host(host::agent_socket(&self.run));
         client.wait_alive(Duration::from_secs(10)).with_context(|| self.said())?;
+        put_newest_containerd(&client, purpose)?;
         start_services(&client)?;
         step.end();
         Ok(client)
@@ -131,12 +169,11 @@ impl Lab {
 
     fn resume(&self, frozen: &Frozen) -> Result<Client> {
         let start = Instant::now();
-        let files = Files { root: &frozen.root, state: &frozen.dir, run: &self.run };
-        let client = spawn(&files, Start::Resume)?;
+        let client = spawn(&frozen.files(&self.run), Start::Resume)?;
         let mut qmp = Qmp::connect(&qemu::monitor(&self.run), Duration::from_secs(10))
             .with_context(|| self.said())?;
         qmp.keep_memory_in_file()?;
-        let state = format!("file:{}", files.devices().display());
+        let state = format!("file:{}", frozen.files(&self.run).devices().display());
         qmp.call("migrate-incoming", &json!({ "uri": state }))?;
         // `cont` before the state is in would be lost.
         qmp.wait_status("query-status", "paused", Duration::from_secs(60))?;
@@ -153,10 +190,9 @@ impl Lab {
     /// When it doesn't come up.
     pub fn up_counting(&self, agent: &Path) -> Result<Client> {
         self.down()?;
-        let frozen = Frozen::prepare(agent)?;
-        let files = Files { root: &frozen.root, state: &frozen.dir, run: &self.run };
+        let frozen = Frozen::prepare(agent, Purpose::Tests)?;
         let step = Step::begin("lab: boot, counting instructions", "30 s");
-        let client = spawn(&files, Start::Counting)?;
+        let client = spawn(&frozen.files(&self.run), Start::Counting)?;
         client.wait_alive(Duration::from_secs(300)).with_context(|| self.said())?;
         client.set_clock()?;
         keep_off_the_disk(&client)?;
@@ -204,23 +240,40 @@ impl Lab {
 struct Frozen {
     dir: PathBuf,
     root: Root,
+    emulator: Emulator,
 }
 
 impl Frozen {
-    fn prepare(agent: &Path) -> Result<Self> {
+    /// The state for a purpose, made if need be.
+    fn prepare(agent: &Path, purpose: Purpose) -> Result<Self> {
         let root = Root::prepare()?;
-        emulator::prepare()?;
-        let key = cache::key(&FROZEN_FROM);
-        let dir = root.dir.join(format!("frozen-{key}"));
-        let fresh = !dir.exists();
-        cache::once(&dir, |part| {
+        let tests = Self::of(&root, Purpose::Tests);
+        // One that is made for tests already shows a container as well.
+        if purpose == Purpose::Show && tests.dir.exists() {
+            return Ok(tests);
+        }
+        let frozen = Self::of(&root, purpose);
+        let fresh = !frozen.dir.exists();
+        cache::once(&frozen.dir, |part| {
             let agent = std::fs::read(agent).with_context(|| agent.display().to_string())?;
-            freeze(part, &root, &agent)
+            freeze(part, &root, &agent, purpose)
         })?;
         if fresh {
             forget_older(&root.dir)?;
         }
-        Ok(Self { dir, root })
+        Ok(frozen)
+    }
+
+    fn of(root: &Root, purpose: Purpose) -> Self {
+        let emulator = purpose.emulator();
+        let containerd = purpose.newest_containerd().unwrap_or_default();
+        let more = [emulator.key(), containerd.as_bytes()];
+        let key = cache::key(&[&FROZEN_FROM[..], &more].concat());
+        Self { dir: root.dir.join(format!("frozen-{key}")), root: root.clone(), emulator }
+    }
+
+    fn files<'a>(&'a self, run: &'a Path) -> Files<'a> {
+        Files { root: &self.root, state: &self.dir, run, emulator: self.emulator }
     }
 }
 
@@ -242,26 +295,30 @@ fn forget_older(root: &Path) -> Result<()> {
     states.into_iter().take(surplus).try_for_each(|(_, path)| cache::remove(&path))
 }
 
-fn freeze(dir: &Path, root: &Root, agent: &[u8]) -> Result<()> {
+fn freeze(dir: &Path, root: &Root, agent: &[u8], purpose: Purpose) -> Result<()> {
+    let emulator = purpose.emulator();
+    let files = Files { root, state: dir, run: &dir.join("run"), emulator };
+    emulator.command(root)?;
+    purpose.newest_containerd().as_deref().map(newest_containerd::prepare).transpose()?;
     let step = Step::begin("lab: boot and freeze", "30 s");
-    let files = Files { root, state: dir, run: &dir.join("run") };
     write_initramfs(&files.initramfs(), root, agent)?;
     run(Command::new("cp")
         .arg("--sparse=always")
         .arg(root.dir.join("disk.img"))
         .arg(files.disk()))?;
     let lab = Lab { run: files.run.to_owned() };
-    let result = boot_and_freeze(&files).map_err(|error| error.context(lab.said()));
+    let result = boot_and_freeze(&files, purpose).map_err(|error| error.context(lab.said()));
     lab.down()?;
     result?;
     step.end();
     Ok(())
 }
 
-fn boot_and_freeze(files: &Files<'_>) -> Result<()> {
+fn boot_and_freeze(files: &Files<'_>, purpose: Purpose) -> Result<()> {
     let client = spawn(files, Start::Cold)?;
     client.wait_alive(Duration::from_secs(300))?; // seconds, on a machine that is not overloaded
     client.set_clock()?;
+    put_newest_containerd(&client, purpose)?;
     start_services(&client)?;
     client.output(&["sync"])?;
     let mut qmp = Qmp::connect(&qemu::monitor(files.run), Duration::from_secs(10))?;
@@ -285,7 +342,15 @@ fn keep_off_the_disk(client: &Client) -> Result<()> {
     Ok(())
 }
 
-/// Starts both containerds and imports the image.
+fn put_newest_containerd(client: &Client, purpose: Purpose) -> Result<()> {
+    if let Some(key) = purpose.newest_containerd() {
+        let bin = newest_containerd::prepare(&key)?;
+        client.put(&[(&bin, Path::new(Version::V2_4.bin_dir()))])?;
+    }
+    Ok(())
+}
+
+/// Starts the containerds and imports the image.
 fn start_services(client: &Client) -> Result<()> {
     let (status, out, err) = client.output(&["/run/lab/lab-agent", "services"])?;
     if status != 0 {
@@ -332,6 +397,6 @@ fn write_initramfs(file: &Path, root: &Root, agent: &[u8]) -> Result<()> {
 ///
 /// # Errors
 /// When a step fails.
-pub fn freeze_ahead(agent: &Path) -> Result<()> {
-    Frozen::prepare(agent).map(drop)
+pub fn freeze_ahead(agent: &Path, purpose: Purpose) -> Result<()> {
+    Frozen::prepare(agent, purpose).map(drop)
 }

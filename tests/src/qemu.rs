@@ -1,6 +1,6 @@
 //! QEMU with the lab in it: its machine, and how it is started.
 
-use crate::emulator;
+use crate::emulator::Emulator;
 use crate::root::Root;
 use crate::wire;
 use anyhow::{Context, Result};
@@ -32,6 +32,8 @@ pub struct Files<'a> {
     pub state: &'a Path,
     /// A folder for the console, the monitor's socket, the process id.
     pub run: &'a Path,
+    /// What emulates it.
+    pub emulator: Emulator,
 }
 
 impl Files<'_> {
@@ -72,7 +74,7 @@ pub fn console(run: &Path) -> PathBuf {
 /// When a file can't be made or QEMU can't be started.
 pub fn spawn(files: &Files<'_>, start: Start, port: u16) -> Result<Child> {
     let said = File::create(files.run.join("qemu.log"))?;
-    let mut command = emulator::command(files.root)?;
+    let mut command = files.emulator.command(files.root)?;
     command
         .args(machine(files, start))
         .args(devices(files, start, port))
@@ -91,7 +93,7 @@ fn machine(files: &Files<'_>, start: Start) -> Vec<String> {
     let share = if start == Start::Cold { "on" } else { "off" };
     let (accel, cpus) = match start {
         Start::Counting => ("tcg,thread=single", "1"),
-        Start::Cold | Start::Resume => ("tcg,thread=multi", "2"),
+        Start::Cold | Start::Resume => files.emulator.accelerator(),
     };
     let memory = match start {
         Start::Counting => format!("memory-backend-ram,id=m,size={MEMORY_MIB}M"),

@@ -10,13 +10,8 @@ const PACKAGES: &str = include_str!("../lab/packages");
 /// The Debian that the lab is.
 pub const SUITE: &str = "trixie";
 
-/// The newest containerd, by its Go module.
-const CONTAINERD_MODULE: &str = "github.com/containerd/containerd/v2";
-const CONTAINERD_VERSION: &str = "v2.4.2";
-const CONTAINERD_GO_MOD: &str = "module lab/containerd\ngo 1.26.6\n";
-
 /// Raised when the recipe below changes in a way that its other inputs don't show.
-const RECIPE: &[u8] = b"1";
+const RECIPE: &[u8] = b"2";
 
 /// A finished root: `root/`, `disk.img`, `vmlinuz`.
 #[derive(Debug, Clone)]
@@ -26,31 +21,14 @@ pub struct Root {
 }
 
 impl Root {
-    /// The root in the cache, made if need be (about two minutes; some of it is kept for next time).
-    ///
-    /// The newest containerd is in it only where Go is at hand to build it: `make run` does without.
+    /// The root in the cache, made if need be.
     ///
     /// # Errors
     /// When a tool is missing or a step fails.
     pub fn prepare() -> Result<Self> {
-        let cache = cache::dir()?;
-        let mut inputs = vec![
-            PACKAGES.as_bytes(),
-            SUITE.as_bytes(),
-            CONTAINERD_VERSION.as_bytes(),
-            CONTAINERD_GO_MOD.as_bytes(),
-            image::RECIPE,
-            RECIPE,
-        ];
-        let has_go = has_go();
-        if !has_go {
-            inputs.push(b"no newest containerd");
-        }
-        let dir = cache.join(format!("lab-{}", cache::key(&inputs)));
-        cache::once(&dir, |part| {
-            let newest = has_go.then(|| containerd(&cache)).transpose()?;
-            build(part, newest.as_deref())
-        })?;
+        let inputs = [PACKAGES.as_bytes(), SUITE.as_bytes(), image::RECIPE, RECIPE];
+        let dir = cache::dir()?.join(format!("lab-{}", cache::key(&inputs)));
+        cache::once(&dir, build)?;
         Ok(Self { dir })
     }
 
@@ -70,24 +48,10 @@ fn kernel_version(root: &Path) -> Result<String> {
     Ok(entry.file_name().to_string_lossy().into_owned())
 }
 
-fn has_go() -> bool {
-    let mut go = Command::new("go");
-    go.arg("version").stdout(Stdio::null()).stderr(Stdio::null());
-    go.status().is_ok_and(|status| status.success())
-}
-
-fn build(dir: &Path, newest_containerd: Option<&Path>) -> Result<()> {
+fn build(dir: &Path) -> Result<()> {
     let root = dir.join("root");
     debootstrap(&root)?;
     let step = Step::begin("lab: disk", "20 s");
-    if let Some(containerd) = newest_containerd {
-        let bin = root.join("opt/containerd-2.4/bin");
-        std::fs::create_dir_all(&bin)?;
-        for entry in std::fs::read_dir(containerd)? {
-            let entry = entry?;
-            std::fs::copy(entry.path(), bin.join(entry.file_name()))?;
-        }
-    }
     let version = kernel_version(&root)?;
     std::fs::copy(root.join(format!("boot/vmlinuz-{version}")), dir.join("vmlinuz"))?;
     unpack_modules(&root, &version)?;
@@ -163,34 +127,6 @@ fn unpack_modules(root: &Path, version: &str) -> Result<()> {
         .args(["-c", "find . -name '*.ko.xz' -print0 | xargs -0 -P2 -n40 xz -d"])
         .current_dir(&modules))?;
     run(Command::new("chroot").arg(root).args(["depmod", version]))
-}
-
-/// A folder with containerd, ctr and the runc shim of [`CONTAINERD_VERSION`].
-fn containerd(cache: &Path) -> Result<PathBuf> {
-    let key = cache::key(&[CONTAINERD_VERSION.as_bytes(), CONTAINERD_GO_MOD.as_bytes()]);
-    let dir = cache.join(format!("containerd-{CONTAINERD_VERSION}-{key}"));
-    cache::once(&dir, |part| {
-        let step = Step::begin("lab: containerd 2.4", "1 to 4 minutes");
-        let module = part.join("module");
-        std::fs::create_dir_all(&module)?;
-        let require = format!("require {CONTAINERD_MODULE} {CONTAINERD_VERSION}\n");
-        std::fs::write(module.join("go.mod"), format!("{CONTAINERD_GO_MOD}{require}"))?;
-        let version = CONTAINERD_VERSION.trim_start_matches('v');
-        run(Command::new("go")
-            .args(["build", "-mod=mod", "-trimpath", "-ldflags"])
-            .arg(format!("-s -w -X {CONTAINERD_MODULE}/version.Version={version}"))
-            .args(["-o", "../bin/"])
-            .args(
-                ["containerd", "ctr", "containerd-shim-runc-v2"]
-                    .map(|command| format!("{CONTAINERD_MODULE}/cmd/{command}")),
-            )
-            .env("CGO_ENABLED", "0")
-            .current_dir(&module))?;
-        cache::remove(&module)?;
-        step.end();
-        Ok(())
-    })?;
-    Ok(dir.join("bin"))
 }
 
 /// Runs a command to its end; its output is shown only when it fails.

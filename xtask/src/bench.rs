@@ -7,7 +7,7 @@ mod plot;
 use crate::{build, lab};
 use ::lab::bench::Report;
 use ::lab::host::Ground;
-use ::lab::machine::Lab;
+use ::lab::machine::{Lab, Purpose};
 use ::lab::wire::Exec;
 use anyhow::{Context, Result, bail};
 use std::path::Path;
@@ -41,7 +41,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let client = match ground {
         // Its clock counts instructions: other load on this machine doesn't show.
         Ground::Emulated => lab.up_counting(&agent)?,
-        Ground::Host => lab.up(&agent, ground)?,
+        Ground::Host => lab.up(&agent, ground, Purpose::Tests)?,
     };
     let report = lab::install(&client)
         .and_then(|()| client.put(&[(&program, Path::new(PROGRAM))]).map(drop))
@@ -55,7 +55,7 @@ fn measure(client: &::lab::client::Client, runs: u32) -> Result<Report> {
     let mut out = Vec::new();
     // It says something at every run: a lab that is silent for long hangs.
     let silence = Duration::from_secs(300);
-    let status = client.exec_watched(Exec { argv, ..Exec::default() }, silence, &mut out)?;
+    let status = client.exec_watched(Exec { argv, ..Exec::default() }, silence, None, &mut out)?;
     if status != 0 {
         bail!("the benchmark failed ({status})");
     }

@@ -2,7 +2,7 @@
 
 use ::lab::cache::Step;
 use anyhow::{Context, Result, bail};
-use std::ffi::OsStr;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -38,36 +38,62 @@ pub fn install_dir() -> PathBuf {
 /// # Errors
 /// When a part doesn't build.
 pub fn product() -> Result<()> {
-    let step = Step::begin("product", "5 s when little changed, 4 minutes from nothing");
+    std::thread::scope(|scope| {
+        let kernel = scope.spawn(guest_kernel);
+        let programs = programs();
+        // Told at once: the other part may go on for minutes.
+        if let Err(error) = &programs {
+            eprintln!("error: {error:#}; what is built beside it is finished first");
+        }
+        let kernel = joined(kernel);
+        programs?;
+        install_guest(&kernel?)
+    })
+}
+
+/// What a thread that builds something answers.
+pub fn joined<T>(thread: std::thread::ScopedJoinHandle<'_, Result<T>>) -> Result<T> {
+    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+fn built(program: &str) -> PathBuf {
+    target_dir().join(TARGET).join("release").join(program)
+}
+
+/// Builds and installs the programs.
+///
+/// # Errors
+/// When one doesn't build.
+pub fn programs() -> Result<()> {
+    let step = Step::begin("product", "5 s when little changed, from nothing 4 minutes");
     let mut arguments = vec!["build", "--release"];
     for package in ["kata-like-vmm", "kata-like-fs", "kata-like-shim", "kata-like-agent"] {
         arguments.extend(["-p", package]);
     }
-    cargo_static(&arguments)?;
-    let built = target_dir().join(TARGET).join("release");
+    cargo_static(&arguments, &step)?;
     for (_, binary, folder) in PRODUCT.iter().filter(|(_, _, folder)| !folder.is_empty()) {
-        install(&built.join(binary), &install_dir().join(folder).join(binary))?;
+        install(&built(binary), &install_dir().join(folder).join(binary))?;
     }
     step.end();
+    Ok(())
+}
+
+/// Makes and installs the guest image of the agent that was built, and installs the guest kernel of this folder.
+///
+/// # Errors
+/// When a file can't be read or written.
+pub fn install_guest(kernel: &Path) -> Result<()> {
     let share = install_dir().join("usr/share/kata-like");
-    guest_image(&built.join("kata-like-agent"), &share.join("guest.img"))?;
-    let kernel = guest_kernel()?;
+    std::fs::create_dir_all(&share)?;
+    kata_like_rootfs_builder::image::build(&built("kata-like-agent"), &share.join("guest.img"))?;
     install(&kernel.join("vmlinux"), &share.join("vmlinux"))
 }
 
-fn guest_image(agent: &Path, image: &Path) -> Result<()> {
-    std::fs::create_dir_all(image.parent().context("no folder")?)?;
-    let status = cargo()
-        .args(["run", "--quiet", "-p", "kata-like-rootfs-builder", "--target-dir"])
-        .arg(target_dir())
-        .args([OsStr::new("--"), OsStr::new("--agent"), agent.as_os_str()])
-        .args([OsStr::new("--out"), image.as_os_str()])
-        .status()?;
-    succeeded("the guest image", status)
-}
-
 /// Builds the guest kernel, or finds it in the cache; answers its folder.
-fn guest_kernel() -> Result<PathBuf> {
+///
+/// # Errors
+/// When it doesn't build; the message says what to do.
+pub fn guest_kernel() -> Result<PathBuf> {
     let output = Command::new("bash")
         .arg(workspace().join("guest-kernel-config/build.sh"))
         .stdin(Stdio::null())
@@ -85,7 +111,12 @@ fn guest_kernel() -> Result<PathBuf> {
 /// # Errors
 /// When it doesn't build.
 pub fn lab_program(name: &str) -> Result<PathBuf> {
-    cargo_static(&["build", "-p", "kata-like-tests", "--bin", name])?;
+    // What only the end-to-end tests need is left out of the others, which are built first.
+    let features: &[&str] = if name == "e2e" { &[] } else { &["--no-default-features"] };
+    let step = Step::begin_quick("the lab's programs");
+    let build = ["build", "-p", "kata-like-tests", "--bin", name];
+    cargo_static(&[&build, features].concat(), &step)?;
+    step.end();
     Ok(target_dir().join(TARGET).join("debug").join(name))
 }
 
@@ -96,16 +127,29 @@ pub fn cargo() -> Command {
     cargo
 }
 
-/// Runs cargo so that what it builds needs no library where it runs.
-fn cargo_static(arguments: &[&str]) -> Result<()> {
-    let status = cargo()
+/// Runs cargo so that what it builds needs no library where it runs; the step tells how far it is.
+fn cargo_static(arguments: &[&str], step: &Step) -> Result<()> {
+    let mut child = cargo()
         .args(arguments)
-        .args(["--quiet", "--target", TARGET, "--target-dir"])
+        .args(["--target", TARGET, "--target-dir"])
         .arg(target_dir())
         .env("RUSTFLAGS", "-C target-feature=+crt-static")
-        .status()
+        .stderr(Stdio::piped())
+        .spawn()
         .context("cargo")?;
-    succeeded(&format!("cargo {}", arguments.join(" ")), status)
+    let said = child.stderr.take().context("cargo's messages")?;
+    let (mut compiled, mut fetched) = (0_u32, 0_u32);
+    for line in BufReader::new(said).lines() {
+        let line = line?;
+        match line.split_whitespace().next() {
+            Some("Compiling") => compiled += 1,
+            Some("Downloaded") => fetched += 1,
+            Some("Finished" | "Downloading" | "Updating" | "Locking") => {}
+            _ => eprintln!("{line}"),
+        }
+        step.is_at(format_args!("{fetched} crates downloaded, {compiled} compiled"));
+    }
+    succeeded(&format!("cargo {}", arguments.join(" ")), child.wait()?)
 }
 
 fn succeeded(what: &str, status: std::process::ExitStatus) -> Result<()> {

@@ -1,22 +1,22 @@
-//! The end-to-end tests: built here, run in the lab, so that no step of theirs waits for the way there.
+//! The end-to-end tests: built here, run in labs, which ask for one after another.
 
-use crate::suites::{Count, plain_result};
+mod queue;
+mod runs;
+
+use crate::suites::Count;
 use crate::{build, lab};
-use ::lab::client::Client;
-use ::lab::containerd::Version;
+use ::lab::host::Ground;
 use ::lab::machine::Lab;
-use ::lab::wire::Exec;
-use anyhow::{Context, Result, bail};
-use std::io::Write;
+use anyhow::{Context, Result, ensure};
+use queue::Queue;
+use runs::Round;
 use std::path::Path;
-use std::time::Duration;
+use std::process::Command;
 
-const PROGRAM: &str = "/run/lab/e2e";
-const ARTIFACTS: &str = "/tmp/e2e-artifacts";
-/// How many labs a round may use up.
-const LABS: u32 = 3;
-/// Longer than any test may take: a lab that says nothing for so long is gone.
-const SILENCE: Duration = Duration::from_secs(720);
+/// With fewer tests a second lab costs more than it brings.
+const WORTH_A_SECOND: usize = 12;
+/// What a lab may take, KiB: its memory, and QEMU's own.
+const LAB_KIB: u64 = 9 << 19;
 
 /// Which tests to run, and against what.
 #[derive(Debug, clap::Args)]
@@ -32,6 +32,9 @@ pub struct Arguments {
     /// How many containers a test of many makes
     #[arg(long, default_value_t = 8)]
     many: u32,
+    /// How many labs share the tests [default: 2 where memory allows and it is worth it]
+    #[arg(long)]
+    labs: Option<usize>,
     /// Take target/install as it is
     #[arg(long)]
     no_build: bool,
@@ -48,162 +51,83 @@ impl Arguments {
             containerd: "both".to_owned(),
             runtime: None,
             many: 8,
+            labs: None,
             no_build: false,
             list: false,
         }
     }
+
+    /// The arguments of the tests' own program.
+    fn of_program(&self) -> Vec<String> {
+        let mut argv = vec!["--containerd".to_owned(), self.containerd.clone()];
+        argv.extend(["--many".to_owned(), self.many.to_string()]);
+        argv.extend(self.runtime.iter().flat_map(|name| ["--runtime".to_owned(), name.clone()]));
+        argv.extend(self.filters.iter().cloned());
+        argv
+    }
 }
 
-/// Builds what is tested, brings the lab up, runs the tests in it.
+/// Builds what is tested, brings labs up, and has them run the tests.
 ///
 /// # Errors
-/// When something doesn't build or the lab doesn't come up; tests that fail are counted.
+/// When something doesn't build or no lab comes up; tests that fail are counted.
 pub fn run(arguments: &Arguments) -> Result<Count> {
-    let versions = versions(&arguments.containerd)?;
+    let program = build::lab_program("e2e")?;
+    let tests = list(&program, arguments)?;
+    if arguments.list {
+        for test in &tests {
+            println!("{test}");
+        }
+        return Ok(Count { passed: 1, failed: 0 });
+    }
+    if tests.is_empty() {
+        return Ok(Count::default());
+    }
     if !arguments.no_build {
         build::product()?;
     }
-    let lab = Lab::named_by_environment()?;
-    let mut sum = Count::default();
-    let mut failures = Vec::new();
-    for (round, version) in versions.iter().enumerate() {
-        println!("[end to end] containerd {}", version.name());
-        sum = sum + against(&lab, *version, round > 0, arguments, &mut failures)?;
-    }
+    let ground = lab::ground()?;
+    let labs = Lab::side_by_side(arguments.labs.unwrap_or_else(|| worth(ground, tests.len())))?;
+    println!("[end to end] {} tests, labs side by side: {}", tests.len(), labs.len());
+    let queue = Queue::new(tests);
+    let round = Round::new(&program, arguments.of_program(), arguments.many, &queue);
+    round.run_in(&labs)?;
+    let sum = queue.count();
     // Again at the end: who reads the last lines alone knows what failed, and why.
-    for failure in failures {
+    for failure in queue.failures() {
         println!("[end to end] {failure}");
     }
     if sum.failed > 0 {
-        keep_artifacts(&lab.client()?);
+        labs.iter().for_each(runs::keep_artifacts);
     }
+    // One to look around in is enough.
+    labs.iter().skip(1).try_for_each(Lab::down)?;
     println!("[end to end] {} passed, {} failed", sum.passed, sum.failed);
     Ok(sum)
 }
 
-fn versions(word: &str) -> Result<Vec<Version>> {
-    match (word, Version::from_name(word)) {
-        ("both", _) => Ok(Version::ALL.to_vec()),
-        (_, Some(version)) => Ok(vec![version]),
-        _ => bail!("--containerd wants 1.7, 2.4 or both, not {word}"),
-    }
+/// The tests' own list, a line each; the program is static, and so runs here as well.
+fn list(program: &Path, arguments: &Arguments) -> Result<Vec<String>> {
+    let mut list = Command::new(program);
+    let output =
+        list.args(arguments.of_program()).arg("--list").output().context("list the tests")?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr).trim());
+    Ok(String::from_utf8(output.stdout)?.lines().map(str::to_owned).collect())
 }
 
-/// Brings the lab up, with the product and the tests in it.
-fn prepare(lab: &Lab) -> Result<Client> {
-    let program = build::lab_program("e2e")?;
-    let client = lab::up(lab)?;
-    lab::install(&client)?;
-    client.put(&[(&program, Path::new(PROGRAM))])?;
-    Ok(client)
+/// How many labs so many tests are worth on this machine. On its own kernel labs would see each other.
+fn worth(ground: Ground, tests: usize) -> usize {
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    let memory = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| available(&text));
+    let room = memory.is_some_and(|kib| kib >= 2 * LAB_KIB);
+    let two = ground == Ground::Emulated && tests > WORTH_A_SECOND && cpus > 1 && room;
+    if two { 2 } else { 1 }
 }
 
-/// One round of the tests, in as many labs as it takes: a test that takes the lab with it has failed, the
-/// others go on in a new one. `again`: tests that no containerd takes part in have been run.
-fn against(
-    lab: &Lab,
-    version: Version,
-    again: bool,
-    arguments: &Arguments,
-    failures: &mut Vec<String>,
-) -> Result<Count> {
-    let many = arguments.many.to_string();
-    // A test of many says nothing until it ends: 6 s for each, as its own deadline has it.
-    let silence = SILENCE + Duration::from_secs(6) * arguments.many;
-    let mut argv = vec![PROGRAM, "--containerd", version.name(), "--artifacts", ARTIFACTS];
-    argv.extend(["--many", &many]);
-    argv.extend(again.then_some("--skip-once"));
-    argv.extend(arguments.list.then_some("--list"));
-    argv.extend(arguments.runtime.iter().flat_map(|runtime| ["--runtime", runtime.as_str()]));
-    argv.extend(arguments.filters.iter().map(String::as_str));
-    let argv: Vec<String> = argv.into_iter().map(str::to_owned).collect();
-    let (mut count, mut begun) = (Count::default(), 0);
-    for _ in 0..LABS {
-        let client = prepare(lab)?;
-        let argv = argv.iter().cloned().chain(["--skip".to_owned(), begun.to_string()]).collect();
-        let mut watched = Watched::default();
-        let exec = Exec { argv, ..Exec::default() };
-        let Err(error) = client.exec_watched(exec, silence, &mut watched) else {
-            if arguments.list {
-                return Ok(Count { passed: 1, failed: 0 });
-            }
-            failures.append(&mut watched.failures);
-            // A filter may name none of this round's tests; the sum over the rounds decides.
-            return Ok(count + watched.result().context("the tests ended without a result")?);
-        };
-        println!("[end to end] FAILED with the lab: {error:#}\n{}", lab.said());
-        failures.append(&mut watched.failures);
-        failures.push(format!("failed: {} a lab that went away", version.name()));
-        lab.down()?;
-        count = count + watched.finished + Count { passed: 0, failed: 1 };
-        begun += watched.finished.passed + watched.finished.failed + 1;
-    }
-    bail!("{LABS} labs went away in one round")
-}
-
-fn keep_artifacts(client: &Client) {
-    let kept = build::target_dir().join("e2e-artifacts");
-    match client.get(Path::new(ARTIFACTS), &kept) {
-        Ok(()) => println!("[end to end] logs of what failed: {}", kept.display()),
-        Err(error) => println!("[end to end] their logs could not be fetched: {error:#}"),
-    }
-}
-
-/// Passes output on to ours, counts the tests that end, and keeps the last line.
-#[derive(Default)]
-struct Watched {
-    finished: Count,
-    /// The lines that say what failed.
-    failures: Vec<String>,
-    last: Vec<u8>,
-    line: Vec<u8>,
-}
-
-impl Watched {
-    fn result(&self) -> Option<Count> {
-        plain_result(&String::from_utf8_lossy(&self.last))
-    }
-
-    fn take(&mut self, bytes: &[u8]) {
-        for &byte in bytes {
-            if byte == b'\n' {
-                self.end_line();
-            } else {
-                self.line.push(byte);
-            }
-        }
-    }
-
-    fn end_line(&mut self) {
-        self.last = std::mem::take(&mut self.line);
-        let line = String::from_utf8_lossy(&self.last);
-        if let Some(count) = one_result(&line) {
-            self.finished = self.finished + count;
-        }
-        if line.starts_with("failed: ") {
-            self.failures.push(line.into_owned());
-        }
-    }
-}
-
-/// The verdict in `[3/66] 1.7 run::echoes ... ok (2.5 s)`.
-fn one_result(line: &str) -> Option<Count> {
-    let (name, verdict) = line.rsplit_once(" ... ")?;
-    let passed = verdict.starts_with("ok (");
-    (name.starts_with('[') && (passed || verdict.starts_with("FAILED (")))
-        .then_some(Count { passed: u32::from(passed), failed: u32::from(!passed) })
-}
-
-impl Write for Watched {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.take(bytes);
-        std::io::stdout().write_all(bytes)?;
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        std::io::stdout().flush()
-    }
+/// KiB that programs may still take, of `/proc/meminfo`.
+fn available(meminfo: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim().trim_end_matches(" kB").parse().ok()
 }
 
 #[cfg(test)]
@@ -211,16 +135,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tests_that_ended_are_counted_and_the_last_line_is_the_result() {
-        let mut watched = Watched::default();
-        let said =
-            "[1/3] 1.7 run::echoes ... ok (2.5 s)\n[2/3] 1.7 a ... FAILED (1.0 s)\n---- a ... ok\n";
-        watched.take(said.as_bytes());
-        assert_eq!(watched.finished, Count { passed: 1, failed: 1 });
-        assert_eq!(watched.result(), None);
-        watched.take(b"failed: 1.7 a: reason\n");
-        assert_eq!(watched.failures, ["failed: 1.7 a: reason"]);
-        watched.take(b"1 passed, 1 failed\n");
-        assert_eq!(watched.result(), Some(Count { passed: 1, failed: 1 }));
+    fn the_memory_that_is_left_is_read() {
+        let meminfo = "MemTotal:       24576000 kB\nMemAvailable:   12345678 kB\n";
+        assert_eq!(available(meminfo), Some(12_345_678));
+        assert_eq!(available("MemTotal: 1 kB\n"), None);
+    }
+
+    #[test]
+    fn a_single_lab_does_for_few_tests_and_for_the_hosts_kernel() {
+        assert_eq!(worth(Ground::Emulated, WORTH_A_SECOND), 1);
+        assert_eq!(worth(Ground::Host, 1000), 1);
     }
 }

@@ -3,7 +3,7 @@
 use crate::build;
 use ::lab::client::Client;
 use ::lab::host::Ground;
-use ::lab::machine::Lab;
+use ::lab::machine::{Lab, Purpose};
 use ::lab::wire::Exec;
 use anyhow::{Context, Result, bail};
 use clap::Subcommand;
@@ -78,7 +78,9 @@ pub fn run(command: Command) -> Result<i32> {
         }
         Command::Logs { lines } => return logs(&lab.client()?, lines),
         Command::Down => lab.down()?,
-        Command::Freeze => ::lab::machine::freeze_ahead(&build::lab_program("lab-agent")?)?,
+        Command::Freeze => {
+            ::lab::machine::freeze_ahead(&build::lab_program("lab-agent")?, Purpose::Tests)?;
+        }
     }
     Ok(0)
 }
@@ -88,7 +90,7 @@ pub fn run(command: Command) -> Result<i32> {
 /// # Errors
 /// When a step fails.
 pub fn up(lab: &Lab) -> Result<Client> {
-    lab.up(&build::lab_program("lab-agent")?, ground()?)
+    lab.up(&build::lab_program("lab-agent")?, ground()?, Purpose::Tests)
 }
 
 /// On what the lab stands, as the VMM that was built last says.

@@ -120,12 +120,6 @@ fn libtest_result(line: &str) -> Option<Count> {
     Some(Count { passed: number("passed")?, failed: number("failed")? })
 }
 
-/// The counts in `3 passed, 0 failed`.
-pub fn plain_result(line: &str) -> Option<Count> {
-    let (passed, failed) = line.trim().strip_suffix(" failed")?.split_once(" passed, ")?;
-    Some(Count { passed: passed.parse().ok()?, failed: failed.parse().ok()? })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -135,10 +129,8 @@ mod tests {
         let line =
             "test result: FAILED. 12 passed; 3 failed; 1 ignored; 0 measured; finished in 0.02s";
         assert_eq!(libtest_result(line), Some(Count { passed: 12, failed: 3 }));
-        assert_eq!(plain_result("7 passed, 0 failed"), Some(Count { passed: 7, failed: 0 }));
         for other in ["test a::result: ok", "12 passed", "failed: x", "all passed, 0 failed"] {
             assert_eq!(libtest_result(other), None);
-            assert_eq!(plain_result(other), None);
         }
     }
 

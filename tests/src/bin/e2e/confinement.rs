@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, bail};
 use std::fs;
 
 crate::cases!(
-    crate::Scope::EachContainerd;
+    crate::Scope::Once;
     the_vmm_holds_nothing,
     the_file_server_holds_only_file_capabilities,
     a_forbidden_system_call_kills_the_vmm,

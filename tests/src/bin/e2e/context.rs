@@ -1,9 +1,11 @@
 //! What a test has at hand: a containerd, and short words for what a person does with `ctr`.
 
 use crate::command::{self, DEADLINE, Output, Running};
+use crate::containerd_api as api;
 use crate::leaks;
 use anyhow::{Result, bail};
 use lab::containerd::{IMAGE, Version};
+use nix::sys::signal::Signal;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -34,9 +36,9 @@ impl Context {
 
     /// Removes what a run of these tests that was broken off left in containerd, and shims that it has forgotten.
     pub fn sweep(&self) -> Result<()> {
-        let containers = self.ctr(&["container", "ls", "-q"])?.expect_code(0)?.text();
-        for id in containers.lines().filter(|id| id.starts_with("e2e-")) {
-            drop(Container { context: self, id: id.to_owned() });
+        let containers = api::containers(self.containerd)?;
+        for id in containers.into_iter().filter(|id| id.starts_with("e2e-")) {
+            drop(Container::new(self, id));
         }
         leaks::end_shims_of_tests()
     }
@@ -77,7 +79,7 @@ impl Context {
 
     /// A container from an OCI configuration file that names its own rootfs, in the background.
     pub fn configured(&self, config: &str) -> Result<Container<'_>> {
-        let container = Container { context: self, id: self.fresh_id() };
+        let container = Container::new(self, self.fresh_id());
         let args =
             ["run", "--runtime", &self.runtime, "--detach", "--config", config, &container.id];
         self.ctr(&args)?.expect_code(0)?;
@@ -143,7 +145,7 @@ impl<'a> Run<'a> {
         self.flags.push("--detach".into());
         // With --detach ctr leaves its own standard streams to the container.
         let mut command = self.command(args);
-        let container = Container { context: self.context, id: self.id };
+        let container = Container::new(self.context, self.id);
         let output = Running::start(&mut command, self.stdin)?.finish(self.deadline)?;
         output.expect_code(0)?;
         Ok(container)
@@ -155,9 +157,14 @@ pub struct Container<'a> {
     context: &'a Context,
     /// Its id.
     pub id: String,
+    removed: bool,
 }
 
-impl Container<'_> {
+impl<'a> Container<'a> {
+    fn new(context: &'a Context, id: String) -> Self {
+        Self { context, id, removed: false }
+    }
+
     /// `ctr task VERB … ID ARGS…`.
     pub fn task(&self, verb: &[&str], args: &[&str]) -> Result<Output> {
         let mut all = vec!["task"];
@@ -190,11 +197,10 @@ impl Container<'_> {
         self.task(&["kill", "-s", signal], &[])
     }
 
-    /// RUNNING, STOPPED, … as `ctr task ls` says; `None` when there is no such task.
+    /// RUNNING, STOPPED, … as `ctr task ls` has it; `None` when there is no such task.
     pub fn status(&self) -> Result<Option<String>> {
-        let list = self.context.ctr(&["task", "ls"])?.expect_code(0)?.text();
-        let row = list.lines().find(|line| line.split_whitespace().next() == Some(&self.id));
-        Ok(row.and_then(|line| line.split_whitespace().nth(2)).map(str::to_owned))
+        let tasks = api::tasks(self.context.containerd)?;
+        Ok(tasks.into_iter().find(|(id, _)| *id == self.id).map(|(_, status)| status))
     }
 
     /// Waits until its status is this.
@@ -225,14 +231,15 @@ impl Container<'_> {
     }
 
     /// Kills it, removes it, and says how that went.
-    pub fn remove(self) -> Result<()> {
-        self.kill("KILL")?;
+    pub fn remove(mut self) -> Result<()> {
+        api::kill(self.context.containerd, &self.id, Signal::SIGKILL as u32)?;
         self.await_status("STOPPED")?;
+        // By `ctr`, which made them: the FIFOs and the snapshot go, too.
         self.delete_task()?;
-        let id = self.id.clone();
-        self.context.ctr(&["container", "delete", &id])?.expect_code(0)?;
+        self.context.ctr(&["container", "delete", &self.id])?.expect_code(0)?;
+        self.removed = true;
         if self.status()?.is_some() {
-            bail!("{id} is still there");
+            bail!("{} is still there", self.id);
         }
         Ok(())
     }
@@ -240,7 +247,12 @@ impl Container<'_> {
 
 impl Drop for Container<'_> {
     fn drop(&mut self) {
-        let _ = self.task(&["delete", "--force"], &[]);
+        if self.removed {
+            return;
+        }
+        if self.status().is_ok_and(|status| status.is_some()) {
+            let _ = self.task(&["delete", "--force"], &[]);
+        }
         let _ = self.context.ctr(&["container", "delete", &self.id]);
     }
 }

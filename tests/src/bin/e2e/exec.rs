@@ -7,11 +7,12 @@ use std::time::Duration;
 
 crate::cases!(
     crate::Scope::EachContainerd;
-    runs_in_the_containers_namespaces,
     exit_codes_come_through,
+    an_exec_is_listed_and_killed;
+    crate::Scope::Once;
+    runs_in_the_containers_namespaces,
     a_heredoc_is_counted_right,
     the_last_words_arrive_whole,
-    an_exec_is_listed_and_killed,
     twenty_at_a_time,
     joins_an_init_that_made_a_tree_of_its_cgroup,
 );

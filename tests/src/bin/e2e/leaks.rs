@@ -1,7 +1,11 @@
 //! Nothing is left behind: what the machine holds after a test is what it held before.
 
+use crate::command;
+use crate::containerd_api as api;
 use crate::context::Context;
+use crate::task_api;
 use anyhow::{Context as _, Result, bail};
+use lab::containerd::Version;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::collections::BTreeSet;
@@ -28,20 +32,34 @@ const WATCHED: [(&str, usize); 10] = [
 /// How long what is going away may take.
 const SETTLE: Duration = Duration::from_secs(10);
 
-/// Runs a test and holds what it leaves against what was there.
-pub fn guarded(context: &Context, test: impl FnOnce(&Context) -> Result<()>) -> Result<()> {
-    let before = Holdings::now(context)?;
-    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| test(context)))
-        .unwrap_or_else(|_| Err(anyhow::anyhow!("the test panicked")));
-    let left = before.settle(context, SETTLE)?;
-    if !left.is_empty() {
-        end_leaked(&left);
-        return Err(match outcome {
-            Ok(()) => anyhow::anyhow!("left behind:\n  {}", left.join("\n  ")),
-            Err(error) => error.context(format!("and left behind:\n  {}", left.join("\n  "))),
-        });
+/// What the tests before have left in place: what the next one may find.
+#[derive(Default)]
+pub struct Guard(Option<Holdings>);
+
+impl Guard {
+    /// Runs a test and holds what it leaves against what was there.
+    pub fn run(
+        &mut self,
+        context: &Context,
+        test: impl FnOnce(&Context) -> Result<()>,
+    ) -> Result<()> {
+        let before = match self.0.take() {
+            Some(before) => before,
+            None => Holdings::now()?,
+        };
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| test(context)))
+            .unwrap_or_else(|_| Err(anyhow::anyhow!("the test panicked")));
+        let (left, after) = before.settle(SETTLE)?;
+        if !left.is_empty() {
+            end_leaked(&left);
+            return Err(match outcome {
+                Ok(()) => anyhow::anyhow!("left behind:\n  {}", left.join("\n  ")),
+                Err(error) => error.context(format!("and left behind:\n  {}", left.join("\n  "))),
+            });
+        }
+        self.0 = Some(after);
+        outcome
     }
-    outcome
 }
 
 /// Kills leaked processes, so that the next tests are not blamed for them.
@@ -67,7 +85,7 @@ pub struct Holdings(BTreeSet<String>);
 
 impl Holdings {
     /// What is held now.
-    pub fn now(context: &Context) -> Result<Self> {
+    pub fn now() -> Result<Self> {
         let mut held = BTreeSet::new();
         processes(&mut held)?;
         mounts(&mut held)?;
@@ -76,19 +94,22 @@ impl Holdings {
             entries(Path::new(root), depth, &mut held);
         }
         cgroups(Path::new("/sys/fs/cgroup"), &mut held);
-        containerd_objects(context, &mut held)?;
+        for version in Version::installed() {
+            containerd_objects(version, &mut held)?;
+        }
         Ok(Self(held))
     }
 
-    /// What is held now and was not then, given some time to go away.
-    pub fn settle(&self, context: &Context, patience: Duration) -> Result<Vec<String>> {
+    /// What is held now and was not then, given some time to go away; and all that is held now.
+    pub fn settle(&self, patience: Duration) -> Result<(Vec<String>, Self)> {
         let end = Instant::now() + patience;
         loop {
-            let left: Vec<_> = Self::now(context)?.0.difference(&self.0).cloned().collect();
+            let now = Self::now()?;
+            let left: Vec<_> = now.0.difference(&self.0).cloned().collect();
             if left.is_empty() || Instant::now() >= end {
-                return Ok(left);
+                return Ok((left, now));
             }
-            std::thread::sleep(Duration::from_millis(100));
+            std::thread::sleep(Duration::from_millis(20));
         }
     }
 }
@@ -158,13 +179,12 @@ fn cgroups(directory: &Path, held: &mut BTreeSet<String>) {
     }
 }
 
-fn containerd_objects(context: &Context, held: &mut BTreeSet<String>) -> Result<()> {
-    let lists: [(&str, &[&str]); 2] =
-        [("container", &["container", "ls", "-q"]), ("task", &["task", "ls", "-q"])];
-    for (kind, args) in lists {
-        let list = context.ctr(args)?.expect_code(0)?.text();
-        held.extend(list.lines().map(|name| format!("containerd {kind} {name}")));
-    }
+fn containerd_objects(version: Version, held: &mut BTreeSet<String>) -> Result<()> {
+    let on = version.name();
+    let containers = api::containers(version)?.into_iter();
+    held.extend(containers.map(|id| format!("containerd {on} container {id}")));
+    let tasks = api::tasks(version)?.into_iter();
+    held.extend(tasks.map(|(id, _)| format!("containerd {on} task {id}")));
     Ok(())
 }
 
@@ -174,7 +194,8 @@ pub fn descriptors(pid: u32) -> Result<usize> {
 }
 
 fn catches_a_planted_leak(context: &Context) -> Result<()> {
-    let before = Holdings::now(context)?;
+    let before = Holdings::now()?;
+    let container = context.sleeper()?;
     let directory = Path::new("/run/kata-like/default/planted");
     fs::create_dir_all(directory)?;
     let listener = std::os::unix::net::UnixListener::bind(directory.join("planted.sock"))?;
@@ -186,7 +207,7 @@ fn catches_a_planted_leak(context: &Context) -> Result<()> {
     let program = Path::new("/tmp/planted-kata-like-vmm");
     fs::copy("/usr/bin/sleep", program)?;
     let mut process = std::process::Command::new(program).arg("100").spawn()?;
-    let left = before.settle(context, Duration::from_millis(100))?.join("\n");
+    let left = before.settle(Duration::from_millis(100))?.0.join("\n");
     process.kill()?;
     process.wait()?;
     fs::remove_file(program)?;
@@ -194,13 +215,17 @@ fn catches_a_planted_leak(context: &Context) -> Result<()> {
     fs::remove_dir(cgroup)?;
     drop(listener);
     fs::remove_dir_all(directory)?;
-    for kind in [
+    let on = context.containerd.name();
+    let known =
+        ["container", "task"].map(|kind| format!("containerd {on} {kind} {}", container.id));
+    container.remove()?;
+    for kind in known.iter().map(String::as_str).chain([
         "entry /run/kata-like/default/planted",
         "socket /run/kata-like/default/planted/planted.sock",
         "cgroup /sys/fs/cgroup/planted",
         "mount /run/kata-like/default/planted",
         "/tmp/planted-kata-like-vmm",
-    ] {
+    ]) {
         if !left.contains(kind) {
             bail!("the planted {kind} was not seen; seen: {left}");
         }
@@ -208,13 +233,32 @@ fn catches_a_planted_leak(context: &Context) -> Result<()> {
     Ok(())
 }
 
-fn catches_growing_descriptors(_: &Context) -> Result<()> {
-    let before = descriptors(std::process::id())?;
-    let planted = fs::File::open("/dev/null")?;
-    let after = descriptors(std::process::id())?;
-    drop(planted);
-    if after != before + 1 {
-        bail!("one more descriptor was open, {before} and then {after} were counted");
+/// How many descriptors each process of ours has, by its program.
+pub fn descriptors_of_ours() -> Result<Vec<(String, usize)>> {
+    let mut all = Vec::new();
+    for (pid, line) in our_processes()? {
+        all.push((line.split(' ').next().unwrap_or_default().to_owned(), descriptors(pid)?));
     }
-    Ok(())
+    all.sort();
+    Ok(all)
+}
+
+/// A connection to a shim is a descriptor that it has meanwhile.
+fn catches_growing_descriptors(context: &Context) -> Result<()> {
+    let container = context.sleeper()?;
+    let mut seen = descriptors_of_ours()?;
+    let before = seen.clone();
+    let shim = task_api::connect(context, &container)?;
+    let mut counts = |what: &str, is: fn(usize, usize) -> bool| {
+        command::eventually(what, Duration::from_secs(5), || {
+            seen = descriptors_of_ours()?;
+            let sum = |all: &[(String, usize)]| all.iter().map(|(_, count)| count).sum::<usize>();
+            Ok(is(sum(&seen), sum(&before)))
+        })
+        .with_context(|| format!("before {before:?}, then {seen:?}"))
+    };
+    counts("one more descriptor is seen", |now, before| now > before)?;
+    drop(shim);
+    counts("and gone when it is closed", |now, before| now == before)?;
+    container.remove()
 }

@@ -12,17 +12,18 @@ use std::time::Duration;
 crate::cases!(
     crate::Scope::EachContainerd;
     sigterm_reaches_the_process,
-    sigkill_ends_it_with_137,
-    signals_to_ctr_run_are_passed_on,
-    a_detached_container_runs_on,
     kill_all_ends_every_process,
     delete_of_a_running_task_is_refused,
     a_second_delete_is_not_found,
-    two_at_once_are_apart,
     a_caller_that_goes_away_leaves_nothing,
+    many_eight_at_a_time_leave_containerd_as_it_was;
+    crate::Scope::Once;
+    sigkill_ends_it_with_137,
+    signals_to_ctr_run_are_passed_on,
+    a_detached_container_runs_on,
+    two_at_once_are_apart,
     twenty_one_after_another,
     a_living_shim_keeps_no_descriptors,
-    many_eight_at_a_time_leave_containerd_as_it_was,
 );
 
 /// Says when its trap is set: by a file, and on its standard output.
@@ -168,22 +169,13 @@ fn a_living_shim_keeps_no_descriptors(context: &Context) -> Result<()> {
     let container = context.sleeper()?;
     // The file server keeps a descriptor for each file that the guest knows: let it know `cat`.
     container.exec_with_stdin("x", &["cat"])?.expect_code(0)?;
-    let count = || -> Result<Vec<(String, usize)>> {
-        let mut all = Vec::new();
-        for (pid, line) in leaks::our_processes()? {
-            let name = line.split(' ').next().unwrap_or_default().to_owned();
-            all.push((name, leaks::descriptors(pid)?));
-        }
-        all.sort();
-        Ok(all)
-    };
-    let before = count()?;
+    let before = leaks::descriptors_of_ours()?;
     for _ in 0..20 {
         container.exec_with_stdin("x", &["cat"])?.expect_code(0)?;
     }
     let mut after = Vec::new();
     command::eventually("descriptors are as before", std::time::Duration::from_secs(5), || {
-        after = count()?;
+        after = leaks::descriptors_of_ours()?;
         Ok(after == before)
     })
     .with_context(|| format!("before {before:?}, after {after:?}"))?;

@@ -1,6 +1,7 @@
 //! The end-to-end tests: run inside the machine whose KVM is real (the lab, or a host that has one).
 //!
-//! `e2e [--containerd 1.7|2.4] [--artifacts DIR] [--list] [FILTER…]`; the last line is `N passed, N failed`.
+//! `e2e [--containerd 1.7|2.4|both] [--artifacts DIR] [--list] [FILTER…]`; the last line is `N passed, N failed`.
+//! `e2e --ask` runs those whose lines of `--list` come on its standard input, one after another.
 //! Each file beside this one is a topic; each test leaves nothing behind, and [`leaks`] asserts it.
 
 mod boot;
@@ -8,6 +9,7 @@ mod bundle;
 mod bundles;
 mod command;
 mod confinement;
+mod containerd_api;
 mod context;
 mod crash;
 mod deadline;
@@ -51,6 +53,7 @@ const LIMIT: Duration = Duration::from_secs(600);
 const EACH: Duration = Duration::from_secs(6);
 
 /// One test.
+#[derive(Clone)]
 struct Case {
     name: &'static str,
     scope: Scope,
@@ -60,22 +63,36 @@ struct Case {
 /// How often a test runs.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Scope {
-    /// Against each containerd.
+    /// Against each containerd: what they call the shim for, and how, is not the same.
     EachContainerd,
-    /// No containerd takes part: once is enough, with the first.
+    /// Against one: it matters little which, or none takes part.
     Once,
 }
 
-/// Makes the list of a topic's tests from their function names.
+impl Case {
+    /// The containerds that it runs against when all may.
+    fn versions(&self) -> Vec<Version> {
+        match self.scope {
+            Scope::EachContainerd => Version::ALL.to_vec(),
+            // Some with each, and the same with the same each time.
+            Scope::Once => {
+                let sum: usize = self.name.bytes().map(usize::from).sum();
+                vec![Version::ALL[sum % Version::ALL.len()]]
+            }
+        }
+    }
+}
+
+/// Makes the list of a topic's tests from their function names, by how often they run.
 macro_rules! cases {
-    ($scope:expr; $($name:ident),+ $(,)?) => {
+    ($($scope:expr; $($name:ident),+ $(,)?);+ $(;)?) => {
         pub(crate) fn cases() -> Vec<crate::Case> {
             let topic = module_path!().rsplit("::").next().unwrap_or_default();
-            vec![$(crate::Case {
+            vec![$($(crate::Case {
                 name: Box::leak(format!("{topic}::{}", stringify!($name)).into_boxed_str()),
                 scope: $scope,
                 run: $name,
-            }),+]
+            }),+),+]
         }
     };
 }
@@ -84,8 +101,8 @@ pub(crate) use cases;
 /// Runs the end-to-end tests on this machine.
 #[derive(Parser)]
 struct Arguments {
-    /// Which containerd to run against.
-    #[arg(long, default_value = "1.7")]
+    /// Which containerd to run against: 1.7, 2.4 or both.
+    #[arg(long, default_value = "both")]
     containerd: String,
     /// Where logs of failed tests are kept.
     #[arg(long, default_value = "/tmp/e2e-artifacts")]
@@ -96,12 +113,9 @@ struct Arguments {
     /// Only names the tests.
     #[arg(long)]
     list: bool,
-    /// Leaves out the tests that no containerd takes part in.
+    /// Runs the tests whose lines come on standard input, and leaves counting to who sends them.
     #[arg(long)]
-    skip_once: bool,
-    /// Leaves out so many of the first: a run in another lab had begun them.
-    #[arg(long, default_value_t = 0)]
-    skip: usize,
+    ask: bool,
     /// How many containers a test of many makes.
     #[arg(long, default_value_t = 8)]
     many: u32,
@@ -115,37 +129,29 @@ fn main() -> Result<()> {
         return inside::main(&inside[1..]);
     }
     let arguments = Arguments::parse();
-    let version = Version::from_name(&arguments.containerd)
-        .with_context(|| format!("no containerd {:?} in the lab", arguments.containerd))?;
-    let context = Context::new(version, &arguments.runtime, &arguments.artifacts, arguments.many);
-    let chosen = choose(&arguments);
+    let chosen = choose(&arguments)?;
     if arguments.list {
-        for case in &chosen {
-            println!("{}", case.name);
+        for (version, case) in &chosen {
+            println!("{} {}", version.name(), case.name);
         }
         return Ok(());
     }
-    version.start()?;
-    context.sweep()?;
-    let limit = LIMIT + EACH * arguments.many;
-    let (mut passed, mut failed) = (0, 0);
-    for (number, case) in chosen.iter().enumerate().skip(arguments.skip) {
-        let started = Instant::now();
-        let mark = std::fs::metadata(version.log()).map_or(0, |log| log.len() as usize);
-        let outcome =
-            leaks::guarded(&context, |context| deadline::within(limit, || (case.run)(context)));
-        let took = started.elapsed().as_secs_f32();
-        let verdict = if outcome.is_ok() { "ok" } else { "FAILED" };
-        let (of, on) = (chosen.len(), version.name());
-        println!("[{}/{of}] {on} {} ... {verdict} ({took:.1} s)", number + 1, case.name);
-        match outcome {
-            Ok(()) => passed += 1,
-            Err(error) => {
-                report::failure(&context, case.name, &error, mark);
-                println!("failed: {on} {}: {}", case.name, report::short(&error));
-                failed += 1;
-            }
+    let mut runner = Runner::new(arguments)?;
+    if runner.arguments.ask {
+        for line in std::io::stdin().lines() {
+            let line = line?;
+            let known = |(version, case): &&(Version, Case)| {
+                line == format!("{} {}", version.name(), case.name)
+            };
+            let (version, case) =
+                chosen.iter().find(known).with_context(|| format!("no test {line:?}"))?;
+            runner.run(*version, case)?;
         }
+        return Ok(());
+    }
+    let (mut passed, mut failed) = (0, 0);
+    for (version, case) in &chosen {
+        *(if runner.run(*version, case)? { &mut passed } else { &mut failed }) += 1;
     }
     println!("{passed} passed, {failed} failed");
     if passed == 0 || failed > 0 {
@@ -154,7 +160,53 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-fn choose(arguments: &Arguments) -> Vec<Case> {
+/// Runs one test after another and tells of each.
+struct Runner {
+    arguments: Arguments,
+    contexts: Vec<Context>,
+    guard: leaks::Guard,
+}
+
+impl Runner {
+    /// With every containerd there is up, and nothing of an earlier run left.
+    fn new(arguments: Arguments) -> Result<Self> {
+        let mut contexts = Vec::new();
+        for version in Version::installed() {
+            version.start()?;
+            let context =
+                Context::new(version, &arguments.runtime, &arguments.artifacts, arguments.many);
+            context.sweep()?;
+            contexts.push(context);
+        }
+        Ok(Self { arguments, contexts, guard: leaks::Guard::default() })
+    }
+
+    /// Runs a test; whether it passed.
+    fn run(&mut self, version: Version, case: &Case) -> Result<bool> {
+        let context = self.contexts.iter().find(|context| context.containerd == version);
+        let context = context.with_context(|| {
+            format!("no containerd {} here: install Go, then start again", version.name())
+        })?;
+        let started = Instant::now();
+        let mark = std::fs::metadata(version.log()).map_or(0, |log| log.len() as usize);
+        let limit = LIMIT + EACH * self.arguments.many;
+        let test = |context: &Context| deadline::within(limit, || (case.run)(context));
+        let outcome = self.guard.run(context, test);
+        let took = started.elapsed().as_secs_f32();
+        let on = version.name();
+        if let Err(error) = &outcome {
+            report::failure(context, case.name, error, mark);
+            println!("failed: {on} {}: {}", case.name, report::short(error));
+        }
+        // The last line of a test, which says that it has ended.
+        let verdict = if outcome.is_ok() { "ok" } else { "FAILED" };
+        println!("{on} {} ... {verdict} ({took:.1} s)", case.name);
+        Ok(outcome.is_ok())
+    }
+}
+
+/// The tests that are asked for, each with the containerd that it runs against.
+fn choose(arguments: &Arguments) -> Result<Vec<(Version, Case)>> {
     let topics: [fn() -> Vec<Case>; 24] = [
         run::cases,
         exec::cases,
@@ -181,10 +233,20 @@ fn choose(arguments: &Arguments) -> Vec<Case> {
         throughput::cases,
         boot::cases,
     ];
-    let wanted = |case: &Case| {
-        !(arguments.skip_once && case.scope == Scope::Once)
-            && (arguments.filters.is_empty()
-                || arguments.filters.iter().any(|f| case.name.contains(f.as_str())))
+    let only = match (arguments.containerd.as_str(), Version::from_name(&arguments.containerd)) {
+        ("both", _) => None,
+        (_, Some(version)) => Some(version),
+        (word, None) => bail!("--containerd wants 1.7, 2.4 or both, not {word}"),
     };
-    topics.iter().flat_map(|topic| topic()).filter(wanted).collect()
+    let wanted = |case: &Case| {
+        let names = |filter: &String| case.name.contains(filter.as_str());
+        arguments.filters.is_empty() || arguments.filters.iter().any(names)
+    };
+    let mut chosen = Vec::new();
+    for case in topics.iter().flat_map(|topic| topic()).filter(wanted) {
+        for version in only.map_or_else(|| case.versions(), |version| vec![version]) {
+            chosen.push((version, case.clone()));
+        }
+    }
+    Ok(chosen)
 }

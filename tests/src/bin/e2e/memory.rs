@@ -7,7 +7,10 @@ use anyhow::{Context as _, Result, bail};
 use std::fs;
 use std::time::Duration;
 
-crate::cases!(crate::Scope::EachContainerd; what_the_guest_frees_goes_back_to_the_host);
+crate::cases!(
+    crate::Scope::Once;
+    what_the_guest_frees_goes_back_to_the_host,
+);
 
 /// The guest's kernel reports every two seconds, a part of what is free each time.
 const PATIENCE: Duration = Duration::from_secs(120);

@@ -15,11 +15,12 @@ use std::time::Duration;
 crate::cases!(
     crate::Scope::EachContainerd;
     a_paused_container_stands_still_and_goes_on,
-    a_paused_container_is_killed,
     pause_and_resume_are_told_once_and_in_order,
     memory_that_runs_out_is_told,
     metrics_are_the_guests,
-    the_sandbox_is_counted_apart,
+    the_sandbox_is_counted_apart;
+    crate::Scope::Once;
+    a_paused_container_is_killed,
 );
 
 /// How far the container has counted.

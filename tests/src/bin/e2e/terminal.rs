@@ -15,8 +15,9 @@ use std::sync::{Arc, Mutex};
 crate::cases!(
     crate::Scope::EachContainerd;
     run_has_a_terminal,
+    a_resize_is_seen_by_stty;
+    crate::Scope::Once;
     exec_has_a_terminal,
-    a_resize_is_seen_by_stty,
     control_c_interrupts,
 );
 

@@ -8,7 +8,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 crate::cases!(
-    crate::Scope::EachContainerd;
+    crate::Scope::Once;
     a_gibibyte_goes_in_and_comes_out_the_same,
     a_slow_reader_loses_nothing,
 );

@@ -9,7 +9,8 @@ use protobuf::well_known_types::any::Any;
 
 crate::cases!(
     crate::Scope::EachContainerd;
-    limits_change_while_it_runs,
+    limits_change_while_it_runs;
+    crate::Scope::Once;
     what_the_guest_cannot_be_given_is_named,
     beyond_what_the_machine_has_it_grows_and_gives_back,
     a_container_with_larger_limits_gets_a_larger_machine,

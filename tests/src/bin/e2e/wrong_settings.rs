@@ -8,10 +8,11 @@ use std::path::Path;
 
 crate::cases!(
     crate::Scope::EachContainerd;
+    a_kernel_that_is_missing;
+    crate::Scope::Once;
     no_vcpus,
     too_many_vcpus,
     too_little_memory,
-    a_kernel_that_is_missing,
     a_kernel_that_is_truncated,
     a_kernel_that_is_none,
     an_unknown_setting,
