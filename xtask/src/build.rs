@@ -111,13 +111,17 @@ pub fn guest_kernel() -> Result<PathBuf> {
 /// # Errors
 /// When it doesn't build.
 pub fn lab_program(name: &str) -> Result<PathBuf> {
-    // What only the end-to-end tests need is left out of the others, which are built first.
-    let features: &[&str] = if name == "e2e" { &[] } else { &["--no-default-features"] };
+    // What only the tests need is left out of the agent, which is built first; and it has little to compute.
+    let (profile, features): (_, &[&str]) = match name {
+        "lab-agent" => ("dev", &["--no-default-features"]),
+        _ => ("lab", &[]),
+    };
     let step = Step::begin_quick("the lab's programs");
-    let build = ["build", "-p", "kata-like-tests", "--bin", name];
+    let build = ["build", "--profile", profile, "-p", "kata-like-tests", "--bin", name];
     cargo_static(&[&build, features].concat(), &step)?;
     step.end();
-    Ok(target_dir().join(TARGET).join("debug").join(name))
+    let folder = if profile == "dev" { "debug" } else { profile };
+    Ok(target_dir().join(TARGET).join(folder).join(name))
 }
 
 /// Cargo for the checkout, whatever target folder or flags the caller's environment names.

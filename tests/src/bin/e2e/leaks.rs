@@ -109,7 +109,7 @@ impl Holdings {
             if left.is_empty() || Instant::now() >= end {
                 return Ok((left, now));
             }
-            std::thread::sleep(Duration::from_millis(20));
+            std::thread::sleep(Duration::from_millis(50));
         }
     }
 }
