@@ -60,9 +60,11 @@ impl Device {
         &self.queues
     }
 
-    /// Takes the notification of a queue and serves its requests, some of them.
+    /// Takes the notification of a queue and serves its requests, some of them. None if it does not run: it may
+    /// have been handed back since it was seen to be notified.
     pub(crate) fn serve(&mut self, index: usize, notified: bool) -> io::Result<Progress> {
-        let Some(queue) = self.queues.get_mut(index) else { return Ok(Progress::Idle) };
+        let queue = self.queues.get_mut(index).filter(|queue| queue.runs());
+        let Some(queue) = queue else { return Ok(Progress::Idle) };
         if notified && let Some(kick) = &queue.kick {
             match (&mut &*kick).read(&mut [0; 8]) {
                 Err(e) if e.kind() != io::ErrorKind::WouldBlock => return Err(e),
@@ -113,7 +115,10 @@ impl VhostUserBackendReqHandlerMut for Device {
     }
 
     fn reset_device(&mut self) -> Result<()> {
-        self.queues.iter_mut().for_each(RequestQueue::reset);
+        for queue in &mut self.queues {
+            queue.set_event_idx(false);
+            queue.reset();
+        }
         self.features = 0;
         self.files.destroy();
         Ok(())
@@ -131,8 +136,7 @@ impl VhostUserBackendReqHandlerMut for Device {
         let event_idx = features & (1 << VIRTIO_RING_F_EVENT_IDX) != 0;
         let enable = features & VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() == 0;
         for queue in &mut self.queues {
-            queue.event_idx = event_idx;
-            queue.ring.set_event_idx(event_idx);
+            queue.set_event_idx(event_idx);
             // Without the protocol's features there is no SET_VRING_ENABLE.
             queue.enabled |= enable;
         }

@@ -48,7 +48,7 @@ pub struct RequestQueue {
     /// Requests have been answered.
     pub(crate) call: Option<File>,
     pub(crate) enabled: bool,
-    pub(crate) event_idx: bool,
+    event_idx: bool,
     /// The guest broke the rules; nothing is read from the queue until it is set up anew.
     broken: bool,
 }
@@ -63,19 +63,30 @@ impl RequestQueue {
         Ok(Self { ring, kick: None, call: None, enabled: false, event_idx: false, broken: false })
     }
 
-    /// Back to the state after [`RequestQueue::new`].
+    /// Back to the state after [`RequestQueue::new`], but for the features, which are the device's.
     pub(crate) fn reset(&mut self) {
         self.ring.reset();
+        self.ring.set_event_idx(self.event_idx);
         self.kick = None;
         self.call = None;
         self.enabled = false;
         self.broken = false;
     }
 
+    /// Whether both sides say from which request on they want to be notified (`VIRTIO_F_EVENT_IDX`).
+    pub(crate) fn set_event_idx(&mut self, enabled: bool) {
+        self.event_idx = enabled;
+        self.ring.set_event_idx(enabled);
+    }
+
     /// The descriptor that tells of requests, if the queue runs.
     pub(crate) fn notifier(&self) -> Option<BorrowedFd<'_>> {
-        let running = self.enabled && self.ring.ready() && !self.broken;
-        self.kick.as_ref().filter(|_| running).map(AsFd::as_fd)
+        self.kick.as_ref().filter(|_| self.runs()).map(AsFd::as_fd)
+    }
+
+    /// Whether requests are served: the queue is the server's, and the guest has not spoilt it.
+    pub(crate) fn runs(&self) -> bool {
+        self.enabled && self.ring.ready() && !self.broken
     }
 
     /// Serves some requests. A guest that breaks the rules loses the queue, nothing else.

@@ -7,10 +7,12 @@ mod frontend;
 use frontend::fuse::{Body, Caller, GUEST_ROOT, ROOT, chain, header, u64_at};
 use frontend::{ANSWER, Descriptor, HIGH_PRIORITY, Machine, REQUEST, REQUESTS, fuse};
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
+use rustix::process::{Pid, Signal, kill_process};
 use std::fs;
 use std::io::ErrorKind;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use tempfile::TempDir;
 
 /// A directory, `shared` inside it, and a file beside `shared` that no guest may see.
@@ -200,10 +202,52 @@ fn a_ring_that_claims_too_much_stops_its_queue() {
     let mut machine = Machine::start(&scratch.shared);
     machine.init();
     machine.overrun(REQUESTS);
+    machine.settle();
     let getattr = Body::new().u32(0).u32(0).u64(0);
-    machine.call_on(HIGH_PRIORITY, GUEST_ROOT, fuse::GETATTR, ROOT, &getattr).unwrap();
     let error = machine.call(fuse::GETATTR, ROOT, &getattr).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::TimedOut);
+}
+
+/// As when a machine is paused in the middle of work.
+#[test]
+fn a_queue_handed_back_with_requests_in_it_is_served_when_it_returns() {
+    let scratch = scratch();
+    let mut machine = Machine::start(&scratch.shared);
+    machine.init();
+    machine.settle();
+    let getattr = Body::new().u32(0).u32(0).u64(0);
+    let bytes = [header(fuse::GETATTR, ROOT, GUEST_ROOT, getattr.0.len()), getattr.0.clone()];
+    machine.write_bytes(REQUEST, &bytes.concat());
+    // The server finds the request and the message at once.
+    machine.stop_server();
+    machine.make_available(REQUESTS, &chain(bytes.concat().len()));
+    let server = Pid::from_child(&machine.server);
+    let base = std::thread::scope(|scope| {
+        scope.spawn(move || {
+            std::thread::sleep(Duration::from_millis(200));
+            kill_process(server, Signal::CONT).unwrap();
+        });
+        machine.take_back(REQUESTS)
+    });
+    assert_eq!(base, 1, "INIT alone has been answered");
+    machine.hand_over(REQUESTS, base);
+    machine.answered(REQUESTS).unwrap();
+    for _ in 0..3 {
+        machine.call(fuse::GETATTR, ROOT, &getattr).unwrap();
+    }
+}
+
+#[test]
+fn a_spoilt_queue_that_is_set_up_anew_is_served() {
+    let scratch = scratch();
+    let mut machine = Machine::start(&scratch.shared);
+    machine.init();
+    machine.overrun(REQUESTS);
+    machine.settle();
+    let getattr = Body::new().u32(0).u32(0).u64(0);
+    machine.take_back(REQUESTS);
+    machine.set_up_anew(REQUESTS);
+    machine.call(fuse::GETATTR, ROOT, &getattr).unwrap();
 }
 
 /// A server that does not survive is a hole in the filter of system calls, or a panic.

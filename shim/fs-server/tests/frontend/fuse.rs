@@ -1,6 +1,6 @@
 //! A FUSE client, as far as the tests need one: what the guest's kernel would send.
 
-use super::{ANSWER, ANSWER_SIZE, Descriptor, Machine, REQUEST, REQUESTS};
+use super::{ANSWER, ANSWER_SIZE, Descriptor, HIGH_PRIORITY, Machine, REQUEST, REQUESTS};
 use std::io;
 
 pub const ROOT: u64 = 1;
@@ -180,6 +180,14 @@ impl Machine {
         let body =
             Body::new().u32(7).u32(38).u32(1 << 20).u32(INIT_FLAGS).u32(u32::MAX).bytes(&[0; 44]);
         self.call(INIT, 0, &body).unwrap()
+    }
+
+    /// Waits until the server has seen all that was notified before: it looks at this queue first.
+    pub fn settle(&mut self) {
+        let getattr = Body::new().u32(0).u32(0).u64(0);
+        for _ in 0..2 {
+            self.call_on(HIGH_PRIORITY, GUEST_ROOT, GETATTR, ROOT, &getattr).unwrap();
+        }
     }
 
     pub fn lookup(&mut self, parent: u64, name: &str) -> io::Result<Entry> {

@@ -3,6 +3,7 @@
 pub mod fuse;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -84,6 +85,11 @@ impl Machine {
     /// Puts a chain in the queue and waits for the server to give it back: the length of the answer.
     pub fn submit(&mut self, queue: usize, chain: &[Descriptor]) -> io::Result<u32> {
         self.make_available(queue, chain);
+        self.answered(queue)
+    }
+
+    /// Waits for the server to give a chain back: the length of the answer.
+    pub fn answered(&mut self, queue: usize) -> io::Result<u32> {
         let base = QUEUE_AREA * queue as u64;
         let state = &mut self.queues[queue];
         // SAFETY: the descriptor is open as long as `state` is borrowed.
@@ -124,6 +130,31 @@ impl Machine {
         self.write(slot, 0u16);
         self.write(base + AVAILABLE + 2, available);
         self.queues[queue].kick.write(1).unwrap();
+    }
+
+    /// Stops the server where it is until it is sent the signal to go on.
+    pub fn stop_server(&self) {
+        let pid = Pid::from_child(&self.server);
+        kill_process(pid, Signal::STOP).unwrap();
+        waitid(WaitId::Pid(pid), WaitIdOptions::STOPPED | WaitIdOptions::NOWAIT).unwrap();
+    }
+
+    /// Takes a queue back from the server: where it goes on.
+    pub fn take_back(&mut self, queue: usize) -> u16 {
+        self.frontend.as_mut().unwrap().get_vring_base(queue).unwrap().try_into().unwrap()
+    }
+
+    /// Gives a queue to the server again.
+    pub fn hand_over(&mut self, queue: usize, base: u16) {
+        let frontend = self.frontend.as_mut().unwrap();
+        hand_over(frontend, queue, &self.memory, &self.queues[queue], base);
+    }
+
+    /// Begins with empty rings, as a driver that resets its device.
+    pub fn set_up_anew(&mut self, queue: usize) {
+        self.write_bytes(QUEUE_AREA * queue as u64, &vec![0; QUEUE_AREA as usize]);
+        let (frontend, memory) = (self.frontend.as_mut().unwrap(), &self.memory);
+        self.queues[queue] = set_up_queue(frontend, queue, memory);
     }
 
     /// Announces more requests than a ring can hold.
@@ -199,15 +230,26 @@ fn shared_memory() -> GuestMemoryMmap {
 }
 
 fn set_up_queue(frontend: &mut Frontend, index: usize, memory: &GuestMemoryMmap) -> Queue {
-    let address = |offset| {
-        let guest = GuestAddress(QUEUE_AREA * index as u64 + offset);
-        memory.get_host_address(guest).unwrap() as u64
-    };
     let queue = Queue {
         kick: EventFd::new(libc::EFD_CLOEXEC).unwrap(),
         call: EventFd::new(libc::EFD_CLOEXEC).unwrap(),
         available: 0,
         used: 0,
+    };
+    hand_over(frontend, index, memory, &queue, 0);
+    queue
+}
+
+fn hand_over(
+    frontend: &mut Frontend,
+    index: usize,
+    memory: &GuestMemoryMmap,
+    queue: &Queue,
+    base: u16,
+) {
+    let address = |offset| {
+        let guest = GuestAddress(QUEUE_AREA * index as u64 + offset);
+        memory.get_host_address(guest).unwrap() as u64
     };
     let rings = VringConfigData {
         queue_max_size: QUEUE_SIZE,
@@ -220,9 +262,8 @@ fn set_up_queue(frontend: &mut Frontend, index: usize, memory: &GuestMemoryMmap)
     };
     frontend.set_vring_num(index, QUEUE_SIZE).unwrap();
     frontend.set_vring_addr(index, &rings).unwrap();
-    frontend.set_vring_base(index, 0).unwrap();
+    frontend.set_vring_base(index, base).unwrap();
     frontend.set_vring_call(index, &queue.call).unwrap();
     frontend.set_vring_kick(index, &queue.kick).unwrap();
     frontend.set_vring_enable(index, true).unwrap();
-    queue
 }
