@@ -51,6 +51,8 @@ pub enum Step {
     Capabilities,
     /// Set `no_new_privs`.
     NoNewPrivs,
+    /// Keep the processes of a cgroup from opening devices.
+    Devices,
     /// Forbid core dumps and being traced.
     Dumpable,
 }
@@ -71,6 +73,7 @@ impl fmt::Display for Step {
             Self::Identity => "change user and group",
             Self::Capabilities => "drop capabilities",
             Self::NoNewPrivs => "set no_new_privs",
+            Self::Devices => "forbid devices",
             Self::Dumpable => "become undumpable",
         })
     }

@@ -25,6 +25,7 @@
 
 mod cores;
 mod descriptors;
+mod devices;
 mod error;
 mod privilege;
 mod root;
@@ -32,6 +33,7 @@ mod seccomp;
 
 pub use cores::{can_isolate_cores, isolate_cores};
 pub use descriptors::close_other_fds;
+pub use devices::forbid_devices;
 pub use error::{JailError, Step};
 pub use root::Root;
 pub use rustix::thread::CapabilitySet as Capabilities;

@@ -8,7 +8,8 @@ use rustix::mount::{
     move_mount, unmount,
 };
 use rustix::process::{chdir, fchdir, pivot_root};
-use std::os::fd::{AsFd, OwnedFd};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
 
 /// What a confined process sees as `/`.
@@ -18,12 +19,13 @@ pub enum Root {
     Unchanged,
     /// An empty directory that nobody can write to.
     Empty,
-    /// A directory of the host and the mounts beneath it, and nothing else.
+    /// A directory of the host and the mounts beneath it, and nothing else. Nothing that is there can be executed,
+    /// or opened as a device.
     Directory {
         /// The directory.
         path: PathBuf,
         /// Whether what the host mounts beneath the directory later appears in the jail (never the other
-        /// way round). The directory has to lie on a mount with shared propagation.
+        /// way round), with its own attributes. The directory has to lie on a mount with shared propagation.
         receive_mounts: bool,
     },
 }
@@ -50,7 +52,9 @@ impl Root {
                 // would lack what the host mounts before it is moved into place.
                 mount_bind_recursive(path, path).step(Step::NewRoot)?;
                 let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-                change_to(&open(path, flags, Mode::empty()).step(Step::NewRoot)?)
+                let root = open(path, flags, Mode::empty()).step(Step::NewRoot)?;
+                make_inert(&root).step(Step::NewRoot)?;
+                change_to(&root)
             }
         }
     }
@@ -72,6 +76,29 @@ fn empty_file_system() -> Result<OwnedFd, JailError> {
         | MountAttrFlags::MOUNT_ATTR_NODEV
         | MountAttrFlags::MOUNT_ATTR_NOEXEC;
     fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes).step(Step::NewRoot)
+}
+
+/// Takes programs and devices away from a mount and those beneath it.
+fn make_inert(mount: &OwnedFd) -> io::Result<()> {
+    let attributes = libc::mount_attr {
+        attr_set: libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NOEXEC,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: 0,
+    };
+    let flags = libc::AT_EMPTY_PATH | libc::AT_RECURSIVE;
+    // SAFETY: the kernel reads an empty path and as many bytes as the structure has.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+            &raw const attributes,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Makes a mount of this namespace the root and lets go of everything else that was there.

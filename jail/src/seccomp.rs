@@ -21,7 +21,26 @@ pub enum SeccompError {
 #[derive(Debug, Clone, Default)]
 pub struct SyscallFilter {
     unconditional: Vec<i64>,
-    by_argument: BTreeMap<i64, Vec<(u8, u32)>>,
+    by_argument: BTreeMap<i64, Vec<Condition>>,
+}
+
+/// What one argument, by its index, must be like; the low 32 bits count.
+#[derive(Debug, Clone, Copy)]
+enum Condition {
+    Equal(u8, u32),
+    Without(u8, u32),
+}
+
+impl Condition {
+    fn rule(self) -> Result<SeccompRule, BackendError> {
+        let (index, op, value) = match self {
+            Self::Equal(index, value) => (index, SeccompCmpOp::Eq, value),
+            Self::Without(index, bits) => (index, SeccompCmpOp::MaskedEq(bits.into()), 0),
+        };
+        let condition =
+            SeccompCondition::new(index, SeccompCmpArgLen::Dword, op, u64::from(value))?;
+        SeccompRule::new(vec![condition])
+    }
 }
 
 impl SyscallFilter {
@@ -41,8 +60,16 @@ impl SyscallFilter {
     /// `values`: an ioctl's request, a prctl's option, a socket's family.
     #[must_use]
     pub fn allow_if(mut self, call: i64, index: u8, values: &[u32]) -> Self {
-        let conditions = values.iter().map(|&value| (index, value));
+        let conditions = values.iter().map(|&value| Condition::Equal(index, value));
         self.by_argument.entry(call).or_default().extend(conditions);
+        self
+    }
+
+    /// Allows a system call when its argument number `index` (from 0) has none of `bits`: an mmap that asks for no
+    /// `PROT_EXEC`.
+    #[must_use]
+    pub fn allow_without(mut self, call: i64, index: u8, bits: u32) -> Self {
+        self.by_argument.entry(call).or_default().push(Condition::Without(index, bits));
         self
     }
 
@@ -53,14 +80,8 @@ impl SyscallFilter {
     pub fn compile(self) -> Result<CompiledFilter, SeccompError> {
         let mut rules = BTreeMap::new();
         for (call, conditions) in self.by_argument.into_iter().filter(|(_, c)| !c.is_empty()) {
-            let alternatives: Result<Vec<_>, BackendError> = conditions
-                .into_iter()
-                .map(|(index, value)| {
-                    let (len, op) = (SeccompCmpArgLen::Dword, SeccompCmpOp::Eq);
-                    let condition = SeccompCondition::new(index, len, op, u64::from(value))?;
-                    SeccompRule::new(vec![condition])
-                })
-                .collect();
+            let alternatives: Result<Vec<_>, BackendError> =
+                conditions.into_iter().map(Condition::rule).collect();
             rules.insert(call, alternatives.map_err(SeccompError::Compile)?);
         }
         // An empty list of alternatives is "always", so this is the wider of the two.

@@ -27,7 +27,7 @@ fn main() -> TestResult {
     if !rustix::process::geteuid().is_root() {
         return Err("these tests make mounts and namespaces: run them as root".into());
     }
-    let tests: [Test; 9] = [
+    let tests: [Test; 11] = [
         ("a_jail_without_rights_has_none", a_jail_without_rights_has_none),
         ("kept_capabilities_survive_a_new_identity", kept_capabilities_survive_a_new_identity),
         ("the_empty_root_is_empty_and_read_only", the_empty_root_is_empty_and_read_only),
@@ -35,6 +35,8 @@ fn main() -> TestResult {
         ("a_mount_made_later_arrives_and_none_goes_back", a_mount_made_later_arrives),
         ("mounts_made_while_it_is_entered_all_arrive", mounts_made_meanwhile_arrive),
         ("a_forbidden_system_call_kills", a_forbidden_system_call_kills),
+        ("memory_is_not_executable", memory_is_not_executable),
+        ("a_cgroup_without_devices_has_none", a_cgroup_without_devices_has_none),
         ("a_process_with_threads_is_refused", a_process_with_threads_is_refused),
         ("other_descriptors_are_closed", other_descriptors_are_closed),
     ];
@@ -71,6 +73,8 @@ fn child(role: &str) -> TestResult {
             report("parent", &listing("/../../.."));
             report("old path", &reachable(&link));
             report("symlink", &outcome(fs::read_to_string("/to-passwd")));
+            report("device", &outcome(File::open("/zero")));
+            report("program", &outcome(std::process::Command::new("/program").spawn()));
         }
         "mounts" => {
             let mut jail =
@@ -98,6 +102,26 @@ fn child(role: &str) -> TestResult {
             wait();
             let missed = (0..MEANWHILE).filter(|i| listing(&format!("/{i}")) != "arrived").count();
             report("missed", &missed.to_string());
+        }
+        "cgroup" => {
+            let cgroup = PathBuf::from(directory());
+            jail::forbid_devices(File::open(&cgroup)?)?;
+            report("outside", &outcome(File::open("/dev/zero")));
+            fs::write(cgroup.join("cgroup.procs"), "0")?;
+            report("inside", &outcome(File::open("/dev/zero")));
+            let node = std::env::temp_dir().join(format!("jail-test-node-{}", std::process::id()));
+            report("made", &outcome(zero(&node)));
+            report("opened", &outcome(File::open(&node)));
+            fs::remove_file(node)?;
+        }
+        "exec" => {
+            let flags = (libc::PROT_READ, libc::PROT_READ | libc::PROT_EXEC);
+            let allowed = [libc::SYS_write, libc::SYS_exit_group, libc::SYS_munmap];
+            let filter = SyscallFilter::new().allow(&allowed);
+            filter.allow_without(libc::SYS_mmap, 2, libc::PROT_EXEC as u32).compile()?.apply()?;
+            report("readable", &outcome(map(flags.0)));
+            report("alive", "");
+            report("executable", &outcome(map(flags.1)));
         }
         "seccomp" => {
             let allowed = [libc::SYS_write, libc::SYS_exit_group];
@@ -136,6 +160,20 @@ fn no_rights(root: Root) -> Jail {
         namespaces: Namespaces::ALL,
         open_files: Some(64),
     }
+}
+
+/// Makes a node of the device that gives zeroes.
+fn zero(path: &Path) -> std::io::Result<()> {
+    use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
+    Ok(mknodat(CWD, path, FileType::CharacterDevice, Mode::from_raw_mode(0o600), makedev(1, 5))?)
+}
+
+/// Maps a page of memory.
+fn map(protection: i32) -> std::io::Result<()> {
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+    // SAFETY: a new mapping, which nobody touches.
+    let page = unsafe { libc::mmap(std::ptr::null_mut(), 4096, protection, flags, -1, 0) };
+    if page == libc::MAP_FAILED { Err(std::io::Error::last_os_error()) } else { Ok(()) }
 }
 
 fn report(key: &str, value: &str) {
@@ -283,9 +321,13 @@ fn a_directory_is_all_there_is() -> TestResult {
     let scratch = Scratch::new("directory")?;
     fs::write(scratch.0.join("file"), "")?;
     std::os::unix::fs::symlink("/etc/passwd", scratch.0.join("to-passwd"))?;
+    zero(&scratch.0.join("zero"))?;
+    fs::copy("/bin/true", scratch.0.join("program"))?;
     let inside = Inside::start("directory", &scratch.0, "ready")?;
-    inside.expect("listing", "file to-passwd")?;
-    inside.expect("parent", "file to-passwd")?;
+    inside.expect("listing", "file program to-passwd zero")?;
+    inside.expect("parent", "file program to-passwd zero")?;
+    inside.expect("device", "PermissionDenied")?;
+    inside.expect("program", "PermissionDenied")?;
     inside.expect("outside", "NotFound")?;
     inside.expect("old path", "NotFound")?;
     inside.expect("symlink", "NotFound")
@@ -358,6 +400,31 @@ fn a_forbidden_system_call_kills() -> TestResult {
     inside.process.stdin.take();
     let status = inside.process.wait()?;
     check("signal", status.signal().map(|s| s.to_string()).as_deref(), &libc::SIGSYS.to_string())
+}
+
+fn memory_is_not_executable() -> TestResult {
+    let mut inside = Inside::start("exec", Path::new(""), "alive")?;
+    inside.expect("readable", "yes")?;
+    let status = inside.process.wait()?;
+    check("signal", status.signal().map(|s| s.to_string()).as_deref(), &libc::SIGSYS.to_string())
+}
+
+fn a_cgroup_without_devices_has_none() -> TestResult {
+    let mounts = fs::read_to_string("/proc/self/mounts")?;
+    let unified = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+    let unified = unified.into_iter().find(|fields| fields[2] == "cgroup2");
+    let unified = unified.ok_or("no cgroups of version 2 are mounted")?[1].to_owned();
+    let cgroup = Path::new(&unified).join(format!("jail-test-{}", std::process::id()));
+    fs::create_dir(&cgroup)?;
+    let result = (|| {
+        let inside = Inside::start("cgroup", &cgroup, "ready")?;
+        inside.expect("outside", "yes")?;
+        inside.expect("inside", "PermissionDenied")?;
+        inside.expect("made", "yes")?;
+        inside.expect("opened", "PermissionDenied")
+    })();
+    fs::remove_dir(&cgroup)?;
+    result
 }
 
 fn a_process_with_threads_is_refused() -> TestResult {

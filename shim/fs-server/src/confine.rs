@@ -67,13 +67,13 @@ pub(crate) fn syscall_filter() -> Result<CompiledFilter> {
         // The memory allocator, and guest memory.
         .allow(&[
             libc::SYS_brk,
-            libc::SYS_mmap,
             libc::SYS_mremap,
             libc::SYS_munmap,
             libc::SYS_madvise,
             libc::SYS_futex,
             libc::SYS_getrandom,
         ])
+        .allow_without(libc::SYS_mmap, 2, libc::PROT_EXEC as u32)
         // Contents of files.
         .allow(&[
             libc::SYS_preadv,

@@ -11,6 +11,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use std::fs;
 use std::io::ErrorKind;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tempfile::TempDir;
@@ -480,6 +481,42 @@ fn the_server_is_confined() {
     let (inside, outside) = (fs::metadata(process.join("root")), fs::metadata(&scratch.shared));
     assert_eq!(inside.unwrap().ino(), outside.unwrap().ino());
     println!("start to first answer: {:?}; RssAnon {}", machine.start_time, field("RssAnon"));
+}
+
+/// The guest may make any device node; whoever gets hold of the server may not use it.
+#[test]
+fn a_hijacked_server_opens_no_device() {
+    let scratch = scratch();
+    let mut machine = Machine::start(&scratch.shared);
+    machine.init();
+    machine.create(GUEST_ROOT, ROOT, "file").unwrap();
+    for (name, kind, device) in [("zero", libc::S_IFCHR, 0x105), ("loop", libc::S_IFBLK, 0x700)] {
+        let body = Body::new().u32(kind | 0o600).u32(device).u32(0).u32(0).name(name);
+        machine.call(fuse::MKNOD, ROOT, &body).unwrap();
+    }
+    machine.settle();
+    assert!(machine.open_as_server("/file", libc::O_RDWR).is_ok());
+    for name in ["/zero", "/loop"] {
+        let error = machine.open_as_server(name, libc::O_RDONLY).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EACCES), "{name}");
+    }
+}
+
+#[test]
+fn a_hijacked_server_maps_no_code() {
+    let scratch = scratch();
+    let mut machine = Machine::start(&scratch.shared);
+    machine.init();
+    machine.settle();
+    let map = |protection: i32| {
+        let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u64;
+        let arguments = [0, 4096, protection as u64, flags, u64::MAX, 0];
+        machine.call_as_server(libc::SYS_mmap, None, |_| arguments)
+    };
+    assert!(map(libc::PROT_READ).is_ok());
+    assert!(map(libc::PROT_READ | libc::PROT_EXEC).is_err());
+    let ended = machine.disconnect().unwrap();
+    assert_eq!(ended.signal(), Some(libc::SIGSYS));
 }
 
 #[test]

@@ -29,6 +29,11 @@ impl SandboxPaths {
         &self.root
     }
 
+    /// Where the mount points of [`Self::shared`] are made.
+    pub fn layout(&self) -> PathBuf {
+        self.root.join("layout")
+    }
+
     /// What the file server serves.
     pub fn shared(&self) -> PathBuf {
         self.root.join("shared")

@@ -49,7 +49,7 @@ impl ProcessId {
     }
 
     /// A descriptor of the process if it is still the same one and lives.
-    fn open(self) -> Option<OwnedFd> {
+    pub(crate) fn open(self) -> Option<OwnedFd> {
         let fd = pidfd_open(self.pid)?;
         // Read after the descriptor was taken: from here on it can't become another process.
         (Self::of(self.pid).ok() == Some(self)).then_some(fd)

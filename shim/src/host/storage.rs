@@ -2,8 +2,11 @@
 //!
 //! `<sandbox>/shared` is a mount of its own with shared propagation, so that the file server, whose mount
 //! namespace is a slave, sees what is mounted below it later. Per container it holds `rootfs` and `mounts/N`.
+//! It is read-only, but for what is mounted there: a guest shall not fill the host's `/run`. The mount points are made
+//! behind it, in `<sandbox>/layout`.
 
 mod bind;
+mod server_view;
 
 pub use crate::host::tree::remove as remove_tree;
 
@@ -15,6 +18,7 @@ use crate::oci::plan::{Bind, RootfsMount};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::chdir;
+pub use server_view::make_root_read_only;
 use std::fs;
 use std::io;
 use std::os::unix::fs::FileTypeExt;
@@ -39,9 +43,12 @@ pub fn private_mounts() -> Result<()> {
 /// # Errors
 /// The system's answer.
 pub fn make_shared(paths: &SandboxPaths, undo: &mut Undo) -> Result<()> {
-    let dir = paths.shared();
-    fs::create_dir(&dir).map_err(Error::path("make the directory", &dir))?;
-    mount_on(&dir, None, Some(&dir), MsFlags::MS_BIND, None, undo)?;
+    let (layout, dir) = (paths.layout(), paths.shared());
+    for dir in [&layout, &dir] {
+        fs::create_dir(dir).map_err(Error::path("make the directory", dir))?;
+    }
+    bind::mount_root(&layout, &dir, MsFlags::MS_RDONLY | MsFlags::MS_NOEXEC)?;
+    unmount_later(&dir, undo);
     for flags in [MsFlags::MS_PRIVATE, MsFlags::MS_SHARED] {
         mount(None::<&str>, &dir, None::<&str>, flags, None::<&str>)
             .map_err(Error::path("set the propagation of", &dir))?;
@@ -60,23 +67,28 @@ pub fn add_container(
     binds: &[Bind],
     undo: &mut Undo,
 ) -> Result<()> {
-    let dir = paths.container(id);
-    make_dir(&dir, undo)?;
-    let root = dir.join("rootfs");
-    make_dir(&root, undo)?;
+    let (layout, shown) = (paths.layout().join(id), paths.container(id));
+    make_dir(&layout, undo)?;
+    make_dir(&layout.join("rootfs"), undo)?;
     for layer in rootfs {
-        mount_rootfs(layer, &root, undo)?;
+        mount_rootfs(layer, &shown.join("rootfs"), undo)?;
     }
     if binds.is_empty() {
         return Ok(());
     }
-    let mounts = dir.join("mounts");
-    make_dir(&mounts, undo)?;
+    make_dir(&layout.join("mounts"), undo)?;
     for (index, bind) in binds.iter().enumerate() {
-        add_bind(bind, &mounts.join(index.to_string()), undo)?;
+        let place = Path::new("mounts").join(index.to_string());
+        make_mount_point(&bind.source, &layout.join(&place), undo)?;
+        let target = shown.join(&place);
+        bind::mount(bind, &target)?;
+        unmount_later(&target, undo);
     }
     Ok(())
 }
+
+/// What every mount that the file server sees is without: who gets hold of it shall not open a device.
+const INERT: MsFlags = MsFlags::MS_NODEV.union(MsFlags::MS_NOSUID);
 
 fn mount_rootfs(layer: &RootfsMount, root: &Path, undo: &mut Undo) -> Result<()> {
     let target = match layer.target.trim_start_matches('/') {
@@ -91,30 +103,38 @@ fn mount_rootfs(layer: &RootfsMount, root: &Path, undo: &mut Undo) -> Result<()>
         other => return Err(Error::InvalidArgument(format!("rootfs mount target {other:?}"))),
     };
     let options = MountOptions::parse(&layer.options)?;
-    let is_bind = options.flags.contains(MsFlags::MS_BIND);
-    let fstype = (!is_bind).then_some(layer.fstype.as_str());
     let source = PathBuf::from(&layer.source);
     let data = (!options.data.is_empty()).then_some(options.data.as_str());
-    let mut mount_it = || {
-        if is_bind {
-            mount_bind(&source, &target, options.flags, undo)
-        } else {
-            mount_on(&target, fstype, Some(&source), options.flags, data, undo)
+    let mount_it = || {
+        if options.flags.contains(MsFlags::MS_BIND) {
+            return bind::mount_root(&source, &target, options.flags);
         }
+        let fstype = Some(layer.fstype.as_str());
+        mount(Some(&source), &target, fstype, options.flags | INERT, data)
+            .map_err(Error::path("mount", &source))
     };
     match &options.base {
-        Some(base) => in_directory(base, mount_it),
-        None => mount_it(),
+        Some(base) => in_directory(base, mount_it)?,
+        None => mount_it()?,
     }
+    unmount_later(&target, undo);
+    Ok(())
 }
 
 /// Does something in another working directory, which is for that alone: the process has but one.
 fn in_directory(dir: &Path, work: impl FnOnce() -> Result<()> + Send) -> Result<()> {
+    in_own_thread(|| {
+        chdir(dir).map_err(Error::path("go to the directory", dir))?;
+        work()
+    })
+}
+
+/// Does something on a thread with a root, a working directory and a mount namespace that it may change.
+fn in_own_thread(work: impl FnOnce() -> Result<()> + Send) -> Result<()> {
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new().spawn_scoped(scope, || {
             unshare(CloneFlags::CLONE_FS)
                 .map_err(Error::system("part from the working directory"))?;
-            chdir(dir).map_err(Error::path("go to the directory", dir))?;
             work()
         });
         let thread = thread.map_err(Error::system("start a thread"))?;
@@ -124,9 +144,8 @@ fn in_directory(dir: &Path, work: impl FnOnce() -> Result<()> + Send) -> Result<
     })
 }
 
-/// Binds one file or directory of the host.
-fn add_bind(bind: &Bind, target: &Path, undo: &mut Undo) -> Result<()> {
-    let source = &bind.source;
+/// Makes what a file or directory of the host is mounted on.
+fn make_mount_point(source: &Path, target: &Path, undo: &mut Undo) -> Result<()> {
     let meta = fs::metadata(source).map_err(Error::path("bind mount", source))?;
     let kind = meta.file_type();
     if kind.is_block_device() || kind.is_char_device() {
@@ -134,43 +153,11 @@ fn add_bind(bind: &Bind, target: &Path, undo: &mut Undo) -> Result<()> {
         return Err(Error::InvalidArgument(text));
     }
     if meta.is_dir() {
-        make_dir(target, undo)?;
-    } else {
-        fs::File::create_new(target).map_err(Error::path("make the mount point", target))?;
-        let path = target.to_path_buf();
-        undo.push(format!("remove {}", path.display()), move || fs::remove_file(path));
+        return make_dir(target, undo);
     }
-    bind::mount(bind, target)?;
-    unmount_later(target, undo);
-    Ok(())
-}
-
-/// A bind mount; the kernel takes its other flags in a second call only.
-fn mount_bind(source: &Path, target: &Path, flags: MsFlags, undo: &mut Undo) -> Result<()> {
-    let bind = flags & (MsFlags::MS_BIND | MsFlags::MS_REC);
-    mount_on(target, None, Some(source), bind, None, undo)?;
-    let rest = flags - bind;
-    if rest.is_empty() {
-        return Ok(());
-    }
-    let flags = rest | MsFlags::MS_BIND | MsFlags::MS_REMOUNT;
-    mount(None::<&str>, target, None::<&str>, flags, None::<&str>)
-        .map_err(Error::path("set the flags of", target))
-}
-
-fn mount_on(
-    target: &Path,
-    fstype: Option<&str>,
-    source: Option<&Path>,
-    flags: MsFlags,
-    data: Option<&str>,
-    undo: &mut Undo,
-) -> Result<()> {
-    mount(source, target, fstype, flags, data).map_err(|error| {
-        let path = source.unwrap_or(target);
-        Error::path(if fstype.is_some() { "mount" } else { "bind mount" }, path)(error)
-    })?;
-    unmount_later(target, undo);
+    fs::File::create_new(target).map_err(Error::path("make the mount point", target))?;
+    let path = target.to_path_buf();
+    undo.push(format!("remove {}", path.display()), move || fs::remove_file(path));
     Ok(())
 }
 

@@ -93,12 +93,23 @@ impl Sandbox {
         let (numbers, streams) = self.streams(open.wanted()).await?;
         let io = open.join(streams);
         let disks = (disks, storages(&id, &plan.disks));
-        let Plan { hooks, spec, .. } = plan;
+        let Plan { hooks, spec, rootfs, .. } = plan;
+        // Of a root on a disk the guest alone knows files.
+        let read_only = !rootfs.is_empty()
+            && spec.root().as_ref().and_then(|root| root.readonly()).unwrap_or_default();
         let annotations = spec.annotations().clone().unwrap_or_default();
         let hooks = ContainerHooks { hooks, id: id.clone(), pid: self.pid(), bundle, annotations };
         let made = async {
             hooks.creating().await?;
-            agent.create_container(&id, spec_json, numbers, disks).await.map_err(named("create"))
+            agent
+                .create_container(&id, spec_json, numbers, disks)
+                .await
+                .map_err(named("create"))?;
+            if read_only && let Err(error) = self.make_root_read_only(&id).await {
+                discard(&agent, &id).await;
+                return Err(error);
+            }
+            Ok(())
         };
         if let Err(error) = made.await {
             hooks.gone().await;
@@ -109,6 +120,14 @@ impl Sandbox {
         tokio::spawn(self.clone().watch_memory(agent.clone(), id.clone()));
         tokio::spawn(self.clone().watch_init(agent, id));
         Ok(self.pid())
+    }
+
+    /// After the guest has made what mounts need, as runc does it; from here on it is not left to the guest.
+    async fn make_root_read_only(&self, id: &str) -> Result<()> {
+        let (server, id) = (self.0.helpers[1], id.to_owned());
+        let work =
+            tokio::task::spawn_blocking(move || storage::make_root_read_only(server, &id)).await;
+        work.map_err(|e| Error::system("prepare storage")(std::io::Error::other(e)))?
     }
 
     async fn prepare_storage(&self, id: &str, plan: &Plan) -> Result<Undo> {
@@ -274,6 +293,20 @@ impl Sandbox {
             return Ok(Vec::new());
         }
         self.agent().await?.processes(id).await
+    }
+}
+
+/// Removes a container from the guest that was made there and is not wanted.
+async fn discard(agent: &Agent, id: &str) {
+    let end = async {
+        agent.signal(id, "", libc::SIGKILL as u32, true).await?;
+        agent.wait(id, "").await?;
+        agent.delete_container(id).await
+    };
+    match tokio::time::timeout(KILL_PATIENCE, end).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::warn!("discard container {id}: {}", error.chain()),
+        Err(_) => tracing::warn!("container {id} does not die"),
     }
 }
 

@@ -198,7 +198,8 @@ async fn fixture() -> Fixture {
     let (vm, messages) = Vm::played(control);
     let paths = SandboxPaths::new(dir.path(), "ns", "s").unwrap();
     paths.create().unwrap();
-    std::fs::create_dir(paths.shared()).unwrap();
+    std::fs::create_dir(paths.layout()).unwrap();
+    std::os::unix::fs::symlink(paths.layout(), paths.shared()).unwrap();
     let (sender, events) = mpsc::unbounded_channel();
     let settings = crate::settings::Settings::resolve(crate::config::Config::default()).unwrap();
     let sandbox = Sandbox::around(

@@ -1,6 +1,7 @@
 //! What a guest and its VMM are to the file server: memory, two virtqueues, a vhost-user socket.
 
 pub mod fuse;
+mod hijack;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};

@@ -1,11 +1,18 @@
 use super::*;
+use crate::host::persist::ProcessId;
 use crate::oci::plan::Owners;
+use jail::{Capabilities, Jail, Namespaces, Root};
+use nix::fcntl::{OFlag, open, openat};
+use nix::sys::stat::Mode;
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::{ForkResult, fork};
+use std::fs::File;
+use std::io::{Read, Write};
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixStream;
 
 /// Runs `test` in a child with its own mount namespace.
 fn in_own_namespace(test: impl FnOnce()) {
-    use nix::sys::wait::{WaitStatus, waitpid};
-    use nix::unistd::{ForkResult, fork};
     // SAFETY: the child only runs the test and leaves by _exit; other test threads hold no lock it takes.
     match unsafe { fork() }.unwrap() {
         ForkResult::Child => {
@@ -52,6 +59,8 @@ fn a_container_shows_its_root_and_binds_and_leaves_nothing() {
         assert!(fs::write(shown.join("mounts/0/file"), "z").is_err(), "read-only on the host");
         assert!(undo.run().is_empty());
         assert!(!shown.exists());
+        let error = fs::create_dir(&shown).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ReadOnlyFilesystem, "nor does the guest make it");
         assert!(sandbox.run().is_empty());
     });
 }
@@ -88,7 +97,8 @@ fn a_failed_mount_is_named_and_the_rest_undone() {
         let dir = tempfile::tempdir().unwrap();
         let paths = SandboxPaths::new(dir.path(), "ns", "s").unwrap();
         paths.create().unwrap();
-        fs::create_dir(paths.shared()).unwrap();
+        let mut sandbox = Undo::new();
+        make_shared(&paths, &mut sandbox).unwrap();
         let missing = RootfsMount {
             source: "/nowhere/rootfs".into(),
             options: vec!["bind".into()],
@@ -99,5 +109,68 @@ fn a_failed_mount_is_named_and_the_rest_undone() {
         assert!(error.chain().contains("/nowhere/rootfs"), "{}", error.chain());
         drop(undo);
         assert!(!paths.container("c").exists());
+    });
+}
+
+/// A file server, as far as mounts go: says when it is there, waits, and gives the errors of writing to the root by
+/// name and by a directory that it has held since before.
+fn play_file_server(shared: &Path, mut shim: UnixStream) -> io::Result<()> {
+    let jail = Jail {
+        identity: None,
+        capabilities: Capabilities::DAC_OVERRIDE,
+        root: Root::Directory { path: shared.into(), receive_mounts: true },
+        namespaces: Namespaces::NONE,
+        open_files: None,
+    };
+    jail.enter().map_err(io::Error::other)?;
+    fs::write("/c/rootfs/before", "")?;
+    let held = File::open("/c/rootfs")?;
+    shim.write_all(b".")?;
+    shim.read_exact(&mut [0])?;
+    let flags = OFlag::O_CREAT | OFlag::O_WRONLY;
+    let tries = [
+        open("/c/rootfs/after", flags, Mode::empty()),
+        openat(&held, "after", flags, Mode::empty()),
+    ];
+    shim.write_all(&tries.map(|file| file.err().map_or(0, |error| error as u8)))
+}
+
+#[test]
+fn a_root_becomes_read_only_for_a_file_server_that_holds_it() {
+    in_own_namespace(|| {
+        let dir = tempfile::tempdir().unwrap();
+        let source = dir.path().join("source");
+        fs::create_dir(&source).unwrap();
+        let paths = SandboxPaths::new(dir.path(), "ns", "s").unwrap();
+        paths.create().unwrap();
+        let mut undo = Undo::new();
+        make_shared(&paths, &mut undo).unwrap();
+        let rootfs = RootfsMount {
+            source: source.display().to_string(),
+            options: vec!["rbind".into(), "rw".into()],
+            ..Default::default()
+        };
+        add_container(&paths, "c", &[rootfs], &[], &mut undo).unwrap();
+        let (mut ours, theirs) = UnixStream::pair().unwrap();
+        // SAFETY: this process has one thread.
+        let child = match unsafe { fork() }.unwrap() {
+            ForkResult::Child => {
+                let played = play_file_server(&paths.shared(), theirs);
+                // SAFETY: ends the child without running the parent's exit handlers.
+                unsafe { libc::_exit(played.is_err().into()) }
+            }
+            ForkResult::Parent { child } => child,
+        };
+        drop(theirs);
+        ours.read_exact(&mut [0]).unwrap();
+        make_root_read_only(ProcessId::of(child.as_raw()).unwrap(), "c").unwrap();
+        ours.write_all(b".").unwrap();
+        let mut errors = Vec::new();
+        ours.read_to_end(&mut errors).unwrap();
+        assert_eq!(errors, [libc::EROFS as u8; 2]);
+        assert!(source.join("before").exists() && !source.join("after").exists());
+        fs::write(source.join("of-the-host"), "").unwrap();
+        assert_eq!(waitpid(child, None).unwrap(), WaitStatus::Exited(child, 0));
+        assert!(undo.run().is_empty());
     });
 }
