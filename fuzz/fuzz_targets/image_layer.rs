@@ -1,5 +1,6 @@
 //! Layers of an image, unpacked one over another, and the look-up of a user in what comes out. Reaches every kind
-//! of entry, long names, attributes, both whiteouts. Checks that nothing outside the root changes.
+//! of entry, long names, attributes, sparse files, both whiteouts, gzip and zstd. Checks that nothing outside the root
+//! changes, and that no more is written than may be.
 //!
 //! Needs root, as unpacking does: without it every entry ends at its owner.
 #![no_main]
@@ -13,6 +14,7 @@ use flate2::write::GzEncoder;
 use fuzz::choices::Choices;
 use fuzz::scratch;
 use libfuzzer_sys::fuzz_target;
+use ruzstd::encoding::{CompressionLevel, compress_to_vec};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use std::fs::{self, File};
@@ -21,9 +23,12 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
 /// Kinds of entries that there are, and one that there isn't.
-const KINDS: &[u8; 12] = b"01234567xgLZ";
+const KINDS: &[u8; 14] = b"01234567xgLZKS";
 const MOST_ENTRIES: usize = 32;
 const MOST_LAYERS: usize = 4;
+
+/// How much may be unpacked, bytes.
+const MOST: u64 = 256 << 10;
 
 fuzz_target!(init: scratch::limit_process(), |data: &[u8]| {
     let mut input = Choices::new(data);
@@ -41,7 +46,9 @@ fuzz_target!(init: scratch::limit_process(), |data: &[u8]| {
     }
     store(&layers, &path("image"));
     let image = image::Image::open(&path("image"), None).expect("a good image");
-    let _ = image.unpack(&root, &mut trash);
+    let _ = image.unpack(&root, &mut trash, &image::Allowance::new(MOST));
+    let (count, bytes) = taken(&path("root"));
+    assert!((count - 1) * 4096 <= MOST && bytes <= MOST, "{count} files of {bytes} bytes");
     let _ = image::account(&root, "user:group");
     trash.empty().expect("the trash can be emptied");
 
@@ -52,7 +59,21 @@ fuzz_target!(init: scratch::limit_process(), |data: &[u8]| {
     assert_eq!(fs::read_dir(scratch.path()).expect("a directory").count(), 4);
 });
 
-/// Stores layers as an image in Docker's form; every second one is packed.
+/// How many files and directories there are in one, and what they take of the disk, bytes.
+fn taken(directory: &Path) -> (u64, u64) {
+    let entries = fs::read_dir(directory).expect("a directory").map(|entry| {
+        let path = entry.expect("an entry").path();
+        let metadata = path.symlink_metadata().expect("it is there");
+        match metadata.is_dir() {
+            true => taken(&path),
+            // Of several names of a file the content is paid for once.
+            false => (1, metadata.blocks() * 512 / metadata.nlink()),
+        }
+    });
+    entries.fold((1, 0), |(count, bytes), (more, taken)| (count + more, bytes + taken))
+}
+
+/// Stores layers as an image in Docker's form; one of three is packed with gzip, another with zstd, or seems to be.
 fn store(layers: &[Vec<u8>], directory: &Path) {
     let names: Vec<_> = (0..layers.len()).map(|number| number.to_string()).collect();
     let digests: Vec<_> =
@@ -64,11 +85,16 @@ fn store(layers: &[Vec<u8>], directory: &Path) {
     fs::write(directory.join("manifest.json"), manifest.to_string()).expect("a file");
     for (number, (name, layer)) in names.iter().zip(layers).enumerate() {
         let mut file = File::create(directory.join(name)).expect("a file");
-        if number % 2 == 0 {
-            file.write_all(layer).expect("a file");
-        } else {
-            let mut packed = GzEncoder::new(file, Compression::fast());
-            packed.write_all(layer).expect("a file");
+        match number % 3 {
+            0 => file.write_all(layer).expect("a file"),
+            1 => {
+                let mut packed = GzEncoder::new(file, Compression::fast());
+                packed.write_all(layer).expect("a file");
+            }
+            _ => {
+                let packed = compress_to_vec(&**layer, CompressionLevel::Fastest);
+                file.write_all(&packed).expect("a file");
+            }
         }
     }
 }
@@ -82,7 +108,8 @@ fn layer(input: &mut Choices<'_>) -> Vec<u8> {
         if kind & 0x80 != 0 {
             break;
         }
-        let mut header = tar::Header::new_ustar();
+        let gnu = kind & 0x20 != 0;
+        let mut header = if gnu { tar::Header::new_gnu() } else { tar::Header::new_ustar() };
         header.set_entry_type(tar::EntryType::new(KINDS[usize::from(kind) % KINDS.len()]));
         header.set_mode(input.u16().into());
         header.set_uid(kind.into());
@@ -95,6 +122,17 @@ fn layer(input: &mut Choices<'_>) -> Vec<u8> {
         let len = input.byte().into();
         let content = input.bytes(len);
         header.set_size(content.len() as u64);
+        if let Some(gnu) = header.as_gnu_mut()
+            && gnu.typeflag == [b'S']
+        {
+            // The map of its holes: one piece, and where it ends.
+            let [at, len, end] = [(); 3].map(|()| u64::from(input.u16()) << (kind & 0x10));
+            gnu.sparse[0].offset.copy_from_slice(format!("{at:012o}").as_bytes());
+            gnu.sparse[0].numbytes.copy_from_slice(format!("{len:012o}").as_bytes());
+            gnu.sparse[1].offset.copy_from_slice(format!("{end:012o}").as_bytes());
+            gnu.sparse[1].numbytes.copy_from_slice(b"000000000000");
+            gnu.realsize.copy_from_slice(format!("{end:012o}").as_bytes());
+        }
         if kind & 0x40 != 0 {
             // Any field as any bytes: numbers of the other form, another format.
             let (at, len) = (usize::from(input.u16()) % 500, input.below(13));

@@ -33,7 +33,8 @@ fuzz_target!(init: scratch::limit_process(), |data: &[u8]| {
         std::fs::create_dir(&root).expect("a directory");
         let trash = std::fs::File::open(directory.path()).expect("a directory");
         let root = image::Root::open(&root).expect("a directory");
-        let _ = image.unpack(&root, &mut image::Trash::new(trash.into()));
+        let allowance = image::Allowance::new(1 << 20);
+        let _ = image.unpack(&root, &mut image::Trash::new(trash.into()), &allowance);
     }
 });
 

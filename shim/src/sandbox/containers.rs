@@ -96,7 +96,7 @@ impl Sandbox {
         let Plan { hooks, spec, rootfs, .. } = plan;
         // Of a root on a disk the guest alone knows files.
         let read_only = !rootfs.is_empty()
-            && spec.root().as_ref().and_then(|root| root.readonly()).unwrap_or_default();
+            && spec.root().as_ref().and_then(oci_spec::runtime::Root::readonly).unwrap_or_default();
         let annotations = spec.annotations().clone().unwrap_or_default();
         let hooks = ContainerHooks { hooks, id: id.clone(), pid: self.pid(), bundle, annotations };
         let made = async {

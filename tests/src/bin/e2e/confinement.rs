@@ -10,6 +10,7 @@ crate::cases!(
     crate::Scope::Once;
     the_vmm_holds_nothing,
     the_file_server_holds_only_file_capabilities,
+    a_read_only_root_is_so_for_the_guests_kernel_too,
     a_forbidden_system_call_kills_the_vmm,
     a_forbidden_system_call_kills_the_file_server,
 );
@@ -119,6 +120,21 @@ fn the_file_server_holds_only_file_capabilities(context: &Context) -> Result<()>
         bail!("the file server's root holds {seen:?}");
     }
     container.remove()
+}
+
+/// A container that can mount stands for a guest's kernel that is not as it should be: it makes its root writable.
+fn a_read_only_root_is_so_for_the_guests_kernel_too(context: &Context) -> Result<()> {
+    let container = context.container().flag("--read-only").flag("--cap-add=CAP_SYS_ADMIN");
+    // A mount point that is missing is made before.
+    let container = container.flag("--mount=type=tmpfs,src=tmpfs,dst=/made/by/runc");
+    let script = "mount | grep -c ' /made/by/runc ' && mount -o remount,rw none / && \
+        grep -q ' / rw' /proc/self/mountinfo; echo $?; echo > /new; echo > /bin/new";
+    let said = container.output(&["sh", "-c", script])?;
+    let refused = said.stderr.matches("Read-only file system").count();
+    if said.text() != "1\n0" || refused != 2 {
+        bail!("{:?}, {:?}", said.text(), said.stderr);
+    }
+    Ok(())
 }
 
 fn a_forbidden_system_call_kills_the_vmm(context: &Context) -> Result<()> {

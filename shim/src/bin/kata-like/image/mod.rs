@@ -3,15 +3,19 @@
 //! An image is somebody else's data. Digests are checked, numbers are bounded, and no name in it leads out
 //! of the directory that it is unpacked to, see [`root`].
 
+mod bounds;
 mod layer;
 mod manifest;
+mod names;
 mod root;
 mod store;
 mod trash;
 mod unpack;
 mod user;
+mod zstd;
 
 use anyhow::{Context, Result};
+pub(crate) use bounds::Allowance;
 use oci_spec::image::ImageConfiguration;
 pub(crate) use root::Root;
 use std::path::Path;
@@ -40,10 +44,15 @@ impl Image {
     }
 
     /// Unpacks all layers to an empty directory, and leaves what they removed of each other in `trash`.
-    pub(crate) fn unpack(&self, root: &Root, trash: &mut Trash) -> Result<()> {
+    pub(crate) fn unpack(
+        &self,
+        root: &Root,
+        trash: &mut Trash,
+        allowance: &Allowance,
+    ) -> Result<()> {
         for (number, (name, diff_id)) in self.layers.iter().enumerate() {
             let blob = self.store.blob(name)?;
-            layer::unpack(blob, diff_id, root, trash)
+            layer::unpack(blob, diff_id, root, trash, allowance)
                 .with_context(|| format!("layer {} ({name})", number + 1))?;
         }
         Ok(())

@@ -3,6 +3,7 @@
 //! Names are resolved by the kernel with the directory as their root (`RESOLVE_IN_ROOT`), whatever symbolic
 //! links and `..` they go through; the last part of a name is never followed.
 
+use super::names::parts;
 use anyhow::{Context, Result, bail};
 use rustix::fs::{Mode, OFlags, ResolveFlags, mkdirat, openat2};
 use rustix::io::Errno;
@@ -42,9 +43,15 @@ impl Root {
         )?)
     }
 
+    /// How many bytes a user may still write to its file system.
+    pub(crate) fn free_bytes(&self) -> Result<u64> {
+        let system = rustix::fs::fstatvfs(self.directory()?)?;
+        Ok(system.f_bavail.saturating_mul(system.f_frsize))
+    }
+
     /// Where the entry of this name belongs; directories on the way are made. `None`: the root itself.
     pub(super) fn place(&self, name: &[u8]) -> Result<Option<Place>> {
-        let parts = parts(name)?;
+        let parts = checked_parts(name)?;
         let Some((last, parents)) = parts.split_last() else { return Ok(None) };
         let parent = self.parent(parents).with_context(|| printable(name))?;
         Ok(Some(Place { parent, name: CString::new(*last)? }))
@@ -90,9 +97,8 @@ impl Root {
 }
 
 /// The parts of an entry's name. An image has no reason to say `..`.
-fn parts(name: &[u8]) -> Result<Vec<&[u8]>> {
-    let parts: Vec<_> =
-        name.split(|&b| b == b'/').filter(|part| !matches!(*part, b"" | b".")).collect();
+fn checked_parts(name: &[u8]) -> Result<Vec<&[u8]>> {
+    let parts = parts(name);
     if parts.contains(&&b".."[..]) {
         bail!("the name {} leads upwards", printable(name));
     }

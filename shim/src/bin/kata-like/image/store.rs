@@ -1,5 +1,6 @@
 //! Where an image's blobs are: files of a directory, or parts of a tar file.
 
+use super::bounds::HeaderLimit;
 use anyhow::{Context, Result, bail, ensure};
 use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 use std::collections::HashMap;
@@ -91,8 +92,9 @@ fn open_beneath(directory: &OwnedFd, name: &str) -> Result<File> {
 
 fn index(file: &File) -> Result<HashMap<String, Entry>> {
     let mut entries = HashMap::new();
-    let mut archive = tar::Archive::new(file);
-    for entry in archive.entries_with_seek()? {
+    let limit = HeaderLimit::default();
+    let mut archive = tar::Archive::new(limit.reader(file));
+    for entry in limit.entries(archive.entries_with_seek()?) {
         let entry = entry?;
         ensure!(entries.len() < MAX_ENTRIES, "more than {MAX_ENTRIES} entries");
         let name = String::from_utf8(entry.path_bytes().into_owned())?;

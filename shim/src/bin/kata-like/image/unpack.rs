@@ -2,6 +2,8 @@
 //!
 //! Rules: <https://github.com/opencontainers/image-spec/blob/main/layer.md>.
 
+use super::bounds::{Allowance, HeaderLimit};
+use super::names::{Id, Names, parts};
 use super::root::{Place, Root, printable};
 use super::trash::{Trash, entries};
 use anyhow::{Context, Result, bail, ensure};
@@ -11,14 +13,12 @@ use rustix::fs::{
     symlinkat, unlinkat, utimensat,
 };
 use rustix::io::Errno;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use tar::{Entry, EntryType};
-
-/// Most entries of one layer.
-const MAX_ENTRIES: usize = 4_000_000;
 
 /// Removes what the lower layers have under the rest of the name.
 const WHITEOUT: &[u8] = b".wh.";
@@ -26,14 +26,21 @@ const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 
 /// Unpacks one layer. What it removes goes to `trash`.
-pub(super) fn unpack(tar: impl Read, root: &Root, trash: &mut Trash) -> Result<()> {
-    let mut layer = Layer { root, trash, made: HashSet::new(), directories: Vec::new() };
-    let mut archive = tar::Archive::new(tar);
-    for (number, entry) in archive.entries().context("not a tar file")?.enumerate() {
-        ensure!(number < MAX_ENTRIES, "more than {MAX_ENTRIES} entries");
+pub(super) fn unpack(
+    tar: impl Read,
+    root: &Root,
+    trash: &mut Trash,
+    allowance: &Allowance,
+) -> Result<()> {
+    let (names, cleared) = (Names::new(), HashSet::new());
+    let mut layer = Layer { root, trash, allowance, names, cleared, directories: HashMap::new() };
+    let limit = HeaderLimit::default();
+    let mut archive = tar::Archive::new(limit.stream(tar));
+    for entry in limit.entries(archive.entries().context("not a tar file")?) {
         let mut entry = entry.context("a broken tar file")?;
         let name = entry.path_bytes().into_owned();
         layer.apply(&name, &mut entry).with_context(|| printable(&name))?;
+        io::copy(&mut entry, &mut io::sink()).context("a broken tar file")?;
     }
     layer.finish()
 }
@@ -50,10 +57,13 @@ struct Metadata {
 struct Layer<'a> {
     root: &'a Root,
     trash: &'a mut Trash,
-    /// Names, without superfluous slashes, of what this layer has and of the directories they are in.
-    made: HashSet<Vec<u8>>,
+    allowance: &'a Allowance,
+    /// What this layer has, and the directories that it is in.
+    names: Names,
+    /// Directories in which there is nothing but what this layer has.
+    cleared: HashSet<Id>,
     /// Their times are set at the end, for making things in them changes them.
-    directories: Vec<(Vec<u8>, Timestamps)>,
+    directories: HashMap<Id, Timestamps>,
 }
 
 impl Layer<'_> {
@@ -62,30 +72,33 @@ impl Layer<'_> {
         if kind == EntryType::XGlobalHeader {
             return Ok(());
         }
+        self.allowance.note_length(entry.size())?;
         let metadata = metadata(entry)?;
+        let parts = parts(name);
+        if let Some((last, parents)) = parts.split_last()
+            && last.starts_with(WHITEOUT)
+        {
+            let directory = self.note(parents)?;
+            return self.hide(name, directory, last);
+        }
+        let id = self.note(&parts)?;
         let Some(place) = self.root.place(name)? else {
             ensure!(kind.is_dir(), "the root is not a directory");
-            self.directories.push((name.to_vec(), metadata.times.clone()));
+            self.directories.insert(id, metadata.times.clone());
             return set_directory(self.root.directory()?, &metadata);
         };
-        if place.name.to_bytes() == OPAQUE {
-            return self.clear(parent_name(name));
-        }
-        if let Some(hidden) = place.name.to_bytes().strip_prefix(WHITEOUT) {
-            ensure!(!matches!(hidden, b"" | b"." | b".."), "a whiteout of nothing");
-            let hidden = std::ffi::CString::new(hidden)?;
-            return self.trash.take(place.parent.as_fd(), &hidden).map(drop);
-        }
-        self.note(name);
         self.make_room(&place, kind)?;
         match kind {
             EntryType::Directory => {
-                self.directories.push((name.to_vec(), metadata.times.clone()));
+                self.directories.insert(id, metadata.times.clone());
                 make_directory(&place, &metadata)
             }
-            EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
-                make_file(&place, entry, &metadata)
+            EntryType::Regular | EntryType::Continuous => {
+                make_file(&place, entry, &metadata, |content, file| {
+                    io::copy(content, file).map(drop)
+                })
             }
+            EntryType::GNUSparse => make_file(&place, entry, &metadata, copy_with_holes),
             EntryType::Symlink => make_symlink(&place, &link_name(entry)?, &metadata),
             EntryType::Link => self.make_link(&place, &link_name(entry)?),
             EntryType::Char | EntryType::Block | EntryType::Fifo => {
@@ -95,12 +108,23 @@ impl Layer<'_> {
         }
     }
 
-    /// Remembers the name and the directories that it is in.
-    fn note(&mut self, name: &[u8]) {
-        let mut name = normal(name);
-        while !name.is_empty() && self.made.insert(name.clone()) {
-            name = parent_name(&name).to_vec();
+    /// Remembers the name and the directories that it is in; they cost something, too.
+    fn note(&mut self, parts: &[&[u8]]) -> Result<Id> {
+        let (id, new) = self.names.add(parts)?;
+        self.allowance.take_files(new)?;
+        Ok(id)
+    }
+
+    /// Carries out a whiteout in this directory, whose own name has this last part.
+    fn hide(&mut self, name: &[u8], directory: Id, last: &[u8]) -> Result<()> {
+        let place = self.root.place(name)?.context("a whiteout of nothing")?;
+        if last == OPAQUE {
+            return self.clear(directory);
         }
+        let hidden = last.strip_prefix(WHITEOUT).unwrap_or_default();
+        ensure!(!matches!(hidden, b"" | b"." | b".."), "a whiteout of nothing");
+        let hidden = std::ffi::CString::new(hidden)?;
+        self.trash.take(place.parent.as_fd(), &hidden).map(drop)
     }
 
     /// Removes what is in the way of an entry. A directory stays for a directory.
@@ -119,10 +143,13 @@ impl Layer<'_> {
     }
 
     /// Removes everything beneath a directory that is not of this layer.
-    fn clear(&mut self, directory: &[u8]) -> Result<()> {
-        let mut unvisited = vec![normal(directory)];
+    fn clear(&mut self, directory: Id) -> Result<()> {
+        let mut unvisited = vec![directory];
         while let Some(directory) = unvisited.pop() {
-            let opened = match self.root.place(&directory)? {
+            if !self.cleared.insert(directory) {
+                continue;
+            }
+            let opened = match self.root.place(&self.names.full(directory))? {
                 None => self.root.directory()?,
                 Some(place) => match open_directory(&place) {
                     Ok(opened) => opened,
@@ -132,15 +159,9 @@ impl Layer<'_> {
                 },
             };
             for child in entries(opened.as_fd())? {
-                let mut name = directory.clone();
-                if !name.is_empty() {
-                    name.push(b'/');
-                }
-                name.extend(child.to_bytes());
-                if self.made.contains(&name) {
-                    unvisited.push(name);
-                } else {
-                    self.trash.take(opened.as_fd(), &child)?;
+                match self.names.child(directory, child.to_bytes()) {
+                    Some(id) => unvisited.push(id),
+                    None => drop(self.trash.take(opened.as_fd(), &child)?),
                 }
             }
         }
@@ -155,8 +176,8 @@ impl Layer<'_> {
     }
 
     fn finish(self) -> Result<()> {
-        for (name, times) in self.directories.iter().rev() {
-            match self.root.place(name)? {
+        for (id, times) in &self.directories {
+            match self.root.place(&self.names.full(*id))? {
                 None => futimens(self.root.directory()?, times)?,
                 Some(Place { parent, name }) => {
                     match utimensat(parent, &*name, times, AtFlags::SYMLINK_NOFOLLOW) {
@@ -175,10 +196,10 @@ fn metadata(entry: &mut Entry<'_, impl Read>) -> Result<Metadata> {
     let mut attributes = Vec::new();
     for extension in entry.pax_extensions()?.into_iter().flatten() {
         let extension = extension?;
-        let Some(name) = extension.key().ok().and_then(|key| key.strip_prefix("SCHILY.xattr."))
-        else {
-            continue;
-        };
+        let Ok(key) = extension.key() else { continue };
+        // Its content would be taken for the file's.
+        ensure!(!key.starts_with("GNU.sparse."), "a sparse file in the form of POSIX tar");
+        let Some(name) = key.strip_prefix("SCHILY.xattr.") else { continue };
         // Others mean something to the host: trusted.overlay.* would.
         if name == "security.capability" || name.starts_with("user.") {
             attributes.push((name.to_owned(), extension.value_bytes().to_vec()));
@@ -201,12 +222,35 @@ fn link_name(entry: &Entry<'_, impl Read>) -> Result<Vec<u8>> {
     Ok(entry.link_name_bytes().context("a link to nothing")?.into_owned())
 }
 
-fn make_file(place: &Place, content: &mut impl Read, metadata: &Metadata) -> Result<()> {
+fn make_file<R: Read>(
+    place: &Place,
+    content: &mut R,
+    metadata: &Metadata,
+    copy: impl FnOnce(&mut R, &mut File) -> io::Result<()>,
+) -> Result<()> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let mode = Mode::from_raw_mode(0o600);
     let mut file = File::from(openat(&place.parent, &*place.name, flags, mode)?);
-    io::copy(content, &mut file)?;
+    copy(content, &mut file)?;
     set_open(&file, metadata)
+}
+
+/// Copies but for blocks of zeroes, in whose place the file has holes.
+fn copy_with_holes(content: &mut impl Read, file: &mut File) -> io::Result<()> {
+    const BLOCK: u64 = 4096;
+    let mut block = Vec::with_capacity(BLOCK as usize);
+    let mut len = 0;
+    loop {
+        block.clear();
+        let read = content.by_ref().take(BLOCK).read_to_end(&mut block)?;
+        if read == 0 {
+            return file.set_len(len);
+        }
+        if block.iter().any(|&byte| byte != 0) {
+            file.write_all_at(&block, len)?;
+        }
+        len += read as u64;
+    }
 }
 
 fn make_directory(place: &Place, metadata: &Metadata) -> Result<()> {
@@ -267,18 +311,6 @@ fn set_by_name(place: &Place, metadata: &Metadata) -> Result<()> {
     let (parent, name, flags) = (&place.parent, &*place.name, AtFlags::SYMLINK_NOFOLLOW);
     chownat(parent, name, Some(metadata.uid), Some(metadata.gid), flags).context("its owner")?;
     Ok(utimensat(parent, name, &metadata.times, flags)?)
-}
-
-/// Without superfluous slashes and dots.
-fn normal(name: &[u8]) -> Vec<u8> {
-    let parts = name.split(|&b| b == b'/').filter(|part| !matches!(*part, b"" | b"."));
-    parts.collect::<Vec<_>>().join(&b'/')
-}
-
-/// The directory of a name.
-fn parent_name(name: &[u8]) -> &[u8] {
-    let name = name.strip_suffix(b"/").unwrap_or(name);
-    name.iter().rposition(|&b| b == b'/').map_or(b"", |slash| &name[..slash])
 }
 
 #[cfg(test)]

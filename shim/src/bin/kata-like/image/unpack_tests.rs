@@ -12,6 +12,7 @@ struct Scratch {
     path: PathBuf,
     root: Root,
     trash: Trash,
+    allowance: Allowance,
 }
 
 fn scratch() -> Scratch {
@@ -24,7 +25,8 @@ fn scratch() -> Scratch {
     }
     let trash = Trash::new(File::open(trash).unwrap().into());
     let root = Root::open(&path).unwrap();
-    Scratch { _directory: directory, outside, path, root, trash }
+    let allowance = Allowance::new(64 << 20);
+    Scratch { _directory: directory, outside, path, root, trash, allowance }
 }
 
 /// A tar file: kind, name, target or content.
@@ -52,7 +54,16 @@ fn layer(entries: &[(EntryType, &str, &str)]) -> Vec<u8> {
 
 impl Scratch {
     fn apply(&mut self, entries: &[(EntryType, &str, &str)]) -> Result<()> {
-        unpack(&*layer(entries), &self.root, &mut self.trash)
+        self.unpack(&layer(entries))
+    }
+
+    fn unpack(&mut self, tar: &[u8]) -> Result<()> {
+        unpack(tar, &self.root, &mut self.trash, &self.allowance)
+    }
+
+    /// What is wrong with a tar file.
+    fn refused(&mut self, tar: &[u8]) -> String {
+        format!("{:#}", self.unpack(tar).expect_err("it is refused"))
     }
 
     fn has(&self, name: &str) -> bool {
@@ -188,8 +199,124 @@ fn a_link_that_is_there_before_is_replaced_and_not_followed() {
 #[test]
 fn a_broken_tar_file_is_an_error() {
     let mut scratch = scratch();
-    assert!(unpack(&[7; 2048][..], &scratch.root, &mut scratch.trash).is_err());
+    assert!(scratch.unpack(&[7; 2048]).is_err());
     let mut cut = layer(&[(FILE, "file", &"x".repeat(4096))]);
     cut.truncate(1024);
-    assert!(unpack(&*cut, &scratch.root, &mut scratch.trash).is_err());
+    assert!(scratch.unpack(&cut).is_err());
+}
+
+/// A tar file's entry of any kind, its header as `set` makes it.
+fn entry(kind: u8, content: &[u8], set: impl FnOnce(&mut tar::Header)) -> Vec<u8> {
+    let mut header = tar::Header::new_gnu();
+    header.set_entry_type(EntryType::new(kind));
+    header.set_mode(0o755);
+    (header.as_old_mut().name[0], header.as_old_mut().name[1]) = (b'f', 0);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_size(content.len() as u64);
+    set(&mut header);
+    header.set_cksum();
+    let mut tar = header.as_bytes().to_vec();
+    tar.extend(content);
+    tar.resize(tar.len().next_multiple_of(512), 0);
+    tar
+}
+
+#[test]
+fn headers_before_an_entry_are_short() {
+    let mut scratch = scratch();
+    let file = entry(b'0', b"", |_| {});
+    let comment = |len: usize| {
+        let rest = len - len.to_string().len() - " comment=\n".len();
+        format!("{len} comment={}\n", "x".repeat(rest)).into_bytes()
+    };
+    scratch.unpack(&[entry(b'x', &comment(900_000), |_| {}), file.clone()].concat()).unwrap();
+    for kind in *b"xLK" {
+        let long = entry(kind, &comment(2_000_000), |_| {});
+        let error = scratch.refused(&[long, file.clone()].concat());
+        assert!(error.contains("headers are longer than 1048576 bytes"), "{error}");
+    }
+    // The map of a sparse file goes on and on.
+    let sparse = entry(b'S', b"", |header| header.as_gnu_mut().unwrap().isextended[0] = 1);
+    let mut more = [0; 512];
+    more[504] = 1;
+    let error = scratch.refused(&[sparse, more.repeat(3000)].concat());
+    assert!(error.contains("headers are longer"), "{error}");
+}
+
+#[test]
+fn files_that_take_more_than_they_may_are_refused() {
+    let mut scratch = scratch();
+    scratch.allowance = Allowance::new(1 << 20);
+    // 300 files of one byte would take 300 blocks; so would 300 directories within each other.
+    let names: Vec<String> = (0..300).map(|number| format!("{number}")).collect();
+    let files: Vec<_> = names.iter().map(|name| (FILE, &**name, "x")).collect();
+    let many = layer(&files);
+    let error = scratch.refused(&many);
+    assert!(error.contains("more than 1 MiB; see --max-image-mib"), "{error}");
+    assert!(scratch.has("0") && !scratch.has("299"));
+    scratch.allowance = Allowance::new(1 << 20);
+    let deep = b"d/".repeat(300);
+    let error = scratch.refused(&[entry(b'L', &deep, |_| {}), entry(b'5', b"", |_| {})].concat());
+    assert!(error.contains("more than 1 MiB"), "{error}");
+    assert!(!scratch.has("d"));
+}
+
+/// Names were kept with all that they are in: 2 MB for each of these.
+#[test]
+fn deep_names_take_no_more_memory_than_they_are_long() {
+    let mut scratch = scratch();
+    let deep = |last: usize| {
+        let name = [&b"d/".repeat(1000)[..], last.to_string().as_bytes(), b"\0"].concat();
+        [entry(b'L', &name, |_| {}), entry(b'0', b"", |_| {})].concat()
+    };
+    scratch.unpack(&(0..200).flat_map(deep).collect::<Vec<_>>()).unwrap();
+    let mut names = Names::new();
+    let name = [&b"d"[..]; 1000];
+    assert_eq!(names.add(&name).unwrap().1, 1000);
+    assert_eq!(names.add(&[&name[..], &[b"x"]].concat()).unwrap().1, 1);
+}
+
+#[test]
+fn a_sparse_file_keeps_its_holes() {
+    let mut scratch = scratch();
+    // A block of data in the middle of 128 MiB.
+    let sparse = |size: u64| {
+        entry(b'S', &[7; 512], |header| {
+            let gnu = header.as_gnu_mut().unwrap();
+            let octal = |number: u64| format!("{number:011o}\0").into_bytes();
+            gnu.sparse[0].offset.copy_from_slice(&octal(size / 2));
+            gnu.sparse[0].numbytes.copy_from_slice(&octal(512));
+            gnu.sparse[1].offset.copy_from_slice(&octal(size));
+            gnu.sparse[1].numbytes.copy_from_slice(&octal(0));
+            gnu.realsize.copy_from_slice(&octal(size));
+        })
+    };
+    // More than its allowance, were it written out.
+    let size = 128 << 20;
+    scratch.unpack(&sparse(size)).unwrap();
+    let file = File::open(scratch.path.join("f")).unwrap();
+    let metadata = file.metadata().unwrap();
+    assert_eq!(metadata.len(), size);
+    assert!(metadata.blocks() < 100, "{} blocks", metadata.blocks());
+    let mut bytes = [0; 514];
+    file.read_exact_at(&mut bytes, size / 2 - 1).unwrap();
+    assert_eq!((bytes[0], &bytes[1..513], bytes[513]), (0, &[7; 512][..], 0));
+}
+
+#[test]
+fn a_sparse_file_without_end_is_refused() {
+    let mut scratch = scratch();
+    let endless = entry(b'S', b"", |header| {
+        let gnu = header.as_gnu_mut().unwrap();
+        // Numbers in base 256.
+        let number = [0x80, 0, 0, 0, 0x7f, 0, 0, 0, 0, 0, 0, 0];
+        (gnu.sparse[0].offset, gnu.sparse[0].numbytes) = (number, *b"00000000000\0");
+        gnu.realsize = number;
+    });
+    let error = scratch.refused(&endless);
+    assert!(error.contains("more than 1024 GiB, holes included"), "{error}");
+    let pax = entry(b'x', b"22 GNU.sparse.major=1\n", |_| {});
+    let error = scratch.refused(&[pax, entry(b'0', b"", |_| {})].concat());
+    assert!(error.contains("sparse file in the form of POSIX tar"), "{error}");
 }

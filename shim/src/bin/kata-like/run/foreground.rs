@@ -6,8 +6,9 @@ use super::signals::{Action, Signals};
 use super::source::Source;
 use super::spec;
 use super::terminal::RawTerminal;
+use crate::image::{self, Allowance};
+use crate::monitor;
 use crate::record::Reservation;
-use crate::{image, monitor};
 use anyhow::{Context, Result, bail};
 use oci_spec::runtime::Spec;
 use sandbox::{Error, Sandbox};
@@ -67,8 +68,13 @@ async fn prepare(source: Source, scratch: &Scratch, arguments: Arguments) -> Res
     let rootfs = scratch.rootfs();
     let (root, mut trash) = scratch.open()?;
     // A thread of its own: unpacking must not hold up the machine's start.
+    let most = arguments.max_image_mib.map(|mib| mib.saturating_mul(1 << 20));
     let unpacked = tokio::task::spawn_blocking(move || {
-        image.unpack(&root, &mut trash)?;
+        let most = match most {
+            Some(most) => most,
+            None => root.free_bytes()? / 10 * 9,
+        };
+        image.unpack(&root, &mut trash, &Allowance::new(most))?;
         trash.empty()?;
         Ok::<_, anyhow::Error>((image, root))
     });

@@ -75,6 +75,9 @@ pub(crate) struct Arguments {
     /// Memory of the machine, MiB
     #[arg(long, value_name = "MIB")]
     memory_mib: Option<u64>,
+    /// Most that an image may unpack to [default: nine tenths of the free space of /var/lib/kata-like]
+    #[arg(long, value_name = "MIB")]
+    max_image_mib: Option<u64>,
     /// Return as soon as it runs; for bundles
     #[arg(short, long)]
     detach: bool,
