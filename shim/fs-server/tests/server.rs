@@ -483,6 +483,79 @@ fn the_server_is_confined() {
     println!("start to first answer: {:?}; RssAnon {}", machine.start_time, field("RssAnon"));
 }
 
+/// As a mail server or a build may have them; where the caller's own limit is lower and can't be raised, that many.
+#[test]
+fn twenty_thousand_files_are_open_at_once() {
+    let scratch = scratch();
+    fs::write(scratch.shared.join("file"), "content").unwrap();
+    let mut machine = Machine::start(&scratch.shared);
+    machine.init();
+    let limits = fs::read_to_string(format!("/proc/{}/limits", machine.server.id())).unwrap();
+    let limit = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+    let limit: usize = limit.split_whitespace().nth(3).unwrap().parse().unwrap();
+    let own = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
+    assert!(limit == 1_000_000 || own == Some(limit as u64), "{limit}, {own:?}");
+
+    // The server keeps some for itself.
+    let files = 20_000.min(limit - 200);
+    let node = machine.lookup(ROOT, "file").unwrap().node;
+    let open = |machine: &mut Machine| machine.open(node, libc::O_RDONLY).unwrap();
+    let handles: Vec<u64> = (0..files).map(|_| open(&mut machine)).collect();
+    assert_eq!(machine.read(node, handles[files - 1], 100).unwrap(), b"content");
+    for handle in handles {
+        let release = Body::new().u64(handle).u32(0).u32(0).u64(0);
+        machine.call(fuse::RELEASE, node, &release).unwrap();
+    }
+    let open = fs::read_dir(format!("/proc/{}/fd", machine.server.id())).unwrap().count();
+    assert!(open < 100, "{open} descriptors are left");
+}
+
+/// What the guest can't have any more it is told, and no file is lost.
+#[test]
+fn too_many_open_files_are_an_error_and_nothing_else() {
+    const ROOM: usize = 300;
+    let scratch = scratch();
+    fs::write(scratch.shared.join("file"), "content").unwrap();
+    let mut machine = Machine::start_with_files(&scratch.shared, ROOM as u64);
+    machine.init();
+    let node = machine.lookup(ROOT, "file").unwrap().node;
+    let opened: Vec<_> = (0..ROOM).map(|_| machine.open(node, libc::O_RDONLY)).collect();
+    let handles: Vec<u64> = opened.iter().flatten().copied().collect();
+    let refused = opened.iter().find_map(|file| file.as_ref().err()).unwrap();
+    assert_eq!(refused.raw_os_error(), Some(libc::ENFILE));
+    assert!(machine.lookup(ROOT, "file").is_ok() && !handles.is_empty());
+    assert_eq!(machine.read(node, handles[0], 100).unwrap(), b"content");
+    let release = Body::new().u64(handles[0]).u32(0).u32(0).u64(0);
+    machine.call(fuse::RELEASE, node, &release).unwrap();
+    machine.open(node, libc::O_RDONLY).unwrap();
+}
+
+#[test]
+fn a_full_disk_is_told_and_what_is_removed_makes_room() {
+    let scratch = scratch();
+    let size = Some(c"size=1m");
+    rustix::mount::mount("tmpfs", &scratch.shared, "tmpfs", MountFlags::empty(), size).unwrap();
+    let mut machine = Machine::start(&scratch.shared);
+    rustix::mount::unmount(&scratch.shared, UnmountFlags::DETACH).unwrap();
+    machine.init();
+    let (file, handle) = machine.create(GUEST_ROOT, ROOT, "file").unwrap();
+    let data = vec![7; 512 << 10];
+    machine.write_file(file.node, handle, 0, &data).unwrap();
+    let (more, other) = machine.create(GUEST_ROOT, ROOT, "more").unwrap();
+    let written = machine.write_file(more.node, other, 0, &data).unwrap();
+    assert!(written <= 512 << 10);
+    let fallocate = Body::new().u64(other).u64(0).u64(4 << 20).u32(0).u32(0);
+    let error = machine.call(fuse::FALLOCATE, more.node, &fallocate).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::ENOSPC));
+    let (third, handle) = machine.create(GUEST_ROOT, ROOT, "third").unwrap();
+    let error = machine.write_file(third.node, handle, 0, &data).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::ENOSPC));
+    machine.call(fuse::UNLINK, ROOT, &Body::new().name("more")).unwrap();
+    machine.call(fuse::RELEASE, more.node, &Body::new().u64(other).u32(0).u32(0).u64(0)).unwrap();
+    machine.forget(more.node);
+    assert!(machine.write_file(third.node, handle, 0, &data).unwrap() > 0);
+}
+
 /// The guest may make any device node; whoever gets hold of the server may not use it.
 #[test]
 fn a_hijacked_server_opens_no_device() {

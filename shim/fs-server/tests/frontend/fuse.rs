@@ -6,6 +6,7 @@ use std::io;
 pub const ROOT: u64 = 1;
 
 pub const LOOKUP: u32 = 1;
+pub const FORGET: u32 = 2;
 pub const GETATTR: u32 = 3;
 pub const SETATTR: u32 = 4;
 pub const READLINK: u32 = 5;
@@ -192,6 +193,15 @@ impl Machine {
 
     pub fn lookup(&mut self, parent: u64, name: &str) -> io::Result<Entry> {
         Ok(Entry::from_answer(&self.call(LOOKUP, parent, &Body::new().name(name))?))
+    }
+
+    /// Gives up what one look-up has found; there is no answer.
+    pub fn forget(&mut self, node: u64) {
+        let body = Body::new().u64(1);
+        let mut request = header(FORGET, node, GUEST_ROOT, body.0.len());
+        request.extend(&body.0);
+        self.write_bytes(REQUEST, &request);
+        self.submit(HIGH_PRIORITY, &chain(request.len())).unwrap();
     }
 
     /// Opens a file: its handle.

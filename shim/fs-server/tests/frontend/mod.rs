@@ -4,7 +4,9 @@ pub mod fuse;
 mod hijack;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
+use rustix::process::{
+    Pid, Resource, Rlimit, Signal, WaitId, WaitIdOptions, kill_process, setrlimit, waitid,
+};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -65,9 +67,18 @@ pub struct Machine {
 impl Machine {
     /// Starts a server for the directory and sets its device up.
     pub fn start(directory: &Path) -> Self {
+        Self::start_with(directory, None)
+    }
+
+    /// The same for a server that may have so many descriptors and can't raise the limit.
+    pub fn start_with_files(directory: &Path, files: u64) -> Self {
+        Self::start_with(directory, Some(files))
+    }
+
+    fn start_with(directory: &Path, files: Option<u64>) -> Self {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let started = Instant::now();
-        let server = spawn(directory, theirs.into());
+        let server = spawn(directory, theirs.into(), files);
         let mut frontend = Frontend::from_stream(ours, 2);
         frontend.set_owner().unwrap();
         let features = frontend.get_features().unwrap();
@@ -200,18 +211,36 @@ impl Drop for Machine {
     }
 }
 
-fn spawn(directory: &Path, socket: OwnedFd) -> Child {
+fn spawn(directory: &Path, socket: OwnedFd, files: Option<u64>) -> Child {
     let mut command = Command::new(env!("CARGO_BIN_EXE_kata-like-fs"));
     command.arg("--shared-dir").arg(directory);
     // It complains of each broken rule; many tests break them by the hundred.
     command.stderr(Stdio::null());
-    let inherit = move || match socket.as_raw_fd() {
-        3 => rustix::io::fcntl_setfd(&socket, rustix::io::FdFlags::empty()).map_err(Into::into),
-        _ => dup_to_3(socket.as_fd()),
+    let inherit = move || {
+        if let Some(files) = files {
+            limit_files(files)?;
+        }
+        match socket.as_raw_fd() {
+            3 => rustix::io::fcntl_setfd(&socket, rustix::io::FdFlags::empty()).map_err(Into::into),
+            _ => dup_to_3(socket.as_fd()),
+        }
     };
-    // SAFETY: between fork and exec only the system calls fcntl and dup2 are made.
+    // SAFETY: between fork and exec only system calls are made.
     unsafe { command.pre_exec(inherit) };
     command.spawn().unwrap()
+}
+
+/// For a program that is executed next, without the right to raise the limit.
+fn limit_files(files: u64) -> io::Result<()> {
+    /// The number of `CAP_SYS_RESOURCE`.
+    const SYS_RESOURCE: libc::c_ulong = 24;
+    let limit = Rlimit { current: Some(files), maximum: Some(files) };
+    setrlimit(Resource::Nofile, limit)?;
+    // SAFETY: takes numbers.
+    match unsafe { libc::prctl(libc::PR_CAPBSET_DROP, SYS_RESOURCE, 0, 0, 0) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 fn dup_to_3(socket: BorrowedFd<'_>) -> io::Result<()> {
