@@ -5,7 +5,7 @@
 //! vhost-user device around them is ours, because it works on a connected socket, in a single thread,
 //! and answers a broken queue by stopping that queue.
 //!
-//! The program calls [`run`]; what else is public is for the fuzz target of the guest's requests.
+//! The program calls [`run`]; what else is public is for the fuzz targets of the guest's and the VMM's requests.
 
 mod confine;
 mod device;
@@ -20,6 +20,7 @@ pub use confine::own_descriptors;
 pub use file_system::{Files, open};
 pub use memory::{Memory, Regions};
 pub use queue::{Progress, RequestQueue};
+pub use serve::serve;
 
 use anyhow::{Context, Result};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -43,5 +44,5 @@ pub fn run(socket: OwnedFd, shared_dir: &Path) -> Result<()> {
         .with_context(|| format!("cannot confine to {}", shared_dir.display()))?;
     let files = open(own_descriptors)?;
     confine::syscall_filter()?.apply()?;
-    serve::serve(socket, files)
+    serve(socket, files)
 }

@@ -19,7 +19,11 @@ struct Work {
 }
 
 /// Serves until the VMM closes its end of the socket.
-pub(crate) fn serve(socket: UnixStream, files: Files) -> Result<()> {
+///
+/// # Errors
+/// The VMM breaks the protocol such that its next message can't be told from this one, or hands over what is no
+/// notifier.
+pub fn serve(socket: UnixStream, files: Files) -> Result<()> {
     let poll_socket = socket.try_clone().context("cannot duplicate the vhost-user socket")?;
     // The library wants a lock; with one thread nobody ever waits for it.
     let device = Arc::new(Mutex::new(Device::new(files)?));
