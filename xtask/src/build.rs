@@ -111,17 +111,12 @@ pub fn guest_kernel() -> Result<PathBuf> {
 /// # Errors
 /// When it doesn't build.
 pub fn lab_program(name: &str) -> Result<PathBuf> {
-    // What only the tests need is left out of the agent, which is built first; and it has little to compute.
-    let (profile, features): (_, &[&str]) = match name {
-        "lab-agent" => ("dev", &["--no-default-features"]),
-        _ => ("lab", &[]),
-    };
+    // What only the tests need is left out of the agent, which is built first.
+    let features: &[&str] = if name == "lab-agent" { &["--no-default-features"] } else { &[] };
     let step = Step::begin_quick("the lab's programs");
-    let build = ["build", "--profile", profile, "-p", "kata-like-tests", "--bin", name];
-    cargo_static(&[&build, features].concat(), &step)?;
+    cargo_static(&[&["build", "-p", "kata-like-tests", "--bin", name], features].concat(), &step)?;
     step.end();
-    let folder = if profile == "dev" { "debug" } else { profile };
-    Ok(target_dir().join(TARGET).join(folder).join(name))
+    Ok(target_dir().join(TARGET).join("debug").join(name))
 }
 
 /// Cargo for the checkout, whatever target folder or flags the caller's environment names.
