@@ -78,6 +78,23 @@ pub fn receive_master(listener: &UnixListener) -> io::Result<OwnedFd> {
     Err(io::Error::other("no descriptor in the message"))
 }
 
+/// Gives the slave of a terminal to a user, who could not open it anew otherwise. Its group stays, which is the
+/// one that devpts was mounted with.
+///
+/// # Errors
+/// What the kernel answers.
+pub fn give_terminal(master: &OwnedFd, user: u32) -> io::Result<()> {
+    let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
+    // SAFETY: the descriptor is open and the argument is no pointer.
+    let slave = unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCGPTPEER, flags) };
+    if slave < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made this descriptor for us; nothing else owns it.
+    let slave = unsafe { OwnedFd::from_raw_fd(slave) };
+    Ok(fchown(&slave, Some(Uid::from_raw(user)), None)?)
+}
+
 /// Sets a terminal's size by either side; its foreground processes get SIGWINCH.
 ///
 /// # Errors
@@ -128,6 +145,15 @@ mod tests {
         let mut text = String::new();
         std::fs::File::from(stdout).read_to_string(&mut text).unwrap();
         assert_eq!(text, "out");
+    }
+
+    #[test]
+    fn a_terminal_is_given_to_a_user_but_not_to_a_group() {
+        let pty = nix::pty::openpty(None, None).unwrap();
+        let status = || nix::sys::stat::fstat(&pty.slave).unwrap();
+        let group = status().st_gid;
+        give_terminal(&pty.master, 1234).unwrap();
+        assert_eq!((status().st_uid, status().st_gid), (1234, group));
     }
 
     #[test]

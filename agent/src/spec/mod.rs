@@ -7,7 +7,7 @@
 //! - `startContainer` hooks are run by the executor, when the process has been reduced to what it is to be:
 //!   libcontainer would run them before.
 //! - Capabilities are widened when the filter needs them; see [`Privileges`].
-//! - `HOME` is filled in from the container's own /etc/passwd: libcontainer would ask glibc,
+//! - `HOME`, where it is not set or empty, is filled in from the container's own /etc/passwd: libcontainer would ask glibc,
 //!   which may load name-service modules that the image brings along.
 //! - A variable that is set twice has its last value in its first place, as Go's `os.Setenv` leaves it.
 
@@ -16,6 +16,7 @@ pub mod device_rules;
 mod home;
 pub mod id_maps;
 pub mod mounts;
+mod place;
 pub mod privileges;
 pub mod seccomp;
 mod syscalls;
@@ -27,7 +28,7 @@ use oci_spec::runtime::{
 use privileges::Privileges;
 use seccomp::UnsupportedFilter;
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Why a specification cannot be followed.
 #[derive(Debug, thiserror::Error)]
@@ -67,10 +68,10 @@ pub struct Own {
 /// # Errors
 /// See [`InvalidSpec`].
 pub fn adapt_container(spec: &mut Spec, id: &str) -> Result<Own, InvalidSpec> {
-    let rootfs = spec.root().as_ref().ok_or(InvalidSpec::Missing("root"))?.path().clone();
+    spec.root().as_ref().ok_or(InvalidSpec::Missing("root"))?;
     let mut process = spec.process().clone().ok_or(InvalidSpec::Missing("process"))?;
     let mut linux = spec.linux().clone().ok_or(InvalidSpec::Missing("linux"))?;
-    let privileges = adapt(&mut process, &linux, &rootfs)?;
+    let privileges = adapt(&mut process, &linux, spec)?;
     linux.set_seccomp(None);
     linux.set_cgroups_path(Some(PathBuf::from(format!("/{}/{id}", cgroup::PARENT))));
     let devices = linux.resources_mut().as_mut().and_then(|r| r.devices_mut().take());
@@ -88,13 +89,33 @@ pub fn adapt_container(spec: &mut Spec, id: &str) -> Result<Own, InvalidSpec> {
 /// # Errors
 /// See [`InvalidSpec`].
 pub fn adapt_process(process: &mut Process, spec: &Spec) -> Result<Privileges, InvalidSpec> {
-    let rootfs = spec.root().as_ref().ok_or(InvalidSpec::Missing("root"))?.path();
     let linux = spec.linux().as_ref().ok_or(InvalidSpec::Missing("linux"))?;
-    if process.capabilities().is_none() {
-        let inits = spec.process().as_ref().and_then(|init| init.capabilities().clone());
-        process.set_capabilities(inits);
+    if let Some(init) = spec.process() {
+        inherit(process, init);
     }
-    adapt(process, linux, rootfs)
+    adapt(process, linux, spec)
+}
+
+/// What a process has of the container's first one where it does not say otherwise, as with runc.
+fn inherit(process: &mut Process, init: &Process) {
+    if process.capabilities().is_none() {
+        process.set_capabilities(init.capabilities().clone());
+    }
+    if process.no_new_privileges().is_none() {
+        process.set_no_new_privileges(init.no_new_privileges());
+    }
+    if process.rlimits().as_ref().is_none_or(Vec::is_empty) {
+        process.set_rlimits(init.rlimits().clone());
+    }
+    if process.io_priority().is_none() {
+        process.set_io_priority(*init.io_priority());
+    }
+    if process.scheduler().is_none() {
+        process.set_scheduler(init.scheduler().clone());
+    }
+    if process.exec_cpu_affinity().is_none() {
+        process.set_exec_cpu_affinity(init.exec_cpu_affinity().clone());
+    }
 }
 
 /// Those of the namespaces that the container shares with the guest.
@@ -123,7 +144,7 @@ fn sysctl_namespace(name: &str) -> Option<LinuxNamespaceType> {
     }
 }
 
-fn adapt(process: &mut Process, linux: &Linux, rootfs: &Path) -> Result<Privileges, InvalidSpec> {
+fn adapt(process: &mut Process, linux: &Linux, spec: &Spec) -> Result<Privileges, InvalidSpec> {
     if process.args().as_ref().is_none_or(Vec::is_empty) {
         return Err(InvalidSpec::NoArgs);
     }
@@ -131,15 +152,17 @@ fn adapt(process: &mut Process, linux: &Linux, rootfs: &Path) -> Result<Privileg
         return Err(InvalidSpec::RelativeCwd(process.cwd().clone()));
     }
     let mut env = each_once(process.env().as_deref().unwrap_or_default())?;
+    env.retain(|variable| variable != "HOME=");
     if !env.iter().any(|variable| variable.starts_with("HOME=")) {
-        env.push(format!("HOME={}", home::of_user(rootfs, process.user().uid())));
+        env.push(format!("HOME={}", home::of_user(spec, process.user().uid())));
     }
     process.set_env(Some(env));
     let filters = match linux.seccomp() {
         Some(profile) => seccomp::compile(profile)?,
         None => Vec::new(),
     };
-    Ok(Privileges::take_over(process, filters))
+    let owner = id_maps::of_guest(spec, (process.user().uid(), process.user().gid()));
+    Ok(Privileges::take_over(process, owner, filters))
 }
 
 fn each_once(env: &[String]) -> Result<Vec<String>, InvalidSpec> {
@@ -161,6 +184,7 @@ fn each_once(env: &[String]) -> Result<Vec<String>, InvalidSpec> {
 mod tests {
     use super::*;
     use oci_spec::runtime::{Arch, LinuxSeccompAction, LinuxSeccompBuilder, SpecBuilder};
+    use std::path::Path;
 
     fn spec() -> Spec {
         SpecBuilder::default().build().unwrap()
@@ -242,5 +266,41 @@ mod tests {
         let mut process = spec.process().clone().unwrap();
         adapt_process(&mut process, &spec).unwrap();
         assert_eq!(process.env().clone().unwrap(), env);
+    }
+
+    #[test]
+    fn an_empty_home_is_as_good_as_none() {
+        let mut spec = spec();
+        let mut process = spec.process().clone().unwrap();
+        process.set_env(Some(["HOME=/x", "A=1", "HOME="].map(str::to_owned).into()));
+        spec.set_process(Some(process));
+        adapt_container(&mut spec, "c1").unwrap();
+        assert_eq!(spec.process().as_ref().unwrap().env().clone().unwrap(), ["A=1", "HOME=/"]);
+    }
+
+    #[test]
+    fn a_process_has_what_it_does_not_say_of_the_first_one() {
+        let mut spec = spec();
+        let says = serde_json::json!({
+            "cwd": "/", "args": ["a"], "user": {"uid": 0, "gid": 0}, "noNewPrivileges": true,
+            "rlimits": [{"type": "RLIMIT_NOFILE", "soft": 1, "hard": 2}],
+            "ioPriority": {"class": "IOPRIO_CLASS_BE", "priority": 4},
+            "scheduler": {"policy": "SCHED_BATCH", "nice": 19}, "execCPUAffinity": {"final": "0"},
+        });
+        let init: Process = serde_json::from_value(says).unwrap();
+        spec.set_process(Some(init.clone()));
+        let says = serde_json::json!({"cwd": "/", "args": ["b"], "user": {"uid": 0, "gid": 0}});
+        let mut process: Process = serde_json::from_value(says).unwrap();
+        adapt_process(&mut process, &spec).unwrap();
+        assert_eq!(process.no_new_privileges(), Some(true));
+        assert_eq!(process.rlimits(), init.rlimits());
+        assert_eq!(process.io_priority(), init.io_priority());
+        assert_eq!(process.scheduler(), init.scheduler());
+        assert_eq!(process.exec_cpu_affinity(), init.exec_cpu_affinity());
+        let own = serde_json::json!({"class": "IOPRIO_CLASS_IDLE", "priority": 0});
+        process.set_io_priority(Some(serde_json::from_value(own).unwrap()));
+        let before = process.clone();
+        adapt_process(&mut process, &spec).unwrap();
+        assert_eq!(process.io_priority(), before.io_priority());
     }
 }

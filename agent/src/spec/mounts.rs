@@ -9,9 +9,10 @@
 //! - `sync` and `dirsync` belong to a file system; libcontainer takes them for a mount's and drops them.
 //! - Propagation, also the root's, is set from within the container's mount namespace, once the mounts are there.
 
+use crate::spec::place;
 use libcontainer::rootfs::utils::{is_bind, parse_mount};
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat, openat2};
+use nix::fcntl::{AT_FDCWD, OFlag};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::stat::{Mode, SFlag, mknod};
@@ -66,7 +67,8 @@ impl LateMounts {
                 mark_superblock_flags(mount);
             }
             if mount.typ().as_deref() == Some("tmpfs") && !is_bind(mount) {
-                let below = (!hidden).then(|| open_in(&rootfs, &to)).and_then(Result::ok);
+                let open = || place::open_in_root(&rootfs, &to, OFlag::O_PATH | OFlag::O_DIRECTORY);
+                let below = (!hidden).then(open).and_then(Result::ok);
                 late.adapt_tmpfs(mount, below.as_ref(), directory)?;
             }
             if mount.typ().as_deref() == Some("sysfs") && has_users {
@@ -233,16 +235,6 @@ fn mark_superblock_flags(mount: &mut Mount) {
             option.push('=');
         }
     }
-}
-
-/// A directory of the container's root; links in it don't lead out.
-fn open_in(rootfs: &Path, path: &Path) -> io::Result<OwnedFd> {
-    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    let root = openat(AT_FDCWD, rootfs, flags, Mode::empty())?;
-    let how = OpenHow::new()
-        .flags(flags)
-        .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
-    Ok(openat2(root.as_fd(), path, how)?)
 }
 
 /// Copies what is in a directory, with owners and modes. Nothing runs in the container yet that could

@@ -15,7 +15,7 @@ const FOR_THE_FILTER: [Capability; 2] = [Capability::CAP_SYS_ADMIN, Capability::
 /// How a process is to end up.
 #[derive(Debug, Clone)]
 pub struct Privileges {
-    /// Its user and group.
+    /// Its user and group, as the guest numbers them.
     pub owner: (u32, u32),
     /// To be installed in this order.
     pub filters: Vec<Filter>,
@@ -32,14 +32,15 @@ pub struct CapabilitySets {
 }
 
 impl Privileges {
-    /// Notes what `process` is to be reduced to, and widens its capabilities for the time before.
-    pub fn take_over(process: &mut Process, filters: Vec<Filter>) -> Self {
-        let user = process.user();
-        let owner = (user.uid(), user.gid());
+    /// Notes what `process`, of that owner, is to be reduced to, and widens its capabilities for the time before.
+    pub fn take_over(process: &mut Process, owner: (u32, u32), filters: Vec<Filter>) -> Self {
         let privileged_filter = !filters.is_empty() && process.no_new_privileges() != Some(true);
         let wanted = complete(process.capabilities().as_ref());
-        let reduce_to = privileged_filter.then(|| CapabilitySets::of(&wanted));
-        let wanted = if privileged_filter { widened(wanted) } else { wanted };
+        // libcontainer sets them after the permitted ones, and then that takes a privilege.
+        let inherits_more = !is_subset(wanted.inheritable().as_ref(), wanted.permitted().as_ref());
+        let privileged = privileged_filter || inherits_more;
+        let reduce_to = privileged.then(|| CapabilitySets::of(&wanted));
+        let wanted = if privileged { widened(wanted) } else { wanted };
         process.set_capabilities(Some(wanted));
         Self { owner, filters, reduce_to }
     }
@@ -96,9 +97,26 @@ fn complete(wanted: Option<&LinuxCapabilities>) -> LinuxCapabilities {
     all.set_bounding(set(LinuxCapabilities::bounding))
         .set_effective(set(LinuxCapabilities::effective))
         .set_permitted(set(LinuxCapabilities::permitted))
-        .set_inheritable(set(LinuxCapabilities::inheritable))
-        .set_ambient(set(LinuxCapabilities::ambient));
+        .set_inheritable(set(LinuxCapabilities::inheritable));
+    all.set_ambient(Some(raisable(&set(LinuxCapabilities::ambient).unwrap_or_default(), &all)));
     all
+}
+
+/// Of an ambient set what the kernel takes: a capability that is permitted and inheritable. runc warns of others.
+fn raisable(ambient: &Capabilities, all: &LinuxCapabilities) -> Capabilities {
+    let held = |set: &Option<Capabilities>, capability: &SpecCapability| {
+        set.as_ref().is_some_and(|set| set.contains(capability))
+    };
+    let (raised, lost): (Capabilities, Capabilities) =
+        ambient.iter().copied().partition(|capability| {
+            held(all.permitted(), capability) && held(all.inheritable(), capability)
+        });
+    for capability in lost {
+        tracing::warn!(
+            "can't raise ambient capability CAP_{capability}: it is not inheritable and permitted"
+        );
+    }
+    raised
 }
 
 fn widened(mut wanted: LinuxCapabilities) -> LinuxCapabilities {
@@ -111,6 +129,10 @@ fn widened(mut wanted: LinuxCapabilities) -> LinuxCapabilities {
         (widen(wanted.bounding()), widen(wanted.effective()), widen(wanted.permitted()));
     wanted.set_bounding(bounding).set_effective(effective).set_permitted(permitted);
     wanted
+}
+
+fn is_subset(set: Option<&Capabilities>, of: Option<&Capabilities>) -> bool {
+    set.into_iter().flatten().all(|capability| of.is_some_and(|of| of.contains(capability)))
 }
 
 fn to_caps(set: Option<&Capabilities>) -> CapsHashSet {
@@ -145,7 +167,7 @@ mod tests {
         for (no_new_privs, filters) in [(true, filter), (true, Vec::new()), (false, Vec::new())] {
             let mut p = process(no_new_privs);
             let before = p.clone();
-            assert!(Privileges::take_over(&mut p, filters).reduce_to.is_none());
+            assert!(Privileges::take_over(&mut p, (0, 0), filters).reduce_to.is_none());
             assert_eq!(p, before);
         }
     }
@@ -154,16 +176,47 @@ mod tests {
     fn a_set_that_is_not_named_is_empty() {
         let mut p = process(true);
         p.set_capabilities(None);
-        Privileges::take_over(&mut p, Vec::new());
+        Privileges::take_over(&mut p, (0, 0), Vec::new());
         let got = p.capabilities().clone().unwrap();
         let sets = [got.bounding(), got.effective(), got.permitted(), got.inheritable()];
         assert!(sets.iter().all(|set| set.as_ref().unwrap().is_empty()));
     }
 
     #[test]
+    fn capabilities_are_widened_for_a_process_that_inherits_what_it_may_not_use() {
+        let mut p = process(true);
+        let mut wanted = p.capabilities().clone().unwrap();
+        wanted.set_permitted(Some(Capabilities::new()));
+        p.set_capabilities(Some(wanted));
+        let back = Privileges::take_over(&mut p, (0, 0), Vec::new()).reduce_to.unwrap();
+        assert!(back.permitted.is_empty());
+        let permitted = p.capabilities().as_ref().unwrap().permitted().clone().unwrap();
+        assert!(permitted.contains(&SpecCapability::Setpcap));
+    }
+
+    #[test]
+    fn an_ambient_capability_that_cannot_be_raised_is_left_out() {
+        let set = |all: &[SpecCapability]| Some(all.iter().copied().collect::<Capabilities>());
+        let mut wanted = LinuxCapabilities::default();
+        wanted
+            .set_permitted(set(&[SpecCapability::Kill, SpecCapability::Chown]))
+            .set_inheritable(set(&[SpecCapability::Kill, SpecCapability::Fowner]))
+            .set_ambient(set(&[
+                SpecCapability::Kill,
+                SpecCapability::Chown,
+                SpecCapability::Fowner,
+            ]));
+        let mut p = process(true);
+        p.set_capabilities(Some(wanted));
+        Privileges::take_over(&mut p, (0, 0), Vec::new());
+        let got = p.capabilities().clone().unwrap();
+        assert_eq!(got.ambient(), &set(&[SpecCapability::Kill]));
+    }
+
+    #[test]
     fn what_is_inherited_is_never_widened() {
         let mut p = process(false);
-        let privileges = Privileges::take_over(&mut p, vec![Filter::default()]);
+        let privileges = Privileges::take_over(&mut p, (0, 0), vec![Filter::default()]);
         let got = p.capabilities().clone().unwrap();
         for widened in [got.bounding(), got.effective(), got.permitted()] {
             assert!(widened.as_ref().unwrap().contains(&SpecCapability::SysAdmin));

@@ -158,6 +158,7 @@ fn with_pipes(job: &Job, process: NewProcess) -> Result<(i32, AgentEnds), Failur
 
 fn with_terminal(job: &Job, process: NewProcess) -> Result<(i32, AgentEnds), Failure> {
     let name = format!("console-{}.sock", std::process::id());
+    let owner = process.privileges.owner;
     let listener = UnixListener::bind(&name)
         .map_err(|e| Failure::internal("listening for the terminal", &e))?;
     let path = job.bundle.join(&name);
@@ -166,6 +167,8 @@ fn with_terminal(job: &Job, process: NewProcess) -> Result<(i32, AgentEnds), Fai
     let pid = built?;
     let master = stdio::receive_master(&listener)
         .map_err(|e| Failure::internal("receiving the terminal", &e))?;
+    stdio::give_terminal(&master, owner.0)
+        .map_err(|e| Failure::internal("setting the terminal's owner", &e))?;
     Ok((pid, AgentEnds { terminal: true, fds: vec![master] }))
 }
 
