@@ -4,38 +4,30 @@
 //! - `tmpcopyup`: the tmpfs is made and filled here, and bound into the container.
 //! - sysfs belongs to a network namespace; a container with users of its own that shares the guest's network
 //!   could not mount it, so it is mounted here and bound.
-//! - Read-only paths: libcontainer would take programs and devices below them away. They are bound when the
-//!   container's first process is in its working directory already, so it is told whether to go there anew.
+//! - Read-only paths: libcontainer would take programs and devices below them away. Masked directories share one
+//!   tmpfs. Both are bound when the container's first process is in its working directory already, so it is told
+//!   whether to go there anew.
+//! - A tmpfs, and /dev, that are to be read-only become so when everything in them is made.
+//! - A destination may lead through links to what is not there yet: libcontainer would refuse them.
+//! - A working directory that is missing is made.
 //! - `sync` and `dirsync` belong to a file system; libcontainer takes them for a mount's and drops them.
 //! - Propagation, also the root's, is set from within the container's mount namespace, once the mounts are there.
 
-use crate::spec::place;
+use crate::spec::late_mounts::LateMounts;
+use crate::spec::{id_maps, place};
 use libcontainer::rootfs::utils::{is_bind, parse_mount};
-use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, OFlag};
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sched::{CloneFlags, setns};
+use nix::fcntl::OFlag;
+use nix::mount::{MsFlags, mount};
 use nix::sys::stat::{Mode, SFlag, mknod};
 use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Mount, Spec};
-use std::ffi::{CStr, CString};
-use std::fs::{self, File, Permissions};
+use std::fs::{self, Permissions};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, lchown, symlink};
 use std::path::{Path, PathBuf};
 
 /// Most levels of directories that are copied.
 const MAX_DEPTH: u32 = 128;
-
-/// What is to be done when the container is there.
-#[derive(Debug, Default)]
-pub struct LateMounts {
-    cwd: PathBuf,
-    made: Vec<PathBuf>,
-    propagation: Vec<(PathBuf, MsFlags)>,
-    read_only: Vec<PathBuf>,
-}
 
 impl LateMounts {
     /// Changes the mounts of `spec` to what libcontainer does. What has to be filled lies in `directory`.
@@ -43,33 +35,44 @@ impl LateMounts {
     /// # Errors
     /// A tmpfs can't be made or filled; what was made is unmounted when the result is dropped.
     pub fn take_over(spec: &mut Spec, directory: &Path) -> io::Result<Self> {
-        let cwd = spec.process().as_ref().map(|process| process.cwd().clone()).unwrap_or_default();
         let mut late = Self::default();
-        late.cwd = cwd;
+        late.owner = id_maps::of_guest(spec, (0, 0));
+        late.cwd = spec.process().as_ref().map(|process| process.cwd().clone()).unwrap_or_default();
         let Some(rootfs) = spec.root().as_ref().map(|root| root.path().clone()) else {
             return Ok(late);
         };
         let (has_users, mut root) = (has_users(spec), None);
+        let of_cwd = late.make_cwd(spec)?;
         if let Some(linux) = spec.linux_mut() {
             let paths = linux.readonly_paths_mut().take().unwrap_or_default();
             late.read_only = paths.into_iter().map(PathBuf::from).collect();
+            let paths = linux.masked_paths_mut().take().unwrap_or_default();
+            late.masked = paths.into_iter().map(PathBuf::from).collect();
             // libcontainer would share the guest's mounts with `shared`, and so what is bound of them.
             root = linux.rootfs_propagation().clone().filter(|text| !text.is_empty());
             linux.set_rootfs_propagation(None);
         }
         let mut covered: Vec<PathBuf> = Vec::new();
-        for mount in spec.mounts_mut().iter_mut().flatten() {
-            let to = mount.destination().clone();
+        for (index, mount) in spec.mounts_mut().iter_mut().flatten().enumerate() {
+            let to = place::destination(&rootfs, mount.destination(), &covered)?;
+            mount.set_destination(to.clone());
             late.propagation.extend(propagation(mount).map(|flags| (to.clone(), flags)));
             // What an earlier mount hides is not what this one is mounted on.
             let hidden = covered.iter().any(|earlier| to.starts_with(earlier));
             if !is_bind(mount) {
                 mark_superblock_flags(mount);
             }
-            if mount.typ().as_deref() == Some("tmpfs") && !is_bind(mount) {
+            let is_tmpfs = mount.typ().as_deref() == Some("tmpfs") && !is_bind(mount);
+            if (is_tmpfs || to == Path::new("/dev")) && take_read_only(mount) {
+                late.remounts.push(to.clone());
+            }
+            if is_tmpfs {
                 let open = || place::open_in_root(&rootfs, &to, OFlag::O_PATH | OFlag::O_DIRECTORY);
                 let below = (!hidden).then(open).and_then(Result::ok);
                 late.adapt_tmpfs(mount, below.as_ref(), directory)?;
+                if of_cwd == Some(index) {
+                    late.make_cwd_in(mount, &to, directory)?;
+                }
             }
             if mount.typ().as_deref() == Some("sysfs") && has_users {
                 late.make_and_bind(mount, directory)?;
@@ -82,6 +85,39 @@ impl LateMounts {
             late.propagation.push(("/".into(), flags));
         }
         Ok(late)
+    }
+
+    /// Makes the working directory where it is missing. Some: the mount below which it has to be made, because
+    /// that exists only once it is mounted.
+    fn make_cwd(&self, spec: &Spec) -> io::Result<Option<usize>> {
+        let Some(place) = place::of(spec, &self.cwd) else {
+            return Ok(place::covering(spec, &self.cwd));
+        };
+        match place.open(OFlag::O_PATH) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                place.make_directory(self.owner).map_err(|error| {
+                    io::Error::other(format!("making process.cwd {}: {error}", self.cwd.display()))
+                })?;
+            }
+            // What else is wrong with it is found when the process goes there.
+            _ => {}
+        }
+        Ok(None)
+    }
+
+    /// Makes the working directory in a tmpfs that is mounted on `to`.
+    fn make_cwd_in(&mut self, what: &mut Mount, to: &Path, directory: &Path) -> io::Result<()> {
+        let cwd = place::normal(&self.cwd);
+        let below = match cwd.strip_prefix(to) {
+            Ok(below) if below != Path::new("") => below.to_owned(),
+            _ => return Ok(()),
+        };
+        let base = match what.source() {
+            // It was made for its contents' sake.
+            Some(made) if is_bind(what) => made.clone(),
+            _ => self.make_and_bind(what, directory)?,
+        };
+        place::Place { base, below }.make_directory(self.owner)
     }
 
     fn adapt_tmpfs(
@@ -120,61 +156,6 @@ impl LateMounts {
         what.set_typ(Some("bind".to_owned())).set_source(Some(made.clone()));
         Ok(made)
     }
-
-    /// Lets go of what was made, and does the rest in the mount namespace of process `pid`, where the caller
-    /// then is. Whether the path of the process's working directory may lead elsewhere now.
-    ///
-    /// # Errors
-    /// When the kernel refuses.
-    pub fn finish(&mut self, pid: i32) -> io::Result<bool> {
-        self.unmount();
-        if self.propagation.is_empty() && self.read_only.is_empty() {
-            return Ok(false);
-        }
-        let process = File::open(format!("/proc/{pid}"))?;
-        setns(File::open(format!("/proc/{pid}/ns/mnt"))?, CloneFlags::CLONE_NEWNS)?;
-        for (path, flags) in &self.propagation {
-            mount(None::<&str>, path, None::<&str>, *flags, None::<&str>)?;
-        }
-        self.read_only.iter().try_for_each(|path| make_read_only(path))?;
-        let cwd = CString::new(self.cwd.as_os_str().as_bytes())?;
-        let is = place(process.as_fd(), c"cwd")?;
-        // Some paths lead only the process there: those through /proc/self.
-        Ok(place(AT_FDCWD, &cwd).ok() != Some(is))
-    }
-
-    /// Unmounts what was made; a container that has it bound keeps it.
-    fn unmount(&mut self) {
-        for path in self.made.drain(..) {
-            let _ = umount2(&path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW);
-            let _ = fs::remove_dir(&path);
-        }
-    }
-}
-
-impl Drop for LateMounts {
-    fn drop(&mut self) {
-        self.unmount();
-    }
-}
-
-/// The mount, device and inode that a path leads to.
-fn place(directory: BorrowedFd<'_>, path: &CStr) -> io::Result<(u64, u32, u32, u64)> {
-    let wanted = libc::STATX_MNT_ID | libc::STATX_INO;
-    // SAFETY: all-zero is a valid value of this plain structure.
-    let mut found: libc::statx = unsafe { std::mem::zeroed() };
-    // SAFETY: the path ends with NUL, and the kernel writes one structure.
-    let result = unsafe {
-        libc::statx(
-            directory.as_raw_fd(),
-            path.as_ptr(),
-            libc::AT_NO_AUTOMOUNT,
-            wanted,
-            &raw mut found,
-        )
-    };
-    Errno::result(result)?;
-    Ok((found.stx_mnt_id, found.stx_dev_major, found.stx_dev_minor, found.stx_ino))
 }
 
 /// Whether the container gets a user namespace.
@@ -183,31 +164,12 @@ fn has_users(spec: &Spec) -> bool {
     namespaces.map(LinuxNamespace::typ).any(|kind| kind == LinuxNamespaceType::User)
 }
 
-/// Nothing of the mount's flags changes but this one. A path that is not there is no error, as for runc.
-fn make_read_only(path: &Path) -> io::Result<()> {
-    match mount(Some(path), path, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>) {
-        Err(Errno::ENOENT) => return Ok(()),
-        other => other?,
-    }
-    let attributes = libc::mount_attr {
-        attr_set: libc::MOUNT_ATTR_RDONLY,
-        attr_clr: 0,
-        propagation: 0,
-        userns_fd: 0,
-    };
-    let text = CString::new(path.as_os_str().as_bytes())?;
-    // SAFETY: the kernel reads a path that ends with NUL and as many bytes as the structure has.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_mount_setattr,
-            libc::AT_FDCWD,
-            text.as_ptr(),
-            0,
-            &raw const attributes,
-            size_of::<libc::mount_attr>(),
-        )
-    };
-    Ok(Errno::result(result).map(drop)?)
+/// Takes `ro` off a mount; whether it was to be.
+fn take_read_only(mount: &mut Mount) -> bool {
+    let Some(options) = mount.options_mut() else { return false };
+    let last = options.iter().rfind(|option| *option == "ro" || *option == "rw").cloned();
+    options.retain(|option| option != "ro");
+    last.as_deref() == Some("ro")
 }
 
 /// The last propagation option of a mount.
@@ -297,9 +259,10 @@ mod tests {
             tmpfs("/a", &["mode=1"])
         ]);
         let mut spec = spec(&root, &mounts);
-        LateMounts::take_over(&mut spec, &root).unwrap();
+        let late = LateMounts::take_over(&mut spec, &root).unwrap();
+        assert_eq!(late.remounts, [Path::new("/a")]);
         let all = [0, 1, 2, 3].map(|index| options(&spec, index));
-        assert_eq!(all, [vec!["ro", "mode=1770"], vec![], vec!["sync="], vec!["mode=1"]]);
+        assert_eq!(all, [vec!["mode=1770"], vec![], vec!["sync="], vec!["mode=1"]]);
         fs::remove_dir_all(&root).unwrap();
     }
 

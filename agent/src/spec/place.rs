@@ -2,12 +2,17 @@
 
 use libcontainer::rootfs::utils::is_bind;
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat, openat2};
-use nix::sys::stat::{Mode, mkdirat};
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, OpenHow, ResolveFlag, openat, openat2, readlinkat};
+use nix::sys::stat::{Mode, SFlag, fstat, mkdirat};
+use nix::unistd::{Gid, Uid, fchownat};
 use oci_spec::runtime::Spec;
+use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
+
+/// Most links on the way to a destination, as in the kernel.
+const MAX_LINKS: u32 = 40;
 
 /// A directory (or file) of the guest's, and a path below it that must not lead out.
 #[derive(Debug, PartialEq, Eq)]
@@ -20,20 +25,76 @@ pub struct Place {
 
 /// `None`: it is on a file system that exists only once it is mounted.
 pub fn of(spec: &Spec, path: &Path) -> Option<Place> {
+    let last = covering(spec, path).and_then(|index| spec.mounts().as_ref()?.get(index));
+    let (base, to) = match last {
+        None => (spec.root().as_ref()?.path().clone(), PathBuf::from("/")),
+        Some(mount) if is_bind(mount) => (mount.source().clone()?, normal(mount.destination())),
+        Some(_) => return None,
+    };
+    let below = normal(path).strip_prefix(to).ok()?.to_owned();
+    Some(Place { base, below })
+}
+
+/// Which of the mounts a path is on in the end.
+pub fn covering(spec: &Spec, path: &Path) -> Option<usize> {
     let path = normal(path);
-    let covers = |to: &Path| path.strip_prefix(to).ok().map(Path::to_owned);
-    let all = spec.mounts().iter().flatten().rev();
-    let last = all.filter_map(|mount| Some((mount, covers(&normal(mount.destination()))?))).next();
-    match last {
-        None => {
-            let base = spec.root().as_ref()?.path().clone();
-            Some(Place { base, below: covers(Path::new("/"))? })
-        }
-        Some((mount, below)) if is_bind(mount) => {
-            Some(Place { base: mount.source().clone()?, below })
-        }
-        Some(_) => None,
+    let mounts = spec.mounts().as_deref().unwrap_or_default();
+    mounts.iter().rposition(|mount| path.starts_with(normal(mount.destination())))
+}
+
+/// Where a mount on `path` goes: links that lead to nothing are followed, as runc does, to what has to be made.
+/// What lies below the `covered` paths is not known yet, and left as it is.
+///
+/// # Errors
+/// More than [`MAX_LINKS`] links; the system's answer.
+pub fn destination(root: &Path, path: &Path, covered: &[PathBuf]) -> io::Result<PathBuf> {
+    match open_in_root(root, path, OFlag::O_PATH) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        _ => return Ok(path.to_owned()),
     }
+    let mut left: Vec<OsString> = components(path).rev().collect();
+    let (mut at, mut links) = (PathBuf::from("/"), 0);
+    while let Some(name) = left.pop() {
+        if name == ".." {
+            at.pop();
+            continue;
+        }
+        at.push(name);
+        if covered.contains(&at) {
+            at.extend(left.into_iter().rev());
+            break;
+        }
+        let Some(target) = link_in_root(root, &at)? else { continue };
+        links += 1;
+        if links > MAX_LINKS {
+            return Err(Errno::ELOOP.into());
+        }
+        at.pop();
+        if target.is_absolute() {
+            at = PathBuf::from("/");
+        }
+        left.extend(components(&target).rev());
+    }
+    Ok(at)
+}
+
+/// The names of a path, with `..`.
+fn components(path: &Path) -> impl DoubleEndedIterator<Item = OsString> {
+    path.components()
+        .filter(|component| matches!(component, Component::Normal(_) | Component::ParentDir))
+        .map(|component| component.as_os_str().to_owned())
+}
+
+/// What a link says; `None`: it is something else, or nothing.
+fn link_in_root(root: &Path, path: &Path) -> io::Result<Option<PathBuf>> {
+    let link = match open_in_root(root, path, OFlag::O_PATH | OFlag::O_NOFOLLOW) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        other => other?,
+    };
+    if SFlag::from_bits_truncate(fstat(&link)?.st_mode & SFlag::S_IFMT.bits()) != SFlag::S_IFLNK {
+        return Ok(None);
+    }
+    Ok(Some(readlinkat(&link, "")?.into()))
 }
 
 /// Absolute, without `.` and `..`, as if no component were a link.
@@ -63,11 +124,11 @@ impl Place {
         open_in_root(&self.base, &self.below, flags)
     }
 
-    /// Makes the directory and those on the way that are missing, with mode 0755.
+    /// Makes the directory and those on the way that are missing, with mode 0755 and this user and group.
     ///
     /// # Errors
     /// The system's answer.
-    pub fn make_directory(&self) -> io::Result<()> {
+    pub fn make_directory(&self, (user, group): (u32, u32)) -> io::Result<()> {
         let directory = OFlag::O_PATH | OFlag::O_DIRECTORY;
         let mut made = PathBuf::new();
         for component in self.below.components() {
@@ -76,7 +137,12 @@ impl Place {
             match open_in_root(&self.base, &made, directory) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
                     match mkdirat(&above, component.as_os_str(), Mode::from_bits_retain(0o755)) {
-                        Ok(()) | Err(Errno::EEXIST) => {}
+                        Ok(()) => {
+                            let owner = (Some(Uid::from_raw(user)), Some(Gid::from_raw(group)));
+                            let flags = AtFlags::AT_SYMLINK_NOFOLLOW;
+                            fchownat(&above, component.as_os_str(), owner.0, owner.1, flags)?;
+                        }
+                        Err(Errno::EEXIST) => {}
                         Err(error) => return Err(error.into()),
                     }
                 }
@@ -106,6 +172,7 @@ pub fn open_in_root(root: &Path, path: &Path, flags: OFlag) -> io::Result<OwnedF
 mod tests {
     use super::*;
     use serde_json::json;
+    use std::os::unix::fs::{MetadataExt, symlink};
 
     fn spec(mounts: &serde_json::Value) -> Spec {
         let spec = json!({"ociVersion": "1.2.0", "root": {"path": "/the/root"}, "mounts": mounts});
@@ -138,16 +205,42 @@ mod tests {
     fn directories_are_made_below_the_base_only() {
         let base = std::env::temp_dir().join(format!("place-{}", std::process::id()));
         std::fs::create_dir_all(base.join("inside")).unwrap();
-        std::os::unix::fs::symlink("/inside", base.join("link")).unwrap();
-        std::os::unix::fs::symlink("/../../nowhere", base.join("out")).unwrap();
-        let make = |below: &str| Place { base: base.clone(), below: below.into() }.make_directory();
+        symlink("/inside", base.join("link")).unwrap();
+        symlink("/../../nowhere", base.join("out")).unwrap();
+        let make =
+            |below: &str| Place { base: base.clone(), below: below.into() }.make_directory((1, 2));
         make("link/a/b").unwrap();
         make("link/a/b").unwrap();
-        assert!(base.join("inside/a/b").is_dir());
+        let made = std::fs::metadata(base.join("inside/a/b")).unwrap();
+        assert!(made.is_dir() && (made.uid(), made.gid()) == (1, 2));
         // A link to nothing is neither followed out nor replaced.
         assert!(make("out/c").is_err());
         std::fs::write(base.join("file"), "").unwrap();
         assert!(make("file/c").is_err());
         std::fs::remove_dir_all(&base).unwrap();
+    }
+
+    #[test]
+    fn a_destination_behind_links_to_nothing_is_where_they_lead() {
+        let root = std::env::temp_dir().join(format!("destination-{}", std::process::id()));
+        std::fs::create_dir_all(root.join("etc")).unwrap();
+        symlink("/tmp/foo/bar", root.join("jump")).unwrap();
+        symlink("/jump/baz/../hosts", root.join("etc/hosts")).unwrap();
+        symlink("../../../../above", root.join("etc/up")).unwrap();
+        symlink("loop", root.join("loop")).unwrap();
+        symlink("/etc", root.join("there")).unwrap();
+        let to = |path: &str, covered: &[&str]| {
+            let covered: Vec<_> = covered.iter().map(PathBuf::from).collect();
+            destination(&root, Path::new(path), &covered).map(|to| to.display().to_string())
+        };
+        assert_eq!(to("/etc/hosts", &[]).unwrap(), "/tmp/foo/bar/hosts");
+        assert_eq!(to("/etc/up/x", &[]).unwrap(), "/above/x");
+        assert_eq!(to("/new/one", &[]).unwrap(), "/new/one");
+        // What is there is left to libcontainer, what is covered as well.
+        assert_eq!(to("/there", &[]).unwrap(), "/there");
+        assert_eq!(to("/there/new", &[]).unwrap(), "/etc/new");
+        assert_eq!(to("/etc/hosts", &["/etc"]).unwrap(), "/etc/hosts");
+        assert!(to("/loop/x", &[]).is_err() || to("/loop/x", &[]).unwrap() == "/loop/x");
+        std::fs::remove_dir_all(&root).unwrap();
     }
 }

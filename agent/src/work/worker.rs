@@ -8,7 +8,7 @@ use crate::io::stdio;
 use crate::spec::dev_nodes;
 use crate::spec::device_rules;
 use crate::spec::id_maps;
-use crate::spec::mounts::LateMounts;
+use crate::spec::late_mounts::LateMounts;
 use crate::spec::{self, Own};
 use crate::work::executor::{First, GuestExecutor, NewProcess};
 use crate::work::job::{
