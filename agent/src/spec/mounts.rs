@@ -54,8 +54,12 @@ impl LateMounts {
         }
         let mut covered: Vec<PathBuf> = Vec::new();
         for (index, mount) in spec.mounts_mut().iter_mut().flatten().enumerate() {
-            let to = place::destination(&rootfs, mount.destination(), &covered)?;
-            mount.set_destination(to.clone());
+            let mut to = mount.destination().clone();
+            // libcontainer refuses those on anything but a directory of the image's.
+            if !matches!(mount.typ().as_deref(), Some("proc" | "sysfs")) {
+                to = place::destination(&rootfs, &to, &covered)?;
+                mount.set_destination(to.clone());
+            }
             late.propagation.extend(propagation(mount).map(|flags| (to.clone(), flags)));
             // What an earlier mount hides is not what this one is mounted on.
             let hidden = covered.iter().any(|earlier| to.starts_with(earlier));
@@ -263,6 +267,22 @@ mod tests {
         assert_eq!(late.remounts, [Path::new("/a")]);
         let all = [0, 1, 2, 3].map(|index| options(&spec, index));
         assert_eq!(all, [vec!["mode=1770"], vec![], vec!["sync="], vec!["mode=1"]]);
+        fs::remove_dir_all(&root).unwrap();
+    }
+
+    #[test]
+    fn a_link_is_followed_but_not_with_proc() {
+        let root = std::env::temp_dir().join(format!("late-mounts-proc-{}", std::process::id()));
+        fs::create_dir_all(&root).unwrap();
+        for link in ["proc", "run"] {
+            symlink("/elsewhere", root.join(link)).unwrap();
+        }
+        let mounts = json!([{"destination": "/proc", "type": "proc", "source": "proc"},
+            {"destination": "/run", "type": "tmpfs", "source": "tmpfs"}]);
+        let mut spec = spec(&root, &mounts);
+        LateMounts::take_over(&mut spec, &root).unwrap();
+        let to = |index: usize| spec.mounts().as_ref().unwrap()[index].destination().clone();
+        assert_eq!([to(0), to(1)], [Path::new("/proc"), Path::new("/elsewhere")]);
         fs::remove_dir_all(&root).unwrap();
     }
 

@@ -6,6 +6,7 @@ use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::stat::{major, minor};
 use std::fs::{self, File};
 use std::io::{self, Seek, SeekFrom};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -30,6 +31,30 @@ impl Host for ThisHost {
         let name = text.lines().find_map(|line| line.strip_prefix("DEVNAME="))?;
         Some(Path::new("/dev").join(name))
     }
+
+    fn has_mounts_below(&self, path: &Path) -> bool {
+        let (Ok(path), Ok(mounts)) = (path.canonicalize(), fs::read("/proc/self/mountinfo")) else {
+            return false;
+        };
+        let mounts = mounts.split(|byte| *byte == b'\n');
+        let points = mounts.filter_map(|line| line.split(|byte| *byte == b' ').nth(4));
+        // Of the root everything is below.
+        let above = [escaped(path.as_os_str().as_bytes()), b"/".to_vec()].concat();
+        let above = if above == b"//" { &b"/"[..] } else { &above };
+        points.filter_map(|point| point.strip_prefix(above)).any(|below| !below.is_empty())
+    }
+}
+
+/// As the kernel writes a path into mountinfo (proc_pid_mountinfo(5)).
+fn escaped(path: &[u8]) -> Vec<u8> {
+    let mut text = Vec::new();
+    for byte in path {
+        match byte {
+            b' ' | b'\t' | b'\n' | b'\\' => text.extend(format!("\\{byte:03o}").bytes()),
+            byte => text.push(*byte),
+        }
+    }
+    text
 }
 
 fn numbers(device: u64) -> Numbers {
@@ -99,6 +124,14 @@ fn lock(file: &File, shared: bool) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn mounts_below_a_directory_are_found() {
+        assert!(ThisHost.has_mounts_below(Path::new("/")));
+        assert!(!ThisHost.has_mounts_below(Path::new("/proc/self/net")));
+        assert!(!ThisHost.has_mounts_below(Path::new("/no/such/directory")));
+        assert_eq!(escaped(b"/a b\\c\n"), b"/a\\040b\\134c\\012");
+    }
 
     fn disk(path: &Path, read_only: bool, exclusive: bool) -> Disk {
         Disk { source: path.to_owned(), read_only, exclusive, numbers: (0, 0) }

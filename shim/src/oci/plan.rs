@@ -5,27 +5,30 @@
 //! 1. `root.path` becomes the container's place in the shared directory.
 //!    Block devices and disk images become disks of the machine, and are mounted in the guest ([`disks`]).
 //! 2. The source of a bind mount becomes its place in the shared directory; the host binds it there, and maps
-//!    its owners where the spec says so.
+//!    its owners where the spec says so ([`binds`]).
 //! 3. Namespaces that a host path names can't be joined from the guest. Network, IPC, UTS and time
-//!    belong to the sandbox, so the container shares the guest's own; any other is refused.
+//!    belong to the sandbox, so the container shares the guest's own. A user namespace with mappings beside its
+//!    path, as CRI engines write them, becomes one of the same mappings. Any other is refused.
 //!    A new network namespace is dropped too: the guest's only network is the sandbox's.
 //! 4. What names host policy or host hardware is refused or left out ([`policy`]). Left out are also CPU sets,
 //!    limits of network devices and of block devices that are no disks of the container's, RDMA, and nodes of
 //!    devices that not every Linux has.
 //! 5. Hooks run on the host, by this library, but for `startContainer`, which is the guest's.
 
+mod binds;
 pub mod disks;
 mod policy;
 
 use crate::error::{Error, Result};
 use crate::guest::paths as guest_paths;
-use crate::oci::bundle::is_bind;
 use crate::oci::lost::lost;
 use crate::settings::Settings;
+use binds::Binds;
+pub use binds::{Bind, Owners};
 use disks::{Disks, Host};
 use oci_spec::runtime::{
     Hooks, HooksBuilder, Linux, LinuxDevice, LinuxDeviceType, LinuxIdMapping, LinuxNamespaceType,
-    LinuxResources, Mount, Process, Spec,
+    LinuxResources, Process, Spec,
 };
 use protocol::machine::{FsConfig, JailConfig, MachineConfig, Size, VsockConfig};
 use protocol::ports;
@@ -67,30 +70,6 @@ pub struct RootfsMount {
     pub target: String,
     /// Options as in fstab.
     pub options: Vec<String>,
-}
-
-/// A host file or directory that a container mounts.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Bind {
-    /// On the host.
-    pub source: PathBuf,
-    /// Enforced on the host's mounts, so that the guest can't write whatever it does.
-    pub read_only: bool,
-    /// With the mounts below it.
-    pub recursive: bool,
-    /// Whose the files are for the guest, where that is not as on the disk.
-    pub owners: Option<Owners>,
-}
-
-/// An id-mapped mount: `container_id` is the owner's id on the disk, `host_id` that in the guest.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Owners {
-    /// Of users.
-    pub users: Vec<LinuxIdMapping>,
-    /// Of groups.
-    pub groups: Vec<LinuxIdMapping>,
-    /// Also in the mounts below it.
-    pub recursive: bool,
 }
 
 /// The machine of a sandbox. Its one vhost-user socket is descriptor 0 of the boot message.
@@ -139,16 +118,16 @@ pub fn container(
     }
     policy::process(process)?;
     let root = spec.root_mut().as_mut().ok_or_else(|| invalid("no root"))?;
+    let mut binds = Binds::new(id, root.path());
     let mut disks = Disks::default();
     let on_disk = disks.take_root(id, &mut rootfs, host);
     root.set_path(on_disk.unwrap_or_else(|| guest_paths::rootfs(id)));
     // For guests that a runtime makes of such a section alone.
     spec.set_vm(None);
-    let mapped = user_namespace(&spec);
-    let mut binds = Vec::new();
+    let mapped = binds::user_namespace(&spec);
     for mount in spec.mounts_mut().iter_mut().flatten() {
-        if !disks.take_mount(id, mount, host)? && is_bind(mount) {
-            binds.push(plan_bind(id, mount, binds.len(), mapped.as_ref())?);
+        if !disks.take_mount(id, mount, host)? {
+            binds.take(mount, mapped.as_ref(), host)?;
         }
     }
     if let Some(linux) = spec.linux_mut() {
@@ -159,7 +138,7 @@ pub fn container(
     let mut left_out = lost(&asked, &value(&spec)?);
     // These are seen to on the host.
     left_out.retain(|at| !at.starts_with("/hooks") && !at.starts_with("/mounts"));
-    Ok(Plan { spec, left_out, rootfs, disks, binds, hooks })
+    Ok(Plan { spec, left_out, rootfs, disks, binds: binds.all, hooks })
 }
 
 /// Checks one more process of a container: an OCI `process` object, and what of it is for the guest.
@@ -189,17 +168,6 @@ fn plan_hooks(spec: &mut Spec) -> Result<Hooks> {
     let of_guest = of_guest.transpose();
     spec.set_hooks(of_guest.map_err(|e| Error::InvalidArgument(format!("config.json: {e}")))?);
     Ok(hooks)
-}
-
-/// The mappings of the user namespace that the container is to have.
-fn user_namespace(spec: &Spec) -> Option<Owners> {
-    let linux = spec.linux().as_ref()?;
-    linux.namespaces().iter().flatten().find(|n| n.typ() == LinuxNamespaceType::User)?;
-    Some(Owners {
-        users: linux.uid_mappings().clone()?,
-        groups: linux.gid_mappings().clone()?,
-        recursive: false,
-    })
 }
 
 fn is_portable(device: &LinuxDevice) -> bool {
@@ -280,9 +248,14 @@ fn check_sysctls(linux: &Linux) -> Result<()> {
 }
 
 fn plan_namespaces(linux: &mut Linux) -> Result<()> {
+    let some = |all: &Option<Vec<LinuxIdMapping>>| all.as_ref().is_some_and(|all| !all.is_empty());
+    let mapped = some(linux.uid_mappings()) && some(linux.gid_mappings());
     let Some(namespaces) = linux.namespaces_mut() else { return Ok(()) };
-    for namespace in namespaces.iter() {
-        use LinuxNamespaceType::{Ipc, Network, Time, Uts};
+    for namespace in namespaces.iter_mut() {
+        use LinuxNamespaceType::{Ipc, Network, Time, User, Uts};
+        if namespace.typ() == User && mapped {
+            namespace.set_path(None);
+        }
         if let Some(path) = namespace.path()
             && !matches!(namespace.typ(), Network | Ipc | Uts | Time)
         {
@@ -295,45 +268,6 @@ fn plan_namespaces(linux: &mut Linux) -> Result<()> {
     }
     namespaces.retain(|n| n.path().is_none() && n.typ() != LinuxNamespaceType::Network);
     Ok(())
-}
-
-/// The bind mount with this index.
-fn plan_bind(id: &str, mount: &mut Mount, index: usize, mapped: Option<&Owners>) -> Result<Bind> {
-    let source = mount.source().clone().ok_or_else(|| {
-        let to = mount.destination().display();
-        Error::InvalidArgument(format!("config.json: the bind mount on {to} has no source"))
-    })?;
-    let has = |option: &str| mount.options().iter().flatten().any(|o| o == option);
-    // For the guest a bind is one mount, with everything below it.
-    let read_only = has("ro") || has("rro");
-    let (recursive, owners) = (has("rbind"), owners(mount, mapped)?);
-    mount.set_source(Some(guest_paths::bind(id, index)));
-    Ok(Bind { source, read_only, recursive, owners })
-}
-
-/// Takes the mappings out of a mount; those of the container's user namespace if it only says `idmap`.
-fn owners(mount: &mut Mount, mapped: Option<&Owners>) -> Result<Option<Owners>> {
-    let has = |option: &str| mount.options().iter().flatten().any(|o| o == option);
-    let (plain, recursive) = (has("idmap"), has("ridmap"));
-    let owners = match (mount.uid_mappings().clone(), mount.gid_mappings().clone()) {
-        (Some(users), Some(groups)) => Some(Owners { users, groups, recursive }),
-        (None, None) if plain || recursive => {
-            mapped.cloned().map(|owners| Owners { recursive, ..owners })
-        }
-        (None, None) => return Ok(None),
-        _ => None,
-    };
-    let owners = owners.filter(|owners| !owners.users.is_empty() && !owners.groups.is_empty());
-    let to = mount.destination().display();
-    let lacking = || {
-        Error::InvalidArgument(format!("config.json: the mount on {to} lacks mappings of its ids"))
-    };
-    let owners = owners.ok_or_else(lacking)?;
-    if let Some(options) = mount.options_mut() {
-        options.retain(|option| option != "idmap" && option != "ridmap");
-    }
-    mount.set_uid_mappings(None).set_gid_mappings(None);
-    Ok(Some(owners))
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! A bind mount of the host's, with what is asked of it: read-only all the way down, other owners; and without
+//! A bind mount of the host's, with what is asked of it: read-only, also all the way down, other owners; and without
 //! devices, whatever is asked: who gets hold of the file server shall not open one.
 
 use crate::error::{Error, Result};
@@ -27,7 +27,7 @@ pub fn mount(bind: &Bind, target: &Path) -> Result<()> {
     let mount = || {
         let tree = Tree::copy(&bind.source, bind.recursive)?;
         if bind.read_only {
-            tree.set(libc::MOUNT_ATTR_RDONLY, 0, bind.recursive)?;
+            tree.set(libc::MOUNT_ATTR_RDONLY, 0, bind.recursive && bind.read_only_below)?;
         }
         if let Some(owners) = &bind.owners {
             tree.map(owners, bind.recursive)?;

@@ -48,8 +48,20 @@ fn a_container_shows_its_root_and_binds_and_leaves_nothing() {
             ..Default::default()
         };
         let binds = [
-            Bind { source: source.clone(), read_only: true, recursive: true, owners: None },
-            Bind { source: source.join("file"), read_only: false, recursive: false, owners: None },
+            Bind {
+                source: source.clone(),
+                read_only: true,
+                read_only_below: false,
+                recursive: true,
+                owners: None,
+            },
+            Bind {
+                source: source.join("file"),
+                read_only: false,
+                read_only_below: false,
+                recursive: false,
+                owners: None,
+            },
         ];
         let mut undo = Undo::new();
         add_container(&paths, "c", &[rootfs], &binds, &mut undo).unwrap();
@@ -79,6 +91,7 @@ fn a_read_only_bind_is_so_all_the_way_down_and_owners_are_mapped() {
         let bind = Bind {
             source: dir.path().join("source"),
             read_only: true,
+            read_only_below: true,
             recursive: true,
             owners: Some(owners),
         };
@@ -87,6 +100,13 @@ fn a_read_only_bind_is_so_all_the_way_down_and_owners_are_mapped() {
         bind::mount(&bind, &target).unwrap();
         assert_eq!(fs::metadata(target.join("below/file")).unwrap().uid(), 5000);
         let error = fs::write(target.join("below/file"), "y").unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ReadOnlyFilesystem);
+        let only_at_the_top = Bind { read_only_below: false, owners: None, ..bind };
+        let target = dir.path().join("other");
+        fs::create_dir(&target).unwrap();
+        bind::mount(&only_at_the_top, &target).unwrap();
+        fs::write(target.join("below/file"), "y").unwrap();
+        let error = fs::write(target.join("file"), "y").unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ReadOnlyFilesystem);
     });
 }

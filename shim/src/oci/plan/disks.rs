@@ -43,6 +43,8 @@ pub trait Host {
     fn kind(&self, path: &Path) -> Kind;
     /// Where the node of a block device is.
     fn block_device(&self, numbers: Numbers) -> Option<PathBuf>;
+    /// Whether something is mounted below a directory.
+    fn has_mounts_below(&self, path: &Path) -> bool;
 }
 
 /// A disk of the container's; the guest has its node at [`guest_paths::disk`], by its index.

@@ -19,6 +19,10 @@ impl Host for TestHost {
     fn block_device(&self, numbers: Numbers) -> Option<PathBuf> {
         (numbers == (8, 16)).then(|| "/dev/sdb".into())
     }
+
+    fn has_mounts_below(&self, path: &Path) -> bool {
+        path == Path::new("/mounted")
+    }
 }
 
 fn container(id: &str, spec: Spec) -> Result<Plan> {
@@ -234,6 +238,7 @@ fn bind_mounts_are_numbered_and_other_mounts_untouched() {
     let bind = |source: &str, read_only, recursive| Bind {
         source: source.into(),
         read_only,
+        read_only_below: false,
         recursive,
         owners: None,
     };
@@ -247,6 +252,60 @@ fn bind_mounts_are_numbered_and_other_mounts_untouched() {
         .collect();
     let guest = "/run/kata-like/shared/c1/mounts";
     assert_eq!(sources, ["proc".into(), format!("{guest}/0"), format!("{guest}/1")]);
+}
+
+#[test]
+fn a_bind_is_read_only_below_only_where_it_is_asked_for() {
+    let plan = |source: &str, options: &[&str]| {
+        let mount = json!({"destination": "/d", "source": source, "options": options});
+        let plan = container("c1", spec(|v| v["mounts"] = json!([mount]))).unwrap();
+        let mounts = plan.spec.mounts().as_ref().unwrap();
+        let options = mounts[0].options().clone().unwrap();
+        (plan.binds[0].read_only, plan.binds[0].read_only_below, options.contains(&"ro".to_owned()))
+    };
+    assert_eq!(plan("/mounted", &["rbind", "ro"]), (true, false, false));
+    // With nothing mounted below, the guest's one mount may say what it is.
+    assert_eq!(plan("/srv", &["rbind", "ro"]), (true, false, true));
+    assert_eq!(plan("/mounted", &["bind", "ro"]), (true, false, true));
+    assert_eq!(plan("/mounted", &["rbind", "ro", "rro"]), (true, true, true));
+    assert_eq!(plan("/mounted", &["rbind", "rro"]), (true, true, false));
+}
+
+#[test]
+fn a_source_in_the_containers_root_is_the_guests() {
+    let plan = container(
+        "c1",
+        spec(|v| {
+            v["root"]["path"] = "/bundle/rootfs".into();
+            v["mounts"] = json!([
+                {"destination": "/bundle/rootfs/final", "source": "/bundle/rootfs/mnt/x", "options": ["rbind"]},
+                {"destination": "/bundle/rootfs2", "source": "/bundle/rootfs/../other", "options": ["bind"]},
+                {"destination": "/whole", "source": "/bundle/rootfs", "options": ["bind"]},
+            ]);
+        }),
+    )
+    .unwrap();
+    let mounts = plan.spec.mounts().as_ref().unwrap();
+    let inside = Path::new("/run/kata-like/shared/c1/rootfs/mnt/x");
+    assert_eq!(mounts[0].source().as_deref(), Some(inside));
+    let to: Vec<_> = mounts.iter().map(|mount| mount.destination().display().to_string()).collect();
+    assert_eq!(to, ["/final", "/bundle/rootfs2", "/whole"]);
+    let sources: Vec<_> = plan.binds.iter().map(|bind| bind.source.display().to_string()).collect();
+    assert_eq!(sources, ["/bundle/rootfs/../other", "/bundle/rootfs"]);
+}
+
+#[test]
+fn a_user_namespace_of_the_hosts_is_one_of_the_same_mappings() {
+    let path = json!([{"type": "user", "path": "/proc/1/ns/user"}, {"type": "mount"}]);
+    let mapping = json!([{"containerID": 0, "hostID": 5, "size": 10}]);
+    let out = planned(|v| {
+        v["linux"]["namespaces"] = path.clone();
+        v["linux"]["uidMappings"] = mapping.clone();
+        v["linux"]["gidMappings"] = mapping.clone();
+    });
+    assert_eq!(out["linux"]["namespaces"], json!([{"type": "user"}, {"type": "mount"}]));
+    let refused = container("c1", spec(|v| v["linux"]["namespaces"] = path)).unwrap_err();
+    assert!(refused.to_string().contains("user namespace /proc/1/ns/user"), "{refused}");
 }
 
 #[test]

@@ -1,0 +1,140 @@
+//! Bind mounts: what of the host a container is shown, and how.
+//!
+//! - The guest has a bind as one mount, with everything below it: whether it can be written to is decided on the
+//!   host, for the mount and for those below it apart. Where both are read-only the guest's mount says so as well.
+//! - A source in the container's own root is there for the guest already. It is bound in the guest, since it may be
+//!   on an earlier mount of the container's.
+//! - A destination may begin with the path of the container's root.
+
+use super::disks::Host;
+use crate::error::{Error, Result};
+use crate::guest::paths as guest_paths;
+use crate::oci::bundle::is_bind;
+use oci_spec::runtime::{LinuxIdMapping, LinuxNamespaceType, Mount, Spec};
+use std::path::{Component, Path, PathBuf};
+
+/// A host file or directory that a container mounts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bind {
+    /// On the host.
+    pub source: PathBuf,
+    /// Enforced on the host's mounts, so that the guest can't write whatever it does.
+    pub read_only: bool,
+    /// The mounts below it as well.
+    pub read_only_below: bool,
+    /// With the mounts below it.
+    pub recursive: bool,
+    /// Whose the files are for the guest, where that is not as on the disk.
+    pub owners: Option<Owners>,
+}
+
+/// An id-mapped mount: `container_id` is the owner's id on the disk, `host_id` that in the guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Owners {
+    /// Of users.
+    pub users: Vec<LinuxIdMapping>,
+    /// Of groups.
+    pub groups: Vec<LinuxIdMapping>,
+    /// Also in the mounts below it.
+    pub recursive: bool,
+}
+
+/// The bind mounts of a container, as they are planned.
+#[derive(Debug)]
+pub(super) struct Binds {
+    id: String,
+    /// Of the host.
+    root: PathBuf,
+    /// To be shown in the container's part of the shared directory, by index.
+    pub all: Vec<Bind>,
+}
+
+impl Binds {
+    /// None yet, of a container with this root on the host.
+    pub fn new(id: &str, root: &Path) -> Self {
+        Self { id: id.to_owned(), root: root.to_owned(), all: Vec::new() }
+    }
+
+    /// Makes a mount of the spec's one of the guest's.
+    ///
+    /// # Errors
+    /// It has no source, or mappings that can't be had.
+    pub fn take(
+        &mut self,
+        mount: &mut Mount,
+        mapped: Option<&Owners>,
+        host: &dyn Host,
+    ) -> Result<()> {
+        if let Some(below) = self.below_root(mount.destination()) {
+            mount.set_destination(Path::new("/").join(below));
+        }
+        if !is_bind(mount) {
+            return Ok(());
+        }
+        let source = mount.source().clone().ok_or_else(|| {
+            let to = mount.destination().display();
+            Error::InvalidArgument(format!("config.json: the bind mount on {to} has no source"))
+        })?;
+        let owners = owners(mount, mapped)?;
+        if let (Some(below), None) = (self.below_root(&source), &owners) {
+            mount.set_source(Some(guest_paths::rootfs(&self.id).join(below)));
+            return Ok(());
+        }
+        let has = |option: &str| mount.options().iter().flatten().any(|o| o == option);
+        let (recursive, read_only_below) = (has("rbind"), has("rro"));
+        let read_only = has("ro") || read_only_below;
+        if recursive && read_only && !read_only_below && host.has_mounts_below(&source) {
+            // What the guest finds mounted below takes over the flags of its own mount.
+            if let Some(options) = mount.options_mut() {
+                options.retain(|option| option != "ro");
+            }
+        }
+        mount.set_source(Some(guest_paths::bind(&self.id, self.all.len())));
+        self.all.push(Bind { source, read_only, read_only_below, recursive, owners });
+        Ok(())
+    }
+
+    /// What of a path is below the container's root; it is not the root itself.
+    fn below_root(&self, path: &Path) -> Option<PathBuf> {
+        let plain = |component| !matches!(component, Component::ParentDir);
+        let root = self.root.is_absolute().then_some(&self.root)?;
+        let below = path.strip_prefix(root).ok()?;
+        (below != Path::new("") && below.components().all(plain)).then(|| below.to_owned())
+    }
+}
+
+/// The mappings of the user namespace that the container is to have.
+pub(super) fn user_namespace(spec: &Spec) -> Option<Owners> {
+    let linux = spec.linux().as_ref()?;
+    linux.namespaces().iter().flatten().find(|n| n.typ() == LinuxNamespaceType::User)?;
+    Some(Owners {
+        users: linux.uid_mappings().clone()?,
+        groups: linux.gid_mappings().clone()?,
+        recursive: false,
+    })
+}
+
+/// Takes the mappings out of a mount; those of the container's user namespace if it only says `idmap`.
+fn owners(mount: &mut Mount, mapped: Option<&Owners>) -> Result<Option<Owners>> {
+    let has = |option: &str| mount.options().iter().flatten().any(|o| o == option);
+    let (plain, recursive) = (has("idmap"), has("ridmap"));
+    let owners = match (mount.uid_mappings().clone(), mount.gid_mappings().clone()) {
+        (Some(users), Some(groups)) => Some(Owners { users, groups, recursive }),
+        (None, None) if plain || recursive => {
+            mapped.cloned().map(|owners| Owners { recursive, ..owners })
+        }
+        (None, None) => return Ok(None),
+        _ => None,
+    };
+    let owners = owners.filter(|owners| !owners.users.is_empty() && !owners.groups.is_empty());
+    let to = mount.destination().display();
+    let lacking = || {
+        Error::InvalidArgument(format!("config.json: the mount on {to} lacks mappings of its ids"))
+    };
+    let owners = owners.ok_or_else(lacking)?;
+    if let Some(options) = mount.options_mut() {
+        options.retain(|option| option != "idmap" && option != "ridmap");
+    }
+    mount.set_uid_mappings(None).set_gid_mappings(None);
+    Ok(Some(owners))
+}
