@@ -52,6 +52,7 @@ impl LateMounts {
             root = linux.rootfs_propagation().clone().filter(|text| !text.is_empty());
             linux.set_rootfs_propagation(None);
         }
+        place::check_sources(&rootfs, spec.mounts().as_deref().unwrap_or_default())?;
         let mut covered: Vec<PathBuf> = Vec::new();
         for (index, mount) in spec.mounts_mut().iter_mut().flatten().enumerate() {
             let mut to = mount.destination().clone();

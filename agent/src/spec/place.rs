@@ -5,7 +5,7 @@ use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, OpenHow, ResolveFlag, openat, openat2, readlinkat};
 use nix::sys::stat::{Mode, SFlag, fstat, mkdirat};
 use nix::unistd::{Gid, Uid, fchownat};
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{Mount, Spec};
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -25,21 +25,73 @@ pub struct Place {
 
 /// `None`: it is on a file system that exists only once it is mounted.
 pub fn of(spec: &Spec, path: &Path) -> Option<Place> {
-    let last = covering(spec, path).and_then(|index| spec.mounts().as_ref()?.get(index));
-    let (base, to) = match last {
-        None => (spec.root().as_ref()?.path().clone(), PathBuf::from("/")),
-        Some(mount) if is_bind(mount) => (mount.source().clone()?, normal(mount.destination())),
-        Some(_) => return None,
-    };
-    let below = normal(path).strip_prefix(to).ok()?.to_owned();
-    Some(Place { base, below })
+    let root = spec.root().as_ref()?.path();
+    among(root, spec.mounts().as_deref().unwrap_or_default(), path)
 }
 
 /// Which of the mounts a path is on in the end.
 pub fn covering(spec: &Spec, path: &Path) -> Option<usize> {
-    let path = normal(path);
-    let mounts = spec.mounts().as_deref().unwrap_or_default();
+    covering_among(spec.mounts().as_deref().unwrap_or_default(), &normal(path))
+}
+
+fn covering_among(mounts: &[Mount], path: &Path) -> Option<usize> {
     mounts.iter().rposition(|mount| path.starts_with(normal(mount.destination())))
+}
+
+/// A source of a bind mount may itself be in the container's root, and on a mount that is made before.
+fn among(root: &Path, mounts: &[Mount], path: &Path) -> Option<Place> {
+    let path = normal(path);
+    let below = |to: &Path| path.strip_prefix(to).map(Path::to_owned).ok();
+    let Some(index) = covering_among(mounts, &path) else {
+        return Some(Place { base: root.to_owned(), below: below(Path::new("/"))? });
+    };
+    let (mount, below) = (&mounts[index], below(&normal(mounts[index].destination()))?);
+    let source = mount.source().as_ref().filter(|_| is_bind(mount))?;
+    let Ok(inside) = source.strip_prefix(root) else {
+        return Some(Place { base: source.clone(), below });
+    };
+    let mut inside = Path::new("/").join(inside);
+    if mount.options().iter().flatten().any(|option| option == "rbind") {
+        inside.extend(below.components());
+        return among(root, &mounts[..index], &inside);
+    }
+    let mut place = among(root, &mounts[..index], &inside)?;
+    place.below.extend(below.components());
+    Some(place)
+}
+
+/// Sees that no source of a bind mount leads out of the container's root by a link of the image's: libcontainer
+/// would follow it in the guest.
+///
+/// # Errors
+/// One does, or is on a file system such as /proc, where links lead anywhere.
+pub fn check_sources(root: &Path, mounts: &[Mount]) -> io::Result<()> {
+    for (index, mount) in mounts.iter().enumerate().filter(|(_, mount)| is_bind(mount)) {
+        let inside = mount.source().as_ref().and_then(|source| source.strip_prefix(root).ok());
+        let Some(inside) = inside.filter(|inside| *inside != Path::new("")) else { continue };
+        let (path, earlier) = (Path::new("/").join(inside), &mounts[..index]);
+        let refused = |what: &str| {
+            let path = path.display();
+            Err(io::Error::other(format!("the source {path} of a bind mount {what}")))
+        };
+        let Some(place) = among(root, earlier, &path) else {
+            let on = covering_among(earlier, &path).and_then(|index| earlier[index].typ().clone());
+            if on.as_deref() == Some("tmpfs") {
+                continue;
+            }
+            return refused("is on no file system of the container's own");
+        };
+        let base = openat(AT_FDCWD, &place.base, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
+        let how = OpenHow::new()
+            .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
+            .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS);
+        let below = Some(place.below).filter(|below| *below != Path::new(""));
+        if below.is_some_and(|below| openat2(base.as_fd(), &below, how).err() == Some(Errno::ELOOP))
+        {
+            return refused("leads through a link");
+        }
+    }
+    Ok(())
 }
 
 /// Where a mount on `path` goes: links that lead to nothing are followed, as runc does, to what has to be made.
@@ -242,5 +294,46 @@ mod tests {
         assert_eq!(to("/etc/hosts", &["/etc"]).unwrap(), "/etc/hosts");
         assert!(to("/loop/x", &[]).is_err() || to("/loop/x", &[]).unwrap() == "/loop/x");
         std::fs::remove_dir_all(&root).unwrap();
+    }
+
+    #[test]
+    fn a_source_in_the_root_does_not_lead_out_of_it() {
+        let all = std::env::temp_dir().join(format!("sources-{}", std::process::id()));
+        let (root, volume) = (all.join("root"), all.join("volume"));
+        std::fs::create_dir_all(root.join("etc/below")).unwrap();
+        std::fs::create_dir_all(&volume).unwrap();
+        symlink("/", root.join("etc/link")).unwrap();
+        symlink("/", volume.join("link")).unwrap();
+        let bind = |source: &Path, to: &str, kind: &str| json!({"source": source, "destination": to, "options": [kind]});
+        let check = |mounts: &serde_json::Value| {
+            let spec = spec(mounts);
+            check_sources(&root, spec.mounts().as_ref().unwrap()).map_err(|e| e.to_string())
+        };
+        let volume_first = |then: serde_json::Value| {
+            json!([
+                bind(&volume, "/etc/below", "bind"),
+                bind(&root.join("etc"), "/two", "rbind"),
+                bind(&root.join("etc"), "/one", "bind"),
+                then
+            ])
+        };
+        assert_eq!(check(&json!([bind(&root.join("etc/below"), "/a", "bind")])), Ok(()));
+        assert_eq!(check(&json!([bind(&root.join("etc/none"), "/a", "bind")])), Ok(()));
+        for (mounts, what) in [
+            (json!([bind(&root.join("etc/link/usr"), "/a", "bind")]), "link"),
+            (volume_first(bind(&root.join("etc/below/link"), "/a", "bind")), "link"),
+            (volume_first(bind(&root.join("two/below/link"), "/a", "bind")), "link"),
+            (volume_first(bind(&root.join("one/link"), "/a", "bind")), "link"),
+            (
+                json!([{"destination": "/proc", "type": "proc", "source": "proc"},
+                bind(&root.join("proc/self/root"), "/a", "bind")]),
+                "no file system",
+            ),
+        ] {
+            assert!(check(&mounts).unwrap_err().contains(what), "{mounts}");
+        }
+        // A bind that is not recursive shows the directory that the volume hides.
+        assert_eq!(check(&volume_first(bind(&root.join("one/below/link"), "/a", "bind"))), Ok(()));
+        std::fs::remove_dir_all(&all).unwrap();
     }
 }

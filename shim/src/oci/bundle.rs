@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::oci::lost::lost;
-use oci_spec::runtime::{Mount, Spec};
+use oci_spec::runtime::{Capabilities, Mount, Spec};
 use serde_json::Value;
 use std::path::Path;
 
@@ -32,6 +32,13 @@ pub fn read_spec(bundle: &Path) -> Result<Spec> {
     if !unknown.is_empty() {
         tracing::warn!("{}: unknown and ignored: {}", path.display(), unknown.join(", "));
     }
+    let lost = unraisable(&spec);
+    if !lost.is_empty() {
+        let (path, lost) = (path.display(), lost.join(", "));
+        tracing::warn!(
+            "{path}: can't raise ambient capability {lost}: not permitted and inheritable"
+        );
+    }
     if let Some(root) = spec.root_mut() {
         let absolute = bundle.join(root.path());
         root.set_path(absolute);
@@ -41,6 +48,20 @@ pub fn read_spec(bundle: &Path) -> Result<Spec> {
         mount.set_source(absolute);
     }
     Ok(spec)
+}
+
+/// Ambient capabilities that no process can have, sorted: the guest leaves them out, as runc does.
+fn unraisable(spec: &Spec) -> Vec<String> {
+    let sets = spec.process().as_ref().and_then(|process| process.capabilities().as_ref());
+    let Some(sets) = sets else { return Vec::new() };
+    let has = |set: &Option<Capabilities>, capability| {
+        set.as_ref().is_some_and(|set: &Capabilities| set.contains(capability))
+    };
+    let ambient = sets.ambient().iter().flatten();
+    let lost = ambient.filter(|one| !(has(sets.permitted(), one) && has(sets.inheritable(), one)));
+    let mut lost: Vec<String> = lost.map(|one| format!("CAP_{one}")).collect();
+    lost.sort();
+    lost
 }
 
 /// Whether it shows a file or directory of the host.
@@ -70,6 +91,19 @@ mod tests {
         std::fs::write(dir.path().join("config.json"), text).unwrap();
         let spec = read_spec(dir.path()).unwrap();
         assert_eq!(spec.root().as_ref().unwrap().path(), &dir.path().join("rootfs"));
+    }
+
+    #[test]
+    fn ambient_capabilities_that_cannot_be_raised_are_named() {
+        let spec = |ambient: &[&str]| -> Spec {
+            let sets = json!({"permitted": ["CAP_KILL", "CAP_CHOWN"], "inheritable": ["CAP_KILL"],
+                "ambient": ambient});
+            let process = json!({"user": {"uid": 0, "gid": 0}, "cwd": "/", "capabilities": sets});
+            serde_json::from_value(json!({"ociVersion": "1.2.0", "process": process})).unwrap()
+        };
+        assert_eq!(unraisable(&spec(&["CAP_KILL"])), Vec::<String>::new());
+        let lost = unraisable(&spec(&["CAP_SYSLOG", "CAP_KILL", "CAP_CHOWN"]));
+        assert_eq!(lost, ["CAP_CHOWN", "CAP_SYSLOG"]);
     }
 
     #[test]
