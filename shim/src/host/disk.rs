@@ -1,7 +1,7 @@
 //! Block devices and disk images of the host, looked at and opened for the VMM.
 
 use crate::error::{Error, Result};
-use crate::oci::plan::disks::{Disk, Host, Kind, Numbers};
+use crate::oci::plan::disks::{Disk, Host, Kind, MountOf, Numbers};
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::stat::{major, minor};
 use std::fs::{self, File};
@@ -32,17 +32,36 @@ impl Host for ThisHost {
         Some(Path::new("/dev").join(name))
     }
 
-    fn has_mounts_below(&self, path: &Path) -> bool {
+    fn mount_of(&self, path: &Path) -> MountOf {
         let (Ok(path), Ok(mounts)) = (path.canonicalize(), fs::read("/proc/self/mountinfo")) else {
-            return false;
+            return MountOf::default();
         };
-        let mounts = mounts.split(|byte| *byte == b'\n');
-        let points = mounts.filter_map(|line| line.split(|byte| *byte == b' ').nth(4));
-        // Of the root everything is below.
-        let above = [escaped(path.as_os_str().as_bytes()), b"/".to_vec()].concat();
-        let above = if above == b"//" { &b"/"[..] } else { &above };
-        points.filter_map(|point| point.strip_prefix(above)).any(|below| !below.is_empty())
+        mount_in(&mounts, path.as_os_str().as_bytes())
     }
+}
+
+/// What mountinfo (proc_pid_mountinfo(5)) says of the mount that an absolute path is on.
+fn mount_in(mountinfo: &[u8], path: &[u8]) -> MountOf {
+    let path = escaped(path);
+    let (mut found, mut longest) = (MountOf::default(), 0);
+    for line in mountinfo.split(|byte| *byte == b'\n') {
+        let mut fields = line.split(|byte| *byte == b' ').skip(4);
+        let (Some(at), Some(options)) = (fields.next(), fields.next()) else { continue };
+        // Of a later mount on the same point the earlier one is hidden.
+        if is_below(&path, at) && at.len() >= longest {
+            longest = at.len();
+            let options = String::from_utf8_lossy(options);
+            found.options = options.split(',').map(str::to_owned).collect();
+        }
+        found.mounts_below |= at != path && is_below(at, &path);
+    }
+    found
+}
+
+/// Whether a path is another one or below it.
+fn is_below(path: &[u8], above: &[u8]) -> bool {
+    let Some(rest) = path.strip_prefix(above) else { return false };
+    above == b"/" || rest.is_empty() || rest.starts_with(b"/")
 }
 
 /// As the kernel writes a path into mountinfo (proc_pid_mountinfo(5)).
@@ -126,11 +145,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn mounts_below_a_directory_are_found() {
-        assert!(ThisHost.has_mounts_below(Path::new("/")));
-        assert!(!ThisHost.has_mounts_below(Path::new("/proc/self/net")));
-        assert!(!ThisHost.has_mounts_below(Path::new("/no/such/directory")));
+    fn the_mount_that_a_path_is_on_is_found() {
+        let mountinfo = b"1 0 8:1 / / rw,relatime - ext4 /dev/a rw\n\
+            2 1 0:5 / /mnt\\040a rw - tmpfs t rw\n\
+            3 1 0:6 / /mnt\\040a ro,nosuid - tmpfs t rw\n\
+            4 3 0:7 / /mnt\\040a/x/y rw,noexec - tmpfs t rw\n";
+        let of = |path: &str| {
+            let found = mount_in(mountinfo, path.as_bytes());
+            (found.options.join(","), found.mounts_below)
+        };
+        assert_eq!(of("/mnt a"), ("ro,nosuid".to_owned(), true));
+        assert_eq!(of("/mnt a/x"), ("ro,nosuid".to_owned(), true));
+        assert_eq!(of("/mnt a/x/y/z"), ("rw,noexec".to_owned(), false));
+        assert_eq!(of("/mnt ab"), ("rw,relatime".to_owned(), false));
+        assert_eq!(of("/"), ("rw,relatime".to_owned(), true));
         assert_eq!(escaped(b"/a b\\c\n"), b"/a\\040b\\134c\\012");
+        assert!(ThisHost.mount_of(Path::new("/")).mounts_below);
+        assert_eq!(ThisHost.mount_of(Path::new("/no/such/directory")), MountOf::default());
     }
 
     fn disk(path: &Path, read_only: bool, exclusive: bool) -> Disk {

@@ -2,6 +2,8 @@
 //!
 //! - The guest has a bind as one mount, with everything below it: whether it can be written to is decided on the
 //!   host, for the mount and for those below it apart. Where both are read-only the guest's mount says so as well.
+//! - Without flags of its own a bind has those of the host's mount that its source is on, as with runc; with a user
+//!   namespace it has those that take a privilege to clear in any case.
 //! - A source in the container's own root is there for the guest already. It is bound in the guest, since it may be
 //!   on an earlier mount of the container's.
 //! - A destination may begin with the path of the container's root.
@@ -80,10 +82,12 @@ impl Binds {
             mount.set_source(Some(guest_paths::rootfs(&self.id).join(below)));
             return Ok(());
         }
+        let of_host = host.mount_of(&source);
+        inherit(mount.options_mut().get_or_insert_default(), &of_host.options, mapped.is_some());
         let has = |option: &str| mount.options().iter().flatten().any(|o| o == option);
         let (recursive, read_only_below) = (has("rbind"), has("rro"));
         let read_only = has("ro") || read_only_below;
-        if recursive && read_only && !read_only_below && host.has_mounts_below(&source) {
+        if recursive && read_only && !read_only_below && of_host.mounts_below {
             // What the guest finds mounted below takes over the flags of its own mount.
             if let Some(options) = mount.options_mut() {
                 options.retain(|option| option != "ro");
@@ -101,6 +105,41 @@ impl Binds {
         let below = path.strip_prefix(root).ok()?;
         (below != Path::new("") && below.components().all(plain)).then(|| below.to_owned())
     }
+}
+
+/// Flags of a mount that a bind of it has, and the options that speak of each.
+const INHERITED: [(&str, &[&str]); 7] = [
+    ("ro", &["ro", "rw"]),
+    ("nosuid", &["nosuid", "suid"]),
+    ("nodev", &["nodev", "dev"]),
+    ("noexec", &["noexec", "exec"]),
+    ("noatime", &ATIME),
+    ("nodiratime", &ATIME),
+    ("relatime", &ATIME),
+];
+
+const ATIME: [&str; 9] = [
+    "noatime",
+    "atime",
+    "nodiratime",
+    "diratime",
+    "relatime",
+    "norelatime",
+    "strictatime",
+    "nostrictatime",
+    "defaults",
+];
+
+/// Adds the flags of the host's mount to the options of a bind that says nothing of flags; in a user namespace
+/// (`locked`) those that it says nothing of.
+fn inherit(options: &mut Vec<String>, of_host: &[String], locked: bool) {
+    let speaks_of = |words: &[&str]| options.iter().any(|option| words.contains(&option.as_str()));
+    let silent = !INHERITED.iter().any(|(_, words)| speaks_of(words));
+    let flags = INHERITED.iter().filter(|(flag, words)| {
+        of_host.iter().any(|option| option == flag) && (silent || (locked && !speaks_of(words)))
+    });
+    let flags: Vec<String> = flags.map(|(flag, _)| (*flag).to_owned()).collect();
+    options.extend(flags);
 }
 
 /// The mappings of the user namespace that the container is to have.
@@ -137,4 +176,24 @@ fn owners(mount: &mut Mount, mapped: Option<&Owners>) -> Result<Option<Owners>> 
     }
     mount.set_uid_mappings(None).set_gid_mappings(None);
     Ok(Some(owners))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bind_that_says_nothing_has_the_flags_of_what_it_binds() {
+        let bind = |options: &[&str], locked| {
+            let mut options: Vec<String> =
+                options.iter().map(|&option| option.to_owned()).collect();
+            let of_host = ["ro", "nosuid", "relatime"].map(str::to_owned);
+            inherit(&mut options, &of_host, locked);
+            options.join(",")
+        };
+        assert_eq!(bind(&["rbind", "rprivate"], false), "rbind,rprivate,ro,nosuid,relatime");
+        assert_eq!(bind(&["bind", "dev"], false), "bind,dev");
+        assert_eq!(bind(&["bind", "dev"], true), "bind,dev,ro,nosuid,relatime");
+        assert_eq!(bind(&["bind", "rw", "noatime"], true), "bind,rw,noatime,nosuid");
+    }
 }

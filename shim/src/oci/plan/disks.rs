@@ -43,8 +43,17 @@ pub trait Host {
     fn kind(&self, path: &Path) -> Kind;
     /// Where the node of a block device is.
     fn block_device(&self, numbers: Numbers) -> Option<PathBuf>;
-    /// Whether something is mounted below a directory.
-    fn has_mounts_below(&self, path: &Path) -> bool;
+    /// The mount that a path is on.
+    fn mount_of(&self, path: &Path) -> MountOf;
+}
+
+/// Of the host's mount that a path is on.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct MountOf {
+    /// The mount's own, not its file system's, as in fstab.
+    pub options: Vec<String>,
+    /// Something is mounted below the path.
+    pub mounts_below: bool,
 }
 
 /// A disk of the container's; the guest has its node at [`guest_paths::disk`], by its index.

@@ -1,4 +1,4 @@
-use super::disks::{Disk, DiskMount, Kind, Numbers};
+use super::disks::{Disk, DiskMount, Kind, MountOf, Numbers};
 use super::*;
 use oci_spec::runtime::LinuxDeviceCgroup;
 use serde_json::json;
@@ -20,8 +20,8 @@ impl Host for TestHost {
         (numbers == (8, 16)).then(|| "/dev/sdb".into())
     }
 
-    fn has_mounts_below(&self, path: &Path) -> bool {
-        path == Path::new("/mounted")
+    fn mount_of(&self, path: &Path) -> MountOf {
+        MountOf { mounts_below: path == Path::new("/mounted"), ..MountOf::default() }
     }
 }
 
