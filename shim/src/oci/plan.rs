@@ -38,9 +38,9 @@ use std::path::PathBuf;
 const GUEST_CID: u32 = 3;
 
 /// Character devices (major, minor) that every Linux has under the same number: `/dev/fuse`, `/dev/net/tun`,
-/// null, zero, full, random, urandom, tty, console and ptmx.
-const PORTABLE_DEVICES: [(i64, i64); 10] =
-    [(10, 229), (10, 200), (1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2)];
+/// null, zero, full, random, urandom, kmsg (of the guest's kernel), tty, console and ptmx.
+const PORTABLE_DEVICES: [(i64, i64); 11] =
+    [(10, 229), (10, 200), (1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (1, 11), (5, 0), (5, 1), (5, 2)];
 
 /// What one container needs on the host and in the guest.
 #[derive(Debug, Clone, PartialEq)]

@@ -104,6 +104,7 @@ fn only_portable_devices_are_left() {
     let out = planned(|v| {
         v["linux"]["devices"] = json!([
             {"path": "/dev/fuse", "type": "c", "major": 10, "minor": 229},
+            {"path": "/dev/kmsg", "type": "c", "major": 1, "minor": 11},
             {"path": "/dev/sda", "type": "b", "major": 8, "minor": 0},
             {"path": "/dev/odd", "type": "b", "major": 10, "minor": 229},
             {"path": "/dev/pipe", "type": "p"},
@@ -111,7 +112,7 @@ fn only_portable_devices_are_left() {
     });
     let paths: Vec<_> =
         out["linux"]["devices"].as_array().unwrap().iter().map(|d| &d["path"]).collect();
-    assert_eq!(paths, ["/dev/fuse", "/dev/pipe"]);
+    assert_eq!(paths, ["/dev/fuse", "/dev/kmsg", "/dev/pipe"]);
 }
 
 #[test]
