@@ -61,6 +61,9 @@ impl LateMounts {
                 to = place::destination(&rootfs, &to, &covered)?;
                 mount.set_destination(to.clone());
             }
+            // The path of a mount that this one hides leads elsewhere in the end, or nowhere.
+            late.propagation.retain(|(earlier, _)| !earlier.starts_with(&to));
+            late.remounts.retain(|earlier| !earlier.starts_with(&to));
             late.propagation.extend(propagation(mount).map(|flags| (to.clone(), flags)));
             // What an earlier mount hides is not what this one is mounted on.
             let hidden = covered.iter().any(|earlier| to.starts_with(earlier));
@@ -255,13 +258,14 @@ mod tests {
     fn a_tmpfs_has_the_mode_of_what_it_hides_unless_it_says_one() {
         let root = std::env::temp_dir().join(format!("late-mounts-{}", std::process::id()));
         fs::create_dir_all(root.join("a/b")).unwrap();
+        fs::create_dir(root.join("e")).unwrap();
         fs::set_permissions(root.join("a"), Permissions::from_mode(0o1770)).unwrap();
         let tmpfs = |to: &str, options: &[&str]| json!({"destination": to, "type": "tmpfs", "source": "t", "options": options});
         let mounts = json!([
             tmpfs("/a", &["ro"]),
             tmpfs("/a/b", &[]),
             tmpfs("/c", &["sync"]),
-            tmpfs("/a", &["mode=1"])
+            tmpfs("/e", &["mode=1"])
         ]);
         let mut spec = spec(&root, &mounts);
         let late = LateMounts::take_over(&mut spec, &root).unwrap();
@@ -289,16 +293,31 @@ mod tests {
 
     #[test]
     fn the_last_propagation_counts() {
-        let mount = |options: &[&str]| json!({"destination": "/a", "type": "bind", "source": "/", "options": options});
+        let mount = |to: &str, options: &[&str]| json!({"destination": to, "type": "bind", "source": "/", "options": options});
         let mounts = json!([
-            mount(&["rbind", "shared", "rslave"]),
-            mount(&["bind", "ro"]),
-            mount(&["unbindable"])
+            mount("/a", &["rbind", "shared", "rslave"]),
+            mount("/b", &["bind", "ro"]),
+            mount("/c", &["unbindable"])
         ]);
         let late =
             LateMounts::take_over(&mut spec(Path::new("/"), &mounts), Path::new("/")).unwrap();
         let flags: Vec<_> = late.propagation.iter().map(|(_, flags)| *flags).collect();
         assert_eq!(flags, [MsFlags::MS_SLAVE | MsFlags::MS_REC, MsFlags::MS_UNBINDABLE]);
+    }
+
+    #[test]
+    fn nothing_is_done_to_a_mount_that_a_later_one_hides() {
+        let tmpfs = |to: &str, options: &[&str]| json!({"destination": to, "type": "tmpfs", "source": "t", "options": options});
+        let mounts = json!([
+            tmpfs("/hidden-test/x/y", &["ro", "shared"]),
+            tmpfs("/hidden-test/xy", &["ro", "shared"]),
+            tmpfs("/hidden-test/x", &["private"]),
+        ]);
+        let late =
+            LateMounts::take_over(&mut spec(Path::new("/"), &mounts), Path::new("/")).unwrap();
+        assert_eq!(late.remounts, [Path::new("/hidden-test/xy")]);
+        let paths: Vec<_> = late.propagation.iter().map(|(path, _)| path.as_path()).collect();
+        assert_eq!(paths, [Path::new("/hidden-test/xy"), Path::new("/hidden-test/x")]);
     }
 
     #[test]
