@@ -109,3 +109,22 @@ async fn a_mount_goes_where_links_to_nothing_lead() {
     assert_eq!(said.trim(), "/far/away/dir/below");
     agent.assert_nothing_left().await;
 }
+
+#[tokio::test]
+async fn a_bind_that_follows_no_links_does_not() {
+    let agent = start();
+    let script = "mkdir -p /source && ln -s /etc/hostname /source/link && echo made";
+    assert_eq!(run(&agent, script, Vec::new(), json!({ "linux": {} })).await, "made\n");
+    // The source is in the container's root, which the next container has as well.
+    let root = format!("/run/kata-like/{}-root", agent.id("c"));
+    let bind = json!({ "destination": "/mnt", "source": format!("{root}/source"), "options": ["bind", "nosymfollow"] });
+    let said = run(
+        &agent,
+        "cat /mnt/link; cat /source/link >/dev/null && echo read",
+        vec![bind],
+        json!({ "linux": {} }),
+    )
+    .await;
+    assert!(said.contains("Too many levels of symbolic links") && said.contains("read"), "{said}");
+    agent.assert_nothing_left().await;
+}

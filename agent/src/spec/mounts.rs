@@ -10,6 +10,7 @@
 //! - A tmpfs, and /dev, that are to be read-only become so when everything in them is made.
 //! - A destination may lead through links to what is not there yet: libcontainer would refuse them.
 //! - A working directory that is missing is made.
+//! - `nosymfollow` is known to libcontainer as an attribute of a whole tree only.
 //! - `sync` and `dirsync` belong to a file system; libcontainer takes them for a mount's and drops them.
 //! - Propagation, also the root's, is set from within the container's mount namespace, once the mounts are there.
 
@@ -69,6 +70,8 @@ impl LateMounts {
             let hidden = covered.iter().any(|earlier| to.starts_with(earlier));
             if !is_bind(mount) {
                 mark_superblock_flags(mount);
+            } else if let Some(options) = mount.options_mut() {
+                translate_symfollow(options);
             }
             let is_tmpfs = mount.typ().as_deref() == Some("tmpfs") && !is_bind(mount);
             if (is_tmpfs || to == Path::new("/dev")) && take_read_only(mount) {
@@ -170,6 +173,16 @@ impl LateMounts {
 fn has_users(spec: &Spec) -> bool {
     let namespaces = spec.linux().iter().flat_map(|linux| linux.namespaces().iter().flatten());
     namespaces.map(LinuxNamespace::typ).any(|kind| kind == LinuxNamespaceType::User)
+}
+
+/// libcontainer knows these of a whole tree only; of the guest's binds each is one mount.
+fn translate_symfollow(options: &mut Vec<String>) {
+    let last = options.iter().rfind(|option| *option == "nosymfollow" || *option == "symfollow");
+    let is_set = last.is_some_and(|option| option == "nosymfollow");
+    options.retain(|option| option != "nosymfollow" && option != "symfollow");
+    if is_set {
+        options.push("rnosymfollow".to_owned());
+    }
 }
 
 /// Takes `ro` off a mount; whether it was to be.
@@ -303,6 +316,17 @@ mod tests {
             LateMounts::take_over(&mut spec(Path::new("/"), &mounts), Path::new("/")).unwrap();
         let flags: Vec<_> = late.propagation.iter().map(|(_, flags)| *flags).collect();
         assert_eq!(flags, [MsFlags::MS_SLAVE | MsFlags::MS_REC, MsFlags::MS_UNBINDABLE]);
+    }
+
+    #[test]
+    fn nosymfollow_is_said_as_libcontainer_understands_it() {
+        let translated = |options: &[&str]| {
+            let mut options: Vec<_> = options.iter().map(|&option| option.to_owned()).collect();
+            translate_symfollow(&mut options);
+            options.join(",")
+        };
+        assert_eq!(translated(&["bind", "nosymfollow", "ro"]), "bind,ro,rnosymfollow");
+        assert_eq!(translated(&["bind", "nosymfollow", "symfollow"]), "bind");
     }
 
     #[test]

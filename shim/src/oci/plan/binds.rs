@@ -108,7 +108,7 @@ impl Binds {
 }
 
 /// Flags of a mount that a bind of it has, and the options that speak of each.
-const INHERITED: [(&str, &[&str]); 7] = [
+const INHERITED: [(&str, &[&str]); 8] = [
     ("ro", &["ro", "rw"]),
     ("nosuid", &["nosuid", "suid"]),
     ("nodev", &["nodev", "dev"]),
@@ -116,7 +116,11 @@ const INHERITED: [(&str, &[&str]); 7] = [
     ("noatime", &ATIME),
     ("nodiratime", &ATIME),
     ("relatime", &ATIME),
+    (NOSYMFOLLOW, &[NOSYMFOLLOW, "symfollow"]),
 ];
+
+/// Not among the flags that take a privilege to clear.
+const NOSYMFOLLOW: &str = "nosymfollow";
 
 const ATIME: [&str; 9] = [
     "noatime",
@@ -136,7 +140,8 @@ fn inherit(options: &mut Vec<String>, of_host: &[String], locked: bool) {
     let speaks_of = |words: &[&str]| options.iter().any(|option| words.contains(&option.as_str()));
     let silent = !INHERITED.iter().any(|(_, words)| speaks_of(words));
     let flags = INHERITED.iter().filter(|(flag, words)| {
-        of_host.iter().any(|option| option == flag) && (silent || (locked && !speaks_of(words)))
+        let kept = locked && *flag != NOSYMFOLLOW && !speaks_of(words);
+        of_host.iter().any(|option| option == flag) && (silent || kept)
     });
     let flags: Vec<String> = flags.map(|(flag, _)| (*flag).to_owned()).collect();
     options.extend(flags);
@@ -187,11 +192,14 @@ mod tests {
         let bind = |options: &[&str], locked| {
             let mut options: Vec<String> =
                 options.iter().map(|&option| option.to_owned()).collect();
-            let of_host = ["ro", "nosuid", "relatime"].map(str::to_owned);
+            let of_host = ["ro", "nosuid", "relatime", "nosymfollow"].map(str::to_owned);
             inherit(&mut options, &of_host, locked);
             options.join(",")
         };
-        assert_eq!(bind(&["rbind", "rprivate"], false), "rbind,rprivate,ro,nosuid,relatime");
+        assert_eq!(
+            bind(&["rbind", "rprivate"], false),
+            "rbind,rprivate,ro,nosuid,relatime,nosymfollow"
+        );
         assert_eq!(bind(&["bind", "dev"], false), "bind,dev");
         assert_eq!(bind(&["bind", "dev"], true), "bind,dev,ro,nosuid,relatime");
         assert_eq!(bind(&["bind", "rw", "noatime"], true), "bind,rw,noatime,nosuid");
