@@ -18,6 +18,9 @@ use vmm::virtio::mmio::{MmioTransport, register};
 /// Its mapping stays until the process ends, so there is one.
 static RAM: LazyLock<GuestRam> = LazyLock::new(|| GuestRam::new(4 << 20).expect("memory"));
 
+/// Longer than any worker here takes to let go.
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(5);
+
 fuzz_target!(init: scratch::limit_process(), |data: &[u8]| {
     let mut input = Choices::new(data);
     let (ours, mut theirs) = UnixStream::pair().expect("a socket pair");
@@ -51,10 +54,10 @@ fuzz_target!(init: scratch::limit_process(), |data: &[u8]| {
             write(register::QUEUE_READY, 1);
         }
         write(register::STATUS, 15);
-        transport.pause().expect("the worker lets go");
+        transport.pause(PATIENCE).expect("the worker lets go");
         transport.resume();
     }
-    transport.pause().expect("the worker lets go");
+    transport.pause(PATIENCE).expect("the worker lets go");
     handle.exit();
     thread.join().expect("the thread does not panic").expect("epoll");
 });

@@ -23,6 +23,9 @@ const STATUS: [u32; 4] = [1, 3, 11, 15];
 const ADDRESSES: [u64; 3] =
     [register::QUEUE_DESC_LOW, register::QUEUE_DRIVER_LOW, register::QUEUE_DEVICE_LOW];
 
+/// Longer than any worker here takes to let go.
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(5);
+
 fuzz_target!(init: scratch::limit_process(), |data: &[u8]| {
     let mut input = Choices::new(data);
     let memory = testing::memory();
@@ -64,12 +67,12 @@ fuzz_target!(init: scratch::limit_process(), |data: &[u8]| {
                 transport.replace(other).expect("the worker lets go");
             }
             _ => {
-                transport.pause().expect("the worker lets go");
+                transport.pause(PATIENCE).expect("the worker lets go");
                 transport.resume();
             }
         }
     }
-    transport.pause().expect("the worker lets go");
+    transport.pause(PATIENCE).expect("the worker lets go");
     handle.exit();
     thread.join().expect("the thread does not panic").expect("epoll");
 });

@@ -2,7 +2,7 @@
 
 use crate::causes::chain;
 use crate::events::DeviceEvent;
-use crate::machine::{Machine, ResizeError};
+use crate::machine::Machine;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use protocol::control::{self, Command, ControlError, Event, ExitReason};
@@ -112,20 +112,18 @@ fn obey(
             }
         }
         Command::Pause => {
-            if let Err(e) = machine.pause() {
-                return Ok(Some(ExitReason::Internal(chain(&e))));
-            }
-            control::send(socket, &Event::Paused, &[])?;
+            let event = match machine.pause() {
+                Ok(()) => Event::Paused,
+                Err(e) => Event::Done { outcome: Err(chain(&e)) },
+            };
+            control::send(socket, &event, &[])?;
         }
         Command::Resume => {
             machine.resume();
             control::send(socket, &Event::Resumed, &[])?;
         }
         Command::Resize(size) => {
-            let outcome = match machine.resize(*size) {
-                Err(ResizeError::Pause(e)) => return Ok(Some(ExitReason::Internal(chain(&e)))),
-                other => other.map_err(|e| chain(&e)),
-            };
+            let outcome = machine.resize(*size).map_err(|e| chain(&e));
             control::send(socket, &Event::Done { outcome }, &[])?;
         }
         Command::AttachDisk { bytes, read_only } => {

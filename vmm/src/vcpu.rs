@@ -66,7 +66,7 @@ impl Vcpu {
         let (id, fd, counters) = (self.id, self.fd.clone(), self.counters.clone());
         let run = move || {
             let exit = surroundings.exit.clone();
-            let _guard = PanicGuard(exit.clone());
+            let _leaving = Leaving(&surroundings);
             if let Err(e) = confine() {
                 exit.end(ExitReason::Internal(format!("a vCPU thread can't be confined: {e}")));
                 return;
@@ -97,14 +97,16 @@ fn lock(fd: &Mutex<VcpuFd>) -> MutexGuard<'_, VcpuFd> {
     fd.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Ends the machine if the thread panics where panics unwind (tests, debug builds).
-struct PanicGuard(Arc<ExitNotice>);
+/// The end of a vCPU's thread, however it comes: nobody waits for it any more. A panic, where panics unwind (tests,
+/// debug builds), ends the machine.
+struct Leaving<'a>(&'a Surroundings);
 
-impl Drop for PanicGuard {
+impl Drop for Leaving<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.0.end(ExitReason::Internal("a vCPU thread panicked".into()));
+            self.0.exit.end(ExitReason::Internal("a vCPU thread panicked".into()));
         }
+        self.0.gate.leave();
     }
 }
 

@@ -248,12 +248,15 @@ impl Worker for FsWorker {
         Err(WorkerError { device: NAME, reason: "the file server is gone".to_owned() })
     }
 
-    fn stop(mut self: Box<Self>) -> Vec<Option<ActiveQueue>> {
-        if self.started {
+    fn quiesce(&mut self) {
+        if std::mem::take(&mut self.started) {
             // An error means that the server is gone, and with it all use of the rings; the next
             // activation fails then, by the same error.
             let _ = self.take_back();
         }
+    }
+
+    fn stop(self: Box<Self>) -> Vec<Option<ActiveQueue>> {
         let mut slot = self.slot.lock().unwrap_or_else(PoisonError::into_inner);
         *slot = Some(self.backend);
         self.queues.into_iter().map(Some).collect()

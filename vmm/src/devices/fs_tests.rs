@@ -41,10 +41,21 @@ struct Asked {
 }
 
 /// A server that agrees to everything and says that each ring was served up to `base`.
-fn serve(mut socket: UnixStream, features: u64, base: u32) -> Receiver<Asked> {
+fn serve(socket: UnixStream, features: u64, base: u32) -> Receiver<Asked> {
+    serve_after(socket, features, base, |_| ())
+}
+
+/// The same, where `delay` runs before each request is answered.
+fn serve_after(
+    mut socket: UnixStream,
+    features: u64,
+    base: u32,
+    delay: impl Fn(u32) + Send + 'static,
+) -> Receiver<Asked> {
     let (log, asked) = channel();
     std::thread::spawn(move || {
         while let Some((flags, message)) = receive(&mut socket) {
+            delay(message.request);
             let answer = match message.request {
                 GET_FEATURES => Some(features.to_le_bytes()),
                 GET_PROTOCOL_FEATURES => Some(PROTOCOL.to_le_bytes()),
@@ -230,7 +241,7 @@ fn rings_come_back_for_a_pause_and_go_on_where_they_were() {
     expect(&asked, &GREETING);
     expect(&asked, &[SET_FEATURES, SET_MEM_TABLE]);
     expect(&asked, &[RING, RING].concat());
-    let queues = rig.io.remove(worker).unwrap();
+    let queues = rig.io.remove(&worker, Duration::from_secs(10)).unwrap();
     expect(&asked, &[GET_VRING_BASE, GET_VRING_BASE]);
     assert!(queues.iter().all(|q| q.as_ref().unwrap().queue.next_avail() == 7));
 
@@ -241,12 +252,34 @@ fn rings_come_back_for_a_pause_and_go_on_where_they_were() {
 }
 
 #[test]
+fn a_server_that_is_too_slow_to_give_the_rings_back_gets_them_again() {
+    let (mut rig, socket) = Rig::new();
+    let (finish, busy) = channel::<()>();
+    let asked = serve_after(socket, ALL_FEATURES, 7, move |request| {
+        if request == GET_VRING_BASE {
+            // It has a request of the guest's to finish first.
+            busy.recv().unwrap();
+        }
+    });
+    let worker = rig.start();
+    let set_up = [&[SET_FEATURES, SET_MEM_TABLE][..], &RING, &RING].concat();
+    expect(&asked, &[&GREETING[..], &set_up].concat());
+    assert!(rig.io.remove(&worker, Duration::from_millis(50)).is_err());
+    (0..4).for_each(|_| finish.send(()).unwrap());
+    expect(&asked, &[GET_VRING_BASE, GET_VRING_BASE]);
+    let again = expect(&asked, &set_up);
+    assert_eq!(u32_of(&again[4].body, 4), 7, "it goes on where it was");
+    assert_eq!(rig.io.remove(&worker, Duration::from_secs(10)).unwrap().len(), 2);
+    assert!(!rig.irq.needs_reset());
+}
+
+#[test]
 fn the_server_forgets_what_it_did_for_a_driver_that_reset_the_device() {
     let (mut rig, socket) = Rig::new();
     let asked = serve(socket, ALL_FEATURES, 0);
     let worker = rig.start();
     expect(&asked, &[&GREETING[..], &[SET_FEATURES, SET_MEM_TABLE], &RING, &RING].concat());
-    rig.io.remove(worker).unwrap();
+    rig.io.remove(&worker, Duration::from_secs(10)).unwrap();
     rig.device.reset();
     rig.start();
     expect(&asked, &[GET_VRING_BASE, GET_VRING_BASE, RESET_DEVICE, SET_FEATURES, SET_MEM_TABLE]);
@@ -273,7 +306,7 @@ fn a_server_that_dies_is_reported() {
     theirs.shutdown(std::net::Shutdown::Both).unwrap();
     assert!(rig.fault().contains("the file server is gone"));
     // The driver may reset the device, but it won't come back.
-    assert_eq!(rig.io.remove(worker).unwrap().len(), 2);
+    assert_eq!(rig.io.remove(&worker, Duration::from_secs(10)).unwrap().len(), 2);
     rig.device.reset();
     rig.irq.clear();
     rig.start();

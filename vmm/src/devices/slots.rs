@@ -52,7 +52,7 @@ pub enum SlotError {
     /// KVM does not take its interrupt or notifications.
     #[error(transparent)]
     Kvm(#[from] KvmError),
-    /// A request to the disk takes too long; the slot is of no use any more.
+    /// A request to the disk takes too long; it stays.
     #[error(transparent)]
     Stuck(#[from] LoopStuck),
 }
@@ -112,7 +112,7 @@ impl DiskSlots {
     /// Takes the disk out of the device with this number, and lets go of its file.
     ///
     /// # Errors
-    /// [`SlotError::NoDisk`], or [`SlotError::Stuck`] after five seconds.
+    /// [`SlotError::NoDisk`], or [`SlotError::Stuck`] after five seconds, when it stays.
     pub fn detach(&mut self, number: u32) -> Result<(), SlotError> {
         let index = number.checked_sub(self.first).map(|index| index as usize);
         let slot = index.and_then(|index| self.slots.get_mut(index)).filter(|slot| slot.taken);

@@ -28,6 +28,10 @@ use protocol::machine::Size;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+/// How long devices may take to stop: what the host's disks take for the requests they are at.
+const DEVICES_PATIENCE: Duration = Duration::from_secs(5);
 
 /// A machine that has everything it needs and no thread yet.
 pub struct Prepared {
@@ -63,7 +67,7 @@ impl Prepared {
     }
 }
 
-/// Why a machine does not pause.
+/// Why a machine does not pause; it goes on as it was.
 #[derive(Debug, thiserror::Error)]
 pub enum PauseError {
     /// A vCPU.
@@ -74,13 +78,13 @@ pub enum PauseError {
     Device(#[from] LoopStuck),
 }
 
-/// Why a machine does not get another size.
+/// Why a machine does not get another size; it goes on as it was.
 #[derive(Debug, thiserror::Error)]
 pub enum ResizeError {
-    /// It is of no use any more.
+    /// It does not stop.
     #[error(transparent)]
     Pause(#[from] PauseError),
-    /// It goes on as it was.
+    /// Its memory.
     #[error(transparent)]
     Memory(#[from] MemoryError),
 }
@@ -106,19 +110,29 @@ impl Machine {
         self.around.gate.open();
     }
 
-    /// Stops vCPUs, then devices, where they are; waits until they have stopped.
+    /// Stops vCPUs, then devices, where they are; waits until they have stopped. vCPUs that have ended are
+    /// stopped.
     ///
     /// # Errors
-    /// [`PauseError`]; the machine is then of no use any more.
+    /// [`PauseError`]; what was stopped goes on then.
     pub fn pause(&self) -> Result<(), PauseError> {
+        let ran = self.around.gate.is_open();
+        self.stop_all().inspect_err(|_| {
+            if ran {
+                self.resume();
+            }
+        })
+    }
+
+    fn stop_all(&self) -> Result<(), PauseError> {
         let gate = &self.around.gate;
         gate.close();
-        for vcpu in &self.vcpus {
-            vcpu.kick();
-        }
+        self.vcpus.iter().for_each(Vcpu::kick);
         gate.wait_for_all(self.vcpus.len())?;
+        // All devices together: no caller waits for ever.
+        let end = Instant::now() + DEVICES_PATIENCE;
         for transport in &self.devices.transports {
-            transport.pause()?;
+            transport.pause(end.saturating_duration_since(Instant::now()))?;
         }
         Ok(())
     }

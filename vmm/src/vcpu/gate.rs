@@ -16,6 +16,8 @@ struct State {
     /// How many vCPUs the machine has at the moment: those from this number on wait.
     admitted: usize,
     waiting: usize,
+    /// Threads that will never come again.
+    ended: usize,
 }
 
 impl State {
@@ -33,7 +35,7 @@ pub struct Gate {
 impl Gate {
     /// A closed gate that will let the first `admitted` vCPUs through.
     pub fn new(admitted: usize) -> Self {
-        let state = State { open: false, admitted, waiting: 0 };
+        let state = State { open: false, admitted, waiting: 0, ended: 0 };
         Self { state: Mutex::new(state), changed: Condvar::new() }
     }
 
@@ -64,15 +66,21 @@ impl Gate {
         self.lock().lets_through(id)
     }
 
-    /// Waits until `count` vCPUs stand before the closed gate.
+    /// Waits until `count` vCPUs stand before the closed gate or have ended: none of them runs then.
     ///
     /// # Errors
     /// [`StuckVcpu`].
     pub fn wait_for_all(&self, count: usize) -> Result<(), StuckVcpu> {
-        let missing = |state: &mut State| state.waiting < count;
+        let missing = |state: &mut State| state.waiting + state.ended < count;
         let waited = self.changed.wait_timeout_while(self.lock(), PATIENCE, missing);
-        let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        if state.waiting < count { Err(StuckVcpu) } else { Ok(()) }
+        let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        if missing(&mut state) { Err(StuckVcpu) } else { Ok(()) }
+    }
+
+    /// A vCPU's thread ends.
+    pub(super) fn leave(&self) {
+        self.lock().ended += 1;
+        self.changed.notify_all();
     }
 
     /// How many wait.

@@ -237,3 +237,13 @@ fn a_vcpu_runs_only_while_it_is_admitted() {
     guest.vcpu.thread.take().unwrap().join().unwrap();
     assert_eq!(guest.ports.writes().len(), 2);
 }
+
+#[test]
+fn a_vcpu_that_ends_while_it_is_to_stop_counts_as_stopped() {
+    let mut guest = Guest::new(&RESET);
+    guest.run();
+    guest.vcpu.thread.take().unwrap().join().unwrap();
+    guest.around.gate.close();
+    guest.around.gate.wait_for_all(1).unwrap();
+    assert_eq!(guest.around.exit.reason(), Some(ExitReason::GuestShutdown));
+}

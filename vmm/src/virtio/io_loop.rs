@@ -5,22 +5,21 @@
 //! A loop exists, and takes requests, before its thread does: devices are built first, then the
 //! process is confined, and only then are the threads started, under their seccomp filters.
 
+use super::handover::{Handover, Stopped};
 use super::watcher::Watcher;
-use super::{ActiveQueue, Interrupt, Worker};
+use super::{Interrupt, Worker};
 use crate::events::{DeviceEvent, EventSender, WorkerError};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-/// How long a vCPU that resets a device waits for its worker to let go.
-const REMOVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Events taken from the kernel at a time.
 const BATCH: usize = 32;
 /// Worker id of the loop's own wake-up descriptor.
@@ -29,18 +28,15 @@ const WAKE: u32 = 0;
 /// Called first on the new thread: applies its seccomp filter. An error ends the thread.
 pub type ThreadStart = Box<dyn FnOnce() -> io::Result<()> + Send>;
 
-/// What a worker left behind: its queues.
-type Stopped = Vec<Option<ActiveQueue>>;
-
 enum Request {
     Add { id: u32, worker: Box<dyn Worker>, interrupt: Arc<dyn Interrupt> },
-    Remove { id: u32, reply: SyncSender<Stopped> },
+    Remove { id: u32, handover: Arc<Handover> },
     Exit,
 }
 
 /// The worker did not stop: its thread is gone, or stuck in a system call.
 #[derive(Debug, thiserror::Error)]
-#[error("the I/O thread does not answer")]
+#[error("a device waits for the host: its thread does not answer in time")]
 pub struct LoopStuck;
 
 /// A worker in a loop.
@@ -63,22 +59,24 @@ impl IoHandle {
         let _ = self.events.send(DeviceEvent::Fault(error));
     }
 
-    /// Hands over a worker; it starts as soon as the thread gets to it.
+    /// Hands over a worker; it heard as soon as the thread gets to it.
     pub fn add(&self, worker: Box<dyn Worker>, interrupt: Arc<dyn Interrupt>) -> WorkerId {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         self.request(Request::Add { id, worker, interrupt });
         WorkerId(id)
     }
 
-    /// Stops a worker and waits for its queues. Takes the id by value: it is good for one removal.
+    /// Stops a worker and waits for its queues.
     ///
     /// # Errors
-    /// [`LoopStuck`] after five seconds, or when the thread has ended.
-    #[allow(clippy::needless_pass_by_value)]
-    pub fn remove(&self, id: WorkerId) -> Result<Vec<Option<ActiveQueue>>, LoopStuck> {
-        let (reply, answer) = sync_channel(1);
-        self.request(Request::Remove { id: id.0, reply });
-        answer.recv_timeout(REMOVE_TIMEOUT).map_err(|_| LoopStuck)
+    /// [`LoopStuck`] after `patience`, or when the thread has ended. The worker goes on then, as soon as its
+    /// thread can, as if nothing had been asked.
+    pub fn remove(&self, id: &WorkerId, patience: Duration) -> Result<Stopped, LoopStuck> {
+        let handover = Arc::new(Handover::new());
+        if !self.request(Request::Remove { id: id.0, handover: handover.clone() }) {
+            return Err(LoopStuck);
+        }
+        handover.take(patience).ok_or(LoopStuck)
     }
 
     /// Ends the thread, after what was requested before.
@@ -86,10 +84,11 @@ impl IoHandle {
         self.request(Request::Exit);
     }
 
-    fn request(&self, request: Request) {
-        // Fails when the thread has ended: then `remove` says so.
-        let _ = self.requests.send(request);
+    /// `false` when the thread has ended.
+    fn request(&self, request: Request) -> bool {
+        let sent = self.requests.send(request).is_ok();
         let _ = self.wake.write(1);
+        sent
     }
 }
 
@@ -205,17 +204,29 @@ impl IoLoop {
                     self.slots.insert(id, slot);
                     self.dispatch(id, |worker, watcher| worker.start(watcher));
                 }
-                Request::Remove { id, reply } => {
-                    if let Some(mut slot) = self.slots.remove(&id) {
-                        Watcher { epoll: &self.epoll, id, fds: &mut slot.fds }.clear();
-                        // The one who asked may have given up waiting.
-                        let _ = reply.send(slot.worker.stop());
-                    }
-                }
+                Request::Remove { id, handover } => self.remove(id, &handover),
                 Request::Exit => return true,
             }
         }
         false
+    }
+
+    /// Gives a worker's queues away, unless the one who asked has meanwhile given up.
+    fn remove(&mut self, id: u32, handover: &Handover) {
+        let Some(slot) = self.slots.get_mut(&id).filter(|_| handover.is_wanted()) else { return };
+        slot.worker.quiesce();
+        let (slots, epoll) = (&mut self.slots, &self.epoll);
+        let given = handover.give(|| {
+            let Some(mut slot) = slots.remove(&id) else { return Vec::new() };
+            Watcher { epoll, id, fds: &mut slot.fds }.clear();
+            slot.worker.stop()
+        });
+        if !given {
+            self.dispatch(id, |worker, watcher| {
+                watcher.clear();
+                worker.start(watcher)
+            });
+        }
     }
 }
 
@@ -223,7 +234,11 @@ impl IoLoop {
 mod tests {
     use super::*;
     use crate::events;
+    use crate::virtio::ActiveQueue;
     use crate::virtio::testing::TestInterrupt;
+    use std::sync::mpsc::{SyncSender, sync_channel};
+
+    const PATIENCE: Duration = Duration::from_secs(10);
 
     /// Counts notifications; fails at the third.
     struct Counter {
@@ -271,13 +286,78 @@ mod tests {
         }
         // Parked: nothing arrives any more, and stopping it still works.
         input.write(1).unwrap();
-        assert_eq!(handle.remove(id).unwrap().len(), 2);
+        assert_eq!(handle.remove(&id, PATIENCE).unwrap().len(), 2);
         assert!(results.recv().is_err(), "the worker and its sender are gone");
         assert!(matches!(faults.next(), Some(DeviceEvent::Fault(e)) if e.reason == "three"));
         assert!(faults.next().is_none());
         handle.exit();
         thread.join().unwrap().unwrap();
-        assert!(handle.remove(WorkerId(99)).is_err());
+        assert!(handle.remove(&WorkerId(99), PATIENCE).is_err());
+    }
+
+    /// Blocks in `handle` or in `quiesce`, as a read of a slow disk or a busy file server does, until it is let
+    /// go; says when it heard and when it handles.
+    struct Slow {
+        input: EventFd,
+        blocks_at_once: bool,
+        let_go: Receiver<()>,
+        told: SyncSender<()>,
+    }
+
+    impl Worker for Slow {
+        fn start(&mut self, watcher: &mut Watcher<'_>) -> Result<(), WorkerError> {
+            watcher.add(&self.input, EventSet::IN, 0).unwrap();
+            self.told.send(()).unwrap();
+            Ok(())
+        }
+        fn handle(&mut self, _: u32, _: u32, _: &mut Watcher<'_>) -> Result<(), WorkerError> {
+            self.input.read().unwrap();
+            self.told.send(()).unwrap();
+            if self.blocks_at_once {
+                self.let_go.recv().unwrap();
+            }
+            Ok(())
+        }
+        fn quiesce(&mut self) {
+            if !self.blocks_at_once {
+                self.let_go.recv().unwrap();
+            }
+        }
+        fn stop(self: Box<Self>) -> Vec<Option<ActiveQueue>> {
+            vec![None]
+        }
+    }
+
+    #[test]
+    fn a_worker_that_lets_go_too_late_goes_on() {
+        for blocks_at_once in [true, false] {
+            let (sender, _faults) = events::channel().unwrap();
+            let io = IoLoop::new("test", sender).unwrap();
+            let handle = io.handle();
+            let thread = io.spawn(Box::new(|| Ok(()))).unwrap();
+            let input = EventFd::new(EFD_NONBLOCK).unwrap();
+            let (release, let_go) = channel();
+            let (told, heard) = sync_channel(9);
+            let worker = Slow { input: input.try_clone().unwrap(), blocks_at_once, let_go, told };
+            let id = handle.add(Box::new(worker), Arc::new(TestInterrupt::default()));
+            heard.recv().unwrap();
+            input.write(1).unwrap();
+            heard.recv().unwrap();
+            assert!(handle.remove(&id, Duration::from_millis(50)).is_err());
+            release.send(()).unwrap();
+            if !blocks_at_once {
+                // It had begun to stop, and has to begin anew.
+                heard.recv().unwrap();
+            }
+            // It is there, it works, and now it can be stopped.
+            input.write(1).unwrap();
+            heard.recv().unwrap();
+            release.send(()).unwrap();
+            assert_eq!(handle.remove(&id, PATIENCE).unwrap().len(), 1);
+            assert!(heard.try_recv().is_err(), "it was started once more");
+            handle.exit();
+            thread.join().unwrap().unwrap();
+        }
     }
 
     #[test]

@@ -15,6 +15,7 @@ use crate::bus::BusDevice;
 use crate::virtio::io_loop::{IoHandle, LoopStuck, WorkerId};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use virtio_queue::QueueT;
 use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -63,6 +64,9 @@ pub mod status {
     pub const FAILED: u32 = 128;
 }
 
+/// How long a vCPU that resets a device waits for its worker to let go.
+const RESET_PATIENCE: Duration = Duration::from_secs(5);
+
 const MAGIC: u32 = u32::from_le_bytes(*b"virt");
 const TRANSPORT_VERSION: u32 = 2;
 const VENDOR: u32 = u32::from_le_bytes(*b"kata");
@@ -88,8 +92,6 @@ struct Front {
     queue_sel: u32,
     queues: Vec<QueueSetup>,
     worker: Option<WorkerId>,
-    /// The worker never came back: the device can't be used again.
-    lost: bool,
 }
 
 impl MmioTransport {
@@ -121,7 +123,6 @@ impl MmioTransport {
             driver_features: 0,
             queue_sel: 0,
             worker: None,
-            lost: false,
         };
         Ok(Self { irq, notify, front: Mutex::new(front) })
     }
@@ -141,21 +142,18 @@ impl MmioTransport {
     /// vCPUs have to be stopped.
     ///
     /// # Errors
-    /// [`LoopStuck`] when the worker doesn't let go in time.
-    pub fn pause(&self) -> Result<(), LoopStuck> {
-        self.front().stop_worker()
+    /// [`LoopStuck`] when the worker doesn't let go in time: the device goes on.
+    pub fn pause(&self, patience: Duration) -> Result<(), LoopStuck> {
+        self.front().stop_worker(patience)
     }
 
     /// Puts another device, with as many queues, behind the registers, which are as after power-on then.
     ///
     /// # Errors
-    /// [`LoopStuck`] when the worker of the former device doesn't let go in time, now or before.
+    /// [`LoopStuck`] when the worker of the former device doesn't let go in time: the device stays.
     pub fn replace(&self, device: Box<dyn VirtioDevice>) -> Result<(), LoopStuck> {
         let mut front = self.front();
-        front.reset();
-        if front.lost {
-            return Err(LoopStuck);
-        }
+        front.reset()?;
         front.queues = empty_queues(device.as_ref());
         front.device = device;
         Ok(())
@@ -169,7 +167,8 @@ impl MmioTransport {
     /// Gives the queues to a worker again, after [`Self::pause`].
     pub fn resume(&self) {
         let mut front = self.front();
-        if front.status & status::DRIVER_OK != 0 && !front.irq.needs_reset() {
+        let stopped = front.worker.is_none() && !front.irq.needs_reset();
+        if front.status & status::DRIVER_OK != 0 && stopped {
             front.activate();
         }
     }
@@ -293,7 +292,8 @@ impl Front {
         const RUNNING: u32 = NEGOTIATED | DRIVER_OK;
 
         if value == 0 {
-            self.reset();
+            // The driver sees in the status that it has to try again.
+            let _ = self.reset();
             return;
         }
         match (self.status, value & !NEEDS_RESET) {
@@ -335,9 +335,6 @@ impl Front {
     }
 
     fn activation(&self) -> Result<Activation, ActivateError> {
-        if self.lost {
-            return Err(ActivateError::Backend(Box::new(LoopStuck)));
-        }
         let queues =
             (0..self.queues.len()).map(|i| self.active_queue(i)).collect::<Result<_, _>>()?;
         Ok(Activation {
@@ -375,9 +372,10 @@ impl Front {
         Ok(Some(ActiveQueue { queue, notify }))
     }
 
-    fn stop_worker(&mut self) -> Result<(), LoopStuck> {
-        let Some(worker) = self.worker.take() else { return Ok(()) };
-        let stopped = self.io.remove(worker).inspect_err(|_| self.lost = true)?;
+    fn stop_worker(&mut self, patience: Duration) -> Result<(), LoopStuck> {
+        let Some(worker) = &self.worker else { return Ok(()) };
+        let stopped = self.io.remove(worker, patience)?;
+        self.worker = None;
         for (setup, active) in self.queues.iter_mut().zip(stopped) {
             if let Some(active) = active {
                 setup.take_back(&active.queue);
@@ -386,15 +384,10 @@ impl Front {
         Ok(())
     }
 
-    /// Back to the state after power-on. A worker that doesn't let go leaves the device in need of
-    /// a reset for good: it may still write to memory that the driver thinks is its own again.
-    fn reset(&mut self) {
-        if let Err(error) = self.stop_worker() {
-            return self.fail(&error);
-        }
-        if self.lost {
-            return;
-        }
+    /// Back to the state after power-on. A worker that doesn't let go leaves the device as it was and in need
+    /// of a reset: it may still write to memory that the driver thinks is its own again.
+    fn reset(&mut self) -> Result<(), LoopStuck> {
+        self.stop_worker(RESET_PATIENCE).inspect_err(|error| self.fail(error))?;
         self.device.reset();
         self.irq.clear();
         self.status = 0;
@@ -407,6 +400,7 @@ impl Front {
             // A notification of the driver's former life; there may be none.
             let _ = notify.read();
         }
+        Ok(())
     }
 }
 

@@ -3,6 +3,7 @@ use crate::devices::rng::Rng;
 use crate::events::{self, EventReceiver};
 use crate::virtio::io_loop::IoLoop;
 use crate::virtio::testing::{Dice, TestQueue, memory, wait_for};
+use crate::virtio::{Watcher, Worker};
 use std::thread::JoinHandle;
 
 /// A transport before an rng, and the thread of its worker.
@@ -210,11 +211,66 @@ fn a_device_goes_on_after_a_pause() {
     queue.send(&[], &[8]);
     rig.write(register::QUEUE_NOTIFY, 0);
     assert_eq!(wait_for(|| queue.used()), (0, 8));
-    rig.transport.pause().unwrap();
+    rig.transport.pause(Duration::from_secs(10)).unwrap();
     queue.send(&[], &[9]);
     assert_eq!(rig.transport.front().queues[0].next_available, 1);
     rig.transport.resume();
     assert_eq!(wait_for(|| queue.used()), (1, 9));
+}
+
+/// A device whose worker does not let go until it is told to.
+struct Stubborn(std::sync::mpsc::Receiver<()>);
+
+impl Worker for Stubborn {
+    fn start(&mut self, _: &mut Watcher<'_>) -> Result<(), WorkerError> {
+        Ok(())
+    }
+    fn handle(&mut self, _: u32, _: u32, _: &mut Watcher<'_>) -> Result<(), WorkerError> {
+        Ok(())
+    }
+    fn quiesce(&mut self) {
+        let _ = self.0.recv();
+    }
+    fn stop(self: Box<Self>) -> Vec<Option<ActiveQueue>> {
+        Vec::new()
+    }
+}
+
+struct StubbornDevice(Option<Stubborn>);
+
+impl VirtioDevice for StubbornDevice {
+    fn device_type(&self) -> u32 {
+        4
+    }
+    fn queue_max_sizes(&self) -> &[u16] {
+        &[16]
+    }
+    fn features(&self) -> u64 {
+        0
+    }
+    fn read_config(&self, _: u64, _: &mut [u8]) {}
+    fn activate(&mut self, _: Activation) -> Result<Box<dyn Worker>, ActivateError> {
+        Ok(Box::new(self.0.take().ok_or(ActivateError::MissingQueue(0))?))
+    }
+}
+
+#[test]
+fn a_pause_that_takes_too_long_is_none() {
+    let rig = Rig::new();
+    let (let_go, told) = std::sync::mpsc::channel();
+    let device = StubbornDevice(Some(Stubborn(told)));
+    rig.transport.replace(Box::new(device)).unwrap();
+    let queue = TestQueue::new(&rig.memory, 0x10_0000, 16);
+    rig.start(&queue.setup());
+    assert!(rig.transport.pause(Duration::from_millis(50)).is_err());
+    // Nothing is activated that is there already.
+    rig.transport.resume();
+    assert!(!rig.needs_reset());
+    let_go.send(()).unwrap();
+    let_go.send(()).unwrap();
+    rig.transport.pause(Duration::from_secs(10)).unwrap();
+    rig.write(register::STATUS, 0);
+    assert_eq!(rig.read(register::STATUS), 0);
 }
 
 #[test]

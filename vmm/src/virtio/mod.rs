@@ -7,6 +7,7 @@
 //! activation with the same queues.
 
 pub mod chain;
+mod handover;
 pub mod interrupt;
 pub mod io_loop;
 pub mod iovec;
@@ -128,7 +129,10 @@ pub trait Worker: Send {
         events: u32,
         watcher: &mut Watcher<'_>,
     ) -> Result<(), WorkerError>;
-    /// Ends the data path: gives the queues back to the transport and the backend to the front,
+    /// Ends what another process does with the queues: what of [`Self::stop`] may take time. If the one who asked
+    /// for the stop has given up meanwhile, [`Self::start`] follows instead.
+    fn quiesce(&mut self) {}
+    /// Ends the data path, after [`Self::quiesce`]: gives the queues back to the transport and the backend to the front,
     /// for a reset or a pause.
     fn stop(self: Box<Self>) -> Vec<Option<ActiveQueue>>;
 }

@@ -137,7 +137,7 @@ impl Rig {
     }
 
     fn stop(&mut self) -> Vec<Option<crate::virtio::ActiveQueue>> {
-        self.io.remove(self.worker.take().unwrap()).unwrap()
+        self.io.remove(&self.worker.take().unwrap(), Duration::from_secs(10)).unwrap()
     }
 
     fn streams(&mut self) -> usize {
