@@ -54,8 +54,29 @@ pub struct Size {
     pub added_mib: u64,
 }
 
-/// Memory that a running machine gets comes in blocks of so many MiB: Linux's on x86 (up to 64 GiB).
+/// Memory that a running machine gets comes in blocks of so many MiB, or of a multiple, see [`memory_block_mib`].
 pub const MEMORY_BLOCK_MIB: u64 = 128;
+
+/// Where memory stops below 4 GiB, MiB: devices lie above, and memory goes on at [`HOLE_END_MIB`].
+pub const HOLE_START_MIB: u64 = 3 << 10;
+
+/// See [`HOLE_START_MIB`].
+pub const HOLE_END_MIB: u64 = 4 << 10;
+
+/// The blocks, in MiB, in which the kernel of a guest that starts with so much memory takes more: a part of one it
+/// does not use. Linux's rule (`probe_memory_block_size` of `arch/x86/mm/init_64.c`): with 64 GiB of addresses or more
+/// the largest block of at most 2 GiB that the end of memory is aligned to.
+pub fn memory_block_mib(memory_mib: u64) -> u64 {
+    const LARGE_MIB: u64 = 64 << 10;
+    const LARGEST_BLOCK_MIB: u64 = 2 << 10;
+    let hole = if memory_mib > HOLE_START_MIB { HOLE_END_MIB - HOLE_START_MIB } else { 0 };
+    let end = memory_mib.saturating_add(hole);
+    if end < LARGE_MIB {
+        return MEMORY_BLOCK_MIB;
+    }
+    let alignment = 1 << end.trailing_zeros();
+    alignment.clamp(MEMORY_BLOCK_MIB, LARGEST_BLOCK_MIB)
+}
 
 /// The virtio-vsock device. Host-initiated streams come by [`crate::control::Command::Connect`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -92,4 +113,26 @@ pub struct JailConfig {
     /// Whether no thread of another machine may run on the same core at the same time, where the host's
     /// cores have several threads and its kernel can keep them apart.
     pub core_scheduling: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_are_large_where_there_is_much_memory_whose_end_allows_it() {
+        for (memory_mib, block_mib) in [
+            (128, 128),
+            (3 << 10, 128),
+            ((63 << 10) - 1, 128),
+            (63 << 10, 2 << 10),
+            (64 << 10, 1 << 10),
+            (65 << 10, 2 << 10),
+            ((64 << 10) + 256, 256),
+            ((64 << 10) + 1, 128),
+            (u64::MAX, 128),
+        ] {
+            assert_eq!(memory_block_mib(memory_mib), block_mib, "{memory_mib} MiB");
+        }
+    }
 }

@@ -7,7 +7,7 @@ use kvm_ioctls::VmFd;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous};
-use protocol::machine::MEMORY_BLOCK_MIB;
+use protocol::machine::{HOLE_END_MIB, HOLE_START_MIB, MEMORY_BLOCK_MIB};
 use std::fs::File;
 use std::io;
 use std::num::NonZeroUsize;
@@ -18,10 +18,10 @@ use vm_memory::{
 };
 
 /// Where memory stops below 4 GiB; devices, IO-APIC, local APICs and the TSS lie above.
-pub const HOLE_START: u64 = 3 << 30;
+pub const HOLE_START: u64 = HOLE_START_MIB << 20;
 
 /// Where memory goes on.
-pub const HOLE_END: u64 = 4 << 30;
+pub const HOLE_END: u64 = HOLE_END_MIB << 20;
 
 /// Size and alignment of a huge page, bytes.
 pub const HUGE_PAGE: u64 = 2 << 20;

@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::guest::agent::Agent;
 use crate::settings::Settings;
 use oci_spec::runtime::{LinuxMemory, LinuxResources};
-use protocol::machine::{MEMORY_BLOCK_MIB, Size};
+use protocol::machine::{Size, memory_block_mib};
 use std::collections::HashMap;
 
 /// What the guest itself needs besides the memory that its containers are promised, MiB.
@@ -97,20 +97,28 @@ impl Capacity {
             0 => 0,
             memory => memory.saturating_add(GUEST_MIB).saturating_sub(self.initial_mib),
         };
-        let blocks = lacking.div_ceil(MEMORY_BLOCK_MIB).min(self.max.added_mib / MEMORY_BLOCK_MIB);
-        Size { vcpus: vcpus.max(self.initial_vcpus), added_mib: blocks * MEMORY_BLOCK_MIB }
+        let block = self.block_mib();
+        let blocks = lacking.div_ceil(block).min(self.max.added_mib / block);
+        Size { vcpus: vcpus.max(self.initial_vcpus), added_mib: blocks * block }
+    }
+
+    /// What the guest's kernel takes at a time.
+    fn block_mib(&self) -> u64 {
+        memory_block_mib(self.initial_mib)
+    }
+
+    /// What the guest says that it still has, where that can be: between what is needed and what it had.
+    fn kept(&self, needed: Size, told: Size) -> Size {
+        let had = self.now;
+        let blocks = told.added_mib.div_ceil(self.block_mib());
+        let added_mib = blocks.saturating_mul(self.block_mib()).min(had.added_mib);
+        larger(needed, Size { vcpus: told.vcpus.min(had.vcpus), added_mib })
     }
 }
 
 /// Each the larger of the two.
 fn larger(a: Size, b: Size) -> Size {
     Size { vcpus: a.vcpus.max(b.vcpus), added_mib: a.added_mib.max(b.added_mib) }
-}
-
-/// What the guest says that it still has, where that can be: between what is needed and what it had.
-fn within(needed: Size, had: Size, told: Size) -> Size {
-    let added_mib = told.added_mib.next_multiple_of(MEMORY_BLOCK_MIB).min(had.added_mib);
-    larger(needed, Size { vcpus: told.vcpus.min(had.vcpus), added_mib })
 }
 
 impl Sandbox {
@@ -170,7 +178,7 @@ impl Sandbox {
             let agent = self.agent().await?;
             let (vcpus, bytes) =
                 agent.resize_sandbox(needed.vcpus, added_at, needed.added_mib << 20).await?;
-            let left = within(needed, now, Size { vcpus, added_mib: bytes >> 20 });
+            let left = capacity.kept(needed, Size { vcpus, added_mib: bytes >> 20 });
             self.0.vm.resize(left).await.map(|_| left)
         };
         match shrunk.await {
@@ -243,10 +251,23 @@ mod tests {
     #[test]
     fn a_guest_that_lies_about_what_it_has_let_go_gains_nothing() {
         let size = |vcpus, added_mib| Size { vcpus, added_mib };
-        let within = |vcpus, added_mib| within(size(1, 128), size(4, 512), size(vcpus, added_mib));
-        assert_eq!(within(1, 128), size(1, 128));
-        assert_eq!(within(2, 300), size(2, 384));
-        assert_eq!(within(0, 0), size(1, 128));
-        assert_eq!(within(u32::MAX, u64::MAX >> 20), size(4, 512));
+        let grown = Capacity { now: size(4, 512), ..capacity(&[]) };
+        let kept = |vcpus, added_mib| grown.kept(size(1, 128), size(vcpus, added_mib));
+        assert_eq!(kept(1, 128), size(1, 128));
+        assert_eq!(kept(2, 300), size(2, 384));
+        assert_eq!(kept(0, 0), size(1, 128));
+        assert_eq!(kept(u32::MAX, u64::MAX >> 20), size(4, 512));
+    }
+
+    #[test]
+    fn a_large_machine_grows_by_what_its_kernel_takes_at_a_time() {
+        let one = r#"{"memory": {"limit": 68719476736}}"#;
+        let large = |max_mib| Capacity {
+            initial_mib: 63 << 10,
+            max: Size { vcpus: 4, added_mib: max_mib },
+            ..capacity(&[one])
+        };
+        assert_eq!(large(9000).needed().added_mib, 2048);
+        assert_eq!(large(2047).needed().added_mib, 0);
     }
 }
