@@ -89,7 +89,7 @@ impl Settings {
         }
         if self.vcpus > MAX_VCPUS {
             return Err(Error::InvalidArgument(format!(
-                "machine.vcpus is {}: the guest's kernel takes at most {MAX_VCPUS}",
+                "machine.vcpus is {}: the guest's kernel takes at most {MAX_VCPUS} vCPUs",
                 self.vcpus
             )));
         }

@@ -1,4 +1,6 @@
 //! The guest kernel's command line: ours first, then the devices, then the caller's words.
+//!
+//! Not `linux_loader`'s `Cmdline`, whose errors name neither the character nor the length that is wrong.
 
 use crate::arch::x86_64::layout::{CMDLINE_MAX, VirtioWindow};
 

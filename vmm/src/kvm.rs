@@ -147,6 +147,12 @@ pub fn can_disable_counters(kvm: &Kvm) -> bool {
     offered > 0 && offered as u32 & KVM_PMU_CAP_DISABLE != 0
 }
 
+/// What this KVM is too old for, and machines do without.
+pub fn lacks(kvm: &Kvm) -> Vec<&'static str> {
+    let counters = "leaving out performance counters, which guests can use (Linux 5.18)";
+    if can_disable_counters(kvm) { Vec::new() } else { vec![counters] }
+}
+
 /// Creates a VM with interrupt controllers and timer in the kernel, without memory and vCPUs.
 ///
 /// # Errors

@@ -1,4 +1,7 @@
 //! Loads what a guest starts from: its kernel, told what it is and checked for being whole, and its image.
+//!
+//! Not `linux_loader`'s: that reads as it loads, into a memory that is there by then, and tells no bzImage that was
+//! cut short from a whole one. Here a file is refused, and its need of memory known, before KVM is asked for anything.
 
 use crate::memory::GuestRam;
 use linux_loader::loader::bootparam::setup_header;

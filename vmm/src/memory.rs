@@ -336,6 +336,8 @@ fn collapse(start: *mut u8, len: usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nix::unistd::Whence;
+    use std::os::linux::fs::MetadataExt;
     use vm_memory::Bytes;
 
     #[test]
@@ -360,13 +362,33 @@ mod tests {
     #[test]
     fn populating_keeps_contents_and_stays_inside() {
         let ram = GuestRam::new((6 << 20) + 4096).unwrap();
-        ram.memory().write_obj(7u64, GuestAddress(0x12_3456)).unwrap();
-        ram.populate(0x12_3456, 1);
-        ram.populate(0, u64::MAX);
-        ram.populate(u64::MAX, u64::MAX);
-        assert_eq!(ram.memory().read_obj::<u64>(GuestAddress(0x12_3456)).unwrap(), 7);
         let region = ram.memory().iter().next().unwrap();
         assert_eq!(region.as_ptr() as u64 % HUGE_PAGE, 0);
+        let file = region.file_offset().unwrap().file();
+        let held = || file.metadata().unwrap().st_blocks() * 512;
+        ram.populate(0x22_3456, 1);
+        // A page of it at least, all of it where the host has huge pages for it.
+        assert!((4096..=HUGE_PAGE).contains(&held()), "{}", held());
+        for page in (0..6 << 20).step_by(4096) {
+            ram.memory().write_obj(page ^ 0x5a5a, GuestAddress(page)).unwrap();
+        }
+        ram.populate(0, u64::MAX);
+        ram.populate(u64::MAX, u64::MAX);
+        for page in (0..6u64 << 20).step_by(4096) {
+            assert_eq!(ram.memory().read_obj::<u64>(GuestAddress(page)).unwrap(), page ^ 0x5a5a);
+        }
+        // The last page is no whole huge page, and was not touched.
+        assert_eq!(held(), 6 << 20);
+    }
+
+    #[test]
+    fn what_is_populated_is_there_before_it_is_touched() {
+        let ram = GuestRam::new(8 << 20).unwrap();
+        let file = ram.memory().iter().next().unwrap().file_offset().unwrap().file().try_clone();
+        ram.populate(2 << 20, 4 << 20);
+        let data = |at| nix::unistd::lseek(file.as_ref().unwrap(), at, Whence::SeekData);
+        assert_eq!((data(0), data(4 << 20)), (Ok(2 << 20), Ok(4 << 20)));
+        assert_eq!(data(6 << 20), Err(nix::Error::ENXIO));
     }
 
     #[test]

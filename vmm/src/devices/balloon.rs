@@ -36,6 +36,10 @@ impl VirtioDevice for Balloon {
         &QUEUE_SIZES
     }
 
+    fn is_quiet(&self, queue: usize) -> bool {
+        queue != REPORTING
+    }
+
     fn features(&self) -> u64 {
         F_EVENT_IDX | F_PAGE_REPORTING
     }
@@ -122,7 +126,8 @@ mod tests {
     use super::*;
     use crate::memory::GuestRam;
     use crate::virtio::testing::{
-        NEXT, TestInterrupt, TestQueue, WRITE, activation, hostile_chains, while_rewritten,
+        NEXT, TestInterrupt, TestQueue, WRITE, activation, hostile_chains, in_both_modes,
+        while_rewritten,
     };
     use std::os::linux::fs::MetadataExt;
     use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryRegion};
@@ -170,99 +175,127 @@ mod tests {
 
     #[test]
     fn reported_pages_go_back_to_the_host_and_read_as_zeroes() {
-        let mut f = Fixture::new();
-        assert_eq!(f.held(), 64);
-        f.queue.descriptor(0, 2 * MIB, 4 << 20, NEXT | WRITE, 1);
-        f.queue.descriptor(1, 8 * MIB, 2 << 20, WRITE, 0);
-        f.queue.offer(0);
-        f.serve();
-        assert_eq!(f.held(), 58);
-        assert_eq!(f.queue.used(), Some((0, 0)));
-        assert_eq!(f.interrupt.used(), 1);
-        let read = |at| f.ram.memory().read_obj::<u8>(GuestAddress(at)).unwrap();
-        assert_eq!([2 * MIB - 4096, 2 * MIB, 6 * MIB - 4096, 6 * MIB].map(read), [7, 0, 0, 7]);
+        in_both_modes(|| {
+            let mut f = Fixture::new();
+            assert_eq!(f.held(), 64);
+            f.queue.descriptor(0, 2 * MIB, 4 << 20, NEXT | WRITE, 1);
+            f.queue.descriptor(1, 8 * MIB, 2 << 20, WRITE, 0);
+            f.queue.offer(0);
+            f.serve();
+            assert_eq!(f.held(), 58);
+            assert_eq!(f.queue.used(), Some((0, 0)));
+            assert_eq!(f.interrupt.used(), 1);
+            let read = |at| f.ram.memory().read_obj::<u8>(GuestAddress(at)).unwrap();
+            assert_eq!([2 * MIB - 4096, 2 * MIB, 6 * MIB - 4096, 6 * MIB].map(read), [7, 0, 0, 7]);
+        });
     }
 
     #[test]
     fn a_long_report_is_served_in_turns_and_completed_at_its_end() {
-        let mut f = Fixture::new();
-        f.queue.descriptor(0, 0, 20 << 20, WRITE, 0);
-        f.queue.offer(0);
-        assert!(f.worker.serve().unwrap());
-        assert_eq!((f.held(), f.queue.used()), (56, None));
-        assert_eq!(f.serve(), 3);
-        assert_eq!((f.held(), f.queue.used()), (44, Some((0, 0))));
+        in_both_modes(|| {
+            let mut f = Fixture::new();
+            f.queue.descriptor(0, 0, 20 << 20, WRITE, 0);
+            f.queue.offer(0);
+            assert!(f.worker.serve().unwrap());
+            assert_eq!((f.held(), f.queue.used()), (56, None));
+            assert_eq!(f.serve(), 3);
+            assert_eq!((f.held(), f.queue.used()), (44, Some((0, 0))));
+        });
     }
 
     #[test]
     fn a_report_that_a_pause_interrupts_is_served_again_afterwards() {
-        let mut f = Fixture::new();
-        f.queue.descriptor(0, 0, 20 << 20, WRITE, 0);
-        f.queue.offer(0);
-        assert!(f.worker.serve().unwrap());
-        let (again, _) = worker(f.ram.memory(), &f.queue);
-        let stopped = Box::new(std::mem::replace(&mut f.worker, again)).stop();
-        f.worker.reports = stopped.into_iter().nth(REPORTING).flatten().unwrap();
-        f.serve();
-        assert_eq!((f.held(), f.queue.used()), (44, Some((0, 0))));
+        in_both_modes(|| {
+            let mut f = Fixture::new();
+            f.queue.descriptor(0, 0, 20 << 20, WRITE, 0);
+            f.queue.offer(0);
+            assert!(f.worker.serve().unwrap());
+            let (again, _) = worker(f.ram.memory(), &f.queue);
+            let stopped = Box::new(std::mem::replace(&mut f.worker, again)).stop();
+            f.worker.reports = stopped.into_iter().nth(REPORTING).flatten().unwrap();
+            f.serve();
+            assert_eq!((f.held(), f.queue.used()), (44, Some((0, 0))));
+        });
     }
 
     #[test]
     fn parts_of_pages_stay_and_overlaps_do_no_harm() {
-        let mut f = Fixture::new();
-        f.queue.descriptor(0, 2 * MIB + 1, 8190, NEXT | WRITE, 1);
-        f.queue.descriptor(1, 4 * MIB, 2 << 20, NEXT | WRITE, 2);
-        f.queue.descriptor(2, 5 * MIB, 2 << 20, NEXT | WRITE, 3);
-        f.queue.descriptor(3, 5 * MIB, 2 << 20, WRITE, 0);
-        f.queue.offer(0);
-        f.serve();
-        assert_eq!(f.held(), 61);
-        assert_eq!(f.ram.memory().read_obj::<u8>(GuestAddress(2 * MIB)).unwrap(), 7);
-        // Readable buffers hold something, and are left alone.
-        f.queue.send(&[&[1; 8192]], &[]);
-        f.serve();
-        assert_eq!((f.held(), f.queue.used()), (61, Some((0, 0))));
+        in_both_modes(|| {
+            let mut f = Fixture::new();
+            f.queue.descriptor(0, 2 * MIB + 1, 8190, NEXT | WRITE, 1);
+            f.queue.descriptor(1, 4 * MIB, 2 << 20, NEXT | WRITE, 2);
+            f.queue.descriptor(2, 5 * MIB, 2 << 20, NEXT | WRITE, 3);
+            f.queue.descriptor(3, 5 * MIB, 2 << 20, WRITE, 0);
+            f.queue.offer(0);
+            f.serve();
+            assert_eq!(f.held(), 61);
+            assert_eq!(f.ram.memory().read_obj::<u8>(GuestAddress(2 * MIB)).unwrap(), 7);
+            // Readable buffers hold something, and are left alone.
+            f.queue.send(&[&[1; 8192]], &[]);
+            f.serve();
+            assert_eq!((f.held(), f.queue.used()), (61, Some((0, 0))));
+        });
     }
 
     #[test]
     fn more_than_linux_reports_at_once_is_refused() {
-        let ram = GuestRam::new(256 * MIB).unwrap();
-        let mut queue = TestQueue::new(ram.memory(), 0, 32);
-        queue.descriptor(0, 64 * MIB, 128 << 20, WRITE, 0);
-        queue.offer(0);
-        let (mut within, _) = worker(ram.memory(), &queue);
-        while within.serve().unwrap() {}
-        queue.descriptor(0, 64 * MIB, (128 << 20) + 1, WRITE, 0);
-        queue.offer(0);
-        assert!(matches!(within.serve(), Err(ChainError::TooManyBytes)));
+        in_both_modes(|| {
+            let ram = GuestRam::new(256 * MIB).unwrap();
+            let mut queue = TestQueue::new(ram.memory(), 0, 32);
+            queue.descriptor(0, 64 * MIB, 128 << 20, WRITE, 0);
+            queue.offer(0);
+            let (mut within, _) = worker(ram.memory(), &queue);
+            while within.serve().unwrap() {}
+            queue.descriptor(0, 64 * MIB, (128 << 20) + 1, WRITE, 0);
+            queue.offer(0);
+            assert!(matches!(within.serve(), Err(ChainError::TooManyBytes)));
+        });
     }
 
     #[test]
     fn a_hostile_chain_ends_the_worker() {
-        hostile_chains(32, |name, memory, queue| {
-            assert!(worker(memory, &queue).0.serve().is_err(), "{name}");
+        in_both_modes(|| {
+            hostile_chains(32, |name, memory, queue| {
+                assert!(worker(memory, &queue).0.serve().is_err(), "{name}");
+            });
         });
     }
 
     #[test]
     fn a_chain_changed_while_it_is_served_is_survived() {
-        let memory = crate::virtio::testing::memory();
-        while_rewritten(&memory, 0x10_0000, || {
-            for _ in 0..500 {
-                let mut queue = TestQueue::new(&memory, 0x10_0000, 32);
-                queue.offer(0);
-                // Served or refused, as it happens to be when it is read.
-                while let Ok(true) = worker(&memory, &queue).0.serve() {}
-            }
+        in_both_modes(|| {
+            let memory = crate::virtio::testing::memory();
+            while_rewritten(&memory, 0x10_0000, || {
+                for _ in 0..500 {
+                    let mut queue = TestQueue::new(&memory, 0x10_0000, 32);
+                    queue.offer(0);
+                    // Served or refused, as it happens to be when it is read.
+                    while let Ok(true) = worker(&memory, &queue).0.serve() {}
+                }
+            });
         });
     }
 
     #[test]
-    fn a_driver_that_does_not_report_gets_no_device() {
+    fn only_reports_are_waited_for() {
+        let (sender, _events) = crate::events::channel().unwrap();
+        let io = crate::virtio::io_loop::IoLoop::new("test", sender).unwrap();
         let memory = crate::virtio::testing::memory();
-        let queues = [0x10_0000, 0x20_0000].map(|at| TestQueue::new(&memory, at, 32));
-        let (activation, _) = activation(&memory, &[&queues[0], &queues[1]], 0);
-        let refused = Balloon.activate(activation).map(drop);
-        assert!(matches!(refused, Err(ActivateError::MissingQueue(REPORTING))));
+        let transport =
+            crate::virtio::mmio::MmioTransport::new(Box::new(Balloon), memory, io.handle());
+        let transport = transport.unwrap();
+        let awaited: Vec<_> = transport.notifications().map(|(queue, _)| queue).collect();
+        assert_eq!(awaited, [REPORTING as u32]);
+    }
+
+    #[test]
+    fn a_driver_that_does_not_report_gets_no_device() {
+        in_both_modes(|| {
+            let memory = crate::virtio::testing::memory();
+            let queues = [0x10_0000, 0x20_0000].map(|at| TestQueue::new(&memory, at, 32));
+            let (activation, _) = activation(&memory, &[&queues[0], &queues[1]], 0);
+            let refused = Balloon.activate(activation).map(drop);
+            assert!(matches!(refused, Err(ActivateError::MissingQueue(REPORTING))));
+        });
     }
 }

@@ -109,7 +109,9 @@ impl Worker for RngWorker {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::virtio::testing::{TestQueue, activation, hostile_chains, memory, while_rewritten};
+    use crate::virtio::testing::{
+        TestQueue, activation, hostile_chains, in_both_modes, memory, while_rewritten,
+    };
 
     fn worker(memory: &GuestMemoryMmap, queue: &TestQueue) -> RngWorker {
         let requests = queue.active();
@@ -119,42 +121,50 @@ mod tests {
 
     #[test]
     fn requests_are_filled_up_to_the_limit() {
-        let memory = memory();
-        let mut queue = TestQueue::new(&memory, 0x10_0000, 16);
-        let small = queue.send(&[], &[16, 48]);
-        queue.send(&[], &[0x8000]);
-        worker(&memory, &queue).serve().unwrap();
-        assert_eq!(queue.used(), Some((0, 64)));
-        assert_eq!(queue.used(), Some((2, MAX_REQUEST as u32)));
-        assert_ne!(queue.read(small[1], 48), [0; 48]);
+        in_both_modes(|| {
+            let memory = memory();
+            let mut queue = TestQueue::new(&memory, 0x10_0000, 16);
+            let small = queue.send(&[], &[16, 48]);
+            queue.send(&[], &[0x8000]);
+            worker(&memory, &queue).serve().unwrap();
+            assert_eq!(queue.used(), Some((0, 64)));
+            assert_eq!(queue.used(), Some((2, MAX_REQUEST as u32)));
+            assert_ne!(queue.read(small[1], 48), [0; 48]);
+        });
     }
 
     #[test]
     fn a_request_without_room_gets_nothing() {
-        let memory = memory();
-        let mut queue = TestQueue::new(&memory, 0x10_0000, 16);
-        queue.send(&[b"what"], &[]);
-        worker(&memory, &queue).serve().unwrap();
-        assert_eq!(queue.used(), Some((0, 0)));
+        in_both_modes(|| {
+            let memory = memory();
+            let mut queue = TestQueue::new(&memory, 0x10_0000, 16);
+            queue.send(&[b"what"], &[]);
+            worker(&memory, &queue).serve().unwrap();
+            assert_eq!(queue.used(), Some((0, 0)));
+        });
     }
 
     #[test]
     fn a_hostile_chain_ends_the_worker() {
-        hostile_chains(16, |name, memory, queue| {
-            assert!(worker(memory, &queue).serve().is_err(), "{name}");
+        in_both_modes(|| {
+            hostile_chains(16, |name, memory, queue| {
+                assert!(worker(memory, &queue).serve().is_err(), "{name}");
+            });
         });
     }
 
     #[test]
     fn a_chain_changed_while_it_is_served_is_survived() {
-        let memory = memory();
-        while_rewritten(&memory, 0x10_0000, || {
-            for _ in 0..500 {
-                let mut queue = TestQueue::new(&memory, 0x10_0000, 16);
-                queue.offer(0);
-                // Served or refused, as it happens to be when it is read.
-                let _ = worker(&memory, &queue).serve();
-            }
+        in_both_modes(|| {
+            let memory = memory();
+            while_rewritten(&memory, 0x10_0000, || {
+                for _ in 0..500 {
+                    let mut queue = TestQueue::new(&memory, 0x10_0000, 16);
+                    queue.offer(0);
+                    // Served or refused, as it happens to be when it is read.
+                    let _ = worker(&memory, &queue).serve();
+                }
+            });
         });
     }
 }

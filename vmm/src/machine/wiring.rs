@@ -13,7 +13,7 @@ pub fn connect(vm: &VmFd, transport: &MmioTransport, at: VirtioWindow) -> Result
     vm.register_irqfd(transport.irq(), at.irq)
         .map_err(KvmError::call("connect a device's interrupt"))?;
     let notify = IoEventAddress::Mmio(at.address + register::QUEUE_NOTIFY);
-    for (queue, event) in (0u32..).zip(transport.notifications()) {
+    for (queue, event) in transport.notifications() {
         vm.register_ioevent(event, &notify, queue)
             .map_err(KvmError::call("connect a device's notifications"))?;
     }

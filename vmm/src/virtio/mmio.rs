@@ -75,6 +75,8 @@ const VENDOR: u32 = u32::from_le_bytes(*b"kata");
 pub struct MmioTransport {
     irq: Arc<IrqLine>,
     notify: Vec<EventFd>,
+    /// Of each queue, see [`VirtioDevice::is_quiet`].
+    quiet: Vec<bool>,
     front: Mutex<Front>,
 }
 
@@ -110,6 +112,7 @@ impl MmioTransport {
             .iter()
             .map(|_| EventFd::new(EFD_NONBLOCK))
             .collect::<io::Result<_>>()?;
+        let quiet = (0..notify.len()).map(|queue| device.is_quiet(queue)).collect();
         let front = Front {
             queues: empty_queues(device.as_ref()),
             device,
@@ -124,7 +127,7 @@ impl MmioTransport {
             queue_sel: 0,
             worker: None,
         };
-        Ok(Self { irq, notify, front: Mutex::new(front) })
+        Ok(Self { irq, notify, quiet, front: Mutex::new(front) })
     }
 
     /// The interrupt: to be made an irqfd on the device's edge-triggered line.
@@ -132,10 +135,11 @@ impl MmioTransport {
         self.irq.line()
     }
 
-    /// The notifications: to be made ioeventfds at [`register::QUEUE_NOTIFY`], 4 bytes wide,
-    /// matching the index in this list.
-    pub fn notifications(&self) -> &[EventFd] {
-        &self.notify
+    /// The notifications that somebody waits for: to be made ioeventfds at [`register::QUEUE_NOTIFY`], 4 bytes
+    /// wide, matching the queue's number. Others come as writes to the register.
+    pub fn notifications(&self) -> impl Iterator<Item = (u32, &EventFd)> {
+        let awaited = (0u32..).zip(&self.notify).zip(&self.quiet).filter(|(_, quiet)| !**quiet);
+        awaited.map(|(notification, _)| notification)
     }
 
     /// Takes the queues back from the worker. The registers can't be used until [`Self::resume`];

@@ -96,6 +96,11 @@ pub trait VirtioDevice: Send {
     fn device_type(&self) -> u32;
     /// Largest size of each queue, a power of two.
     fn queue_max_sizes(&self) -> &[u16];
+    /// Whether nobody waits for the driver's notifications of a queue: then KVM is not asked to make them an
+    /// event, which takes longer than the exits of the few that come.
+    fn is_quiet(&self, _queue: usize) -> bool {
+        false
+    }
     /// Features offered; `VIRTIO_F_VERSION_1` is added by the transport.
     fn features(&self) -> u64;
     /// Reads the configuration space; what lies outside reads as zero.

@@ -2,9 +2,10 @@
 
 use super::{Activation, ActiveQueue, Interrupt};
 use crate::virtio::setup::QueueSetup;
+use std::cell::Cell;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
 use std::time::{Duration, Instant};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -56,11 +57,30 @@ impl Interrupt for TestInterrupt {
     }
 }
 
+thread_local! {
+    /// Whether queues that this thread makes say from which entry on each side wants to hear of it.
+    static EVENT_IDX: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether [`TestQueue`]s negotiate `VIRTIO_F_EVENT_IDX` at the moment.
+pub fn event_idx() -> bool {
+    EVENT_IDX.get()
+}
+
+/// Runs a test with `VIRTIO_F_EVENT_IDX`, as Linux negotiates, and without.
+pub fn in_both_modes(test: impl Fn()) {
+    for event_idx in [true, false] {
+        EVENT_IDX.set(event_idx);
+        test();
+    }
+}
+
 /// One queue, from the driver's side. Table, rings and a buffer area lie one after the other.
 pub struct TestQueue {
     memory: GuestMemoryMmap,
     base: u64,
     size: u16,
+    event_idx: bool,
     next_free: u16,
     available: u16,
     seen_used: u16,
@@ -75,6 +95,7 @@ impl TestQueue {
             memory: memory.clone(),
             base,
             size,
+            event_idx: event_idx(),
             next_free: 0,
             available: 0,
             seen_used: 0,
@@ -97,7 +118,7 @@ impl TestQueue {
 
     /// The device's view of it.
     pub fn active(&self) -> ActiveQueue {
-        let queue = self.setup().to_queue(self.size, false).unwrap();
+        let queue = self.setup().to_queue(self.size, self.event_idx).unwrap();
         ActiveQueue { queue, notify: self.notify.try_clone().unwrap() }
     }
 
@@ -116,18 +137,33 @@ impl TestQueue {
         self.memory.write_slice(&raw, GuestAddress(table + 16 * u64::from(i))).unwrap();
     }
 
-    /// Offers the chain at `head`, whatever it is, and notifies.
+    /// Offers the chain at `head`, whatever it is, and notifies the device if that wants to hear of it.
     pub fn offer(&mut self, head: u16) {
         let slot = self.base + 0x4004 + 2 * u64::from(self.available % self.size);
         self.memory.write_obj(head.to_le(), GuestAddress(slot)).unwrap();
         self.available = self.available.wrapping_add(1);
-        self.set_available_index(self.available);
+        self.write_available_index(self.available);
+        // The device first says what it wants to hear of, and then looks for more.
+        fence(Ordering::SeqCst);
+        if !self.event_idx || self.awaited() == self.available.wrapping_sub(1) {
+            self.notify.write(1).unwrap();
+        }
+    }
+
+    /// The entry of the available ring from which on the device wants to hear of it (virtio 1.3 §2.7.10).
+    fn awaited(&self) -> u16 {
+        let at = self.base + 0x8004 + 8 * u64::from(self.size);
+        self.memory.read_obj(GuestAddress(at)).unwrap()
     }
 
     /// Sets the available index, whatever it is, and notifies.
     pub fn set_available_index(&self, index: u16) {
-        self.memory.write_obj(index.to_le(), GuestAddress(self.base + 0x4002)).unwrap();
+        self.write_available_index(index);
         self.notify.write(1).unwrap();
+    }
+
+    fn write_available_index(&self, index: u16) {
+        self.memory.write_obj(index.to_le(), GuestAddress(self.base + 0x4002)).unwrap();
     }
 
     /// Reserves a buffer in guest memory.
@@ -174,6 +210,9 @@ impl TestQueue {
         let head: u32 = self.memory.read_obj(GuestAddress(slot)).unwrap();
         let len: u32 = self.memory.read_obj(GuestAddress(slot + 4)).unwrap();
         self.seen_used = self.seen_used.wrapping_add(1);
+        // The next entry is to interrupt (§2.7.8).
+        let event = self.base + 0x4004 + 2 * u64::from(self.size);
+        self.memory.write_obj(self.seen_used, GuestAddress(event)).unwrap();
         Some((head as u16, len))
     }
 

@@ -69,6 +69,11 @@ impl Machine {
         }
     }
 
+    /// Asks for something.
+    pub fn command(&self, command: &Command) -> Result<()> {
+        Ok(control::send(&self.control, command, &[])?)
+    }
+
     /// KVM's and the devices' counters, for the report of a guest that hangs.
     pub fn counters(&mut self) -> Result<Vec<(String, u64)>> {
         control::send(&self.control, &Command::Counters, &[])?;
@@ -98,7 +103,8 @@ impl Machine {
         }
     }
 
-    fn next_event(&mut self, end: Instant) -> Result<Event> {
+    /// What the VMM says next.
+    pub fn next_event(&mut self, end: Instant) -> Result<Event> {
         let left = end.saturating_duration_since(Instant::now());
         let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
         let mut fds = [PollFd::new(self.control.as_fd(), PollFlags::POLLIN)];

@@ -15,6 +15,7 @@ mod crash;
 mod deadline;
 mod disks;
 mod exec;
+mod hardware;
 mod inside;
 mod layers;
 mod leaks;
@@ -207,7 +208,7 @@ impl Runner {
 
 /// The tests that are asked for, each with the containerd that it runs against.
 fn choose(arguments: &Arguments) -> Result<Vec<(Version, Case)>> {
-    let topics: [fn() -> Vec<Case>; 24] = [
+    let topics: [fn() -> Vec<Case>; 25] = [
         run::cases,
         exec::cases,
         terminal::cases,
@@ -218,6 +219,7 @@ fn choose(arguments: &Arguments) -> Result<Vec<(Version, Case)>> {
         memory::cases,
         disks::cases,
         leaks::cases,
+        hardware::cases,
         wrong_settings::cases,
         bundles::cases,
         oci::cases,

@@ -1,6 +1,6 @@
 use super::*;
 use crate::virtio::testing::{
-    Dice, TestQueue, WRITE, activation, hostile_chains, memory, while_rewritten,
+    Dice, TestQueue, WRITE, activation, hostile_chains, in_both_modes, memory, while_rewritten,
 };
 use std::io::Write;
 use std::os::fd::AsRawFd;
@@ -72,55 +72,71 @@ impl Rig {
 
 #[test]
 fn sectors_are_read_and_written() {
-    let mut rig = Rig::new(false);
-    let (status, written, data) = rig.request(0, 3, &[], 1024);
-    assert_eq!((status, written), (OK, 1025));
-    assert_eq!((data[0], data[511], data[512], data[1023]), (3, 3, 4, 4));
-    assert_eq!(rig.request(1, 63, &[9; 512], 0), (OK, 1, vec![]));
-    assert_eq!(rig.contents(63), [9; 512]);
-    assert_eq!(rig.request(4, 0, &[], 0).0, OK);
+    in_both_modes(|| {
+        let mut rig = Rig::new(false);
+        let (status, written, data) = rig.request(0, 3, &[], 1024);
+        assert_eq!((status, written), (OK, 1025));
+        assert_eq!((data[0], data[511], data[512], data[1023]), (3, 3, 4, 4));
+        assert_eq!(rig.request(1, 63, &[9; 512], 0), (OK, 1, vec![]));
+        assert_eq!(rig.contents(63), [9; 512]);
+        assert_eq!(rig.request(4, 0, &[], 0).0, OK);
+    });
 }
 
 #[test]
 fn what_lies_outside_the_disk_is_refused() {
-    let mut rig = Rig::new(false);
-    for (sector, len) in [(64, 512), (63, 1024), (u64::MAX, 512), (u64::MAX / 512, 512), (0, 511)] {
-        assert_eq!(rig.request(0, sector, &[], len).0, IO_ERROR, "read {sector} {len}");
-        assert_eq!(rig.request(1, sector, &vec![1; len], 0).0, IO_ERROR, "write {sector} {len}");
-    }
-    for sector in 0..SECTORS {
-        assert_eq!(rig.contents(sector), [sector as u8; 512]);
-    }
+    in_both_modes(|| {
+        let mut rig = Rig::new(false);
+        for (sector, len) in
+            [(64, 512), (63, 1024), (u64::MAX, 512), (u64::MAX / 512, 512), (0, 511)]
+        {
+            assert_eq!(rig.request(0, sector, &[], len).0, IO_ERROR, "read {sector} {len}");
+            assert_eq!(
+                rig.request(1, sector, &vec![1; len], 0).0,
+                IO_ERROR,
+                "write {sector} {len}"
+            );
+        }
+        for sector in 0..SECTORS {
+            assert_eq!(rig.contents(sector), [sector as u8; 512]);
+        }
+    });
 }
 
 #[test]
 fn a_failed_read_reports_nothing_as_written() {
-    assert_eq!(Rig::new(false).request(0, 64, &[], 512).1, 0);
+    in_both_modes(|| {
+        assert_eq!(Rig::new(false).request(0, 64, &[], 512).1, 0);
+    });
 }
 
 #[test]
 fn a_read_only_disk_can_not_be_changed() {
-    let mut rig = Rig::new(true);
-    let range = [0u8; 16];
-    assert_ne!(rig.disk.features() & feature::RO, 0);
-    assert_eq!(rig.disk.features() & (feature::DISCARD | feature::WRITE_ZEROES), 0);
-    for (kind, out) in [(1, &[1; 512][..]), (11, &range[..]), (13, &range[..])] {
-        assert_eq!(rig.request(kind, 0, out, 0).0, IO_ERROR, "{kind}");
-    }
-    assert_eq!(rig.contents(0), [0; 512]);
-    // Even a worker that forgot it can't write: the descriptor is read-only.
-    rig.worker.read_only = false;
-    assert_eq!(rig.request(1, 0, &[1; 512], 0).0, IO_ERROR);
-    assert_eq!(rig.contents(0), [0; 512]);
+    in_both_modes(|| {
+        let mut rig = Rig::new(true);
+        let range = [0u8; 16];
+        assert_ne!(rig.disk.features() & feature::RO, 0);
+        assert_eq!(rig.disk.features() & (feature::DISCARD | feature::WRITE_ZEROES), 0);
+        for (kind, out) in [(1, &[1; 512][..]), (11, &range[..]), (13, &range[..])] {
+            assert_eq!(rig.request(kind, 0, out, 0).0, IO_ERROR, "{kind}");
+        }
+        assert_eq!(rig.contents(0), [0; 512]);
+        // Even a worker that forgot it can't write: the descriptor is read-only.
+        rig.worker.read_only = false;
+        assert_eq!(rig.request(1, 0, &[1; 512], 0).0, IO_ERROR);
+        assert_eq!(rig.contents(0), [0; 512]);
+    });
 }
 
 #[test]
 fn the_serial_number_is_padded_and_cut() {
-    let mut rig = Rig::new(false);
-    let (status, written, data) = rig.request(8, 0, &[], 20);
-    assert_eq!((status, written), (OK, 21));
-    assert_eq!(&data, b"kata-like\0\0\0\0\0\0\0\0\0\0\0");
-    assert_eq!(rig.request(8, 0, &[], 6).2, b"kata-l");
+    in_both_modes(|| {
+        let mut rig = Rig::new(false);
+        let (status, written, data) = rig.request(8, 0, &[], 20);
+        assert_eq!((status, written), (OK, 21));
+        assert_eq!(&data, b"kata-like\0\0\0\0\0\0\0\0\0\0\0");
+        assert_eq!(rig.request(8, 0, &[], 6).2, b"kata-l");
+    });
 }
 
 fn range(sector: u64, count: u32, flags: u32) -> Vec<u8> {
@@ -129,82 +145,94 @@ fn range(sector: u64, count: u32, flags: u32) -> Vec<u8> {
 
 #[test]
 fn ranges_are_discarded_and_zeroed() {
-    let mut rig = Rig::new(false);
-    assert_eq!(rig.request(11, 0, &range(2, 2, 0), 0).0, OK);
-    assert_eq!(rig.request(13, 0, &[range(8, 1, 1), range(10, 1, 1)].concat(), 0).0, OK);
-    for sector in [2, 3, 8, 10] {
-        assert_eq!(rig.contents(sector), [0; 512], "{sector}");
-    }
-    assert_eq!(rig.contents(9), [9; 512]);
-    // Zeroes that stay allocated are more than memory files can do.
-    assert_eq!(rig.request(13, 0, &range(12, 1, 0), 0).0, UNSUPPORTED);
-    assert_eq!(rig.contents(12), [12; 512]);
-    assert_eq!(rig.request(11, 0, &range(63, 2, 0), 0).0, IO_ERROR);
-    assert_eq!(rig.request(11, 0, &range(u64::MAX, 1, 0), 0).0, IO_ERROR);
-    assert_eq!(rig.request(11, 0, &range(0, 1, 1), 0).0, UNSUPPORTED);
-    assert_eq!(rig.request(13, 0, &range(0, 1, 2), 0).0, UNSUPPORTED);
-    assert_eq!(rig.request(13, 0, &[0; 15], 0).0, IO_ERROR);
-    assert_eq!(rig.request(13, 0, &[0; 33 * 16], 0).0, IO_ERROR);
+    in_both_modes(|| {
+        let mut rig = Rig::new(false);
+        assert_eq!(rig.request(11, 0, &range(2, 2, 0), 0).0, OK);
+        assert_eq!(rig.request(13, 0, &[range(8, 1, 1), range(10, 1, 1)].concat(), 0).0, OK);
+        for sector in [2, 3, 8, 10] {
+            assert_eq!(rig.contents(sector), [0; 512], "{sector}");
+        }
+        assert_eq!(rig.contents(9), [9; 512]);
+        // Zeroes that stay allocated are more than memory files can do.
+        assert_eq!(rig.request(13, 0, &range(12, 1, 0), 0).0, UNSUPPORTED);
+        assert_eq!(rig.contents(12), [12; 512]);
+        assert_eq!(rig.request(11, 0, &range(63, 2, 0), 0).0, IO_ERROR);
+        assert_eq!(rig.request(11, 0, &range(u64::MAX, 1, 0), 0).0, IO_ERROR);
+        assert_eq!(rig.request(11, 0, &range(0, 1, 1), 0).0, UNSUPPORTED);
+        assert_eq!(rig.request(13, 0, &range(0, 1, 2), 0).0, UNSUPPORTED);
+        assert_eq!(rig.request(13, 0, &[0; 15], 0).0, IO_ERROR);
+        assert_eq!(rig.request(13, 0, &[0; 33 * 16], 0).0, IO_ERROR);
+    });
 }
 
 #[test]
 fn an_unknown_request_is_unsupported() {
-    assert_eq!(Rig::new(false).request(99, 0, &[], 0).0, UNSUPPORTED);
+    in_both_modes(|| {
+        assert_eq!(Rig::new(false).request(99, 0, &[], 0).0, UNSUPPORTED);
+    });
 }
 
 #[test]
 fn a_request_without_header_fails_and_one_without_status_stops_the_device() {
-    let mut rig = Rig::new(false);
-    let status = rig.queue.send(&[b"short"], &[1]);
-    rig.worker.serve().unwrap();
-    assert_eq!(rig.queue.read(status[0], 1), [IO_ERROR]);
-    rig.queue.send(&[&[0; 16]], &[]);
-    assert!(rig.worker.serve().is_err());
+    in_both_modes(|| {
+        let mut rig = Rig::new(false);
+        let status = rig.queue.send(&[b"short"], &[1]);
+        rig.worker.serve().unwrap();
+        assert_eq!(rig.queue.read(status[0], 1), [IO_ERROR]);
+        rig.queue.send(&[&[0; 16]], &[]);
+        assert!(rig.worker.serve().is_err());
+    });
 }
 
 #[test]
 fn a_hostile_chain_stops_the_device() {
-    hostile_chains(256, |name, memory, queue| {
-        let mut rig = Rig::new(false);
-        rig.worker.requests = queue.active();
-        rig.worker.memory = memory.clone();
-        assert!(rig.worker.serve().is_err(), "{name}");
+    in_both_modes(|| {
+        hostile_chains(256, |name, memory, queue| {
+            let mut rig = Rig::new(false);
+            rig.worker.requests = queue.active();
+            rig.worker.memory = memory.clone();
+            assert!(rig.worker.serve().is_err(), "{name}");
+        });
     });
 }
 
 #[test]
 fn a_chain_changed_while_it_is_served_is_survived() {
-    let mut rig = Rig::new(true);
-    let memory = rig.memory.clone();
-    while_rewritten(&memory, 0x10_0000, || {
-        for _ in 0..500 {
-            let mut queue = TestQueue::new(&memory, 0x10_0000, 256);
-            // The second descriptor has room for a status, whatever becomes of the first.
-            queue.descriptor(1, 0x18_0000, 513, WRITE, 0);
-            rig.worker.requests = queue.active();
-            queue.offer(0);
-            // Served or refused, as it happens to be when it is read.
-            let _ = rig.worker.serve();
-        }
+    in_both_modes(|| {
+        let mut rig = Rig::new(true);
+        let memory = rig.memory.clone();
+        while_rewritten(&memory, 0x10_0000, || {
+            for _ in 0..500 {
+                let mut queue = TestQueue::new(&memory, 0x10_0000, 256);
+                // The second descriptor has room for a status, whatever becomes of the first.
+                queue.descriptor(1, 0x18_0000, 513, WRITE, 0);
+                rig.worker.requests = queue.active();
+                queue.offer(0);
+                // Served or refused, as it happens to be when it is read.
+                let _ = rig.worker.serve();
+            }
+        });
+        assert_eq!(rig.contents(1), [1; 512]);
     });
-    assert_eq!(rig.contents(1), [1; 512]);
 }
 
 #[test]
 fn random_requests_are_survived() {
-    let mut rig = Rig::new(false);
-    let mut dice = Dice(42);
-    for _ in 0..300 {
-        rig.queue = TestQueue::new(&rig.memory, 0x10_0000, 256);
-        rig.worker.requests = rig.queue.active();
-        let kind = dice.pick(&[0, 1, 4, 8, 11, 13, 14]);
-        let sector = dice.pick(&[0, 1, 63, 64, u64::MAX, u64::MAX / 512]);
-        let out: Vec<u8> =
-            (0..dice.pick(&[0, 1, 16, 512, 1024])).map(|_| dice.roll() as u8).collect();
-        let status = rig.request(kind, sector, &out, dice.pick(&[0, 1, 512, 4096])).0;
-        assert!(status <= UNSUPPORTED);
-    }
-    assert_eq!(rig.disk.file.metadata().unwrap().len(), SECTORS * SECTOR);
+    in_both_modes(|| {
+        let mut rig = Rig::new(false);
+        let mut dice = Dice(42);
+        for _ in 0..300 {
+            rig.queue = TestQueue::new(&rig.memory, 0x10_0000, 256);
+            rig.worker.requests = rig.queue.active();
+            let kind = dice.pick(&[0, 1, 4, 8, 11, 13, 14]);
+            let sector = dice.pick(&[0, 1, 63, 64, u64::MAX, u64::MAX / 512]);
+            let out: Vec<u8> =
+                (0..dice.pick(&[0, 1, 16, 512, 1024])).map(|_| dice.roll() as u8).collect();
+            let status = rig.request(kind, sector, &out, dice.pick(&[0, 1, 512, 4096])).0;
+            assert!(status <= UNSUPPORTED);
+        }
+        assert_eq!(rig.disk.file.metadata().unwrap().len(), SECTORS * SECTOR);
+    });
 }
 
 #[test]
@@ -216,15 +244,17 @@ fn sizes_that_no_disk_has_are_refused() {
 
 #[test]
 fn the_configuration_has_the_layout_of_the_standard() {
-    let disk = Rig::new(false).disk;
-    let mut data = [0xff; 8];
-    disk.read_config(0, &mut data);
-    assert_eq!(u64::from_le_bytes(data), SECTORS);
-    let mut data = [0xff; 4];
-    disk.read_config(12, &mut data);
-    assert_eq!(u32::from_le_bytes(data), 254);
-    disk.read_config(58, &mut data);
-    assert_eq!(data, [0; 4]);
-    disk.read_config(u64::MAX, &mut data);
-    assert_eq!(data, [0; 4]);
+    in_both_modes(|| {
+        let disk = Rig::new(false).disk;
+        let mut data = [0xff; 8];
+        disk.read_config(0, &mut data);
+        assert_eq!(u64::from_le_bytes(data), SECTORS);
+        let mut data = [0xff; 4];
+        disk.read_config(12, &mut data);
+        assert_eq!(u32::from_le_bytes(data), 254);
+        disk.read_config(58, &mut data);
+        assert_eq!(data, [0; 4]);
+        disk.read_config(u64::MAX, &mut data);
+        assert_eq!(data, [0; 4]);
+    });
 }

@@ -132,6 +132,10 @@ impl VirtioDevice for Vsock {
         &QUEUE_SIZES
     }
 
+    fn is_quiet(&self, queue: usize) -> bool {
+        queue == EVENT_QUEUE
+    }
+
     /// No feature of vsock's own: stream sockets only (§5.10.3).
     fn features(&self) -> u64 {
         F_EVENT_IDX | F_INDIRECT_DESC

@@ -78,6 +78,62 @@ fn memory_finding(meminfo: &str, machine_mib: u64) -> Finding {
     }
 }
 
+/// Whether guests' memory, which is shared with the file server, can lie in huge pages.
+pub(super) fn huge_pages() -> Finding {
+    const POLICY: &str = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
+    huge_pages_finding(fs::read_to_string(POLICY).ok().as_deref(), POLICY)
+}
+
+/// `policy` has the one that holds in brackets (`transhuge.rst` of the kernel's documents).
+fn huge_pages_finding(policy: Option<&str>, file: &str) -> Finding {
+    const WHAT: &str = "huge pages";
+    let chosen = policy.and_then(|text| text.split(['[', ']']).nth(1));
+    match chosen {
+        Some(chosen @ ("always" | "within_size" | "advise" | "force")) => {
+            Finding::ok(WHAT, format!("for shared memory: {chosen}"))
+        }
+        Some(chosen) => Finding::warning(
+            WHAT,
+            format!("none for shared memory ({chosen}), so none for guests: they are slower"),
+            format!("echo advise > {file}, and the same at each start of the host"),
+        ),
+        None => Finding::warning(
+            WHAT,
+            "this kernel has none for shared memory: guests are slower",
+            "use a kernel with CONFIG_TRANSPARENT_HUGEPAGE",
+        ),
+    }
+}
+
+/// Whether two tenants' threads can be kept off the two threads of one core.
+pub(super) fn core_scheduling(wanted: bool) -> Finding {
+    let smt = fs::read_to_string("/sys/devices/system/cpu/smt/active");
+    let siblings = smt.is_ok_and(|text| text.trim() == "1");
+    core_scheduling_finding(siblings, wanted, jail::can_isolate_cores().is_ok())
+}
+
+fn core_scheduling_finding(siblings: bool, wanted: bool, possible: bool) -> Finding {
+    const WHAT: &str = "cores";
+    let shared = "several threads a core, which machines share: what one leaves in a core's caches \
+                  another may measure";
+    match (siblings, wanted, possible) {
+        (false, ..) => Finding::ok(WHAT, "one thread each"),
+        (true, true, true) => {
+            Finding::ok(WHAT, "several threads each, never of two machines at once")
+        }
+        (true, false, _) => {
+            let remedy = "leave out jail.core_scheduling in the configuration, unless all guests trust each other";
+            Finding::warning(WHAT, shared, remedy)
+        }
+        (true, true, false) => Finding::warning(
+            WHAT,
+            shared,
+            "use Linux 5.14 or newer with CONFIG_SCHED_CORE, or switch the threads off: \
+             echo off > /sys/devices/system/cpu/smt/control",
+        ),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::report::Verdict;
@@ -93,6 +149,32 @@ mod tests {
             ("unknown", Verdict::Warning),
         ] {
             assert_eq!(kernel_finding(release).verdict(), verdict, "{release}");
+        }
+    }
+
+    #[test]
+    fn huge_pages_are_wanted_for_shared_memory() {
+        for (policy, verdict) in [
+            (Some("always within_size [advise] never deny force\n"), Verdict::Ok),
+            (Some("always within_size advise [never] deny force\n"), Verdict::Warning),
+            (Some("always within_size advise never [deny] force\n"), Verdict::Warning),
+            (Some(""), Verdict::Warning),
+            (None, Verdict::Warning),
+        ] {
+            assert_eq!(huge_pages_finding(policy, "/f").verdict(), verdict, "{policy:?}");
+        }
+    }
+
+    #[test]
+    fn threads_of_one_core_are_told_of_where_nothing_keeps_tenants_apart() {
+        for (siblings, wanted, possible, verdict) in [
+            (false, false, false, Verdict::Ok),
+            (false, true, false, Verdict::Ok),
+            (true, true, true, Verdict::Ok),
+            (true, true, false, Verdict::Warning),
+            (true, false, true, Verdict::Warning),
+        ] {
+            assert_eq!(core_scheduling_finding(siblings, wanted, possible).verdict(), verdict);
         }
     }
 

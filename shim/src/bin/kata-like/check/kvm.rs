@@ -19,16 +19,29 @@ const KINDS: [(&str, &str); 3] = [
 #[derive(Debug, Deserialize)]
 #[serde(untagged)]
 enum Probe {
-    Fit { max_vcpus: u64 },
-    Unfit { error: String, remedy: String },
+    Fit {
+        max_vcpus: u64,
+        /// What it is too old for.
+        #[serde(default)]
+        lacks: Vec<String>,
+    },
+    Unfit {
+        error: String,
+        remedy: String,
+    },
 }
 
 pub(super) fn kvm(vmm: &Path) -> Finding {
     let kind = kind();
     let answer = super::output_of(Command::new(vmm).arg("--probe"));
     match answer.map(|json| serde_json::from_str(&json)) {
-        Ok(Ok(Probe::Fit { max_vcpus })) => {
-            Finding::ok("KVM", format!("{kind}; a test guest ran; up to {max_vcpus} vCPUs"))
+        Ok(Ok(Probe::Fit { max_vcpus, lacks })) => {
+            let fit = format!("{kind}; a test guest ran; up to {max_vcpus} vCPUs");
+            if lacks.is_empty() {
+                return Finding::ok("KVM", fit);
+            }
+            let detail = format!("{fit}; too old for {}", lacks.join(", "));
+            Finding::warning("KVM", detail, "use a newer kernel")
         }
         Ok(Ok(Probe::Unfit { error, remedy })) => {
             Finding::failed("KVM", format!("{kind}: {error}"), remedy)
@@ -73,7 +86,9 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let vmm = directory.path().join("vmm");
         for (answer, verdict) in [
-            (r#"{"max_vcpus": 254}"#, Verdict::Ok),
+            (r#"{"max_vcpus": 64, "lacks": []}"#, Verdict::Ok),
+            (r#"{"max_vcpus": 64}"#, Verdict::Ok),
+            (r#"{"max_vcpus": 64, "lacks": ["this (Linux 9)"]}"#, Verdict::Warning),
             (r#"{"error": "no", "remedy": "yes"}"#, Verdict::Failed),
             ("nonsense", Verdict::Failed),
         ] {

@@ -35,11 +35,12 @@ pub(crate) fn main(arguments: &Arguments, config: &Path) -> ExitCode {
 }
 
 fn findings(config: &Path) -> Vec<Finding> {
-    let mut findings = vec![host::user(), host::kernel(), host::cgroups()];
+    let mut findings = vec![host::user(), host::kernel(), host::cgroups(), host::huge_pages()];
     match crate::load(config).and_then(Settings::resolve) {
         Ok(settings) => {
             findings.push(parts::configuration(config, &settings));
             findings.push(host::memory(settings.memory_mib));
+            findings.push(host::core_scheduling(settings.core_scheduling));
             findings.push(kvm::kvm(&settings.vmm));
             findings.extend(parts::installed(&settings));
         }

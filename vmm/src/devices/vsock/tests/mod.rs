@@ -10,8 +10,8 @@ use super::*;
 use crate::events::{self, DeviceEvent, EventReceiver};
 use crate::virtio::io_loop::{IoHandle, IoLoop, WorkerId};
 use crate::virtio::testing::{
-    Dice, TestInterrupt, TestQueue, WRITE, activation, hostile_chains, memory, wait_for,
-    while_rewritten,
+    Dice, TestInterrupt, TestQueue, WRITE, activation, hostile_chains, in_both_modes, memory,
+    wait_for, while_rewritten,
 };
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;

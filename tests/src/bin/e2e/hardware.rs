@@ -1,0 +1,97 @@
+//! The machine as its guest sees it, and how it ends while it changes.
+
+use crate::context::Context;
+use crate::machine::{self, Machine};
+use anyhow::{Context as _, Result, bail};
+use protocol::control::{Command, Event, ExitReason};
+use protocol::machine::{MEMORY_BLOCK_MIB, Size};
+use std::fs;
+use std::time::{Duration, Instant};
+
+crate::cases!(
+    crate::Scope::Once;
+    virtual_machines_in_a_guest_are_offered_where_that_is_configured,
+    six_vcpus_are_one_package_of_six_cores,
+    memory_goes_on_above_the_hole_below_4_gib,
+    a_guest_that_ends_while_its_machine_changes_is_told_as_such,
+);
+
+/// What `script` says in a container whose machine has this configuration.
+fn told(context: &Context, config: &str, script: &str) -> Result<String> {
+    let path = format!("/tmp/{}.toml", context.fresh_id());
+    fs::write(&path, config)?;
+    let run = context.container().flag("--runtime-config-path").flag(&path);
+    let outcome = run.output(&["sh", "-c", script]).and_then(|output| output.expect_code(0));
+    fs::remove_file(&path)?;
+    Ok(outcome?.text())
+}
+
+/// The lab's own processor offers SVM, or nothing here could run.
+fn virtual_machines_in_a_guest_are_offered_where_that_is_configured(
+    context: &Context,
+) -> Result<()> {
+    for (config, offered) in [("", "0"), ("[machine]\nnested = true\n", "1")] {
+        let count = "grep -c -w -E 'svm|vmx' /proc/cpuinfo; true";
+        let seen = told(context, config, count)?;
+        if seen.trim() != offered {
+            bail!("with {config:?} {seen:?} processors offer it");
+        }
+    }
+    Ok(())
+}
+
+fn six_vcpus_are_one_package_of_six_cores(context: &Context) -> Result<()> {
+    let script = "cd /sys/devices/system/cpu; for n in 0 1 2 3 4 5; do \
+        cd cpu$n/topology; echo $(cat physical_package_id core_id thread_siblings_list \
+        package_cpus_list); cd ../..; done";
+    let seen = told(context, "[machine]\nvcpus = 6\n", script)?;
+    let expected: Vec<_> = (0..6).map(|n| format!("0 {n} {n} 0-5")).collect();
+    if seen.trim() != expected.join("\n") {
+        bail!("package, core, siblings, package's processors:\n{seen}");
+    }
+    Ok(())
+}
+
+fn memory_goes_on_above_the_hole_below_4_gib(context: &Context) -> Result<()> {
+    // 512 MiB lie above 4 GiB, where Linux puts its own first.
+    let config = "[machine]\nmemory_mib = 3584\n";
+    let seen = told(context, config, "grep MemTotal: /proc/meminfo")?;
+    let kib: u64 = seen.split_whitespace().nth(1).context("no number")?.parse()?;
+    if !(3_400..3_584).contains(&(kib >> 10)) {
+        bail!("the guest has {seen}");
+    }
+    Ok(())
+}
+
+/// Without a first process the kernel panics and resets the machine, which all the while is given memory and
+/// processors and loses them again.
+fn a_guest_that_ends_while_its_machine_changes_is_told_as_such(context: &Context) -> Result<()> {
+    for _ in 0..10 {
+        let console = format!("/tmp/{}-console.log", context.fresh_id());
+        let mut config = machine::config(1, &console);
+        config.cmdline = "rdinit=/none init=/none".into();
+        config.max = Size { vcpus: 2, added_mib: 4 * MEMORY_BLOCK_MIB };
+        let mut machine = Machine::start(config)?;
+        let end = Instant::now() + Duration::from_secs(60);
+        let mut changes = 0u64;
+        let reason = loop {
+            match machine.next_event(end)? {
+                Event::Exited { reason } => break reason,
+                Event::Failed { error, remedy } => bail!("{error}: {remedy}"),
+                Event::Done { outcome: Err(why) } => bail!("a change failed: {why}"),
+                Event::Running(_) | Event::Done { .. } => {
+                    let size = Size { vcpus: 2, added_mib: (changes % 5) * MEMORY_BLOCK_MIB };
+                    changes += 1;
+                    // The machine may end first; why is yet to be read.
+                    let _ = machine.command(&Command::Resize(size));
+                }
+                _ => {}
+            }
+        };
+        fs::remove_file(&console)?;
+        if reason != ExitReason::GuestPanic || changes < 2 {
+            bail!("after {changes} changes: {reason}");
+        }
+    }
+    Ok(())
+}
