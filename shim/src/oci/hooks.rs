@@ -73,7 +73,8 @@ async fn run(
     for (index, hook) in hooks.into_iter().flatten().enumerate() {
         let failed = |why: String| {
             let path = hook.path().display();
-            Error::FailedPrecondition(format!("/hooks/{kind}/{index}: {path}: {why}"))
+            // As runc says it.
+            Error::FailedPrecondition(format!("error running {kind} hook #{index}: {path}: {why}"))
         };
         let state = state(status, of).map_err(|e| failed(e.to_string()))?;
         let outcome = match hook.timeout().and_then(|seconds| u64::try_from(seconds).ok()) {
@@ -167,7 +168,10 @@ mod tests {
         let error =
             outcome(json!([sh("true"), sh("echo why >&2; exit 3"), touch])).await.unwrap_err();
         let error = error.to_string();
-        assert!(error.contains("/hooks/prestart/1") && error.contains("why"), "{error}");
+        assert!(
+            error.contains("error running prestart hook #1: ") && error.contains("why"),
+            "{error}"
+        );
         assert!(!never.exists());
         let error = outcome(json!([{"path": "/no/such"}])).await.unwrap_err().to_string();
         assert!(error.contains("/no/such"), "{error}");
