@@ -483,6 +483,22 @@ fn the_server_is_confined() {
     println!("start to first answer: {:?}; RssAnon {}", machine.start_time, field("RssAnon"));
 }
 
+/// As docs/compatibility.md tells it. The guest's kernel then does without: locks are its own, and a program that wants
+/// a file without a name learns that there is none.
+#[test]
+fn what_the_library_does_not_do_is_refused() {
+    const POSIX_LOCKS: u32 = 1 << 1;
+    const FLOCK_LOCKS: u32 = 1 << 10;
+    let scratch = scratch();
+    let mut machine = Machine::start(&scratch.shared);
+    let offered = fuse::u32_at(&machine.init(), 12);
+    assert_eq!(offered & (POSIX_LOCKS | FLOCK_LOCKS), 0);
+    for operation in [fuse::TMPFILE, fuse::IOCTL, fuse::STATX, fuse::GETLK] {
+        let error = machine.call(operation, ROOT, &Body::new().bytes(&[0; 64])).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::ENOSYS), "{operation}");
+    }
+}
+
 /// As a mail server or a build may have them; where the caller's own limit is lower and can't be raised, that many.
 #[test]
 fn twenty_thousand_files_are_open_at_once() {

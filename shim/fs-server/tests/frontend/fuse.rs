@@ -37,6 +37,7 @@ pub const SETLK: u32 = 32;
 pub const SETLKW: u32 = 33;
 pub const ACCESS: u32 = 34;
 pub const CREATE: u32 = 35;
+pub const IOCTL: u32 = 39;
 pub const FALLOCATE: u32 = 43;
 pub const READDIRPLUS: u32 = 44;
 pub const RENAME2: u32 = 45;
@@ -44,6 +45,7 @@ pub const LSEEK: u32 = 46;
 pub const COPY_FILE_RANGE: u32 = 47;
 pub const SYNCFS: u32 = 50;
 pub const TMPFILE: u32 = 51;
+pub const STATX: u32 = 52;
 /// One more than the highest operation.
 pub const OPERATIONS: u32 = 53;
 
