@@ -28,4 +28,4 @@ pub use host::{overhead, paths, persist, storage};
 pub use oci::{bundle, plan, seccomp};
 pub use sandbox::event;
 pub use sandbox::table::Phase;
-pub use sandbox::{Launch, NewContainer, ProcessState, Sandbox};
+pub use sandbox::{Launch, NewContainer, NewExec, ProcessState, Sandbox};

@@ -152,12 +152,12 @@ impl Container {
         stats::of(&Cgroup::of(&self.id)).map_err(|e| AgentError::io("reading the cgroup", e))
     }
 
-    /// Reserves the id of an exec, in a running container.
+    /// Reserves the id of an exec, in a container that waits for its start or runs.
     ///
     /// # Errors
     /// [`AgentError::WrongState`], [`AgentError::Exists`], [`AgentError::TooMany`].
     pub fn reserve_exec(self: &Arc<Self>, exec_id: &str) -> Result<ExecReservation, AgentError> {
-        if self.status() != ContainerStatus::RUNNING {
+        if !matches!(self.status(), ContainerStatus::CREATED | ContainerStatus::RUNNING) {
             return Err(AgentError::WrongState(format!("container {:?} is not running", self.id)));
         }
         let mut execs = lock(&self.execs);

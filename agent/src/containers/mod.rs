@@ -107,7 +107,9 @@ impl Containers {
             container_id: id.to_owned(),
             bundle: bundle.to_owned(),
             process: None,
+            sub_cgroup: String::new(),
             wanted: process::wanted(&stdio),
+            plain_newlines: stdio.plain_newlines,
         };
         self.launch(&job, stdio).await
     }
@@ -133,7 +135,7 @@ impl Containers {
         self.container(id)?.start()
     }
 
-    /// Creates one more process in a running container, and lets it go; its pid.
+    /// Creates one more process in a container that waits for its start or runs, and lets it go; its pid.
     ///
     /// # Errors
     /// Nothing is left of it then.
@@ -151,7 +153,9 @@ impl Containers {
             container_id: request.container_id,
             bundle: container.bundle().to_owned(),
             process: Some(name),
+            sub_cgroup: request.sub_cgroup,
             wanted: process::wanted(&stdio),
+            plain_newlines: stdio.plain_newlines,
         };
         let begin = Instant::now();
         let process = self.launch(&job, stdio).await?;

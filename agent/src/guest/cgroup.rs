@@ -160,6 +160,18 @@ impl Cgroup {
         }
     }
 
+    /// The names of its files; none when it is not there.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn files(&self) -> io::Result<Vec<String>> {
+        let entries = match fs::read_dir(&self.0) {
+            Err(error) if is_gone(&error) => return Ok(Vec::new()),
+            other => other?,
+        };
+        entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
+    }
+
     fn wait_until_empty(&self) -> io::Result<()> {
         self.wait_for("populated 0")
     }

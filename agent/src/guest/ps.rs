@@ -1,6 +1,7 @@
 //! What /proc tells of a process.
 
 use nix::sys::signal::{Signal, kill};
+use nix::time::ClockId;
 use nix::unistd::Pid;
 use protocol::agent::ProcessInfo;
 use std::fs::File;
@@ -27,12 +28,114 @@ pub fn describe(pid: i32) -> ProcessInfo {
         "" => field("Name:").map(|name| format!("[{name}]")).unwrap_or_default(),
         words => words.replace('\0', " "),
     };
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let told = Stat::parse(&stat).map(|stat| stat.told(&Now::read())).unwrap_or_default();
     ProcessInfo {
         pid: pid as u32,
         parent: number("PPid:"),
         uid: number("Uid:"),
         command,
-        ..ProcessInfo::default()
+        name: field("Name:").unwrap_or_default().to_owned(),
+        ..told
+    }
+}
+
+/// What /proc/PID/stat (proc(5)) tells by numbers: that of the first is 3.
+struct Stat<'a> {
+    pid: i64,
+    state: &'a str,
+    numbers: Vec<i64>,
+}
+
+/// What a process's figures are of.
+struct Now {
+    /// Since the epoch, and since the start of the guest, milliseconds.
+    epoch_ms: u64,
+    boot_ms: u64,
+    /// Of the guest, bytes.
+    memory: u64,
+}
+
+impl Now {
+    fn read() -> Self {
+        let clock = |id| {
+            nix::time::clock_gettime(id).map_or(0, |time| {
+                time.tv_sec().cast_unsigned() * 1000 + time.tv_nsec().cast_unsigned() / 1_000_000
+            })
+        };
+        let memory = nix::sys::sysinfo::sysinfo().map_or(0, |info| info.ram_total());
+        let (epoch_ms, boot_ms) = (clock(ClockId::CLOCK_REALTIME), clock(ClockId::CLOCK_BOOTTIME));
+        Self { epoch_ms, boot_ms, memory }
+    }
+}
+
+/// Milliseconds of a clock tick, and bytes of a page: what the guest's architecture has.
+const TICK_MS: u64 = 10;
+const PAGE: u64 = 4096;
+
+/// First and last major number of terminals of devpts.
+const PTS: std::ops::RangeInclusive<i64> = 136..=143;
+
+impl<'a> Stat<'a> {
+    /// The name before the fields may contain anything.
+    fn parse(text: &'a str) -> Option<Self> {
+        let pid = text.split(' ').next()?.parse().ok()?;
+        let mut words = text.rsplit_once(") ")?.1.split_ascii_whitespace();
+        let state = words.next()?;
+        let numbers: Vec<i64> = words.map(|word| word.parse().unwrap_or(i64::MAX)).collect();
+        (numbers.len() >= 21).then_some(Self { pid, state, numbers })
+    }
+
+    fn field(&self, number: usize) -> i64 {
+        self.numbers[number - 4]
+    }
+
+    fn told(&self, now: &Now) -> ProcessInfo {
+        let positive = |number| u64::try_from(self.field(number)).unwrap_or_default();
+        let began = positive(22).saturating_mul(TICK_MS);
+        let elapsed_ms = now.boot_ms.saturating_sub(began);
+        let resident_bytes = positive(24).saturating_mul(PAGE);
+        let share = resident_bytes.saturating_mul(1000).checked_div(now.memory).unwrap_or_default();
+        ProcessInfo {
+            state: self.state(),
+            terminal: self.terminal(),
+            started_s: now.epoch_ms.saturating_sub(elapsed_ms) / 1000,
+            elapsed_ms,
+            cpu_ms: positive(14).saturating_add(positive(15)).saturating_mul(TICK_MS),
+            virtual_bytes: positive(23),
+            resident_bytes,
+            memory_permille: share as u32,
+            nice: self.field(19) as i32,
+            threads: positive(20) as u32,
+            ..ProcessInfo::default()
+        }
+    }
+
+    /// The letters that ps adds, in its order.
+    fn state(&self) -> String {
+        let nice = self.field(19);
+        let leads = self.field(6) == self.pid;
+        let foreground = self.field(8) > 0 && self.field(8) == self.field(5);
+        let letters = [
+            (nice < 0, '<'),
+            (nice > 0, 'N'),
+            (leads, 's'),
+            (self.field(20) > 1, 'l'),
+            (foreground, '+'),
+        ];
+        self.state
+            .chars()
+            .chain(letters.into_iter().filter_map(|(has, c)| has.then_some(c)))
+            .collect()
+    }
+
+    fn terminal(&self) -> String {
+        let number = self.field(7);
+        let (major, minor) = ((number >> 8) & 0xfff, (number & 0xff) | ((number >> 12) & 0xfff00));
+        if !PTS.contains(&major) {
+            return String::new();
+        }
+        format!("pts/{}", (major - PTS.start()) * 256 + minor)
     }
 }
 
@@ -80,6 +183,21 @@ mod tests {
         }
         child.wait().unwrap();
         assert_eq!(describe(pid).command, "");
+    }
+
+    #[test]
+    fn the_figures_of_a_process_are_those_of_its_stat() {
+        // pid (name) state ppid pgrp session tty tpgid, up to the resident pages.
+        let text = "7 (a) b) S 1 7 7 34817 7 0 0 0 0 0 150 50 0 0 -5 0 2 0 1000 8192 3 0";
+        let now = Now { epoch_ms: 1_000_000_000, boot_ms: 25_000, memory: 4 * 12288 };
+        let told = Stat::parse(text).unwrap().told(&now);
+        assert_eq!((&*told.state, &*told.terminal), ("S<sl+", "pts/1"));
+        assert_eq!((told.cpu_ms, told.elapsed_ms, told.started_s), (2000, 15_000, 999_985));
+        let memory = (told.virtual_bytes, told.resident_bytes, told.memory_permille);
+        assert_eq!((memory, told.nice, told.threads), ((8192, 12288, 250), -5, 2));
+        for broken in ["", "7 (a) S 1", "x (a) S"] {
+            assert!(Stat::parse(broken).is_none(), "{broken}");
+        }
     }
 
     #[test]

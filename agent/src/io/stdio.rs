@@ -2,6 +2,7 @@
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+use nix::sys::termios::{OutputFlags, SetArg, tcgetattr, tcsetattr};
 use nix::unistd::{Gid, Uid, fchown, pipe2};
 use std::fs::OpenOptions;
 use std::io::{self, IoSliceMut};
@@ -110,6 +111,16 @@ pub fn resize(terminal: impl AsFd, width: u32, height: u32) -> io::Result<()> {
     }
 }
 
+/// Has a terminal write a `\n` as it is.
+///
+/// # Errors
+/// When it is not a terminal.
+pub fn keep_newlines(terminal: impl AsFd) -> io::Result<()> {
+    let mut mode = tcgetattr(&terminal)?;
+    mode.output_flags.remove(OutputFlags::ONLCR);
+    Ok(tcsetattr(&terminal, SetArg::TCSANOW, &mode)?)
+}
+
 fn set_nonblocking(fd: &OwnedFd) -> io::Result<()> {
     let flags = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL)?);
     fcntl(fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
@@ -154,6 +165,21 @@ mod tests {
         let group = status().st_gid;
         give_terminal(&pty.master, 1234).unwrap();
         assert_eq!((status().st_uid, status().st_gid), (1234, group));
+    }
+
+    #[test]
+    fn a_terminal_can_be_told_to_leave_newlines_alone() {
+        let pty = nix::pty::openpty(None, None).unwrap();
+        let written = || {
+            nix::unistd::write(&pty.slave, b"a\n").unwrap();
+            let mut bytes = [0; 8];
+            let n = nix::unistd::read(&pty.master, &mut bytes).unwrap();
+            bytes[..n].to_vec()
+        };
+        assert_eq!(written(), b"a\r\n");
+        keep_newlines(&pty.slave).unwrap();
+        assert_eq!(written(), b"a\n");
+        assert!(keep_newlines(std::fs::File::open("/dev/null").unwrap()).is_err());
     }
 
     #[test]

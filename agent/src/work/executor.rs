@@ -14,7 +14,7 @@ use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags};
 use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
 use nix::unistd::{AccessFlags, chdir, execve, faccessat, getcwd};
-use oci_spec::runtime::{Hook, Process, Spec};
+use oci_spec::runtime::{Hook, Spec};
 use std::ffi::CString;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt as _;
@@ -31,6 +31,7 @@ pub struct GuestExecutor(Rc<Inner>);
 #[derive(Debug)]
 struct Inner {
     process: NewProcess,
+    plain_newlines: bool,
     report: OwnedFd,
 }
 
@@ -56,8 +57,8 @@ pub struct First {
 
 impl GuestExecutor {
     /// The reason of a failure goes to `report`, as the JSON of a [`Failure`].
-    pub fn new(process: NewProcess, report: OwnedFd) -> Self {
-        Self(Rc::new(Inner { process, report }))
+    pub fn new(process: NewProcess, plain_newlines: bool, report: OwnedFd) -> Self {
+        Self(Rc::new(Inner { process, plain_newlines, report }))
     }
 
     fn report(&self, message: String) -> String {
@@ -67,6 +68,22 @@ impl GuestExecutor {
             let _ = nix::unistd::write(&self.0.report, &json);
         }
         failure.message
+    }
+
+    /// A terminal has its first size, and its mode, before the program can ask for it. libcontainer has made it
+    /// stdin.
+    fn set_terminal(&self, spec: &Spec) {
+        let Some(process) = spec.process().as_ref().filter(|p| p.terminal() == Some(true)) else {
+            return;
+        };
+        if let Some(size) = process.console_size() {
+            // One that is not taken can be set later.
+            let _ = stdio::resize(std::io::stdin(), size.width() as u32, size.height() as u32);
+        }
+        if self.0.plain_newlines {
+            // A terminal that does not take it shows each line's end twice, which is no reason to run nothing.
+            let _ = stdio::keep_newlines(std::io::stdin());
+        }
     }
 
     /// Ends in the program, or says why not.
@@ -131,7 +148,7 @@ impl GuestExecutor {
 
 impl Executor for GuestExecutor {
     fn validate(&self, spec: &Spec) -> Result<(), ExecutorValidationError> {
-        set_terminal_size(spec);
+        self.set_terminal(spec);
         let lowered = match &self.0.process.privileges.reduce_to {
             Some(sets) => sets.lower().map_err(|e| format!("setting capabilities: {e}")),
             None => Ok(()),
@@ -149,17 +166,6 @@ impl Executor for GuestExecutor {
         // The init process has been let go by a Start that has answered: its stderr is what is left.
         let _ = nix::unistd::write(std::io::stderr(), format!("{message}\n").as_bytes());
         Err(ExecutorError::Other(self.report(message)))
-    }
-}
-
-/// A terminal has its first size before the program can ask for it.
-fn set_terminal_size(spec: &Spec) {
-    let process = spec.process().as_ref();
-    if let Some(size) =
-        process.filter(|p| p.terminal() == Some(true)).and_then(Process::console_size)
-    {
-        // libcontainer has made the terminal stdin; a size that is not taken can be set later.
-        let _ = stdio::resize(std::io::stdin(), size.width() as u32, size.height() as u32);
     }
 }
 

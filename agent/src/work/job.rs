@@ -18,8 +18,12 @@ pub struct Job {
     /// `None`: create the container. `Some`: a directory in the bundle for a process to be added to it, which
     /// holds [`PROCESS_FILE`]. The agent removes it, with whatever the worker leaves there.
     pub process: Option<String>,
+    /// Of a process to be added: where below the container's cgroup it goes; empty: wherever it can.
+    pub sub_cgroup: String,
     /// Which of stdin, stdout, stderr the host carries; the others are /dev/null.
     pub wanted: [bool; 3],
+    /// A terminal does not make `\r\n` of a `\n`.
+    pub plain_newlines: bool,
 }
 
 /// The specification as the host sent it, in the bundle.

@@ -27,10 +27,10 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::collections::HashMap;
 use std::fmt::Write as _;
-use std::io::{Read, Write as _};
+use std::io::{ErrorKind, Read, Write as _};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
-use std::path::Path;
+use std::path::{Component, Path};
 
 /// The specification as libcontainer gets it, in the bundle.
 const CONFIG_FILE: &str = "config.json";
@@ -181,7 +181,7 @@ fn build(
     let (report, executor_end) = pipe()?;
     let (causes, log) = pipe()?;
     logging::errors_to(log);
-    let executor = GuestExecutor::new(process, executor_end);
+    let executor = GuestExecutor::new(process, job.plain_newlines, executor_end);
     let builder = ContainerBuilder::new(job.container_id.clone(), SyscallType::default())
         .with_executor(executor);
     let builder = streams(builder);
@@ -227,9 +227,31 @@ fn join(job: &Job, directory: &Path) -> Result<Option<String>, Failure> {
     let own = directory.join(&job.container_id);
     std::fs::create_dir(&own).map_err(|e| internal(&e))?;
     state.save(&own).map_err(|e| internal(&e))?;
+    let cgroup = Cgroup::of(&job.container_id);
+    if !job.sub_cgroup.is_empty() {
+        return asked_place(&cgroup, &job.sub_cgroup).map(Some);
+    }
     let Some(first) = state.pid else { return Ok(None) };
-    let place = Cgroup::of(&job.container_id).place_beside(first).map_err(|e| internal(&e))?;
+    let place = cgroup.place_beside(first).map_err(|e| internal(&e))?;
     Ok(place.map(|path| path.to_string_lossy().into_owned()))
+}
+
+/// A place that is asked for, which libcontainer would make.
+fn asked_place(cgroup: &Cgroup, sub_cgroup: &str) -> Result<String, Failure> {
+    let invalid = |message| Failure { kind: FailureKind::Invalid, message };
+    let below = Path::new(sub_cgroup.trim_start_matches('/'));
+    if below.components().any(|part| !matches!(part, Component::Normal(_))) {
+        return Err(invalid(format!("bad sub cgroup path: {sub_cgroup}")));
+    }
+    match std::fs::metadata(cgroup.path(sub_cgroup.trim_start_matches('/'))) {
+        Ok(_) if below == Path::new("") => Ok("/".to_owned()),
+        Ok(place) if place.is_dir() => Ok(below.to_string_lossy().into_owned()),
+        Ok(_) => Err(invalid(format!("joining cgroup {sub_cgroup}: not a directory"))),
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            Err(invalid(format!("joining cgroup {sub_cgroup}: no such file or directory")))
+        }
+        Err(error) => Err(invalid(format!("joining cgroup {sub_cgroup}: {error}"))),
+    }
 }
 
 fn pipe() -> Result<(OwnedFd, OwnedFd), Failure> {

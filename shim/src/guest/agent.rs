@@ -4,6 +4,7 @@ use crate::error::{Error, Result};
 use crate::milestone;
 use protocol::agent as api;
 use protocol::agent_ttrpc::AgentClient;
+use serde::{Deserialize, Serialize};
 use std::time::Duration;
 use tokio::net::UnixStream;
 use ttrpc::asynchronous::transport::Socket;
@@ -33,17 +34,19 @@ pub struct StreamNumbers {
     pub stdout: u64,
     /// Standard error.
     pub stderr: u64,
+    /// A terminal does not turn `\n` into `\r\n`.
+    pub plain_newlines: bool,
 }
 
 impl From<StreamNumbers> for protobuf::MessageField<api::Stdio> {
     fn from(n: StreamNumbers) -> Self {
-        let StreamNumbers { stdin, stdout, stderr } = n;
-        Some(api::Stdio { stdin, stdout, stderr, ..Default::default() }).into()
+        let StreamNumbers { stdin, stdout, stderr, plain_newlines } = n;
+        Some(api::Stdio { stdin, stdout, stderr, plain_newlines, ..Default::default() }).into()
     }
 }
 
 /// A process of a container, as its guest tells of it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Process {
     /// In the guest.
     pub pid: u32,
@@ -55,6 +58,28 @@ pub struct Process {
     pub uid: u32,
     /// Its arguments, or its name in brackets.
     pub command: String,
+    /// Its name.
+    pub name: String,
+    /// As STAT of ps(1).
+    pub state: String,
+    /// As `pts/0`; empty: none.
+    pub terminal: String,
+    /// When it began: seconds since the epoch, the guest's clock.
+    pub started_s: u64,
+    /// How long ago, milliseconds.
+    pub elapsed_ms: u64,
+    /// Processor time, milliseconds.
+    pub cpu_ms: u64,
+    /// Address space, bytes.
+    pub virtual_bytes: u64,
+    /// Resident memory, bytes.
+    pub resident_bytes: u64,
+    /// That as a part of the guest's memory, per mille.
+    pub memory_permille: u32,
+    /// As nice(1).
+    pub nice: i32,
+    /// How many threads it has.
+    pub threads: u32,
 }
 
 /// The agent of one guest.
@@ -143,13 +168,14 @@ impl Agent {
         &self,
         id: &str,
         exec: &str,
-        process_json: Vec<u8>,
+        (process_json, sub_cgroup): (Vec<u8>, String),
         streams: StreamNumbers,
     ) -> Result<u32> {
         let request = api::ExecProcessRequest {
             container_id: id.into(),
             exec_id: exec.into(),
             process_json,
+            sub_cgroup,
             stdio: streams.into(),
             ..Default::default()
         };
@@ -209,6 +235,17 @@ impl Agent {
             parent: p.parent,
             uid: p.uid,
             command: bounded(&p.command),
+            name: bounded(&p.name),
+            state: bounded(&p.state),
+            terminal: bounded(&p.terminal),
+            started_s: p.started_s,
+            elapsed_ms: p.elapsed_ms,
+            cpu_ms: p.cpu_ms,
+            virtual_bytes: p.virtual_bytes,
+            resident_bytes: p.resident_bytes,
+            memory_permille: p.memory_permille,
+            nice: p.nice,
+            threads: p.threads,
         };
         Ok(answer.processes.into_iter().map(process).collect())
     }

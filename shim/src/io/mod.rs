@@ -48,6 +48,8 @@ pub struct Stdio {
     pub stderr: Endpoint,
     /// A program that reads both outputs, in place of what is named above.
     pub logger: Option<Logger>,
+    /// A terminal does not turn `\n` into `\r\n`: the one at which it is shown does.
+    pub plain_newlines: bool,
 }
 
 /// The host's ends of the outputs, open, and that of the input; the guest's are joined by [`OpenIo::join`].

@@ -68,6 +68,7 @@ impl Sandbox {
                 plan.left_out.join(", ")
             );
         }
+        let plain_newlines = stdio.plain_newlines;
         // The guest boots meanwhile.
         let open_io = async {
             tokio::select! {
@@ -90,7 +91,8 @@ impl Sandbox {
         if let Some(resources) = plan.spec.linux().as_ref().and_then(|l| l.resources().as_ref()) {
             self.make_room(&agent, &id, resources).await?;
         }
-        let (numbers, streams) = self.streams(open.wanted()).await?;
+        let (mut numbers, streams) = self.streams(open.wanted()).await?;
+        numbers.plain_newlines = plain_newlines;
         let io = open.join(streams);
         let disks = (disks, storages(&id, &plan.disks));
         let Plan { hooks, spec, rootfs, .. } = plan;
@@ -147,7 +149,7 @@ impl Sandbox {
         let (stderr, stderr_stream) = self.stream(wanted[2]).await?;
         let streams =
             GuestStreams { stdin: stdin_stream, stdout: stdout_stream, stderr: stderr_stream };
-        Ok((StreamNumbers { stdin, stdout, stderr }, streams))
+        Ok((StreamNumbers { stdin, stdout, stderr, plain_newlines: false }, streams))
     }
 
     async fn stream(&self, wanted: bool) -> Result<(u64, Option<UnixStream>)> {

@@ -34,6 +34,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{OnceCell, watch};
 
 pub use launch::Launch;
+pub use processes::NewExec;
 use processes::PendingExecs;
 
 /// A container to be made.

@@ -17,10 +17,25 @@ use std::sync::Arc;
 pub(super) struct PendingExec {
     process_json: Vec<u8>,
     stdio: Stdio,
+    sub_cgroup: String,
+}
+
+/// A process to be added to a container.
+#[derive(Debug)]
+pub struct NewExec<'a> {
+    /// An OCI `process` object.
+    pub process_json: &'a [u8],
+    /// Its standard streams.
+    pub stdio: Stdio,
+    /// Where below the container's cgroup it goes, `/`: that itself; empty: wherever it can.
+    pub sub_cgroup: String,
 }
 
 /// Registered execs by container and exec id.
 pub(super) type PendingExecs = HashMap<(String, String), PendingExec>;
+
+/// Signals that end a container that has not been started, as they end what waits for that on runc.
+const ENDS: [i32; 5] = [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGABRT, libc::SIGTERM];
 
 /// Exit status of an exec that could not be started.
 const NOT_STARTED: u32 = 126;
@@ -62,15 +77,16 @@ impl Sandbox {
         started
     }
 
-    /// Registers an exec. `process_json` is an OCI `process` object.
+    /// Registers an exec.
     ///
     /// # Errors
     /// [`Error::NotFound`], [`Error::AlreadyExists`], the container has ended, or it asks for what can't be.
-    pub fn add_exec(&self, id: &str, exec: &str, process_json: &[u8], stdio: Stdio) -> Result<()> {
+    pub fn add_exec(&self, id: &str, exec: &str, new: NewExec<'_>) -> Result<()> {
         protocol::ids::check(exec).map_err(|e| Error::InvalidArgument(e.to_string()))?;
+        let NewExec { process_json, stdio, sub_cgroup } = new;
         let process_json = plan::exec(process_json)?;
         self.table().add_exec(id, exec)?;
-        let pending = PendingExec { process_json, stdio };
+        let pending = PendingExec { process_json, stdio, sub_cgroup };
         self.pending_execs().insert((id.into(), exec.into()), pending);
         Ok(())
     }
@@ -101,18 +117,21 @@ impl Sandbox {
 
     async fn run_exec(&self, id: &str, exec: &str) -> Result<(Agent, u32)> {
         let pending = self.pending_execs().remove(&(id.to_owned(), exec.to_owned()));
-        let PendingExec { process_json, stdio } =
+        let PendingExec { process_json, stdio, sub_cgroup } =
             pending.ok_or_else(|| Error::NotFound(format!("exec {exec} of container {id}")))?;
         tracing::debug!("exec {exec} of {id}: opening its streams");
+        let plain_newlines = stdio.plain_newlines;
         let open = OpenIo::open(stdio).await?;
         let agent = self.agent().await?;
-        let (numbers, streams) = self.streams(open.wanted()).await?;
+        let (mut numbers, streams) = self.streams(open.wanted()).await?;
+        numbers.plain_newlines = plain_newlines;
         let io = Arc::new(open.join(streams));
         tracing::debug!("exec {exec} of {id}: asking the agent");
         // Known before the input flows: the call that ends it may come before the agent's answer.
         self.table().process(id, exec)?.set_io(io.clone());
         io.begin_input()?;
-        let pid = agent.exec(id, exec, process_json, numbers).await.map_err(named("exec"))?;
+        let started = agent.exec(id, exec, (process_json, sub_cgroup), numbers).await;
+        let pid = started.map_err(named("exec"))?;
         Ok((agent, pid))
     }
 
@@ -137,13 +156,15 @@ impl Sandbox {
     /// # Errors
     /// [`Error::NotFound`] also for a process that has ended; it was not started, or the agent fails.
     pub async fn kill(&self, id: &str, exec: &str, signal: u32, all: bool) -> Result<()> {
-        match self.state(id, exec)?.phase {
+        let signal = match self.state(id, exec)?.phase {
             Phase::Stopped(_) => return Err(Error::NotFound("process already finished:".into())),
             Phase::Created if !exec.is_empty() => {
                 return Err(Error::FailedPrecondition("process not created".into()));
             }
-            _ => {}
-        }
+            // What waits there for the start is the first process of its pid namespace, which nothing else ends.
+            Phase::Created if ENDS.contains(&signal.cast_signed()) => libc::SIGKILL as u32,
+            _ => signal,
+        };
         self.agent().await?.signal(id, exec, signal, all && exec.is_empty()).await
     }
 

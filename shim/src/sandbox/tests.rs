@@ -218,6 +218,10 @@ fn process(program: &str) -> Vec<u8> {
     serde_json::json!({"user": user, "cwd": "/", "args": [program]}).to_string().into_bytes()
 }
 
+fn new_exec(process_json: &[u8]) -> NewExec<'_> {
+    NewExec { process_json, stdio: Stdio::default(), sub_cgroup: String::new() }
+}
+
 impl Fixture {
     fn container(&self, id: &str, command: &str) -> NewContainer {
         let spec = serde_json::json!({
@@ -272,7 +276,7 @@ async fn the_life_of_a_container_with_an_exec() {
     let pid = f.sandbox.create(f.container("c", "sh")).await.unwrap();
     assert_eq!(pid, 77);
     f.sandbox.start("c").await.unwrap();
-    f.sandbox.add_exec("c", "e", &process("sh"), Stdio::default()).unwrap();
+    f.sandbox.add_exec("c", "e", new_exec(&process("sh"))).unwrap();
     assert_eq!(f.sandbox.start_exec("c", "e").await.unwrap(), 21);
     f.sandbox.kill("c", "e", 9, false).await.unwrap();
     assert_eq!(f.sandbox.wait("c", "e").await.unwrap().status, 137);
@@ -316,7 +320,7 @@ async fn a_refused_exec_can_be_deleted() {
     let f = fixture().await;
     f.sandbox.create(f.container("c", "sh")).await.unwrap();
     f.sandbox.start("c").await.unwrap();
-    f.sandbox.add_exec("c", "e", &process("missing"), Stdio::default()).unwrap();
+    f.sandbox.add_exec("c", "e", new_exec(&process("missing"))).unwrap();
     let error = f.sandbox.start_exec("c", "e").await.unwrap_err();
     assert_eq!(error.to_string(), "OCI runtime exec failed: not found");
     f.sandbox.delete("c", "e").await.unwrap();

@@ -6,7 +6,6 @@ use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use protocol::control::{self, ControlError};
 use serde::{Deserialize, Serialize};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::path::Path;
 use std::process::Command;
 
 /// What the process in the background tells the one that waits for it.
@@ -38,17 +37,15 @@ impl Reporter {
     }
 }
 
-/// Starts this command again in the background, and waits until it is ready; its pid goes to `pid_file`.
+/// Starts this command again in the background, and waits until it is ready.
 ///
 /// In the background it is `work` that runs; its answer is the process's exit status.
 pub(crate) fn run(
     report_fd: Option<RawFd>,
-    pid_file: Option<&Path>,
     work: impl FnOnce(&mut Reporter) -> Result<u8>,
 ) -> Result<u8> {
     let Some(fd) = report_fd else {
-        let pid = start()?;
-        return write_pid(pid_file, pid).map(|()| 0);
+        return start().map(|()| 0);
     };
     // A session of its own: neither the caller's Ctrl-C nor its end is meant for this process.
     nix::unistd::setsid().context("make a session")?;
@@ -61,8 +58,8 @@ pub(crate) fn run(
     done
 }
 
-/// The pid of a process that is ready.
-fn start() -> Result<u32> {
+/// Returns when the process in the background is ready.
+fn start() -> Result<()> {
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
     let (ours, theirs) =
         socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
@@ -74,7 +71,7 @@ fn start() -> Result<u32> {
         .context("start this program again")?;
     drop(theirs);
     match control::receive(&ours) {
-        Ok((Report::Ready, _)) => Ok(child.id()),
+        Ok((Report::Ready, _)) => Ok(()),
         Ok((Report::Failed(message), _)) => {
             // What it made is removed when it has ended.
             let _ = child.wait();
@@ -85,14 +82,4 @@ fn start() -> Result<u32> {
         }
         Err(error) => Err(error.into()),
     }
-}
-
-/// Writes a pid file whole or not at all: who polls for it never reads half a number.
-pub(crate) fn write_pid(pid_file: Option<&Path>, pid: u32) -> Result<()> {
-    let Some(path) = pid_file else { return Ok(()) };
-    let named = || format!("write the pid file {}", path.display());
-    let name = path.file_name().with_context(named)?.to_string_lossy();
-    let new = path.with_file_name(format!(".{name}"));
-    std::fs::write(&new, pid.to_string()).with_context(named)?;
-    std::fs::rename(&new, path).with_context(named)
 }

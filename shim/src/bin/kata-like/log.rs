@@ -9,6 +9,7 @@ use std::time::SystemTime;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::writer::{MakeWriter, OptionalWriter};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
@@ -35,16 +36,19 @@ enum Format {
 impl Arguments {
     /// Begins to log. Without `--log`, to the file `otherwise`, or to standard error what is at least a warning.
     pub(crate) fn begin(&self, otherwise: Option<&Path>) -> Result<()> {
-        let file = self.log.as_deref().or(otherwise).map(append).transpose()?;
+        let file = self.log.as_deref().or(otherwise).map(Appender::new).transpose()?;
         let level = match (self.debug, &file) {
             (true, _) => Level::DEBUG,
             (false, Some(_)) => Level::INFO,
             (false, None) => Level::WARN,
         };
-        let builder =
-            tracing_subscriber::fmt().with_max_level(level).event_format(Logrus(self.log_format));
+        let builder = tracing_subscriber::fmt()
+            .with_max_level(level)
+            // Standard error may be the container's.
+            .log_internal_errors(false)
+            .event_format(Logrus(self.log_format));
         let begun = match file {
-            Some(file) => builder.with_writer(std::sync::Mutex::new(file)).try_init(),
+            Some(file) => builder.with_writer(file).try_init(),
             None => builder.with_writer(std::io::stderr).try_init(),
         };
         begun.map_err(|error| anyhow::anyhow!("begin to log: {error}"))
@@ -63,6 +67,24 @@ impl Arguments {
             Some(Err(error)) => eprintln!("{message}\n{error:#}"),
             None => eprint!("{line}"),
         }
+    }
+}
+
+/// A log that is opened for each line: nothing is held open for a container's life, and it may be moved away.
+struct Appender(PathBuf);
+
+impl Appender {
+    fn new(path: &Path) -> Result<Self> {
+        append(path)?;
+        Ok(Self(std::path::absolute(path)?))
+    }
+}
+
+impl<'a> MakeWriter<'a> for Appender {
+    type Writer = OptionalWriter<File>;
+
+    fn make_writer(&'a self) -> Self::Writer {
+        append(&self.0).map_or_else(|_| OptionalWriter::none(), OptionalWriter::some)
     }
 }
 
@@ -137,6 +159,21 @@ impl Visit for Message {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_log_that_is_moved_away_goes_on_in_a_new_file() {
+        use std::io::Write as _;
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("log");
+        let log = Appender::new(&path).unwrap();
+        log.make_writer().write_all(b"a").unwrap();
+        std::fs::rename(&path, directory.path().join("old")).unwrap();
+        log.make_writer().write_all(b"b").unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"b");
+        assert!(Appender::new(&directory.path().join("no/where")).is_err());
+        std::fs::remove_dir_all(directory.path()).unwrap();
+        log.make_writer().write_all(b"lost").unwrap();
+    }
 
     #[test]
     fn lines_are_shaped_as_logrus_shapes_them() {

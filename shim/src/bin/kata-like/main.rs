@@ -1,8 +1,10 @@
 //! `kata-like`: the command line. Each subcommand is a module.
 
+mod announce;
 mod background;
 mod check;
 mod command;
+mod descriptors;
 mod image;
 mod log;
 mod monitor;
@@ -11,9 +13,9 @@ mod parsed;
 mod record;
 mod run;
 
-use clap::{Parser, Subcommand};
+use clap::{ArgAction, Parser, Subcommand};
 use command::{
-    create, delete, events, exec, features, kill, list, logs, manual, ps, state, update,
+    create, delete, events, exec, features, kill, list, logs, manual, ps, spec, state, update,
 };
 use monitor::call::{self, Call};
 use record::Home;
@@ -27,8 +29,11 @@ use std::process::ExitCode;
 ///
 /// An OCI runtime, and a way to run an image without a daemon.
 #[derive(Debug, Parser)]
-#[command(name = "kata-like", version)]
+#[command(name = "kata-like", version = VERSION, disable_version_flag = true)]
 struct CommandLine {
+    /// Show the version
+    #[arg(short = 'v', long, short_alias = 'V', action = ArgAction::Version)]
+    version: Option<bool>,
     #[command(flatten)]
     globals: Globals,
     #[command(subcommand)]
@@ -41,9 +46,9 @@ struct Globals {
     /// Configuration file
     #[arg(long, global = true, value_name = "FILE", default_value = config::DEFAULT_PATH)]
     config: PathBuf,
-    /// Directory of the containers' state
-    #[arg(long, global = true, value_name = "DIR", default_value = "/run/kata-like-cli")]
-    root: PathBuf,
+    #[arg(long, global = true, value_name = "DIR")]
+    #[arg(help = format!("Directory of the containers' state [default: {DEFAULT_ROOT}]"))]
+    root: Option<PathBuf>,
     #[command(flatten)]
     log: log::Arguments,
     /// Accepted for runc's sake: a container's cgroup is in its guest, where there is no systemd
@@ -75,6 +80,11 @@ enum Command {
     /// Let the processes of a paused container go on
     Resume(Id),
     Update(Box<update::Arguments>),
+    Spec(spec::Arguments),
+    #[command(hide = true)]
+    Checkpoint(Frozen),
+    #[command(hide = true)]
+    Restore(Frozen),
     Events(events::Arguments),
     /// Show what the guest's console says
     Logs(Id),
@@ -93,10 +103,40 @@ struct Id {
     id: String,
 }
 
+/// Not offered: it is said so, whatever the options.
+#[derive(Debug, clap::Args)]
+struct Frozen {
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
+    #[allow(dead_code)]
+    words: Vec<String>,
+}
+
 /// Exit status of an exec that did not come to run its command, which could have any other.
 const EXEC_FAILED: u8 = 255;
 
+impl Command {
+    /// What runc puts before the reason of a failure.
+    fn failure(&self) -> Option<&'static str> {
+        match self {
+            Self::Create(_) => Some("kata-like create failed"),
+            Self::Exec(_) => Some("exec failed"),
+            _ => None,
+        }
+    }
+}
+
+/// As runc tells it: after the name, and the version of the specification in a line of its own.
+const VERSION: &str = concat!("version ", env!("CARGO_PKG_VERSION"), "\nspec: 1.2.1");
+
+/// Where the containers' state is unless it is told otherwise.
+const DEFAULT_ROOT: &str = "/run/kata-like-cli";
+
 impl Globals {
+    /// Directory of the containers' state.
+    fn root(&self) -> &Path {
+        self.root.as_deref().unwrap_or(Path::new(DEFAULT_ROOT))
+    }
+
     /// What the configuration file says.
     fn settings(&self) -> anyhow::Result<Settings> {
         Ok(Settings::resolve(load(&self.config)?)?)
@@ -104,13 +144,21 @@ impl Globals {
 }
 
 fn main() -> ExitCode {
-    let CommandLine { globals, command } = match CommandLine::try_parse() {
+    let CommandLine { globals, command, .. } = match CommandLine::try_parse() {
         Ok(parsed) => parsed,
         Err(error) => {
             let _ = error.print();
             return ExitCode::from(u8::from(error.use_stderr()));
         }
     };
+    if let Err(error) = descriptors::keep_from_children() {
+        globals.log.fatal(&error);
+        return ExitCode::FAILURE;
+    }
+    if std::path::absolute(globals.root()).is_ok_and(|root| root == Path::new("/")) {
+        globals.log.fatal(&anyhow::anyhow!("Option --root argument should not be set to /"));
+        return ExitCode::FAILURE;
+    }
     let background = globals.report_fd.is_some();
     let failure = ExitCode::from(if matches!(command, Command::Exec(_)) { EXEC_FAILED } else { 1 });
     match command {
@@ -120,23 +168,33 @@ fn main() -> ExitCode {
     }
     // A process in the background has its standard error from its container, and a log of its own.
     let log = if background { Ok(()) } else { globals.log.begin(None) };
-    match log.and_then(|()| dispatch(command, &globals)) {
+    let named = command.failure();
+    let done = log.and_then(|()| dispatch(command, &globals));
+    match done {
         Ok(status) => ExitCode::from(status),
         // Who waits for it is told, and says so.
         Err(_) if background => failure,
         Err(error) => {
-            globals.log.fatal(&error);
+            globals.log.fatal(&match named {
+                Some(named) => error.context(named),
+                None => error,
+            });
             failure
         }
     }
 }
 
 fn dispatch(command: Command, globals: &Globals) -> anyhow::Result<u8> {
-    let home = |id: &Id| Home::new(&globals.root, &id.id);
+    let home = |id: &Id| Home::new(globals.root(), &id.id);
     let ask = |id: &Id, call: Call| call::ask(&home(id)?, &call, &[]).map(|_| 0);
     match command {
         Command::Create(arguments) => create::main(&arguments, globals),
-        Command::Start(id) => ask(&id, Call::Start),
+        Command::Start(id) => match ask(&id, Call::Start) {
+            Err(error) if call::is_not_running(&error) => {
+                anyhow::bail!("cannot start a container that has stopped")
+            }
+            answer => answer,
+        },
         Command::State(id) => state::main(&home(&id)?),
         Command::Kill(arguments) => kill::main(&arguments, globals),
         Command::Delete(arguments) => delete::main(&arguments, globals),
@@ -146,11 +204,15 @@ fn dispatch(command: Command, globals: &Globals) -> anyhow::Result<u8> {
         Command::Pause(id) => ask(&id, Call::Pause(true)),
         Command::Resume(id) => ask(&id, Call::Pause(false)),
         Command::Update(arguments) => update::main(&arguments, globals),
+        Command::Spec(arguments) => spec::main(&arguments),
+        Command::Checkpoint(_) | Command::Restore(_) => {
+            anyhow::bail!("a container in a virtual machine can't be checkpointed")
+        }
         Command::Events(arguments) => events::main(&arguments, globals),
         Command::Logs(id) => logs::main(&id.id, globals),
         Command::Features => features::main(),
         Command::Version => {
-            println!("kata-like version {}\nspec: 1.2.1", env!("CARGO_PKG_VERSION"));
+            println!("kata-like {VERSION}");
             Ok(0)
         }
         Command::Completion(arguments) => Ok(manual::completion(&arguments)),

@@ -6,6 +6,7 @@
 use anyhow::{Context, Result, bail};
 use oci_spec::runtime::Spec;
 use rustix::fs::{CWD, FlockOperation, Mode, OFlags, flock, openat};
+use rustix::io::Errno;
 use sandbox::paths::SandboxPaths;
 use sandbox::persist::{self, ProcessId, SandboxState};
 use sandbox::storage::remove_tree;
@@ -16,10 +17,16 @@ use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 /// How long the processes of a container may take to be gone once they are killed.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long a container may take to be made, or removed.
+pub(crate) const MAKING: Duration = Duration::from_secs(120);
+
+/// How often a lock that somebody else has is tried.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// Where a container's directory is.
 #[derive(Debug, Clone)]
@@ -52,7 +59,10 @@ pub(crate) struct Record {
 impl Home {
     /// Names it; touches nothing.
     pub(crate) fn new(root: &Path, id: &str) -> Result<Self> {
-        protocol::ids::check(id).with_context(|| format!("invalid container ID {id:?}"))?;
+        if id.is_empty() {
+            bail!("container id cannot be empty");
+        }
+        protocol::ids::check(id).with_context(|| format!("invalid container ID format {id:?}"))?;
         Ok(Self { root: std::path::absolute(root)?, id: id.to_owned() })
     }
 
@@ -90,21 +100,28 @@ impl Home {
                 // The last container has just taken the root with it.
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-                    bail!("container with given ID already exists: {}", self.id)
+                    bail!("container with given ID already exists")
                 }
                 Err(error) => return Err(error).with_context(|| self.path().display().to_string()),
             }
         }
-        let lock = self.lock()?;
+        let lock = self.lock(PATIENCE)?;
         Ok(Reservation { home: self, left: false, _lock: lock })
     }
 
     /// Waits until nobody makes or removes the container.
-    pub(crate) fn lock(&self) -> Result<OwnedFd> {
+    pub(crate) fn lock(&self, patience: Duration) -> Result<OwnedFd> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let lock = openat(CWD, self.path(), flags, Mode::empty()).map_err(|_| does_not_exist())?;
-        flock(&lock, FlockOperation::LockExclusive).context("lock the container's directory")?;
-        Ok(lock)
+        let end = Instant::now() + patience;
+        loop {
+            match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(lock),
+                Err(Errno::WOULDBLOCK) if Instant::now() < end => std::thread::sleep(LOOK),
+                Err(Errno::WOULDBLOCK) => bail!("container {} is being made or removed", self.id),
+                Err(error) => return Err(error).context("lock the container's directory"),
+            }
+        }
     }
 
     /// What is known of the container.
@@ -120,15 +137,31 @@ impl Home {
     /// Removes a container whose end has been seen to, or asked for by a kill: waits for its processes, and
     /// kills those that stay.
     pub(crate) fn remove(&self) -> Result<()> {
-        let _lock = self.lock()?;
+        // Before the lock: one in the foreground has it as long as it lives.
         if let Ok(record) = self.load()
             && !record.monitor.wait(PATIENCE)
-            && !record.monitor.kill(PATIENCE)
         {
-            bail!("process {} of container {} does not end", record.monitor.pid, self.id);
+            self.end(record.monitor)?;
         }
+        let _lock = self.lock(MAKING)?;
         persist::clean_up(&self.sandbox()?, PATIENCE)?;
         self.remove_dir()
+    }
+
+    /// Ends by force who makes a container, of which there is no record yet, for longer than it may take.
+    pub(crate) fn end_making(&self) -> Result<()> {
+        match SandboxState::read(&self.sandbox()?) {
+            Ok(Some(state)) if self.lock(PATIENCE).is_err() => self.end(state.owner),
+            _ => Ok(()),
+        }
+    }
+
+    /// Ends a process of the container's by force.
+    pub(crate) fn end(&self, process: ProcessId) -> Result<()> {
+        if !process.kill(PATIENCE) {
+            bail!("process {} of container {} does not end", process.pid, self.id);
+        }
+        Ok(())
     }
 
     /// Whether nobody will ever end it: it belonged to a command that was killed before it could.
@@ -147,6 +180,15 @@ impl Home {
         let _ = fs::remove_dir(&self.root);
         Ok(())
     }
+}
+
+/// The time as Go prints it: RFC 3339, UTC, without the zeros at the end of a fraction.
+fn now() -> String {
+    short(&humantime::format_rfc3339_nanos(SystemTime::now()).to_string())
+}
+
+fn short(time: &str) -> String {
+    format!("{}Z", time.trim_end_matches('Z').trim_end_matches('0').trim_end_matches('.'))
 }
 
 /// As runc says it, which scripts look for.
@@ -174,7 +216,7 @@ impl Reservation {
             oci_version: spec.version().clone(),
             bundle,
             rootfs: root.unwrap_or_default(),
-            created: humantime::format_rfc3339_nanos(SystemTime::now()).to_string(),
+            created: now(),
             annotations: spec.annotations().clone().unwrap_or_default(),
             process: serde_json::to_value(spec.process())?,
             monitor: ProcessId::own()?,
@@ -247,6 +289,28 @@ mod tests {
         home.remove().unwrap();
         assert!(!home.path().exists());
         assert_eq!(home.remove().unwrap_err().to_string(), "container does not exist");
+    }
+
+    #[test]
+    fn a_time_is_printed_as_go_prints_it() {
+        assert_eq!(short("2026-11-28T10:20:30.120000000Z"), "2026-11-28T10:20:30.12Z");
+        assert_eq!(short("2026-11-28T10:20:30.000000000Z"), "2026-11-28T10:20:30Z");
+    }
+
+    #[test]
+    fn who_makes_a_container_is_waited_for_and_no_longer_than_asked() {
+        let root = tempfile::tempdir().unwrap();
+        let home = Home::new(root.path(), "c1").unwrap();
+        let reserved = home.clone().reserve().unwrap();
+        let error = home.lock(Duration::from_millis(50)).unwrap_err().to_string();
+        assert!(error.contains("being made or removed"), "{error}");
+        let waiting = std::thread::spawn({
+            let home = home.clone();
+            move || home.lock(MAKING).is_ok()
+        });
+        std::thread::sleep(Duration::from_millis(50));
+        reserved.leave();
+        assert!(waiting.join().unwrap());
     }
 
     #[test]

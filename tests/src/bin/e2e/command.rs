@@ -47,6 +47,12 @@ impl Output {
         Ok(self)
     }
 
+    /// Standard output as text, when the words are on standard error.
+    pub fn expect_stderr_of(self, words: &str) -> Result<String> {
+        let text = self.text();
+        self.expect_stderr(words).map(|_| text)
+    }
+
     /// Itself, when the command failed and its standard error contains each of `words`.
     pub fn expect_error(self, words: &[&str]) -> Result<Self> {
         if self.code == 0 {

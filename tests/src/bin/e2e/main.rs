@@ -88,7 +88,7 @@ impl Case {
 macro_rules! cases {
     ($($scope:expr; $($name:ident),+ $(,)?);+ $(;)?) => {
         pub(crate) fn cases() -> Vec<crate::Case> {
-            let topic = module_path!().rsplit("::").next().unwrap_or_default();
+            let topic = module_path!().split_once("::").map_or("", |(_, topic)| topic);
             vec![$($(crate::Case {
                 name: Box::leak(format!("{topic}::{}", stringify!($name)).into_boxed_str()),
                 scope: $scope,
@@ -208,7 +208,7 @@ impl Runner {
 
 /// The tests that are asked for, each with the containerd that it runs against.
 fn choose(arguments: &Arguments) -> Result<Vec<(Version, Case)>> {
-    let topics: [fn() -> Vec<Case>; 25] = [
+    let topics: [fn() -> Vec<Case>; 29] = [
         run::cases,
         exec::cases,
         terminal::cases,
@@ -223,6 +223,10 @@ fn choose(arguments: &Arguments) -> Result<Vec<(Version, Case)>> {
         wrong_settings::cases,
         bundles::cases,
         oci::cases,
+        oci::execs::cases,
+        oci::monitor::cases,
+        oci::failures::cases,
+        oci::alike::cases,
         spec::cases,
         volumes::cases,
         odd_files::cases,

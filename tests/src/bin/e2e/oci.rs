@@ -1,9 +1,16 @@
 //! `kata-like` as an OCI runtime: what runc's users and callers do with its command line.
 
-use crate::bundle::{Bundle, config};
-use crate::command::{self, DEADLINE, Output, Running};
+pub mod alike;
+mod container;
+pub mod execs;
+pub mod failures;
+pub mod monitor;
+
+use crate::bundle::config;
+use crate::command::{self, DEADLINE, Running};
 use crate::context::Context;
 use anyhow::{Context as _, Result, bail};
+use container::{Container, WAITS, kata, say};
 use nix::cmsg_space;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
@@ -15,7 +22,7 @@ use std::io::{IoSliceMut, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
 crate::cases!(
@@ -33,93 +40,6 @@ crate::cases!(
     errors_have_runcs_shape,
     completions_and_manual_pages_are_made,
 );
-
-/// Runs until it is asked to end.
-const WAITS: &str = "trap 'echo asked; exit 7' TERM; echo up; while :; do sleep 0.1; done";
-
-fn kata(args: &[&str]) -> Command {
-    let mut command = Command::new("/usr/bin/kata-like");
-    command.args(args);
-    command
-}
-
-fn say(args: &[&str]) -> Result<Output> {
-    command::output(&mut kata(args))
-}
-
-/// A container of a bundle; removed when dropped, if it is there.
-struct Container {
-    bundle: Bundle,
-    id: String,
-}
-
-impl Container {
-    fn of(context: &Context, config: &Value) -> Result<Self> {
-        let bundle = Bundle::new(context, &["true"])?;
-        bundle.write_config(config)?;
-        Ok(Self { bundle, id: context.fresh_id() })
-    }
-
-    /// Of a script for sh.
-    fn new(context: &Context, script: &str) -> Result<Self> {
-        Self::of(context, &config(&["sh", "-c", script]))
-    }
-
-    fn file(&self, name: &str) -> PathBuf {
-        self.bundle.0.join(name)
-    }
-
-    /// The command `create` with its output going to the file `out`.
-    fn create_command(&self) -> Result<Command> {
-        let mut create = kata(&["create", "--pid-file"]);
-        create.arg(self.file("pid")).arg("--bundle").arg(&self.bundle.0).arg(&self.id);
-        let out = File::create(self.file("out"))?;
-        create.stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out);
-        Ok(create)
-    }
-
-    fn create(&self) -> Result<()> {
-        let status = self.create_command()?.status()?;
-        if !status.success() {
-            bail!("create: {status}: {}", fs::read_to_string(self.file("out"))?);
-        }
-        Ok(())
-    }
-
-    fn run(&self) -> Result<()> {
-        self.create()?;
-        self.say("start", &[])?.expect_code(0)?;
-        self.wait_for_output("up")
-    }
-
-    fn say(&self, command: &str, more: &[&str]) -> Result<Output> {
-        say(&[&[command, &self.id], more].concat())
-    }
-
-    fn state(&self) -> Result<Value> {
-        Ok(serde_json::from_str(&self.say("state", &[])?.expect_code(0)?.text())?)
-    }
-
-    fn wait_for_output(&self, what: &str) -> Result<()> {
-        command::eventually(what, DEADLINE, || {
-            Ok(fs::read_to_string(self.file("out"))?.contains(what))
-        })
-    }
-
-    fn wait_for_status(&self, status: &str) -> Result<()> {
-        command::eventually(status, DEADLINE, || Ok(self.state()?["status"] == status))
-    }
-
-    fn pid(&self) -> Result<i32> {
-        Ok(fs::read_to_string(self.file("pid"))?.parse()?)
-    }
-}
-
-impl Drop for Container {
-    fn drop(&mut self) {
-        let _ = kata(&["delete", "--force", &self.id]).status();
-    }
-}
 
 fn a_life_by_command_line(context: &Context) -> Result<()> {
     let mut config = config(&["sh", "-c", WAITS]);
@@ -140,7 +60,7 @@ fn a_life_by_command_line(context: &Context) -> Result<()> {
     if container.state()?["status"] != "running" {
         bail!("started, it is {}", container.state()?["status"]);
     }
-    container.say("start", &[])?.expect_error(&["runs already"])?;
+    container.say("start", &[])?.expect_error(&["cannot start an already running container"])?;
     container.say("delete", &[])?.expect_error(&["not stopped: running"])?;
     container.say("kill", &["TERM"])?.expect_code(0)?;
     container.wait_for_output("asked")?;
@@ -342,8 +262,11 @@ fn everyday_commands_tell_the_truth(context: &Context) -> Result<()> {
     if features["linux"]["cgroup"]["v2"] != true || features["ociVersionMin"] != "1.0.0" {
         bail!("features are {features}");
     }
-    if !say(&["version"])?.expect_code(0)?.text().contains("spec: ") {
-        bail!("version names no spec");
+    for word in ["version", "--version", "-v"] {
+        let told = say(&[word])?.expect_code(0)?.text();
+        if !told.starts_with("kata-like version ") || !told.contains("\nspec: ") {
+            bail!("{word} tells {told:?}");
+        }
     }
     container.say("kill", &["KILL"])?.expect_code(0)?;
     container.wait_for_status("stopped")
@@ -382,7 +305,8 @@ fn a_killed_monitor_leaves_a_stopped_container(context: &Context) -> Result<()> 
     container.run()?;
     kill(Pid::from_raw(container.pid()?), Signal::SIGKILL)?;
     container.wait_for_status("stopped")?;
-    container.say("exec", &["true"])?.expect_code(255)?.expect_stderr("not running")?;
+    let refused = "exec failed: cannot exec in a stopped container";
+    container.say("exec", &["true"])?.expect_code(255)?.expect_stderr(refused)?;
     container.say("delete", &[])?.expect_code(0).map(drop)
 }
 
@@ -443,8 +367,15 @@ fn errors_have_runcs_shape(context: &Context) -> Result<()> {
         bail!("the log has {line}");
     }
     say(&["kill", "nosuch", "NOSUCH"])?.expect_error(&["unknown signal"])?;
-    say(&["state", "../etc"])?.expect_error(&["invalid container ID"])?;
-    say(&["create", "--bundle", "/nowhere", "x"])?.expect_error(&["bundle"])?;
+    say(&["state", "../etc"])?.expect_error(&["invalid container ID format"])?;
+    say(&["state", ""])?.expect_error(&["container id cannot be empty"])?;
+    say(&["create", "--bundle", "/nowhere", "x"])?.expect_error(&["the bundle /nowhere"])?;
+    say(&["create", "--bundle", "/tmp", "x"])?
+        .expect_error(&["JSON specification file config.json not found"])?;
+    say(&["--root", "/nowhere/at/all", "list"])?
+        .expect_error(&["open /nowhere/at/all: no such file or directory"])?;
+    say(&["--root", "/", "list"])?.expect_error(&["--root argument should not be set to /"])?;
+    say(&["checkpoint", "--image-path", "x", "y"])?.expect_error(&["checkpointed"])?;
     let container = Container::of(context, &config(&["nosuch"]))?;
     if container.create_command()?.status()?.success() {
         bail!("a container of a missing program was created");

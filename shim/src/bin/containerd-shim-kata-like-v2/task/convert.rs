@@ -49,7 +49,7 @@ pub fn stdio(named: &TaskIO, id: &str, namespace: &str) -> Result<Stdio> {
         stdin,
         stdout: parse_endpoint(stdout)?,
         stderr: parse_endpoint(if *terminal { "" } else { stderr })?,
-        logger: None,
+        ..Stdio::default()
     })
 }
 

@@ -19,7 +19,7 @@ use containerd_shim_protos::shim_async::Task;
 use protobuf::well_known_types::any::Any;
 use protobuf::{EnumOrUnknown, Message};
 use sandbox::bundle::read_spec;
-use sandbox::{Error, NewContainer, Phase, Result, Sandbox, milestone};
+use sandbox::{Error, NewContainer, NewExec, Phase, Result, Sandbox, milestone};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -122,7 +122,8 @@ impl TaskService {
         let json = exec_process(&spec.value, terminal)?;
         let io = TaskIO { stdin, stdout, stderr, terminal, ..Default::default() };
         let streams = stdio(&io, &id, self.slot.namespace())?;
-        self.slot.get()?.add_exec(&id, &exec_id, &json, streams)?;
+        let new = NewExec { process_json: &json, stdio: streams, sub_cgroup: String::new() };
+        self.slot.get()?.add_exec(&id, &exec_id, new)?;
         self.containers.keep(&id, &exec_id, Said { io, ..Said::default() });
         Ok(())
     }

@@ -1,11 +1,12 @@
 //! `create`, and `run` of a bundle in the background.
 
 use crate::Globals;
+use crate::announce::Announcement;
 use crate::background;
 use crate::monitor::{self, Birth};
 use crate::record::Home;
 use crate::run::source;
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use std::path::PathBuf;
 
@@ -18,9 +19,8 @@ pub(crate) struct Options {
     /// Unix socket that receives the master of the container's terminal
     #[arg(long, value_name = "SOCKET")]
     pub(crate) console_socket: Option<PathBuf>,
-    /// File for the pid of the process that stands for the container
-    #[arg(long, value_name = "FILE")]
-    pub(crate) pid_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) announcement: Announcement,
     /// Refused unless 0: a descriptor of the host's can't be had in the guest
     #[arg(long, value_name = "NUMBER", default_value_t = 0)]
     preserve_fds: u32,
@@ -48,20 +48,39 @@ pub(crate) fn main(arguments: &Arguments, globals: &Globals) -> Result<u8> {
 /// Makes a container in the background and, if asked to, starts it.
 pub(crate) fn detached(options: &Options, id: &str, globals: &Globals, start: bool) -> Result<u8> {
     let in_background = |reporter: &mut background::Reporter| {
-        if options.preserve_fds > 0 {
-            bail!("--preserve-fds: a descriptor of the host's can't be had in the guest");
-        }
-        let home = Home::new(&globals.root, id)?;
+        options.check()?;
+        let home = Home::new(globals.root(), id)?;
         let settings = globals.settings()?;
-        let directory = options.bundle.clone().unwrap_or_else(|| ".".into()).canonicalize();
-        let bundle = directory.map_err(|error| anyhow::anyhow!("the bundle: {error}"))?;
+        let bundle = options.directory()?;
         let spec = Box::new(source::bundle(&bundle)?);
         let console_socket = options.console_socket.clone();
         monitor::check_console(monitor::has_terminal(&spec), console_socket.as_deref(), true)?;
         let reservation = home.reserve()?;
         globals.log.begin(Some(&monitor::log(reservation.home())))?;
-        let birth = Birth { bundle, spec, console_socket, start };
+        let announcement = options.announcement.clone();
+        let birth = Birth { bundle, spec, console_socket, announcement, start };
         monitor::live(settings, reservation, birth, reporter)
     };
-    background::run(globals.report_fd, options.pid_file.as_deref(), in_background)
+    background::run(globals.report_fd, in_background)
+}
+
+impl Options {
+    /// Refuses what the guest can't have.
+    pub(crate) fn check(&self) -> Result<()> {
+        if self.preserve_fds > 0 {
+            bail!("--preserve-fds: a descriptor of the host's can't be had in the guest");
+        }
+        Ok(())
+    }
+
+    /// The bundle's directory, absolute.
+    pub(crate) fn directory(&self) -> Result<PathBuf> {
+        let directory = self.bundle.clone().unwrap_or_else(|| ".".into());
+        let named = || format!("the bundle {}", directory.display());
+        let absolute = directory.canonicalize().with_context(named)?;
+        if !absolute.join("config.json").exists() {
+            bail!("JSON specification file config.json not found");
+        }
+        Ok(absolute)
+    }
 }

@@ -1,11 +1,13 @@
 //! `events`: what a container uses, now or at intervals, and that it ran out of memory.
 
 use crate::Globals;
+use crate::command::json;
 use crate::monitor::call::{self, Answer, Call};
+use crate::monitor::stats::Stats;
 use crate::record::Home;
 use anyhow::{Result, bail};
 use clap::Args;
-use serde_json::{Value, json};
+use serde::Serialize;
 use std::io::Write as _;
 use std::time::{Duration, Instant};
 
@@ -29,12 +31,17 @@ pub(crate) fn main(arguments: &Arguments, globals: &Globals) -> Result<u8> {
     if arguments.interval.is_zero() {
         bail!("duration interval must be greater than 0");
     }
-    let home = Home::new(&globals.root, &arguments.id)?;
-    let (mut stats, mut kills) = used(&home, true)?;
+    let home = Home::new(globals.root(), &arguments.id)?;
+    let (mut stats, mut kills) = match used(&home, true) {
+        Err(error) if call::is_not_running(&error) => {
+            bail!("container with id {} is not running", home.id())
+        }
+        used => used?,
+    };
     let (mut next, mut due) = (Instant::now(), true);
     loop {
         if due {
-            tell(&json!({ "type": "stats", "id": home.id(), "data": stats }))?;
+            tell(&Event { kind: "stats", id: home.id(), data: Some(&stats) })?;
             next += arguments.interval;
         }
         if arguments.stats {
@@ -45,7 +52,7 @@ pub(crate) fn main(arguments: &Arguments, globals: &Globals) -> Result<u8> {
         // No answer: the container has ended, and with it what there is to tell.
         let Ok((now, kills_now)) = used(&home, due) else { return Ok(0) };
         for _ in kills..kills_now {
-            tell(&json!({ "type": "oom", "id": home.id() }))?;
+            tell(&Event { kind: "oom", id: home.id(), data: None })?;
         }
         (stats, kills) = (now, kills_now);
     }
@@ -53,16 +60,25 @@ pub(crate) fn main(arguments: &Arguments, globals: &Globals) -> Result<u8> {
 
 /// What the container uses, with its sandbox if that is to be shown, and how many of its processes were killed for
 /// lack of memory.
-fn used(home: &Home, sandbox: bool) -> Result<(Value, u64)> {
-    let Answer::Stats(mut stats) = call::ask(home, &Call::Stats { sandbox }, &[])? else {
-        bail!("the container's monitor answered something else");
-    };
-    let kills = stats.as_object_mut().and_then(|stats| stats.remove("oomKills"));
-    Ok((*stats, kills.and_then(|kills| kills.as_u64()).unwrap_or_default()))
+fn used(home: &Home, sandbox: bool) -> Result<(Box<Stats>, u64)> {
+    match call::ask(home, &Call::Stats { sandbox }, &[])? {
+        Answer::Stats { stats, oom_kills } => Ok((stats, oom_kills)),
+        _ => bail!("the container's monitor answered something else"),
+    }
 }
 
-fn tell(event: &Value) -> Result<()> {
+/// As runc prints it.
+#[derive(Serialize)]
+struct Event<'a> {
+    #[serde(rename = "type")]
+    kind: &'a str,
+    id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data: Option<&'a Stats>,
+}
+
+fn tell(event: &Event<'_>) -> Result<()> {
     let mut out = std::io::stdout().lock();
-    writeln!(out, "{event}")?;
+    writeln!(out, "{}", json::line(event)?)?;
     Ok(out.flush()?)
 }

@@ -4,12 +4,13 @@
 //! background that does so, lives as long as the new process, and ends with its status.
 
 use crate::Globals;
+use crate::announce::Announcement;
 use crate::background::{self, Reporter};
-use crate::monitor::call::{self, Answer, Call};
+use crate::monitor::call::{self, Answer, Call, CallError, Exec};
 use crate::monitor::{check_console, console};
 use crate::record::{Home, Record};
 use crate::run::signals::{Action, Signals};
-use crate::run::terminal::{self, RawTerminal};
+use crate::run::terminal::{self, Output, RawTerminal};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use nix::fcntl::OFlag;
@@ -21,6 +22,10 @@ use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// How long a start may take before it is asked whether the monitor still answers.
+const LOOK: Duration = Duration::from_secs(5);
 
 /// Run a process in a running container
 #[derive(Debug, Args)]
@@ -35,9 +40,8 @@ pub(crate) struct Arguments {
     /// Unix socket that receives the master of its terminal
     #[arg(long, value_name = "SOCKET")]
     console_socket: Option<PathBuf>,
-    /// File for the pid of the process that stands for it
-    #[arg(long, value_name = "FILE")]
-    pid_file: Option<PathBuf>,
+    #[command(flatten)]
+    announcement: Announcement,
     /// File with the `process` object of the OCI runtime-spec, in place of command and options
     #[arg(short, long, value_name = "FILE")]
     process: Option<PathBuf>,
@@ -68,6 +72,12 @@ pub(crate) struct Arguments {
     /// Refused unless 0: a descriptor of the host's can't be had in the guest
     #[arg(long, value_name = "NUMBER", default_value_t = 0)]
     preserve_fds: u32,
+    /// Put it into a cgroup, which exists, below the container's
+    #[arg(long, value_name = "CGROUP")]
+    cgroup: Vec<String>,
+    /// In a paused container, wait until it is resumed
+    #[arg(long)]
+    ignore_paused: bool,
     /// Name of the container
     id: String,
     /// Command and its arguments
@@ -76,36 +86,46 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn main(arguments: &Arguments, globals: &Globals) -> Result<u8> {
-    if arguments.detach || arguments.console_socket.is_some() {
-        let work = |reporter: &mut Reporter| run(arguments, globals, reporter);
-        return background::run(globals.report_fd, arguments.pid_file.as_deref(), work);
+    let work = |reporter: &mut Reporter| run(arguments, globals, reporter);
+    if arguments.detach {
+        return background::run(globals.report_fd, work);
     }
-    background::write_pid(arguments.pid_file.as_deref(), std::process::id())?;
-    run(arguments, globals, &mut Reporter::nobody())
+    work(&mut Reporter::nobody())
 }
 
 /// Runs the process to its end: its exit status.
 fn run(arguments: &Arguments, globals: &Globals, reporter: &mut Reporter) -> Result<u8> {
-    let home = Home::new(&globals.root, &arguments.id)?;
+    let home = Home::new(globals.root(), &arguments.id)?;
     let mut process = process(arguments, &home.load()?)?;
     let tty = process["terminal"] == true;
     let socket = arguments.console_socket.as_deref();
     check_console(tty, socket, arguments.detach)?;
     if let Some(socket) = socket {
-        console::take_over(socket, None)?;
-    }
-    if tty && let Some((columns, rows)) = terminal::size() {
+        console::take_over(socket, asked_size(&process))?;
+    } else if tty && let Some((columns, rows)) = terminal::size() {
         process["consoleSize"] = json!({ "width": columns, "height": rows });
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let status = runtime.block_on(attend(&home, &process, tty, reporter))?;
+    let status = runtime.block_on(attend(&home, &process, arguments, reporter))?;
     Ok(status.min(255) as u8)
 }
 
-async fn attend(home: &Home, process: &Value, tty: bool, reporter: &mut Reporter) -> Result<u32> {
+/// Columns and rows that a `process` asks for.
+fn asked_size(process: &Value) -> Option<(u16, u16)> {
+    let cells = |name| u16::try_from(process["consoleSize"][name].as_u64()?).ok();
+    Some((cells("width")?, cells("height")?))
+}
+
+async fn attend(
+    home: &Home,
+    process: &Value,
+    arguments: &Arguments,
+    reporter: &mut Reporter,
+) -> Result<u32> {
+    let tty = process["terminal"] == true;
     let exec = format!("exec-{}", std::process::id());
     let mut signals = Signals::listen()?;
-    let control = Control::over(call::connect_to(home)?)?;
+    let control = Control::over(connect(home)?)?;
     let file = super::memory_file(&serde_json::to_vec(process)?)?;
     let (input, outputs) = {
         let (theirs_in, input) = pipe2(OFlag::O_CLOEXEC)?;
@@ -115,13 +135,24 @@ async fn attend(home: &Home, process: &Value, tty: bool, reporter: &mut Reporter
         if !tty {
             fds.push(theirs_err.as_fd());
         }
-        control.send(&Call::Exec { exec: exec.clone() }, &fds).await?;
+        let asked = Exec {
+            id: exec.clone(),
+            ignore_paused: arguments.ignore_paused,
+            sub_cgroup: sub_cgroup(&arguments.cgroup)?,
+            // In the foreground it is the user's terminal that does what is to be done about them.
+            plain_newlines: tty && !arguments.detach,
+        };
+        control.send(&Call::Exec(asked), &fds).await?;
         (input, [Some(output), (!tty).then_some(error)])
     };
-    if let (Answer::Failed(message), _) = control.receive().await? {
-        bail!(message);
+    started(home, &control).await?;
+    if let Err(error) = arguments.announcement.make() {
+        let kill = Call::Kill { exec, signal: libc::SIGKILL as u32, all: false };
+        call::ask(home, &kill, &[])?;
+        return Err(error);
     }
-    let raw = if tty { RawTerminal::enter()? } else { None };
+    let output = if arguments.detach { Output::Raw } else { Output::Processed };
+    let raw = if tty { RawTerminal::enter(output)? } else { None };
     // Never joined: its read ends only when somebody ends it.
     carry(File::from(std::io::stdin().as_fd().try_clone_to_owned()?), input);
     let [output, error] = outputs;
@@ -145,6 +176,29 @@ async fn attend(home: &Home, process: &Value, tty: bool, reporter: &mut Reporter
     }
     drop(raw);
     Ok(status)
+}
+
+fn connect(home: &Home) -> Result<OwnedFd> {
+    call::connect_to(home).map_err(|error| match error.downcast_ref() {
+        Some(CallError::NotRunning) => anyhow::anyhow!(call::EXEC_IN_STOPPED),
+        _ => error,
+    })
+}
+
+/// Waits until the process runs, as long as the monitor answers meanwhile.
+async fn started(home: &Home, control: &Control) -> Result<()> {
+    loop {
+        tokio::select! {
+            answer = control.receive() => return match answer?.0 {
+                Answer::Failed(message) => bail!(message),
+                _ => Ok(()),
+            },
+            () = tokio::time::sleep(LOOK) => {
+                let home = home.clone();
+                tokio::task::spawn_blocking(move || call::check_answers(&home)).await??;
+            }
+        }
+    }
 }
 
 /// Passes a signal on from a thread of its own: the monitor may take its time.
@@ -186,10 +240,11 @@ fn process(arguments: &Arguments, record: &Record) -> Result<Value> {
     }
     if let Some(path) = &arguments.process {
         let text = std::fs::read(path).with_context(|| path.display().to_string())?;
-        return serde_json::from_slice(&text).with_context(|| path.display().to_string());
+        let process = serde_json::from_slice(&text).with_context(|| path.display().to_string())?;
+        return whole(process);
     }
     if arguments.command.is_empty() {
-        bail!("process args cannot be empty");
+        bail!("exec args cannot be empty");
     }
     let mut process = record.process.clone();
     process["args"] = json!(arguments.command);
@@ -197,16 +252,49 @@ fn process(arguments: &Arguments, record: &Record) -> Result<Value> {
     if let Some(cwd) = &arguments.cwd {
         process["cwd"] = json!(cwd);
     }
+    // The group and the additional ones stay those of the container's process, as with runc.
     if let Some((uid, gid)) = arguments.user {
-        process["user"] = json!({ "uid": uid, "gid": gid.unwrap_or_default() });
+        process["user"]["uid"] = uid.into();
+        if let Some(gid) = gid {
+            process["user"]["gid"] = gid.into();
+        }
     }
     extend(&mut process, "/user/additionalGids", &arguments.additional_gids);
     extend(&mut process, "/env", &arguments.env);
     for set in ["bounding", "effective", "permitted"] {
         extend(&mut process, &format!("/capabilities/{set}"), &arguments.cap);
     }
+    // Without an inheritable set there can be no ambient one.
+    if process["capabilities"]["inheritable"].is_array() {
+        extend(&mut process, "/capabilities/ambient", &arguments.cap);
+    }
     if arguments.no_new_privs {
         process["noNewPrivileges"] = true.into();
+    }
+    Ok(process)
+}
+
+/// A `process` from a file: what Go's zero values are for is filled in, what must be there is checked, as runc does.
+fn whole(mut process: Value) -> Result<Value> {
+    let Some(members) = process.as_object_mut() else {
+        bail!("process property must not be empty");
+    };
+    let user = members.entry("user").or_insert(Value::Null);
+    if user.is_null() {
+        *user = json!({});
+    }
+    if let Some(user) = user.as_object_mut() {
+        for id in ["uid", "gid"] {
+            user.entry(id).or_insert(0.into());
+        }
+    }
+    match process["cwd"].as_str() {
+        None | Some("") => bail!("Cwd property must not be empty"),
+        Some(cwd) if !cwd.starts_with('/') => bail!("Cwd must be an absolute path"),
+        Some(_) => {}
+    }
+    if process["args"].as_array().is_none_or(Vec::is_empty) {
+        bail!("args must not be empty");
     }
     Ok(process)
 }
@@ -218,6 +306,21 @@ fn extend<T: Into<Value> + Clone>(process: &mut Value, place: &str, more: &[T]) 
         let mut items = list.as_array().cloned().unwrap_or_default();
         items.extend(more.iter().cloned().map(Into::into));
         *list = items.into();
+    }
+}
+
+/// The one path that may be given; a controller before it has a meaning in version 1 of the cgroups only.
+fn sub_cgroup(asked: &[String]) -> Result<String> {
+    match asked {
+        [] => Ok(String::new()),
+        [path] if path.contains(':') => {
+            bail!("invalid --cgroup argument: {path}: the guest's cgroups are of version 2")
+        }
+        [path] if path.is_empty() => Ok("/".into()),
+        [path] => Ok(path.clone()),
+        [first, ..] => {
+            bail!("invalid --cgroup argument: {first} (missing <controller>: prefix)")
+        }
     }
 }
 
@@ -277,7 +380,7 @@ mod tests {
             "sh",
         ];
         let process = asked(&words).unwrap();
-        assert_eq!(process["user"], json!({"uid": 1, "gid": 2, "additionalGids": [8]}));
+        assert_eq!(process["user"], json!({"uid": 1, "gid": 2, "additionalGids": [7, 8]}));
         assert_eq!(process["env"], json!(["A=1", "B=2"]));
         assert_eq!(process["capabilities"]["effective"], json!(["CAP_KILL"]));
         assert_eq!(
@@ -285,6 +388,38 @@ mod tests {
             (&json!(true), &json!(true))
         );
         assert_eq!(process["cwd"], "/x");
+    }
+
+    #[test]
+    fn a_user_without_a_group_keeps_the_containers() {
+        let process = asked(&["-u", "1", "c", "id"]).unwrap();
+        assert_eq!(process["user"], json!({"uid": 1, "gid": 6, "additionalGids": [7]}));
+    }
+
+    #[test]
+    fn a_process_from_a_file_may_leave_out_what_go_fills_in() {
+        let least = whole(json!({"args": ["ls"], "cwd": "/"})).unwrap();
+        assert_eq!(least["user"], json!({"uid": 0, "gid": 0}));
+        let user = whole(json!({"args": ["ls"], "cwd": "/", "user": {"uid": 3}})).unwrap();
+        assert_eq!(user["user"], json!({"uid": 3, "gid": 0}));
+        for (process, words) in [
+            (json!(null), "process property must not be empty"),
+            (json!({"args": ["ls"]}), "Cwd property must not be empty"),
+            (json!({"args": ["ls"], "cwd": "x"}), "Cwd must be an absolute path"),
+            (json!({"args": [], "cwd": "/"}), "args must not be empty"),
+        ] {
+            assert_eq!(whole(process).unwrap_err().to_string(), words);
+        }
+    }
+
+    #[test]
+    fn one_cgroup_may_be_asked_for() {
+        let words =
+            |words: &[&str]| sub_cgroup(&words.iter().map(ToString::to_string).collect::<Vec<_>>());
+        assert_eq!(words(&[]).unwrap(), "");
+        assert_eq!(words(&["a/b"]).unwrap(), "a/b");
+        assert!(words(&["cpu:a"]).unwrap_err().to_string().contains("version 2"));
+        assert!(words(&["a", "b"]).unwrap_err().to_string().contains("prefix"));
     }
 
     #[test]

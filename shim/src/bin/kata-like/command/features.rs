@@ -1,7 +1,9 @@
 //! `features`: the OCI runtime-spec's "Features Structure" (features.md), of what the guest really does.
 
+use crate::command::json;
 use anyhow::Result;
-use serde_json::json;
+use serde::Serialize;
+use std::collections::BTreeMap;
 
 /// Mount options that a container's mounts may have in the guest.
 const MOUNT_OPTIONS: &[&str] = &[
@@ -92,31 +94,104 @@ const CAPABILITIES: &[&str] = &[
     "WAKE_ALARM",
 ];
 
+/// The document; its members are in runc's order.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Features {
+    oci_version_min: &'static str,
+    oci_version_max: &'static str,
+    hooks: &'static [&'static str],
+    mount_options: &'static [&'static str],
+    linux: Linux,
+    annotations: BTreeMap<&'static str, &'static str>,
+    potentially_unsafe_config_annotations: [&'static str; 0],
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Linux {
+    namespaces: &'static [&'static str],
+    capabilities: Vec<String>,
+    cgroup: Cgroup,
+    seccomp: Seccomp,
+    apparmor: Enabled,
+    selinux: Enabled,
+    intel_rdt: Enabled,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+#[allow(clippy::struct_excessive_bools)]
+struct Cgroup {
+    v1: bool,
+    v2: bool,
+    systemd: bool,
+    systemd_user: bool,
+    rdma: bool,
+}
+
+#[derive(Serialize)]
+struct Seccomp {
+    enabled: bool,
+    actions: &'static [&'static str],
+    operators: &'static [&'static str],
+    archs: &'static [&'static str],
+}
+
+#[derive(Serialize)]
+struct Enabled {
+    enabled: bool,
+}
+
+const NONE: Enabled = Enabled { enabled: false };
+
 pub(crate) fn main() -> Result<u8> {
-    let document = json!({
-        "ociVersionMin": "1.0.0",
-        "ociVersionMax": "1.2.1",
-        "hooks": ["prestart", "createRuntime", "startContainer", "poststart", "poststop"],
-        "mountOptions": MOUNT_OPTIONS,
-        "linux": {
-            "namespaces": ["cgroup", "ipc", "mount", "pid", "time", "user", "uts"],
-            "capabilities": CAPABILITIES.iter().map(|name| format!("CAP_{name}")).collect::<Vec<_>>(),
-            "cgroup": { "v1": false, "v2": true, "systemd": false, "systemdUser": false, "rdma": false },
-            "seccomp": {
-                "enabled": true,
-                "actions": ["SCMP_ACT_ALLOW", "SCMP_ACT_ERRNO", "SCMP_ACT_KILL", "SCMP_ACT_KILL_PROCESS",
-                    "SCMP_ACT_KILL_THREAD", "SCMP_ACT_LOG", "SCMP_ACT_TRACE", "SCMP_ACT_TRAP"],
-                "operators": ["SCMP_CMP_EQ", "SCMP_CMP_GE", "SCMP_CMP_GT", "SCMP_CMP_LE", "SCMP_CMP_LT",
-                    "SCMP_CMP_MASKED_EQ", "SCMP_CMP_NE"],
-                "archs": ["SCMP_ARCH_X86_64"],
+    let seccomp = Seccomp {
+        enabled: true,
+        actions: &[
+            "SCMP_ACT_ALLOW",
+            "SCMP_ACT_ERRNO",
+            "SCMP_ACT_KILL",
+            "SCMP_ACT_KILL_PROCESS",
+            "SCMP_ACT_KILL_THREAD",
+            "SCMP_ACT_LOG",
+            "SCMP_ACT_TRACE",
+            "SCMP_ACT_TRAP",
+        ],
+        operators: &[
+            "SCMP_CMP_EQ",
+            "SCMP_CMP_GE",
+            "SCMP_CMP_GT",
+            "SCMP_CMP_LE",
+            "SCMP_CMP_LT",
+            "SCMP_CMP_MASKED_EQ",
+            "SCMP_CMP_NE",
+        ],
+        archs: &["SCMP_ARCH_X86_64"],
+    };
+    let document = Features {
+        oci_version_min: "1.0.0",
+        oci_version_max: "1.2.1",
+        hooks: &["prestart", "createRuntime", "startContainer", "poststart", "poststop"],
+        mount_options: MOUNT_OPTIONS,
+        linux: Linux {
+            namespaces: &["cgroup", "ipc", "mount", "pid", "time", "user", "uts"],
+            capabilities: CAPABILITIES.iter().map(|name| format!("CAP_{name}")).collect(),
+            cgroup: Cgroup {
+                v1: false,
+                v2: true,
+                systemd: false,
+                systemd_user: false,
+                rdma: false,
             },
-            "apparmor": { "enabled": false },
-            "selinux": { "enabled": false },
-            "intelRdt": { "enabled": false },
+            seccomp,
+            apparmor: NONE,
+            selinux: NONE,
+            intel_rdt: NONE,
         },
-        "annotations": { "io.kata-like.version": env!("CARGO_PKG_VERSION") },
-        "potentiallyUnsafeConfigAnnotations": [],
-    });
-    println!("{}", serde_json::to_string_pretty(&document)?);
+        annotations: BTreeMap::from([("io.kata-like.version", env!("CARGO_PKG_VERSION"))]),
+        potentially_unsafe_config_annotations: [],
+    };
+    println!("{}", json::pretty(&document, "    ")?);
     Ok(0)
 }

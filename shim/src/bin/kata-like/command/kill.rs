@@ -24,10 +24,14 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn main(arguments: &Arguments, globals: &Globals) -> Result<u8> {
-    let home = Home::new(&globals.root, &arguments.id)?;
+    let home = Home::new(globals.root(), &arguments.id)?;
     let signal = number(&arguments.signal)?;
-    call::ask(&home, &Call::Kill { exec: String::new(), signal, all: arguments.all }, &[])
-        .map(|_| 0)
+    let call = Call::Kill { exec: String::new(), signal, all: arguments.all };
+    match call::ask(&home, &call, &[]) {
+        // All of none have it.
+        Err(error) if arguments.all && call::is_not_running(&error) => Ok(0),
+        answer => answer.map(|_| 0),
+    }
 }
 
 fn number(text: &str) -> Result<u32> {

@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io::ErrorKind;
 
 pub(crate) fn main(id: &str, globals: &Globals) -> Result<u8> {
-    let home = Home::new(&globals.root, id)?;
+    let home = Home::new(globals.root(), id)?;
     home.load()?;
     // The console's log is the sandbox's while that lives.
     for path in [monitor::log(&home), home.sandbox()?.console_log(), monitor::console_log(&home)] {

@@ -29,6 +29,7 @@ pub(crate) fn man(arguments: &Man) -> Result<u8> {
     let directory = &arguments.directory;
     let named = || format!("write manual pages to {}", directory.display());
     std::fs::create_dir_all(directory).with_context(named)?;
-    clap_mangen::generate_to(crate::CommandLine::command(), directory).with_context(named)?;
+    let command = crate::CommandLine::command().version(env!("CARGO_PKG_VERSION"));
+    clap_mangen::generate_to(command, directory).with_context(named)?;
     Ok(0)
 }

@@ -34,8 +34,8 @@ struct Limits {
     #[arg(long, value_name = "BYTES", value_parser = bytes, allow_negative_numbers = true)]
     memory_swap: Option<i64>,
     /// CPU time against other containers'
-    #[arg(long, value_name = "NUMBER")]
-    cpu_shares: Option<u64>,
+    #[arg(long, alias = "cpu-shares", value_name = "NUMBER")]
+    cpu_share: Option<u64>,
     /// CPU time in a period, microseconds
     #[arg(long, value_name = "MICROSECONDS", allow_negative_numbers = true)]
     cpu_quota: Option<i64>,
@@ -48,6 +48,12 @@ struct Limits {
     /// 1: run only when no other wants to
     #[arg(long, value_name = "0|1", allow_negative_numbers = true)]
     cpu_idle: Option<i64>,
+    /// A period of real-time scheduling; refused, since the guest has none
+    #[arg(long, value_name = "MICROSECONDS")]
+    cpu_rt_period: Option<u64>,
+    /// Real-time CPU time in a period; refused, since the guest has none
+    #[arg(long, value_name = "MICROSECONDS", allow_negative_numbers = true)]
+    cpu_rt_runtime: Option<i64>,
     /// Which CPUs; refused, since they are the machine's
     #[arg(long, value_name = "LIST")]
     cpuset_cpus: Option<String>,
@@ -60,10 +66,22 @@ struct Limits {
     /// Weight of block devices; refused, since the guest has none
     #[arg(long, value_name = "NUMBER")]
     blkio_weight: Option<u16>,
+    /// Ignored, as runc does
+    #[arg(long, hide = true)]
+    kernel_memory: Option<String>,
+    /// Ignored, as runc does
+    #[arg(long, hide = true)]
+    kernel_memory_tcp: Option<String>,
+    /// Refused: the guest has no cache that it could divide
+    #[arg(long, value_name = "SCHEMA")]
+    l3_cache_schema: Option<String>,
+    /// Refused: the guest has no memory bandwidth that it could divide
+    #[arg(long, value_name = "SCHEMA")]
+    mem_bw_schema: Option<String>,
 }
 
 pub(crate) fn main(arguments: &Arguments, globals: &Globals) -> Result<u8> {
-    let home = Home::new(&globals.root, &arguments.id)?;
+    let home = Home::new(globals.root(), &arguments.id)?;
     let resources = match &arguments.resources {
         Some(file) if file.as_os_str() == "-" => {
             let mut text = Vec::new();
@@ -78,6 +96,15 @@ pub(crate) fn main(arguments: &Arguments, globals: &Globals) -> Result<u8> {
 }
 
 fn of_options(limits: &Limits) -> Result<Value> {
+    if limits.l3_cache_schema.is_some() {
+        bail!("Intel RDT/CAT: l3 cache schema is not enabled");
+    }
+    if limits.mem_bw_schema.is_some() {
+        bail!("Intel RDT/MBA: memory bandwidth schema is not enabled");
+    }
+    if limits.kernel_memory.is_some() || limits.kernel_memory_tcp.is_some() {
+        tracing::warn!("Kernel memory settings are ignored and will be removed");
+    }
     let mut resources = json!({
         "memory": {
             "limit": limits.memory,
@@ -85,11 +112,13 @@ fn of_options(limits: &Limits) -> Result<Value> {
             "swap": limits.memory_swap,
         },
         "cpu": {
-            "shares": limits.cpu_shares,
+            "shares": limits.cpu_share,
             "quota": limits.cpu_quota,
             "period": limits.cpu_period,
             "burst": limits.cpu_burst,
             "idle": limits.cpu_idle,
+            "realtimePeriod": limits.cpu_rt_period,
+            "realtimeRuntime": limits.cpu_rt_runtime,
             "cpus": limits.cpuset_cpus,
             "mems": limits.cpuset_mems,
         },
@@ -101,16 +130,17 @@ fn of_options(limits: &Limits) -> Result<Value> {
             limits.retain(|_, value| !value.is_null());
         }
         groups.retain(|_, limits| limits.as_object().is_some_and(|limits| !limits.is_empty()));
-        if groups.is_empty() {
-            bail!("nothing to change: give limits or --resources FILE");
-        }
     }
     Ok(resources)
 }
 
-/// Bytes as docker and runc read them: a number, or one with k, m, g or t (powers of 1024).
+/// Bytes as docker and runc read them: -1, or a number, with a fraction if it likes, and k, m, g, t or p after it
+/// (powers of 1024).
 fn bytes(text: &str) -> Result<i64, String> {
     let text = text.trim().to_ascii_lowercase();
+    if text == "-1" {
+        return Ok(-1);
+    }
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let shift = match text[digits.len()..].trim_end_matches('b').trim_end_matches('i') {
         "" => 0,
@@ -118,10 +148,20 @@ fn bytes(text: &str) -> Result<i64, String> {
         "m" => 20,
         "g" => 30,
         "t" => 40,
+        "p" => 50,
         other => return Err(format!("unknown unit {other:?}")),
     };
-    let number: i64 = digits.parse().map_err(|_| format!("{digits:?} is no number"))?;
-    number.checked_mul(1 << shift).ok_or_else(|| "that is too much".into())
+    let digits = digits.trim_end();
+    if let Ok(number) = digits.parse::<i64>() {
+        let fits = (number >= 0).then(|| number.checked_mul(1 << shift)).flatten();
+        return fits.ok_or_else(|| "that is too much, or too little".into());
+    }
+    match digits.parse::<f64>() {
+        Ok(number) if (0.0..f64::from(1 << 20)).contains(&number) => {
+            Ok((number * (1_i64 << shift) as f64) as i64)
+        }
+        _ => Err(format!("{digits:?} is no number of bytes")),
+    }
 }
 
 #[cfg(test)]
@@ -139,7 +179,13 @@ mod tests {
         let expected = serde_json::json!({"memory": {"limit": 64 << 20}, "cpu": {"quota": -1},
             "pids": {"limit": 9}});
         assert_eq!(said.unwrap(), expected);
-        assert!(resources(&[]).is_err());
+        assert_eq!(resources(&[]).unwrap(), serde_json::json!({}));
+        let share = resources(&["--cpu-share", "7", "--cpu-rt-runtime", "5"]).unwrap();
+        assert_eq!(share, serde_json::json!({"cpu": {"shares": 7, "realtimeRuntime": 5}}));
+        for (option, words) in [("--l3-cache-schema", "RDT/CAT"), ("--mem-bw-schema", "RDT/MBA")] {
+            let error = resources(&[option, "x"]).unwrap_err().to_string();
+            assert!(error.contains(words), "{error}");
+        }
     }
 
     #[test]
@@ -148,7 +194,9 @@ mod tests {
         assert_eq!(bytes("2Ki"), Ok(2048));
         assert_eq!(bytes("1gb"), Ok(1 << 30));
         assert_eq!(bytes("-1"), Ok(-1));
-        for bad in ["", "x", "1q", "9999999999999g"] {
+        assert_eq!(bytes("1.5k"), Ok(1536));
+        assert_eq!(bytes("32 MB"), Ok(32 << 20));
+        for bad in ["", "x", "1q", "9999999999999g", "-2", "1e30k", "nan"] {
             assert!(bytes(bad).is_err(), "{bad}");
         }
     }

@@ -1,14 +1,11 @@
 //! A terminal for a process in the background: its master goes to who asked for it, over the console socket
 //! (OCI runtimes' `--console-socket`); its slave becomes this process's own standard streams.
 
+use crate::descriptors;
 use anyhow::{Context, Result};
-use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
-use std::io::IoSlice;
-use std::os::fd::AsRawFd;
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 /// Makes a terminal of `size` (columns, rows), sends its master to `socket` and takes over its slave.
@@ -16,8 +13,7 @@ use std::path::Path;
 /// This process has to lead its session: the terminal becomes that session's, so that a change of its size and
 /// its hang-up arrive as signals.
 pub(crate) fn take_over(socket: &Path, size: Option<(u16, u16)>) -> Result<()> {
-    let stream = UnixStream::connect(socket)
-        .with_context(|| format!("connect to the console socket {}", socket.display()))?;
+    let stream = descriptors::connect("console", socket)?;
     let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)
         .context("make a terminal")?;
     grantpt(&master)?;
@@ -29,11 +25,7 @@ pub(crate) fn take_over(socket: &Path, size: Option<(u16, u16)>) -> Result<()> {
     let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
     let slave = openat(CWD, name.as_c_str(), flags, Mode::empty()).context("open the terminal")?;
     rustix::process::ioctl_tiocsctty(&slave).context("take the terminal over")?;
-    let rights = [master.as_raw_fd()];
-    let message = [ControlMessage::ScmRights(&rights)];
-    let iov = [IoSlice::new(name.as_bytes())];
-    sendmsg::<()>(stream.as_raw_fd(), &iov, &message, MsgFlags::MSG_NOSIGNAL, None)
-        .context("send the terminal to the console socket")?;
+    descriptors::send(&stream, name.as_bytes(), master)?;
     rustix::stdio::dup2_stdin(&slave)?;
     rustix::stdio::dup2_stdout(&slave)?;
     rustix::stdio::dup2_stderr(&slave)?;

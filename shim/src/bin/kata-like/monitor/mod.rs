@@ -6,12 +6,13 @@
 pub(crate) mod call;
 pub(crate) mod console;
 mod serve;
-mod stats;
+pub(crate) mod stats;
 
+use crate::announce::Announcement;
 use crate::background::Reporter;
 use crate::record::{Home, Reservation};
 use crate::run::signals::{Action, Signals};
-use crate::run::terminal::{self, RawTerminal};
+use crate::run::terminal::{self, Output, RawTerminal};
 use anyhow::{Context, Result, bail};
 use call::Listener;
 use oci_spec::runtime::Spec;
@@ -21,6 +22,10 @@ use sandbox::{Launch, NewContainer, Sandbox, storage};
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// How long a killed container may take to end before its sandbox is ended under it.
+const GIVING_UP: Duration = Duration::from_secs(10);
 
 /// Longest host name that Linux takes.
 const MAX_HOSTNAME: usize = 64;
@@ -31,6 +36,8 @@ pub(crate) struct Birth {
     pub(crate) spec: Box<Spec>,
     /// Where the master of the container's terminal goes.
     pub(crate) console_socket: Option<PathBuf>,
+    /// Who is told of this process.
+    pub(crate) announcement: Announcement,
     /// Whether it is started at once.
     pub(crate) start: bool,
 }
@@ -56,8 +63,8 @@ pub(crate) fn live(
                 hold(&sandbox, tty, signals).await
             }
             Err(error) => {
+                give_up(&sandbox).await;
                 // The directory goes with the reservation, and only after what is mounted in it.
-                sandbox.stop().await;
                 drop(reservation);
                 Err(error)
             }
@@ -98,17 +105,34 @@ pub(crate) async fn create(
 
 /// Makes the container and, if asked to, starts it; its terminal in raw mode, if it has one.
 async fn make(sandbox: &Sandbox, reservation: &Reservation, birth: Birth) -> Result<Terminal> {
-    let Birth { bundle, spec, console_socket, start } = birth;
+    let Birth { bundle, spec, console_socket, announcement, start } = birth;
     let tty = has_terminal(&spec);
     if let Some(socket) = &console_socket {
         console::take_over(socket, terminal_size(&spec))?;
     }
-    let raw = if tty { RawTerminal::enter()? } else { None };
+    let raw = if tty { RawTerminal::enter(Output::Raw)? } else { None };
     create(sandbox, reservation, (&spec, bundle), own_stdio(true, tty)?, false).await?;
     if start {
         sandbox.start(sandbox.id()).await?;
     }
+    announcement.make()?;
     Ok(Terminal { tty, _raw: raw })
+}
+
+/// Ends a container that is not wanted after all, with its hooks, and its sandbox.
+pub(crate) async fn give_up(sandbox: &Sandbox) {
+    let id = sandbox.id();
+    let ended = async {
+        // It may have ended by itself, or never have come to be.
+        let _ = sandbox.kill(id, "", libc::SIGKILL as u32, true).await;
+        sandbox.wait(id, "").await
+    };
+    if let Ok(Ok(_)) = tokio::time::timeout(GIVING_UP, ended).await
+        && let Err(error) = sandbox.delete(id, "").await
+    {
+        tracing::warn!("giving container {id} up: {}", error.chain());
+    }
+    sandbox.stop().await;
 }
 
 /// Whether a container has a terminal, and what restores this process's own.
@@ -126,7 +150,7 @@ async fn hold(sandbox: &Sandbox, terminal: Terminal, mut signals: Signals) -> Re
 }
 
 /// Keeps the guest's console for `logs`: the sandbox's own directory goes with the sandbox.
-fn keep_console(home: &Home) {
+pub(crate) fn keep_console(home: &Home) {
     if let Ok(paths) = home.sandbox()
         && let Err(error) = std::fs::copy(paths.console_log(), console_log(home))
     {
@@ -157,11 +181,13 @@ fn terminal_size(spec: &Spec) -> Option<(u16, u16)> {
 
 /// Checks that a terminal has somewhere to go to, and nothing goes there that is none.
 pub(crate) fn check_console(tty: bool, socket: Option<&Path>, detached: bool) -> Result<()> {
-    match (tty, socket) {
-        (true, None) if detached => bail!(
-            "cannot allocate tty if kata-like will detach without setting console socket: give --console-socket"
-        ),
-        (false, Some(_)) => bail!("cannot use console socket if the process has no terminal"),
+    match socket {
+        None if detached && tty => {
+            bail!("cannot allocate tty if kata-like will detach without setting console socket")
+        }
+        Some(_) if !(detached && tty) => {
+            bail!("cannot use console socket if kata-like will not detach or allocate tty")
+        }
         _ => Ok(()),
     }
 }
@@ -174,7 +200,7 @@ pub(crate) fn own_stdio(input: bool, tty: bool) -> Result<Stdio> {
     let stdin = if input { copy(std::io::stdin().as_fd())? } else { Endpoint::None };
     let stdout = copy(std::io::stdout().as_fd())?;
     let stderr = if tty { Endpoint::None } else { copy(std::io::stderr().as_fd())? };
-    Ok(Stdio { stdin, stdout, stderr, logger: None })
+    Ok(Stdio { stdin, stdout, stderr, ..Stdio::default() })
 }
 
 /// Waits for the container to end and passes on what comes for it.

@@ -1,14 +1,20 @@
 //! Answers the calls of commands with the sandbox library.
 
-use super::call::{Answer, Call, Listener, NOT_RUNNING, Process, Status};
+use super::call::{self, Answer, Call, Exec, Listener, NOT_RUNNING, Status};
 use super::stats;
+use crate::command::memory_file;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use protocol::control::ControlError;
 use sandbox::io::{Endpoint, Stdio};
 use sandbox::vm::Control;
-use sandbox::{Error, Phase, Result, Sandbox};
+use sandbox::{Error, NewExec, Phase, Result, Sandbox};
 use std::fs::File;
 use std::io::Read as _;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::time::Duration;
+
+/// How often it is looked whether a container has been resumed.
+const RESUMED: Duration = Duration::from_millis(50);
 
 /// Longest `process` or `resources` that a command may send, bytes.
 const MAX_JSON: u64 = 16 << 20;
@@ -30,10 +36,14 @@ pub(super) async fn serve(listener: Listener, sandbox: Sandbox) {
 }
 
 async fn converse(sandbox: Sandbox, socket: OwnedFd) {
+    let Ok(peer) = socket.try_clone() else { return };
     let Ok(control) = Control::over(socket) else { return };
     while let Ok((call, fds)) = control.receive::<Call>().await {
+        if has_hung_up(&peer) {
+            return tracing::debug!("not done, since nobody waits for it any more: {call:?}");
+        }
         let answer = match call {
-            Call::Exec { exec } => exec_in(&sandbox, &exec, fds, &control).await,
+            Call::Exec(exec) => exec_in(&sandbox, exec, fds, &control).await,
             call => answer(&sandbox, call, fds).await,
         };
         let answer = answer.unwrap_or_else(|error| match error {
@@ -43,68 +53,127 @@ async fn converse(sandbox: Sandbox, socket: OwnedFd) {
             }
             error => Answer::Failed(error.chain()),
         });
-        if let Err(error) = control.send(&answer, &[]).await {
-            return tracing::debug!("answering a command: {error}");
+        if let Err(error) = send(&control, &answer).await {
+            return tracing::debug!("answering a command: {error:#}");
         }
+    }
+}
+
+/// Whether who asked has gone: it was told that nobody answers, so nothing may come of it later.
+fn has_hung_up(peer: &OwnedFd) -> bool {
+    let mut fds = [PollFd::new(peer.as_fd(), PollFlags::empty())];
+    let asked = poll(&mut fds, PollTimeout::ZERO);
+    asked.is_ok() && fds[0].revents().is_some_and(|events| events.contains(PollFlags::POLLHUP))
+}
+
+/// Sends an answer; in a file what is too long for a packet.
+async fn send(control: &Control, answer: &Answer) -> anyhow::Result<()> {
+    match control.send(answer, &[]).await {
+        Err(ControlError::TooLong) => {
+            let file = memory_file(&serde_json::to_vec(answer)?)?;
+            Ok(control.send(&Answer::InFile, &[file.as_fd()]).await?)
+        }
+        sent => Ok(sent?),
     }
 }
 
 async fn answer(sandbox: &Sandbox, call: Call, fds: Vec<OwnedFd>) -> Result<Answer> {
     let id = sandbox.id();
     match call {
-        Call::Status => Ok(Answer::Status(match sandbox.state(id, "")?.phase {
-            Phase::Reserved | Phase::Created | Phase::Starting => Status::Created,
-            Phase::Running => Status::Running,
-            Phase::Paused => Status::Paused,
-            Phase::Stopped(_) => Status::Stopped,
-        })),
-        Call::Start => sandbox.start(id).await.map(|_| Answer::Done),
+        Call::Status => Ok(Answer::Status(status(sandbox))),
+        Call::Start => {
+            refuse(match status(sandbox) {
+                Status::Created => None,
+                Status::Running => Some("cannot start an already running container"),
+                Status::Paused => Some("cannot start a container in the paused state"),
+                Status::Stopped => Some("cannot start a container that has stopped"),
+            })?;
+            sandbox.start(id).await.map(|_| Answer::Done)
+        }
+        // Only asks whether there is a process.
+        Call::Kill { exec, signal: 0, .. } => match sandbox.state(id, &exec)?.phase {
+            Phase::Stopped(_) => Ok(Answer::Failed(NOT_RUNNING.into())),
+            _ => Ok(Answer::Done),
+        },
         Call::Kill { exec, signal, all } => {
+            if exec.is_empty() && status(sandbox) == Status::Stopped {
+                return Ok(Answer::Failed(NOT_RUNNING.into()));
+            }
             sandbox.kill(id, &exec, signal, all).await.map(|()| Answer::Done)
         }
         Call::Resize { exec, columns, rows } => {
             sandbox.resize(id, &exec, columns, rows).await.map(|()| Answer::Done)
         }
-        Call::Pause(pause) => sandbox.set_paused(id, pause).await.map(|()| Answer::Done),
+        Call::Pause(pause) => {
+            refuse(match (pause, status(sandbox)) {
+                (true, Status::Paused | Status::Stopped) => Some(NOT_RUNNING),
+                (false, Status::Created | Status::Running | Status::Stopped) => {
+                    Some("container not paused")
+                }
+                _ => None,
+            })?;
+            sandbox.set_paused(id, pause).await.map(|()| Answer::Done)
+        }
         Call::Update => {
             let resources = read(fds.into_iter().next())?;
             sandbox.update(id, &resources).await.map(|()| Answer::Done)
         }
-        Call::Processes => {
-            let processes = sandbox.processes(id).await?.into_iter();
-            let process = |p: sandbox::Process| Process {
-                pid: p.pid,
-                parent: p.parent,
-                uid: p.uid,
-                command: p.command,
-            };
-            Ok(Answer::Processes(processes.map(process).collect()))
-        }
+        Call::Processes => sandbox.processes(id).await.map(Answer::Processes),
         Call::Stats { sandbox: also } => {
             let used = sandbox.stats(id).await?;
-            let mut told = stats::as_runc(&used);
+            let mut stats = stats::as_runc(&used);
             if also {
-                told["sandbox"] = stats::of_sandbox(&sandbox.overhead()?);
+                stats.sandbox = Some(stats::of_sandbox(&sandbox.overhead()?));
             }
-            Ok(Answer::Stats(Box::new(told)))
+            let oom_kills = used.memory_events.get("oom_kill").copied().unwrap_or_default();
+            Ok(Answer::Stats { stats: Box::new(stats), oom_kills })
         }
-        Call::Exec { .. } => Err(Error::InvalidArgument("an exec is answered elsewhere".into())),
+        Call::Exec(_) => Err(Error::InvalidArgument("an exec is answered elsewhere".into())),
     }
+}
+
+/// Where the container is in its life; deleted, it has ended.
+fn status(sandbox: &Sandbox) -> Status {
+    match sandbox.state(sandbox.id(), "").map(|state| state.phase) {
+        Ok(Phase::Reserved | Phase::Created | Phase::Starting) => Status::Created,
+        Ok(Phase::Running) => Status::Running,
+        Ok(Phase::Paused) => Status::Paused,
+        Ok(Phase::Stopped(_)) | Err(_) => Status::Stopped,
+    }
+}
+
+/// What runc says to what is not legal in a state.
+fn refuse(why: Option<&str>) -> Result<()> {
+    why.map_or(Ok(()), |why| Err(Error::FailedPrecondition(why.into())))
 }
 
 /// Starts a process, tells so, and waits for its end.
 async fn exec_in(
     sandbox: &Sandbox,
-    exec: &str,
+    asked: Exec,
     fds: Vec<OwnedFd>,
     control: &Control,
 ) -> Result<Answer> {
     let id = sandbox.id();
+    let Exec { id: exec, ignore_paused, sub_cgroup, plain_newlines } = asked;
+    refuse(match status(sandbox) {
+        Status::Stopped => Some(call::EXEC_IN_STOPPED),
+        Status::Paused if !ignore_paused => {
+            Some("cannot exec in a paused container (use --ignore-paused to override)")
+        }
+        _ => None,
+    })?;
+    // Nothing of a paused container runs, what is added to it neither.
+    while status(sandbox) == Status::Paused {
+        tokio::time::sleep(RESUMED).await;
+    }
     let mut fds = fds.into_iter();
     let process = read(fds.next())?;
     let mut pipe = || fds.next().map_or(Endpoint::None, Endpoint::Pipe);
-    let stdio = Stdio { stdin: pipe(), stdout: pipe(), stderr: pipe(), logger: None };
-    sandbox.add_exec(id, exec, &process, stdio)?;
+    let (stdin, stdout, stderr) = (pipe(), pipe(), pipe());
+    let stdio = Stdio { stdin, stdout, stderr, plain_newlines, ..Stdio::default() };
+    sandbox.add_exec(id, &exec, NewExec { process_json: &process, stdio, sub_cgroup })?;
+    let exec = exec.as_str();
     let ended = async {
         sandbox.start_exec(id, exec).await?;
         // Who asked may be gone; the process is waited for all the same.
@@ -125,4 +194,21 @@ fn read(file: Option<OwnedFd>) -> Result<Vec<u8>> {
     let read = File::from(file).take(MAX_JSON).read_to_end(&mut text);
     read.map_err(Error::system("read what a command sent"))?;
     Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+
+    #[test]
+    fn who_has_gone_waits_for_nothing() {
+        let (ours, theirs) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
+                .unwrap();
+        protocol::control::send(&theirs, &Call::Start, &[]).unwrap();
+        assert!(!has_hung_up(&ours));
+        drop(theirs);
+        assert!(has_hung_up(&ours));
+    }
 }

@@ -5,11 +5,11 @@ use super::scratch::Scratch;
 use super::signals::{Action, Signals};
 use super::source::Source;
 use super::spec;
-use super::terminal::RawTerminal;
+use super::terminal::{Output, RawTerminal};
 use crate::image::{self, Allowance};
 use crate::monitor;
 use crate::record::Reservation;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use oci_spec::runtime::Spec;
 use sandbox::{Error, Sandbox};
 
@@ -23,12 +23,18 @@ pub(super) async fn run(
 ) -> Result<u8> {
     let id = sandbox.id().to_owned();
     let interactive = arguments.interactive;
+    let announcement = arguments.oci.announcement.clone();
+    let keep = arguments.keep;
+    let console_socket = arguments.oci.console_socket.clone();
     let bundle = std::path::absolute(&arguments.source)?;
     let made = async {
         let spec = prepare(source, scratch, arguments).await?;
         let tty = monitor::has_terminal(&spec);
-        let stdio = monitor::own_stdio(interactive, tty)?;
-        monitor::create(sandbox, reservation, (&spec, bundle), stdio, true).await?;
+        monitor::check_console(tty, console_socket.as_deref(), false)?;
+        let mut stdio = monitor::own_stdio(interactive, tty)?;
+        // The user's terminal does what is to be done about them.
+        stdio.plain_newlines = true;
+        monitor::create(sandbox, reservation, (&spec, bundle), stdio, !keep).await?;
         Ok::<_, anyhow::Error>(tty)
     };
     let tty = tokio::select! {
@@ -37,8 +43,15 @@ pub(super) async fn run(
             return Ok(128 + number as u8);
         }
     };
-    sandbox.start(&id).await?;
-    let raw = if tty { RawTerminal::enter()? } else { None };
+    let begun = match sandbox.start(&id).await {
+        Ok(_) => announcement.make(),
+        Err(error) => Err(error.into()),
+    };
+    if let Err(error) = begun {
+        monitor::give_up(sandbox).await;
+        return Err(error);
+    }
+    let raw = if tty { RawTerminal::enter(Output::Processed)? } else { None };
     let exit = monitor::attend(sandbox, &id, tty, &mut signals).await;
     // Output that is on its way comes before the user's prompt.
     let deleted = sandbox.delete(&id, "").await;
@@ -99,15 +112,4 @@ pub(super) fn status_of(error: &anyhow::Error) -> Option<u8> {
     } else {
         None
     }
-}
-
-/// `NAME=VALUE`, or the value that `NAME` has here.
-pub(super) fn variable(text: &str) -> Result<Option<String>> {
-    if text.starts_with('=') || text.is_empty() {
-        bail!("--env {text:?} has no name");
-    }
-    if text.contains('=') {
-        return Ok(Some(text.to_owned()));
-    }
-    Ok(std::env::var(text).ok().map(|value| format!("{text}={value}")))
 }

@@ -12,8 +12,8 @@ mod spec;
 pub(crate) mod terminal;
 
 use crate::command::create;
-use crate::record::Home;
-use crate::{Globals, background, monitor};
+use crate::record::{Home, Reservation};
+use crate::{Globals, monitor};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use sandbox::settings::Settings;
@@ -81,6 +81,13 @@ pub(crate) struct Arguments {
     /// Return as soon as it runs; for bundles
     #[arg(short, long)]
     detach: bool,
+    /// Leave the container to be deleted when it has ended; for bundles
+    #[arg(long)]
+    keep: bool,
+    /// Accepted for runc's sake: what outlives its parent in the guest is not a child of this process
+    #[arg(long)]
+    #[allow(dead_code)]
+    no_subreaper: bool,
     #[command(flatten)]
     oci: create::Options,
     /// Bundle or image; with --bundle, or in a bundle's directory, the name of the container
@@ -100,7 +107,7 @@ pub(crate) fn main(arguments: Arguments, globals: &Globals) -> ExitCode {
         Ok(status) => ExitCode::from(status),
         Err(_) if globals.report_fd.is_some() => ExitCode::FAILURE,
         Err(error) if as_oci_runtime => {
-            globals.log.fatal(&error);
+            globals.log.fatal(&error.context("kata-like run failed"));
             ExitCode::FAILURE
         }
         Err(error) => {
@@ -119,16 +126,17 @@ impl Arguments {
 
 fn run(mut arguments: Arguments, globals: &Globals) -> Result<u8> {
     let oci = arguments.is_oci();
+    arguments.oci.check()?;
     if oci {
         let id = arguments.source.to_string_lossy().into_owned();
         if arguments.detach {
             return create::detached(&arguments.oci, &id, globals, true);
         }
-        arguments.source = arguments.oci.bundle.clone().unwrap_or_else(|| ".".into());
+        arguments.source = arguments.oci.directory()?;
         arguments.name.get_or_insert(id);
         arguments.interactive = true;
-    } else if arguments.detach {
-        bail!("--detach is for bundles: give --bundle DIR and a name");
+    } else if arguments.detach || arguments.keep {
+        bail!("--detach and --keep are for bundles: give --bundle DIR and a name");
     }
     globals.log.begin(None)?;
     let mut config = crate::load(&globals.config)?;
@@ -137,28 +145,49 @@ fn run(mut arguments: Arguments, globals: &Globals) -> Result<u8> {
     let settings = Settings::resolve(config)?;
     let source = Source::open(&arguments.source)?;
     let id = arguments.name.clone().unwrap_or_else(generated_id);
-    let home = Home::new(&globals.root, &id)?;
+    let home = Home::new(globals.root(), &id)?;
     // Before there is a second thread: it is the thread that gets the namespace.
     storage::private_mounts().context("are you root?")?;
-    leftovers::remove(&globals.root);
-    let scratch = Scratch::new(&id)?;
+    leftovers::remove(globals.root());
     let reservation = home.reserve()?;
-    background::write_pid(arguments.oci.pid_file.as_deref(), std::process::id())?;
+    let scratch = Scratch::new(&id)?;
+    let keep = arguments.keep;
+    let status = live(settings, source, (&scratch, &reservation), arguments);
+    if keep && status.is_ok() {
+        reservation.leave();
+    } else {
+        drop(reservation);
+    }
+    if let Err(error) = scratch.remove() {
+        tracing::warn!("{error:#}");
+    }
+    status
+}
+
+/// Removes what a run in the foreground that was ended by force has left beside its container.
+pub(crate) fn remove_abandoned() -> Result<()> {
+    scratch::remove_abandoned()
+}
+
+/// The container's whole life.
+fn live(
+    settings: Settings,
+    source: Source,
+    (scratch, reservation): (&Scratch, &Reservation),
+    arguments: Arguments,
+) -> Result<u8> {
     let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
     let status = runtime.block_on(async {
         let signals = signals::Signals::listen()?.insistent();
         let sandbox = monitor::launch(settings, reservation.home())?;
-        let run = foreground::run(&sandbox, source, (&scratch, &reservation), arguments, signals);
+        let run = foreground::run(&sandbox, source, (scratch, reservation), arguments, signals);
         let status = run.await;
+        monitor::keep_console(reservation.home());
         sandbox.stop().await;
         status
     });
     // A read of standard input may be under way, which only the user can end.
     runtime.shutdown_background();
-    drop(reservation);
-    if let Err(error) = scratch.remove() {
-        tracing::warn!("{error:#}");
-    }
     status
 }
 

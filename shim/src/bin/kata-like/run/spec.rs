@@ -2,7 +2,6 @@
 //! with the command line over it.
 
 use super::Arguments;
-use super::foreground::variable;
 use crate::image::Account;
 use anyhow::{Context, Result, bail};
 use oci_spec::image::Config;
@@ -189,6 +188,17 @@ fn environment(mut env: Vec<String>, more: &[String]) -> Result<Vec<String>> {
         env.push(new);
     }
     Ok(env)
+}
+
+/// `NAME=VALUE`, or the value that `NAME` has here.
+fn variable(text: &str) -> Result<Option<String>> {
+    if text.starts_with('=') || text.is_empty() {
+        bail!("--env {text:?} has no name");
+    }
+    if text.contains('=') {
+        return Ok(Some(text.to_owned()));
+    }
+    Ok(std::env::var(text).ok().map(|value| format!("{text}={value}")))
 }
 
 fn volumes(texts: &[String]) -> Result<Vec<Mount>> {

@@ -1,7 +1,18 @@
 //! The user's terminal while a container has it.
 
-use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcgetwinsize, tcsetattr};
+use rustix::termios::{
+    OptionalActions, OutputModes, Termios, isatty, tcgetattr, tcgetwinsize, tcsetattr,
+};
 use std::io;
+
+/// What a terminal does with what is written to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Output {
+    /// Shows it.
+    Raw,
+    /// Begins a new line at a `\n`, as it did before.
+    Processed,
+}
 
 /// Standard input in raw mode: each key goes to the container, Ctrl-C too. The mode is restored on drop.
 pub(crate) struct RawTerminal {
@@ -10,7 +21,7 @@ pub(crate) struct RawTerminal {
 
 impl RawTerminal {
     /// `None` if standard input is no terminal.
-    pub(crate) fn enter() -> io::Result<Option<Self>> {
+    pub(crate) fn enter(output: Output) -> io::Result<Option<Self>> {
         let stdin = io::stdin();
         if !isatty(&stdin) {
             return Ok(None);
@@ -18,6 +29,9 @@ impl RawTerminal {
         let before = tcgetattr(&stdin)?;
         let mut raw = before.clone();
         raw.make_raw();
+        if output == Output::Processed {
+            raw.output_modes.insert(OutputModes::OPOST);
+        }
         tcsetattr(&stdin, OptionalActions::Drain, &raw)?;
         Ok(Some(Self { before }))
     }
