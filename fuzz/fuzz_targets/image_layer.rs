@@ -128,7 +128,7 @@ fn layer(input: &mut Choices<'_>) -> Vec<u8> {
             && gnu.typeflag == [b'S']
         {
             // The map of its holes: one piece, and where it ends.
-            let [at, len, end] = [(); 3].map(|()| u64::from(input.u16()) << (kind & 0x10));
+            let [at, len, end] = [(); 3].map(|()| u64::from(input.u16()) << (kind >> 2 & 4));
             gnu.sparse[0].offset.copy_from_slice(format!("{at:012o}").as_bytes());
             gnu.sparse[0].numbytes.copy_from_slice(format!("{len:012o}").as_bytes());
             gnu.sparse[1].offset.copy_from_slice(format!("{end:012o}").as_bytes());
