@@ -63,6 +63,9 @@ impl Agent for Service {
         _: &TtrpcContext,
         request: SetupSandboxRequest,
     ) -> ttrpc::Result<Empty> {
+        if !request.rlimits_json.is_empty() {
+            self.containers.set_limits(&request.rlimits_json)?;
+        }
         blocking(move || sandbox::setup(&request)).await?;
         Ok(Empty::default())
     }

@@ -198,3 +198,47 @@ async fn a_program_does_not_run_after_a_hook_that_fails() {
     assert!(text.contains("startContainer hook #0"), "{text}");
     assert!(!text.contains("it ran"), "{text}");
 }
+
+#[tokio::test]
+async fn limits_are_the_specifications_then_the_sandboxes() {
+    let agent = start();
+    let limits = json!([
+        { "type": "RLIMIT_NOFILE", "soft": 5000, "hard": 6000 },
+        { "type": "RLIMIT_CORE", "soft": 8, "hard": u64::MAX },
+        { "type": "RLIMIT_NPROC", "soft": 123, "hard": 456 },
+    ]);
+    let request = SetupSandboxRequest {
+        rlimits_json: limits.to_string().into_bytes(),
+        ..SetupSandboxRequest::default()
+    };
+    agent.client.setup_sandbox(context(), &request).await.unwrap();
+    let mut process = shell("cat /proc/self/limits; exec sleep 1000");
+    process["rlimits"] = json!([{ "type": "RLIMIT_NPROC", "soft": 300, "hard": 400 }]);
+    let mappings = json!([{ "containerID": 0, "hostID": 0, "size": 65536 }]);
+    let namespaces = ["pid", "mount", "user"].map(|kind| json!({ "type": kind }));
+    let linux =
+        json!({ "namespaces": namespaces, "uidMappings": mappings, "gidMappings": mappings });
+    let streams = Streams::new(&agent.prefix);
+    let mut output = streams.connect(streams.stdio.stdout);
+    let (id, _streams) = agent.create_with("c", process, linux, streams).await.unwrap();
+    agent.start_container(&id).await.unwrap();
+    let mut text = [0; 4096];
+    let length = std::io::Read::read(&mut output, &mut text).unwrap();
+    let text = String::from_utf8_lossy(&text[..length]).into_owned();
+    let told = |text: &str, name: &str| -> Vec<String> {
+        let line = field(&text.replace(name, &format!("{name}:")), name);
+        line.split_whitespace().take(2).map(str::to_owned).collect()
+    };
+    assert_eq!(told(&text, "Max open files"), ["5000", "6000"]);
+    assert_eq!(told(&text, "Max core file size"), ["8", "unlimited"]);
+    assert_eq!(told(&text, "Max processes"), ["300", "400"]);
+    let streams = Streams::new(&agent.prefix);
+    let output = streams.read_stdout();
+    let mut process = shell("cat /proc/self/limits");
+    process["rlimits"] = json!([{ "type": "RLIMIT_NOFILE", "soft": 100, "hard": 9000 }]);
+    agent.exec(&id, "e", process, &streams).await.unwrap();
+    assert_eq!(agent.wait(&id, "e").await.exit_status, 0);
+    let text = String::from_utf8(output.join().unwrap()).unwrap();
+    assert_eq!(told(&text, "Max open files"), ["100", "9000"]);
+    assert_eq!(told(&text, "Max processes"), ["123", "456"]);
+}

@@ -15,7 +15,7 @@ use crate::io::streams::Streams;
 use crate::work::job::{Answer, Job, PROCESS_FILE, SPEC_FILE, STATE_DIR};
 use crate::work::zygote::Zygote;
 use container::Container;
-use oci_spec::runtime::LinuxResources;
+use oci_spec::runtime::{LinuxResources, PosixRlimit};
 use process::Process;
 use protocol::agent::{
     ContainerStateResponse, ContainerStatsResponse, CreateContainerRequest, ExecProcessRequest,
@@ -39,6 +39,7 @@ pub struct Containers {
     reaper: Arc<Reaper>,
     streams: Arc<Streams>,
     by_id: Mutex<HashMap<String, Entry>>,
+    limits: Mutex<Vec<PosixRlimit>>,
 }
 
 #[derive(Debug, Clone)]
@@ -51,7 +52,22 @@ enum Entry {
 impl Containers {
     /// None yet.
     pub fn new(zygote: Zygote, reaper: Arc<Reaper>, streams: Arc<Streams>) -> Self {
-        Self { zygote, reaper, streams, by_id: Mutex::default() }
+        Self { zygote, reaper, streams, by_id: Mutex::default(), limits: Mutex::default() }
+    }
+
+    /// Takes the limits of processes that set none, an OCI `process.rlimits`.
+    ///
+    /// # Errors
+    /// It is no such array.
+    pub fn set_limits(&self, rlimits_json: &[u8]) -> Result<(), AgentError> {
+        let limits = serde_json::from_slice(rlimits_json)
+            .map_err(|e| AgentError::Invalid(format!("rlimits: {e}")))?;
+        *self.limits.lock().unwrap_or_else(PoisonError::into_inner) = limits;
+        Ok(())
+    }
+
+    fn limits(&self) -> Vec<PosixRlimit> {
+        self.limits.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Creates a container whose init process waits for [`Containers::start`]; its pid.
@@ -108,6 +124,7 @@ impl Containers {
             bundle: bundle.to_owned(),
             process: None,
             sub_cgroup: String::new(),
+            limits: self.limits(),
             wanted: process::wanted(&stdio),
             plain_newlines: stdio.plain_newlines,
         };
@@ -154,6 +171,7 @@ impl Containers {
             bundle: container.bundle().to_owned(),
             process: Some(name),
             sub_cgroup: request.sub_cgroup,
+            limits: self.limits(),
             wanted: process::wanted(&stdio),
             plain_newlines: stdio.plain_newlines,
         };

@@ -7,6 +7,7 @@ use crate::guest::cgroup;
 use anyhow::Context as _;
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
+use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{chdir, chroot};
@@ -53,6 +54,16 @@ const SYSCTLS: &[(&str, &str)] = &[
     ("fs/protected_hardlinks", "1"),
     ("fs/protected_fifos", "1"),
     ("fs/protected_regular", "1"),
+    // Open files count as their container's memory: no other limit is needed, as systemd sets it on hosts.
+    ("fs/nr_open", "1073741816"),
+    ("fs/file-max", "9223372036854775807"),
+];
+
+/// Limits of this process, soft and hard.
+const LIMITS: &[(Resource, u64)] = &[
+    (Resource::RLIMIT_NOFILE, 1 << 20),
+    (Resource::RLIMIT_NPROC, RLIM_INFINITY),
+    (Resource::RLIMIT_SIGPENDING, RLIM_INFINITY),
 ];
 
 /// Processes that the guest keeps for itself out of the kernel's limit.
@@ -78,6 +89,7 @@ pub fn prepare() -> anyhow::Result<()> {
     for (name, value) in SYSCTLS {
         let _ = fs::write(Path::new("/proc/sys").join(name), value);
     }
+    raise_limits();
     prepare_cgroups().context("preparing the cgroups")?;
     raise_loopback().context("raising the loopback device")
 }
@@ -109,6 +121,15 @@ fn enter_root() -> anyhow::Result<()> {
     chroot(".")?;
     chdir("/")?;
     Ok(())
+}
+
+/// The kernel gives the first process few files and, in a small guest, few processes and signals. Containers that
+/// the host sets no limits for inherit these.
+fn raise_limits() {
+    for (resource, value) in LIMITS {
+        // One that is kept is a limit, no fault.
+        let _ = setrlimit(*resource, *value, *value);
+    }
 }
 
 /// Delegates every controller, and keeps a little for the agent whatever the containers do.

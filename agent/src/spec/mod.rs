@@ -18,6 +18,7 @@ pub mod id_maps;
 pub mod late_mounts;
 mod mounts;
 mod place;
+pub mod limits;
 pub mod privileges;
 pub mod seccomp;
 mod syscalls;

@@ -1,6 +1,7 @@
 //! What the agent asks of a worker, and what it gets: messages on a socket between the two.
 
 use crate::spec::InvalidSpec;
+use oci_spec::runtime::PosixRlimit;
 use serde::{Deserialize, Serialize};
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -20,6 +21,8 @@ pub struct Job {
     pub process: Option<String>,
     /// Of a process to be added: where below the container's cgroup it goes; empty: wherever it can.
     pub sub_cgroup: String,
+    /// The limits of the process where it sets none.
+    pub limits: Vec<PosixRlimit>,
     /// Which of stdin, stdout, stderr the host carries; the others are /dev/null.
     pub wanted: [bool; 3],
     /// A terminal does not make `\r\n` of a `\n`.

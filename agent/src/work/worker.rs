@@ -9,6 +9,7 @@ use crate::spec::dev_nodes;
 use crate::spec::device_rules;
 use crate::spec::id_maps;
 use crate::spec::late_mounts::LateMounts;
+use crate::spec::limits;
 use crate::spec::{self, Own};
 use crate::work::executor::{First, GuestExecutor, NewProcess};
 use crate::work::job::{
@@ -105,6 +106,9 @@ fn prepare(job: &Job) -> Result<Plan, Failure> {
     let mut spec: Spec = load(Path::new(SPEC_FILE))?;
     let Some(directory) = &job.process else {
         let own = spec::adapt_container(&mut spec, &job.container_id)?;
+        if let Some(process) = spec.process_mut() {
+            set_limits(process, job)?;
+        }
         if let Some(root) = spec.root() {
             dev_nodes::make_way(&spec, root.path())
                 .map_err(|e| Failure::internal("clearing /dev", &e))?;
@@ -124,9 +128,15 @@ fn prepare(job: &Job) -> Result<Plan, Failure> {
     let file = Path::new(directory).join(PROCESS_FILE);
     let mut process: Process = load(&file)?;
     let privileges = spec::adapt_process(&mut process, &spec)?;
+    set_limits(&mut process, job)?;
     store(&file, &process)?;
     let terminal = has_terminal(Some(&process));
     Ok(Plan { process: NewProcess { privileges, first: None }, terminal, container: None })
+}
+
+fn set_limits(process: &mut Process, job: &Job) -> Result<(), Failure> {
+    limits::complete(process, &job.limits);
+    limits::make_room(process).map_err(|e| Failure::internal("raising the limits", &e))
 }
 
 fn has_terminal(process: Option<&Process>) -> bool {

@@ -1,5 +1,6 @@
 //! Calls to the guest's agent. Every call has a deadline; what comes back is checked.
 
+use super::limits;
 use crate::error::{Error, Result};
 use crate::milestone;
 use protocol::agent as api;
@@ -106,6 +107,8 @@ impl Agent {
             clock_ns: clock.map_or(0, |d| d.as_nanos() as u64),
             entropy: entropy()?,
             shared_tag: shared_tag.into(),
+            rlimits_json: serde_json::to_vec(&limits::own())
+                .map_err(|e| Error::InvalidArgument(format!("resource limits: {e}")))?,
             ..Default::default()
         };
         let call = self.client.setup_sandbox(deadline(LONG), &request);

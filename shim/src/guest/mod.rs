@@ -1,6 +1,7 @@
 //! What is said to the guest, and what it says.
 
 pub mod agent;
+mod limits;
 #[doc(hidden)]
 pub mod log;
 pub(crate) mod paths;

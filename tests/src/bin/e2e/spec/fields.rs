@@ -90,13 +90,6 @@ pub fn prepare(bundle: &Bundle) -> Result<()> {
     Ok(())
 }
 
-/// The limits that a spec sets, as `/proc/PID/limits` names them.
-pub fn limits(spec: &Value) -> Vec<&'static str> {
-    let set = spec.pointer("/process/rlimits").and_then(Value::as_array);
-    let kinds: Vec<&str> = set.into_iter().flatten().filter_map(|l| l["type"].as_str()).collect();
-    LIMITS.iter().filter(|(kind, _)| kinds.contains(kind)).map(|(_, name)| *name).collect()
-}
-
 /// Every limit of the runtime-spec, and its name in `/proc/PID/limits`.
 pub const LIMITS: [(&str, &str); 16] = [
     ("RLIMIT_AS", "Max address space"),
