@@ -124,3 +124,19 @@ async fn a_terminal_has_a_size_and_takes_a_new_one() {
         assert_eq!(rest, "typed\r\n40 120\r\ntyped\r\n/dev/pts/0\r\n");
     }
 }
+
+#[tokio::test]
+async fn a_terminal_that_is_closed_and_opened_again_goes_on() {
+    let agent = start();
+    let script = "tty=$(tty); echo before; exec < /dev/null > /dev/null 2>&1; sleep 0.5; \
+        echo after > $tty; sleep 0.5; echo last > $tty";
+    let mut process = shell(script);
+    process["terminal"] = json!(true);
+    let streams = Streams::for_terminal(&agent.prefix);
+    let output = streams.read_stdout();
+    let (id, _streams) = agent.create_with("c", process, json!({}), streams).await.unwrap();
+    agent.start_container(&id).await.unwrap();
+    assert_eq!(agent.wait(&id, "").await.exit_status, 0);
+    let text = String::from_utf8(output.join().unwrap()).unwrap();
+    assert_eq!(text, "before\r\nafter\r\nlast\r\n");
+}

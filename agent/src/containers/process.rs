@@ -53,6 +53,8 @@ impl Process {
             if process.stdio.stdout != 0 {
                 process.carry_out(duplicate()?, process.stdio.stdout);
             }
+            process
+                .keep_open(stdio::open_peer(&master).map_err(|e| AgentError::io("terminal", e))?);
             process.terminal = Some(master);
             return Ok(process);
         }
@@ -78,6 +80,16 @@ impl Process {
             let _ = exit.wait_for(Option::is_some).await;
             handle.abort();
             streams.forget(number);
+        });
+    }
+
+    /// Holds the process's side of its terminal while it lives: the master has an end when nobody holds it, and
+    /// the process may close it and open it again.
+    fn keep_open(&self, peer: OwnedFd) {
+        let mut exit = self.exit.clone();
+        tokio::spawn(async move {
+            let _ = exit.wait_for(Option::is_some).await;
+            drop(peer);
         });
     }
 

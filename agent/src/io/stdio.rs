@@ -1,5 +1,6 @@
 //! The ends of a process's standard streams: pipes, or a terminal of the container's.
 
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use nix::sys::termios::{OutputFlags, SetArg, tcgetattr, tcsetattr};
@@ -46,6 +47,18 @@ pub fn pipes(wanted: [bool; 3], owner: (u32, u32)) -> io::Result<(ChildEnds, Vec
     };
     let ends = ChildEnds { stdin: end(0)?, stdout: end(1)?, stderr: end(2)? };
     Ok((ends, ours))
+}
+
+/// The process's side of a terminal whose master this is, opened once more.
+///
+/// # Errors
+/// What the kernel says.
+pub fn open_peer(master: &OwnedFd) -> io::Result<OwnedFd> {
+    let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
+    // SAFETY: the kernel reads a number and makes a descriptor.
+    let fd = Errno::result(unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCGPTPEER, flags) })?;
+    // SAFETY: the kernel has just made this descriptor for us; nothing else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Takes the terminal's master that libcontainer has sent.
