@@ -22,6 +22,7 @@ use io::transport::Transport;
 use spec::id_maps;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 use work::zygote::Zygote;
 
 fn main() -> ExitCode {
@@ -44,6 +45,8 @@ fn run() -> anyhow::Result<()> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(16)
+        // Once there is one, what blocks gets done, also when the guest has no more threads to give.
+        .thread_keep_alive(Duration::from_secs(u32::MAX.into()))
         .build()
         .context("starting the runtime")?
         .block_on(serve(zygote, log))
@@ -52,6 +55,7 @@ fn run() -> anyhow::Result<()> {
 /// Listens, tells the host so by connecting the log, and serves until the machine ends.
 async fn serve(zygote: Zygote, log: Arc<logging::Log>) -> anyhow::Result<()> {
     let transport = Transport::from_env();
+    tokio::task::spawn_blocking(|| ());
     let reaper = Arc::new(Reaper::default());
     let mut zygote_exit = reaper.expect().claim(zygote.pid());
     let reaping = reaper.start().context("catching SIGCHLD")?;

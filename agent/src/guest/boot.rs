@@ -66,8 +66,13 @@ const LIMITS: &[(Resource, u64)] = &[
     (Resource::RLIMIT_SIGPENDING, RLIM_INFINITY),
 ];
 
-/// Processes that the guest keeps for itself out of the kernel's limit.
-const RESERVED_PIDS: u64 = 256;
+/// Threads that the guest keeps for its kernel and the agent out of the kernel's limit.
+const RESERVED_THREADS: u64 = 256;
+
+/// Memory for each thread, KiB: twice what the kernel needs for it. It counts as its container's.
+const KIB_PER_THREAD: u64 = 64;
+
+const THREADS_MAX: &str = "/proc/sys/kernel/threads-max";
 
 /// Memory that the guest keeps for itself out of what there is, KiB.
 const RESERVED_MEMORY_KIB: u64 = 16 * 1024;
@@ -144,20 +149,33 @@ fn prepare_cgroups() -> anyhow::Result<()> {
             let _ = fs::write(directory.join("cgroup.subtree_control"), format!("+{controller}"));
         }
     }
-    if let Some(limit) = read_number("/proc/sys/kernel/pid_max", "") {
-        let _ = fs::write(parent.join("pids.max"), limit.saturating_sub(RESERVED_PIDS).to_string());
-    }
     limit_containers();
     Ok(())
 }
 
-/// Lets all containers together have the memory that there is, but for a little.
+/// Lets all containers together have the memory that there is, and as many threads as fit into half of it, but for
+/// a little of both.
 pub fn limit_containers() {
-    if let Some(total) = read_number("/proc/meminfo", "MemTotal:") {
-        let limit = total.saturating_sub(RESERVED_MEMORY_KIB).max(total / 2) * 1024;
-        let parent = Path::new(cgroup::ROOT).join(cgroup::PARENT);
-        let _ = fs::write(parent.join("memory.max"), limit.to_string());
+    let Some(total) = read_number("/proc/meminfo", "MemTotal:") else { return };
+    let parent = Path::new(cgroup::ROOT).join(cgroup::PARENT);
+    let memory = total.saturating_sub(RESERVED_MEMORY_KIB).max(total / 2) * 1024;
+    let _ = fs::write(parent.join("memory.max"), memory.to_string());
+    let most = read_number("/proc/sys/kernel/pid_max", "").unwrap_or(u64::MAX);
+    let wanted = threads(total).min(most);
+    // The kernel's own figure is of the memory at boot. It is raised only: what runs goes on.
+    if read_number(THREADS_MAX, "").is_some_and(|now| now < wanted) {
+        let _ = fs::write(THREADS_MAX, wanted.to_string());
     }
+    let threads = read_number(THREADS_MAX, "").unwrap_or(wanted).min(wanted);
+    let _ = fs::write(
+        parent.join("pids.max"),
+        threads.saturating_sub(RESERVED_THREADS).max(1).to_string(),
+    );
+}
+
+/// How many threads a guest of so much memory, KiB, is to have.
+fn threads(memory_kib: u64) -> u64 {
+    (memory_kib / KIB_PER_THREAD).max(2 * RESERVED_THREADS)
 }
 
 /// The first number after `label` at the start of a line.
@@ -179,4 +197,14 @@ fn raise_loopback() -> anyhow::Result<()> {
     let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) };
     Errno::result(result)?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_has_more_threads_the_more_memory_it_has_and_always_some_to_spare() {
+        assert_eq!([16, 100, 8192].map(|mib| threads(mib << 10)), [512, 1600, 131_072]);
+    }
 }
