@@ -6,6 +6,7 @@ use crate::guest::capacity;
 use crate::guest::cgroup::Cgroup;
 use crate::guest::sandbox;
 use crate::io::transport::Transport;
+use crate::work::deadline::Deadline;
 use async_trait::async_trait;
 use protocol::agent::{
     ContainerRef, ContainerStateResponse, ContainerStatsResponse, CreateContainerRequest, Empty,
@@ -52,6 +53,11 @@ async fn whole<T: Send + 'static>(
     tokio::spawn(work).await.map_err(|error| AgentError::Internal(error.to_string()))?
 }
 
+/// The caller's.
+fn deadline(context: &TtrpcContext) -> Deadline {
+    Deadline::of_caller(Duration::from_nanos(context.timeout_nano.try_into().unwrap_or(0)))
+}
+
 fn started(pid: i32) -> ProcessStarted {
     ProcessStarted { pid: pid as u32, ..ProcessStarted::default() }
 }
@@ -80,11 +86,11 @@ impl Agent for Service {
 
     async fn create_container(
         &self,
-        _: &TtrpcContext,
+        context: &TtrpcContext,
         request: CreateContainerRequest,
     ) -> ttrpc::Result<ProcessStarted> {
-        let containers = Arc::clone(&self.containers);
-        Ok(started(whole(async move { containers.create(request).await }).await?))
+        let (containers, deadline) = (Arc::clone(&self.containers), deadline(context));
+        Ok(started(whole(async move { containers.create(request, deadline).await }).await?))
     }
 
     async fn start_container(
@@ -98,11 +104,11 @@ impl Agent for Service {
 
     async fn exec_process(
         &self,
-        _: &TtrpcContext,
+        context: &TtrpcContext,
         request: ExecProcessRequest,
     ) -> ttrpc::Result<ProcessStarted> {
-        let containers = Arc::clone(&self.containers);
-        Ok(started(whole(async move { containers.exec(request).await }).await?))
+        let (containers, deadline) = (Arc::clone(&self.containers), deadline(context));
+        Ok(started(whole(async move { containers.exec(request, deadline).await }).await?))
     }
 
     async fn signal_process(
@@ -156,7 +162,7 @@ impl Agent for Service {
         _: &TtrpcContext,
         request: ContainerRef,
     ) -> ttrpc::Result<ListProcessesResponse> {
-        let processes = self.containers.processes(&request.container_id)?;
+        let processes = self.containers.processes(&request.container_id).await?;
         Ok(ListProcessesResponse { processes, ..ListProcessesResponse::default() })
     }
 

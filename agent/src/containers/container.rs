@@ -1,5 +1,6 @@
 //! One container: its state, its init process and the others that were asked for.
 
+use crate::containers::commands::Commands;
 use crate::containers::process::Process;
 use crate::containers::stats;
 use crate::error::AgentError;
@@ -36,6 +37,7 @@ pub struct Container {
     /// `None`: being made.
     execs: Mutex<HashMap<String, Option<Arc<Process>>>>,
     storages: Mutex<Storages>,
+    commands: Commands,
     process_directories: AtomicU64,
 }
 
@@ -50,6 +52,7 @@ impl Container {
             paused: Mutex::new(false),
             execs: Mutex::default(),
             storages: Mutex::new(storages),
+            commands: Commands::default(),
             process_directories: AtomicU64::new(0),
         }
     }
@@ -232,7 +235,19 @@ impl Container {
     ///
     /// # Errors
     /// When the cgroup cannot be read.
-    pub fn processes(&self) -> Result<Vec<ProcessInfo>, AgentError> {
+    pub async fn processes(&self) -> Result<Vec<ProcessInfo>, AgentError> {
+        let mut processes = self.processes_by_name()?;
+        let pids = processes.iter().map(|process| process.pid as i32).collect();
+        let commands = self.commands.of(pids, ps::command).await.unwrap_or_default();
+        for (process, command) in processes.iter_mut().zip(commands) {
+            if !command.is_empty() {
+                process.command = command;
+            }
+        }
+        Ok(processes)
+    }
+
+    fn processes_by_name(&self) -> Result<Vec<ProcessInfo>, AgentError> {
         let mut pids = Cgroup::of(&self.id)
             .processes()
             .map_err(|e| AgentError::io("reading the cgroup", e))?;

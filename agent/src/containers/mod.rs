@@ -2,6 +2,7 @@
 //!
 //! An id is reserved before any work for it begins, and no lock is held across an await.
 
+mod commands;
 mod container;
 mod oom;
 mod process;
@@ -12,6 +13,7 @@ use crate::guest::cgroup::Cgroup;
 use crate::guest::reaper::{Exit, Reaper};
 use crate::guest::storage::Storages;
 use crate::io::streams::Streams;
+use crate::work::deadline::Deadline;
 use crate::work::job::{Answer, Job, PROCESS_FILE, SPEC_FILE, STATE_DIR};
 use crate::work::zygote::Zygote;
 use container::Container;
@@ -74,7 +76,11 @@ impl Containers {
     ///
     /// # Errors
     /// Nothing is left of it then.
-    pub async fn create(&self, request: CreateContainerRequest) -> Result<i32, AgentError> {
+    pub async fn create(
+        &self,
+        request: CreateContainerRequest,
+        deadline: Deadline,
+    ) -> Result<i32, AgentError> {
         let id = request.container_id;
         check_id(&id)?;
         let begin = Instant::now();
@@ -88,7 +94,7 @@ impl Containers {
         let bundle = bundle_of(&id);
         let stdio = request.stdio.unwrap_or_default();
         let made = match storages.disks().translate(request.spec_json) {
-            Ok(spec_json) => self.create_in(&id, &bundle, &spec_json, stdio).await,
+            Ok(spec_json) => self.create_in(&id, &spec_json, stdio, deadline).await,
             Err(error) => Err(error),
         };
         match made {
@@ -112,29 +118,35 @@ impl Containers {
     async fn create_in(
         &self,
         id: &str,
-        bundle: &Path,
         spec_json: &[u8],
         stdio: Stdio,
+        deadline: Deadline,
     ) -> Result<Process, AgentError> {
-        std::fs::create_dir_all(bundle)
+        let bundle = bundle_of(id);
+        std::fs::create_dir_all(&bundle)
             .and_then(|()| std::fs::write(bundle.join(SPEC_FILE), spec_json))
             .map_err(|e| AgentError::io("writing the specification", e))?;
         let job = Job {
             container_id: id.to_owned(),
-            bundle: bundle.to_owned(),
+            bundle,
             process: None,
             sub_cgroup: String::new(),
             limits: self.limits(),
             wanted: process::wanted(&stdio),
             plain_newlines: stdio.plain_newlines,
         };
-        self.launch(&job, stdio).await
+        self.launch(&job, stdio, deadline).await
     }
 
     /// Has a worker make a process and takes it over.
-    async fn launch(&self, job: &Job, stdio: Stdio) -> Result<Process, AgentError> {
+    async fn launch(
+        &self,
+        job: &Job,
+        stdio: Stdio,
+        deadline: Deadline,
+    ) -> Result<Process, AgentError> {
         let expectation = self.reaper.expect();
-        let (answer, fds) = self.zygote.run(job).await?;
+        let (answer, fds) = self.zygote.run(job, deadline).await?;
         let (pid, terminal) = match answer {
             Answer::Started { pid, terminal } => (pid, terminal),
             Answer::Failed(failure) => return Err(failure.into()),
@@ -156,7 +168,11 @@ impl Containers {
     ///
     /// # Errors
     /// Nothing is left of it then.
-    pub async fn exec(&self, request: ExecProcessRequest) -> Result<i32, AgentError> {
+    pub async fn exec(
+        &self,
+        request: ExecProcessRequest,
+        deadline: Deadline,
+    ) -> Result<i32, AgentError> {
         check_id(&request.exec_id)?;
         let container = self.container(&request.container_id)?;
         let reservation = container.reserve_exec(&request.exec_id)?;
@@ -176,7 +192,7 @@ impl Containers {
             plain_newlines: stdio.plain_newlines,
         };
         let begin = Instant::now();
-        let process = self.launch(&job, stdio).await?;
+        let process = self.launch(&job, stdio, deadline).await?;
         drop(directory);
         let pid = process.pid();
         let (id, exec_id) = (&job.container_id, &request.exec_id);
@@ -249,8 +265,8 @@ impl Containers {
     ///
     /// # Errors
     /// [`AgentError::NotFound`], or when the cgroup cannot be read.
-    pub fn processes(&self, id: &str) -> Result<Vec<ProcessInfo>, AgentError> {
-        self.container(id)?.processes()
+    pub async fn processes(&self, id: &str) -> Result<Vec<ProcessInfo>, AgentError> {
+        self.container(id)?.processes().await
     }
 
     /// Stops a running container's processes, or lets those of a paused one go on.

@@ -10,7 +10,8 @@ use std::io::Read as _;
 /// Most bytes of a command line that are told.
 const MAX_COMMAND: u64 = 4096;
 
-/// Describes a process; of one that has ended meanwhile only the pid is known.
+/// Describes a process, in place of its command its name; of one that has ended meanwhile only the pid is known.
+/// Nothing of its memory is read, which can take as long as the process wants.
 pub fn describe(pid: i32) -> ProcessInfo {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let field = |name: &str| {
@@ -18,26 +19,26 @@ pub fn describe(pid: i32) -> ProcessInfo {
         line.split_ascii_whitespace().next()
     };
     let number = |name: &str| field(name).and_then(|text| text.parse().ok()).unwrap_or_default();
-    let mut arguments = Vec::new();
-    if let Ok(file) = File::open(format!("/proc/{pid}/cmdline")) {
-        // A process that ends just now has none.
-        let _ = file.take(MAX_COMMAND).read_to_end(&mut arguments);
-    }
-    let arguments = String::from_utf8_lossy(&arguments);
-    let command = match arguments.trim_end_matches('\0') {
-        "" => field("Name:").map(|name| format!("[{name}]")).unwrap_or_default(),
-        words => words.replace('\0', " "),
-    };
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     let told = Stat::parse(&stat).map(|stat| stat.told(&Now::read())).unwrap_or_default();
     ProcessInfo {
         pid: pid as u32,
         parent: number("PPid:"),
         uid: number("Uid:"),
-        command,
+        command: field("Name:").map(|name| format!("[{name}]")).unwrap_or_default(),
         name: field("Name:").unwrap_or_default().to_owned(),
         ..told
     }
+}
+
+/// The words of a process's command; none of one that has ended. It may not return: they lie in its memory.
+pub fn command(pid: i32) -> String {
+    let mut arguments = Vec::new();
+    if let Ok(file) = File::open(format!("/proc/{pid}/cmdline")) {
+        // A process that ends just now has none.
+        let _ = file.take(MAX_COMMAND).read_to_end(&mut arguments);
+    }
+    String::from_utf8_lossy(&arguments).trim_end_matches('\0').replace('\0', " ")
 }
 
 /// What /proc/PID/stat (proc(5)) tells by numbers: that of the first is 3.
@@ -171,14 +172,15 @@ mod tests {
     fn a_process_is_described_and_one_that_is_gone_is_no_error() {
         let mut child = std::process::Command::new("sleep").args(["100", "200"]).spawn().unwrap();
         let pid = child.id() as i32;
-        let sleeps = || describe(pid).command == "sleep 100 200";
+        let sleeps = || command(pid) == "sleep 100 200";
         while !sleeps() {
             std::thread::yield_now();
         }
         assert_eq!(describe(pid).parent, std::process::id());
+        assert_eq!(describe(pid).command, "[sleep]");
         child.kill().unwrap();
         // Ended and not waited for: it has a name and no arguments any more.
-        while describe(pid).command != "[sleep]" {
+        while !command(pid).is_empty() {
             std::thread::yield_now();
         }
         child.wait().unwrap();
@@ -208,15 +210,17 @@ mod tests {
             .spawn()
             .unwrap();
         let pid = shell.id() as i32;
-        let children = || {
+        let children = || -> Vec<i32> {
             let path = format!("/proc/{pid}/task/{pid}/children");
-            std::fs::read_to_string(path).unwrap_or_default().split_whitespace().count()
+            let text = std::fs::read_to_string(path).unwrap_or_default();
+            text.split_whitespace().filter_map(|child| child.parse().ok()).collect()
         };
-        while children() < 2 {
+        let sleep = || children().iter().filter(|&&child| command(child) == "sleep 300").count();
+        while sleep() < 2 {
             std::thread::yield_now();
         }
         let told = end_tree(pid);
-        assert_eq!(told.matches("sleep 300 in").count(), 2, "{told}");
+        assert_eq!(told.matches("[sleep] in").count(), 2, "{told}");
         assert_eq!(shell.wait().unwrap().code(), None);
     }
 }

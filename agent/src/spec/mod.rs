@@ -25,7 +25,8 @@ mod syscalls;
 
 use crate::guest::cgroup;
 use oci_spec::runtime::{
-    Hook, Linux, LinuxDeviceCgroup, LinuxNamespace, LinuxNamespaceType, Process, Spec,
+    Hook, Linux, LinuxDeviceCgroup, LinuxNamespace, LinuxNamespaceType, LinuxResources, Process,
+    Spec,
 };
 use privileges::Privileges;
 use seccomp::UnsupportedFilter;
@@ -61,6 +62,8 @@ pub struct Own {
     pub devices: Vec<LinuxDeviceCgroup>,
     /// To be set in the guest, by name.
     pub sysctls: HashMap<String, String>,
+    /// To be set when the first process is ready.
+    pub late_limits: LinuxResources,
     /// To be run in the container between the start and the program.
     pub hooks: Vec<Hook>,
 }
@@ -81,9 +84,10 @@ pub fn adapt_container(spec: &mut Spec, id: &str) -> Result<Own, InvalidSpec> {
     let hooks = spec.hooks().as_ref().and_then(|hooks| hooks.start_container().clone());
     spec.set_hooks(None);
     spec.set_process(Some(process));
-    spec.set_linux(Some(linux));
     let (devices, hooks) = (devices.unwrap_or_default(), hooks.unwrap_or_default());
-    Ok(Own { privileges, devices, sysctls, hooks })
+    let late_limits = linux.resources_mut().as_mut().map(take_cpu_limits).unwrap_or_default();
+    spec.set_linux(Some(linux));
+    Ok(Own { privileges, devices, sysctls, late_limits, hooks })
 }
 
 /// Adapts one more process of a container, whose specification is as the host sent it.
@@ -118,6 +122,20 @@ fn inherit(process: &mut Process, init: &Process) {
     if process.exec_cpu_affinity().is_none() {
         process.set_exec_cpu_affinity(init.exec_cpu_affinity().clone());
     }
+}
+
+/// Limits of processor time: within a small one libcontainer would take minutes to make the container.
+fn take_cpu_limits(resources: &mut LinuxResources) -> LinuxResources {
+    let mut taken = LinuxResources::default();
+    taken.set_devices(None);
+    taken.set_cpu(resources.cpu().clone());
+    resources.set_cpu(None);
+    if let Some(unified) = resources.unified().clone() {
+        let (cpu, rest) = unified.into_iter().partition(|(name, _)| name.starts_with("cpu."));
+        taken.set_unified(Some(cpu));
+        resources.set_unified(Some(rest));
+    }
+    taken
 }
 
 /// Those of the namespaces that the container shares with the guest.

@@ -22,7 +22,7 @@ use libcontainer::error::LibcontainerError;
 use libcontainer::syscall::syscall::SyscallType;
 use nix::fcntl::OFlag;
 use nix::unistd::pipe2;
-use oci_spec::runtime::{LinuxDeviceCgroup, Process, Spec};
+use oci_spec::runtime::{LinuxDeviceCgroup, LinuxResources, Process, Spec};
 use protocol::control;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -69,6 +69,7 @@ struct Plan {
 struct Container {
     devices: Vec<LinuxDeviceCgroup>,
     mounts: LateMounts,
+    late_limits: LinuxResources,
     /// Written to when the first process has to go to its working directory anew.
     moved: OwnedFd,
 }
@@ -93,6 +94,9 @@ fn finish(job: &Job, pid: i32, mut container: Container) -> Result<(), Failure> 
     let cgroup = Cgroup::of(&job.container_id);
     device_rules::confine(&cgroup.path(""), &container.devices)
         .map_err(|e| Failure::internal("allowing the devices", &e))?;
+    cgroup
+        .limit(&container.late_limits)
+        .map_err(|e| Failure::internal("limiting the processor time", &e))?;
     let covered = container.mounts.finish(pid);
     if covered.map_err(|e| Failure::internal("finishing the mounts", &e))? {
         nix::unistd::write(&container.moved, &[1])
@@ -113,7 +117,7 @@ fn prepare(job: &Job) -> Result<Plan, Failure> {
             dev_nodes::make_way(&spec, root.path())
                 .map_err(|e| Failure::internal("clearing /dev", &e))?;
         }
-        let Own { privileges, devices, sysctls, hooks } = own;
+        let Own { privileges, devices, sysctls, late_limits, hooks } = own;
         set_sysctls(&sysctls)?;
         let mounts = LateMounts::take_over(&mut spec, &job.bundle)
             .map_err(|e| Failure::internal("preparing the mounts", &e))?;
@@ -122,7 +126,7 @@ fn prepare(job: &Job) -> Result<Plan, Failure> {
         let state = start_hooks::state(&job.container_id, &job.bundle, spec.annotations().clone());
         let first = Some(First { covered, hooks, state });
         let terminal = has_terminal(spec.process().as_ref());
-        let container = Some(Container { devices, mounts, moved });
+        let container = Some(Container { devices, mounts, late_limits, moved });
         return Ok(Plan { process: NewProcess { privileges, first }, terminal, container });
     };
     let file = Path::new(directory).join(PROCESS_FILE);

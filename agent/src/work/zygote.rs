@@ -7,6 +7,7 @@
 
 use crate::guest::ps;
 use crate::io::transport;
+use crate::work::deadline::Deadline;
 use crate::work::job::{Answer, Job};
 use crate::work::worker;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -16,15 +17,11 @@ use nix::unistd::{ForkResult, fork};
 use protocol::control::{self, ControlError};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::Duration;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::Semaphore;
 
 /// Most workers at once.
 const MAX_WORKERS: usize = 16;
-
-/// How long a worker may take for its job. Less than the host's patience, so that the host hears of it.
-const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Why a job has no answer.
 #[derive(Debug, thiserror::Error)]
@@ -35,9 +32,14 @@ pub enum ZygoteError {
     /// The worker ended without an answer.
     #[error("the worker died before it answered")]
     WorkerDied(#[source] ControlError),
-    /// The worker was killed: it took longer than [`PATIENCE`].
-    #[error("the worker did not answer within {} s: {}", PATIENCE.as_secs(), .0)]
-    Silent(String),
+    /// The worker was killed: its caller waits no longer.
+    #[error("the worker did not answer within {seconds} s: {doing}")]
+    Silent {
+        /// How long there was.
+        seconds: u64,
+        /// What it and its processes were doing.
+        doing: String,
+    },
     /// No socket pair.
     #[error("making a socket pair")]
     Socket(#[source] io::Error),
@@ -75,12 +77,19 @@ impl Zygote {
         self.pid
     }
 
-    /// Has a worker do `job`; the descriptors are those of [`Answer::Started`].
+    /// Has a worker do `job` until then; the descriptors are those of [`Answer::Started`].
     ///
     /// # Errors
     /// See [`ZygoteError`]; a job that failed is an answer, not an error.
-    pub async fn run(&self, job: &Job) -> Result<(Answer, Vec<OwnedFd>), ZygoteError> {
-        let _slot = self.slots.acquire().await;
+    pub async fn run(
+        &self,
+        job: &Job,
+        deadline: Deadline,
+    ) -> Result<(Answer, Vec<OwnedFd>), ZygoteError> {
+        let until = tokio::time::Instant::from_std(deadline.at());
+        let silent = |doing| ZygoteError::Silent { seconds: deadline.seconds(), doing };
+        let slot = tokio::time::timeout_at(until, self.slots.acquire()).await;
+        let Ok(_slot) = slot else { return Err(silent("too many others are at work".to_owned())) };
         let (ours, theirs) = pair().map_err(ZygoteError::Socket)?;
         fcntl(&ours, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))
             .map_err(|e| ZygoteError::Socket(e.into()))?;
@@ -96,9 +105,9 @@ impl Zygote {
                 }
             }
         };
-        match tokio::time::timeout(PATIENCE, last).await {
+        match tokio::time::timeout_at(until, last).await {
             Ok(answer) => answer,
-            Err(_) => Err(ZygoteError::Silent(match worker {
+            Err(_) => Err(silent(match worker {
                 Some(pid) => ps::end_tree(pid),
                 None => "it never began".to_owned(),
             })),

@@ -161,6 +161,18 @@ impl Agent {
         process: Value,
         streams: &Streams,
     ) -> ttrpc::Result<u32> {
+        self.exec_within(context(), id, exec_id, process, streams).await
+    }
+
+    /// As [`Agent::exec`], by a caller with that patience.
+    pub async fn exec_within(
+        &self,
+        context: ttrpc::context::Context,
+        id: &str,
+        exec_id: &str,
+        process: Value,
+        streams: &Streams,
+    ) -> ttrpc::Result<u32> {
         let request = ExecProcessRequest {
             container_id: id.to_owned(),
             exec_id: exec_id.to_owned(),
@@ -168,7 +180,7 @@ impl Agent {
             stdio: Some(streams.stdio.clone()).into(),
             ..ExecProcessRequest::default()
         };
-        Ok(self.client.exec_process(context(), &request).await?.pid)
+        Ok(self.client.exec_process(context, &request).await?.pid)
     }
 
     pub async fn wait(&self, id: &str, exec_id: &str) -> ProcessExit {
