@@ -4,7 +4,8 @@
 #   build.sh [--update]      --update: look for a newer source package first
 #
 # The last line of stdout is a directory that holds `vmlinux` (stripped ELF, what the VMM boots),
-# `bzImage` (the same kernel for loaders that want one), `config` and `source-version`. It is
+# `bzImage` (the same kernel for loaders that want one), `config`, `source-version` and `syscalls`
+# (a line a system call that a 64-bit or 32-bit program can make: x86_64 or i386, name, number). It is
 # named after the hash of all inputs, so a second call finds it at once and needs no network.
 # An interrupted build goes on where it was.
 #
@@ -25,7 +26,7 @@ CACHE=${KATA_LIKE_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/kata-like}
 DOWNLOADS=$CACHE/linux-source
 # What a whole build of this fragment took on 2 idle cores; only the progress display reads them.
 USUAL_STEPS=1850
-USUAL_TIME='5 min'
+USUAL_TIME='10 min'
 
 # Big parts of the source of which an x86 guest compiles nothing. Kconfig reads every directory's
 # Kconfig and Makefile, so only the C files are left out.
@@ -101,15 +102,23 @@ compile() {
     fail "the kernel did not compile; the end of $build/make.log:"$'\n'"$(tail -n 12 "$build/make.log")"
 }
 
-# publish BUILD VERSION RESULT: the finished directory appears under its name at once or not at all.
+# system_calls TREE: those of both kinds of programs that this kernel runs.
+system_calls() {
+  local tables=$1/arch/x86/entry/syscalls
+  awk '$2 == "common" || $2 == "64" { print "x86_64", $3, $1 }' "$tables/syscall_64.tbl"
+  awk '$2 == "i386" { print "i386", $3, $1 }' "$tables/syscall_32.tbl"
+}
+
+# publish TREE BUILD VERSION RESULT: the finished directory appears under its name at once or not at all.
 publish() {
-  local build=$1 version=$2 result=$3
+  local tree=$1 build=$2 version=$3 result=$4
   rm -rf "$result.partial"
   mkdir -p "$result.partial"
   strip --strip-all -o "$result.partial/vmlinux" "$build/vmlinux"
   cp "$build/arch/x86/boot/bzImage" "$result.partial/bzImage"
   cp "$build/.config" "$result.partial/config"
   echo "$version" > "$result.partial/source-version"
+  system_calls "$tree" > "$result.partial/syscalls"
   mv "$result.partial" "$result"
 }
 
@@ -140,7 +149,7 @@ main() {
     say "configuring $version"
     configure "$tree" "$build" "$FRAGMENT"
     compile "$tree" "$build"
-    publish "$build" "$version" "$result"
+    publish "$tree" "$build" "$version" "$result"
     say "built in $(duration "$SECONDS"): vmlinux $(megabytes "$result/vmlinux"), bzImage $(megabytes "$result/bzImage")"
   fi
   echo "$result"

@@ -1,7 +1,8 @@
 //! Builds the product: static binaries, guest image, guest kernel; and collects them as they are installed.
 
 use ::lab::cache::Step;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -86,6 +87,7 @@ pub fn install_guest(kernel: &Path) -> Result<()> {
     let share = install_dir().join("usr/share/kata-like");
     std::fs::create_dir_all(&share)?;
     kata_like_rootfs_builder::image::build(&built("kata-like-agent"), &share.join("guest.img"))?;
+    check_system_calls(kernel)?;
     install(&kernel.join("vmlinux"), &share.join("vmlinux"))
 }
 
@@ -104,6 +106,26 @@ pub fn guest_kernel() -> Result<PathBuf> {
     let text = String::from_utf8(output.stdout)?;
     let last = text.lines().last().context("guest-kernel-config/build.sh named no folder")?;
     Ok(PathBuf::from(last))
+}
+
+/// The agent's lists of system calls, by which it compiles seccomp profiles, are the kernel's.
+fn check_system_calls(kernel: &Path) -> Result<()> {
+    let kernels = std::fs::read_to_string(kernel.join("syscalls")).context("the kernel's calls")?;
+    for kind in ["x86_64", "i386"] {
+        let path = workspace().join(format!("agent/src/spec/seccomp/{kind}.txt"));
+        let ours = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+        let prefix = format!("{kind} ");
+        let theirs = kernels.lines().filter_map(|line| line.strip_prefix(&prefix));
+        let (ours, theirs): (BTreeSet<&str>, BTreeSet<&str>) =
+            (ours.lines().collect(), theirs.collect());
+        let differ: Vec<&&str> = ours.symmetric_difference(&theirs).collect();
+        ensure!(
+            differ.is_empty(),
+            "{} and the guest's kernel differ in {differ:?}",
+            path.display()
+        );
+    }
+    Ok(())
 }
 
 /// Builds one of the lab's own programs, static, and answers its path.

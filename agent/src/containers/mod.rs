@@ -148,7 +148,13 @@ impl Containers {
         let expectation = self.reaper.expect();
         let (answer, fds) = self.zygote.run(job, deadline).await?;
         let (pid, terminal) = match answer {
-            Answer::Started { pid, terminal } => (pid, terminal),
+            Answer::Started { pid, terminal, unknown_calls } => {
+                if !unknown_calls.is_empty() {
+                    let names = unknown_calls.join(" ");
+                    tracing::info!(id = job.container_id, names, "seccomp: not in this kernel");
+                }
+                (pid, terminal)
+            }
             Answer::Failed(failure) => return Err(failure.into()),
             Answer::Begun { .. } => return Err(AgentError::Internal("no last answer".to_owned())),
         };

@@ -21,7 +21,6 @@ mod place;
 pub mod limits;
 pub mod privileges;
 pub mod seccomp;
-mod syscalls;
 
 use crate::guest::cgroup;
 use oci_spec::runtime::{
@@ -29,7 +28,7 @@ use oci_spec::runtime::{
     Spec,
 };
 use privileges::Privileges;
-use seccomp::UnsupportedFilter;
+use seccomp::{Compiled, UnsupportedFilter};
 use std::collections::HashMap;
 use std::path::PathBuf;
 
@@ -177,12 +176,12 @@ fn adapt(process: &mut Process, linux: &Linux, spec: &Spec) -> Result<Privileges
         env.push(format!("HOME={}", home::of_user(spec, process.user().uid())));
     }
     process.set_env(Some(env));
-    let filters = match linux.seccomp() {
+    let compiled = match linux.seccomp() {
         Some(profile) => seccomp::compile(profile)?,
-        None => Vec::new(),
+        None => Compiled::default(),
     };
     let owner = id_maps::of_guest(spec, (process.user().uid(), process.user().gid()));
-    Ok(Privileges::take_over(process, owner, filters))
+    Ok(Privileges::take_over(process, owner, compiled))
 }
 
 fn each_once(env: &[String]) -> Result<Vec<String>, InvalidSpec> {

@@ -4,7 +4,7 @@
 //! `no_new_privs` only by a process with `CAP_SYS_ADMIN`, so where neither is given the process keeps
 //! that capability (and `CAP_SETPCAP`, to drop it from its bounding set) until the filter is in place.
 
-use crate::spec::seccomp::Filter;
+use crate::spec::seccomp::{Compiled, Filter};
 use caps::{CapSet, Capability, CapsHashSet};
 use libcontainer::capabilities::CapabilityExt as _;
 use oci_spec::runtime::{Capabilities, Capability as SpecCapability, LinuxCapabilities, Process};
@@ -19,6 +19,8 @@ pub struct Privileges {
     pub owner: (u32, u32),
     /// To be installed in this order.
     pub filters: Vec<Filter>,
+    /// Names of calls in the profile that this kernel does not have.
+    pub unknown_calls: Vec<String>,
     /// The sets that the specification asks for, when libcontainer was told to leave more.
     pub reduce_to: Option<CapabilitySets>,
 }
@@ -33,7 +35,8 @@ pub struct CapabilitySets {
 
 impl Privileges {
     /// Notes what `process`, of that owner, is to be reduced to, and widens its capabilities for the time before.
-    pub fn take_over(process: &mut Process, owner: (u32, u32), filters: Vec<Filter>) -> Self {
+    pub fn take_over(process: &mut Process, owner: (u32, u32), compiled: Compiled) -> Self {
+        let Compiled { filters, unknown: unknown_calls } = compiled;
         let privileged_filter = !filters.is_empty() && process.no_new_privileges() != Some(true);
         let wanted = complete(process.capabilities().as_ref());
         // libcontainer sets them after the permitted ones, and then that takes a privilege.
@@ -42,7 +45,7 @@ impl Privileges {
         let reduce_to = privileged.then(|| CapabilitySets::of(&wanted));
         let wanted = if privileged { widened(wanted) } else { wanted };
         process.set_capabilities(Some(wanted));
-        Self { owner, filters, reduce_to }
+        Self { owner, filters, unknown_calls, reduce_to }
     }
 }
 
@@ -161,13 +164,18 @@ mod tests {
             .unwrap()
     }
 
+    fn filter() -> Compiled {
+        Compiled { filters: vec![Filter::default()], unknown: Vec::new() }
+    }
+
     #[test]
     fn capabilities_are_widened_only_for_a_filter_without_no_new_privs() {
-        let filter = vec![Filter::default()];
-        for (no_new_privs, filters) in [(true, filter), (true, Vec::new()), (false, Vec::new())] {
+        for (no_new_privs, compiled) in
+            [(true, filter()), (true, Compiled::default()), (false, Compiled::default())]
+        {
             let mut p = process(no_new_privs);
             let before = p.clone();
-            assert!(Privileges::take_over(&mut p, (0, 0), filters).reduce_to.is_none());
+            assert!(Privileges::take_over(&mut p, (0, 0), compiled).reduce_to.is_none());
             assert_eq!(p, before);
         }
     }
@@ -176,7 +184,7 @@ mod tests {
     fn a_set_that_is_not_named_is_empty() {
         let mut p = process(true);
         p.set_capabilities(None);
-        Privileges::take_over(&mut p, (0, 0), Vec::new());
+        Privileges::take_over(&mut p, (0, 0), Compiled::default());
         let got = p.capabilities().clone().unwrap();
         let sets = [got.bounding(), got.effective(), got.permitted(), got.inheritable()];
         assert!(sets.iter().all(|set| set.as_ref().unwrap().is_empty()));
@@ -216,7 +224,7 @@ mod tests {
     #[test]
     fn what_is_inherited_is_never_widened() {
         let mut p = process(false);
-        let privileges = Privileges::take_over(&mut p, (0, 0), vec![Filter::default()]);
+        let privileges = Privileges::take_over(&mut p, (0, 0), filter());
         let got = p.capabilities().clone().unwrap();
         for widened in [got.bounding(), got.effective(), got.permitted()] {
             assert!(widened.as_ref().unwrap().contains(&SpecCapability::SysAdmin));

@@ -50,6 +50,8 @@ pub enum Answer {
         pid: i32,
         /// The process has a terminal.
         terminal: bool,
+        /// Names of calls in its profile that the kernel does not have.
+        unknown_calls: Vec<String>,
     },
     /// It does not.
     Failed(Failure),

@@ -36,6 +36,10 @@ use std::path::{Component, Path};
 /// The specification as libcontainer gets it, in the bundle.
 const CONFIG_FILE: &str = "config.json";
 
+/// Most names of calls that are told, and the longest, bytes: an answer has a limit.
+const MAX_UNKNOWN_CALLS: usize = 100;
+const MAX_CALL_NAME: usize = 64;
+
 /// Does `job` and answers on `socket`.
 pub fn run(job: &Job, socket: &OwnedFd) {
     let begun = Answer::Begun { worker: std::process::id() as i32 };
@@ -44,18 +48,14 @@ pub fn run(job: &Job, socket: &OwnedFd) {
         return;
     }
     let (answer, fds) = match perform(job) {
-        Ok((pid, ends)) => (Answer::Started { pid, terminal: ends.terminal }, ends.fds),
+        Ok(Made { pid, terminal, unknown_calls, fds }) => {
+            (Answer::Started { pid, terminal, unknown_calls }, fds)
+        }
         Err(failure) => (Answer::Failed(failure), Vec::new()),
     };
     let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
     // Nobody to tell when it fails: the agent is gone, and the machine with it.
     let _ = control::send(socket, &answer, &fds);
-}
-
-/// The agent's ends of a process's streams.
-struct AgentEnds {
-    terminal: bool,
-    fds: Vec<OwnedFd>,
 }
 
 /// What the specification says about the process to be made.
@@ -74,19 +74,30 @@ struct Container {
     moved: OwnedFd,
 }
 
-fn perform(job: &Job) -> Result<(i32, AgentEnds), Failure> {
+/// What came of a job.
+struct Made {
+    pid: i32,
+    terminal: bool,
+    unknown_calls: Vec<String>,
+    fds: Vec<OwnedFd>,
+}
+
+fn perform(job: &Job) -> Result<Made, Failure> {
     // Unix socket addresses are short and ids are not: sockets are named relative to the bundle.
     std::env::set_current_dir(&job.bundle)
         .map_err(|e| Failure::internal("entering the bundle", &e))?;
     // SAFETY: this process has one thread.
     unsafe { std::env::set_var("PATH", id_maps::DIRECTORY) };
-    let Plan { process, terminal, container } = prepare(job)?;
+    let Plan { mut process, terminal, container } = prepare(job)?;
+    let mut unknown_calls = std::mem::take(&mut process.privileges.unknown_calls);
+    unknown_calls.retain(|name| name.len() <= MAX_CALL_NAME);
+    unknown_calls.truncate(MAX_UNKNOWN_CALLS);
     let made = if terminal { with_terminal(job, process) } else { with_pipes(job, process) };
-    let (pid, ends) = made?;
+    let (pid, fds) = made?;
     if let Some(container) = container {
         finish(job, pid, container)?;
     }
-    Ok((pid, ends))
+    Ok(Made { pid, terminal, unknown_calls, fds })
 }
 
 /// What libcontainer doesn't do, before the container's first process is let go.
@@ -161,16 +172,16 @@ fn set_sysctls(sysctls: &HashMap<String, String>) -> Result<(), Failure> {
     Ok(())
 }
 
-fn with_pipes(job: &Job, process: NewProcess) -> Result<(i32, AgentEnds), Failure> {
+fn with_pipes(job: &Job, process: NewProcess) -> Result<(i32, Vec<OwnedFd>), Failure> {
     let (child, fds) = stdio::pipes(job.wanted, process.privileges.owner)
         .map_err(|e| Failure::internal("making pipes", &e))?;
     let pid = build(job, process, |builder| {
         builder.with_stdin(child.stdin).with_stdout(child.stdout).with_stderr(child.stderr)
     })?;
-    Ok((pid, AgentEnds { terminal: false, fds }))
+    Ok((pid, fds))
 }
 
-fn with_terminal(job: &Job, process: NewProcess) -> Result<(i32, AgentEnds), Failure> {
+fn with_terminal(job: &Job, process: NewProcess) -> Result<(i32, Vec<OwnedFd>), Failure> {
     let name = format!("console-{}.sock", std::process::id());
     let owner = process.privileges.owner;
     let listener = UnixListener::bind(&name)
@@ -183,7 +194,7 @@ fn with_terminal(job: &Job, process: NewProcess) -> Result<(i32, AgentEnds), Fai
         .map_err(|e| Failure::internal("receiving the terminal", &e))?;
     stdio::give_terminal(&master, owner.0)
         .map_err(|e| Failure::internal("setting the terminal's owner", &e))?;
-    Ok((pid, AgentEnds { terminal: true, fds: vec![master] }))
+    Ok((pid, vec![master]))
 }
 
 /// Has libcontainer make the process; its pid.

@@ -16,10 +16,12 @@ mod deadline;
 mod disks;
 mod exec;
 mod hardware;
+mod i386;
 mod inside;
 mod layers;
 mod leaks;
 mod lifecycle;
+mod limits;
 mod logs;
 mod machine;
 mod memory;
@@ -208,7 +210,7 @@ impl Runner {
 
 /// The tests that are asked for, each with the containerd that it runs against.
 fn choose(arguments: &Arguments) -> Result<Vec<(Version, Case)>> {
-    let topics: [fn() -> Vec<Case>; 29] = [
+    let topics: [fn() -> Vec<Case>; 27] = [
         run::cases,
         exec::cases,
         terminal::cases,
@@ -217,6 +219,8 @@ fn choose(arguments: &Arguments) -> Result<Vec<(Version, Case)>> {
         pause::cases,
         update::cases,
         memory::cases,
+        limits::cases,
+        i386::cases,
         disks::cases,
         leaks::cases,
         hardware::cases,

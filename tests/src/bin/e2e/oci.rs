@@ -33,6 +33,7 @@ crate::cases!(
     an_exec_in_the_background_has_a_process_of_its_own,
     a_terminal_goes_to_the_console_socket,
     everyday_commands_tell_the_truth,
+    what_a_profile_logs_is_in_the_logs,
     of_many_creates_at_once_one_wins,
     a_killed_monitor_leaves_a_stopped_container,
     a_killed_create_leaves_nothing_that_delete_cannot_remove,
@@ -402,4 +403,19 @@ fn completions_and_manual_pages_are_made(context: &Context) -> Result<()> {
         bail!("the manual of exec lacks an option");
     }
     Ok(())
+}
+
+/// As the kernel says it: the call's number on `x86_64`, and the filter's answer.
+fn what_a_profile_logs_is_in_the_logs(context: &Context) -> Result<()> {
+    let mut spec = config(&["sh", "-c", &format!("sync; {WAITS}")]);
+    spec["linux"]["seccomp"] = json!({"defaultAction": "SCMP_ACT_ALLOW",
+        "syscalls": [{"names": ["sync"], "action": "SCMP_ACT_LOG"}]});
+    let container = Container::of(context, &spec)?;
+    container.run()?;
+    command::eventually("the call is in the logs", DEADLINE, || {
+        let logs = container.say("logs", &[])?.expect_code(0)?.text();
+        Ok(logs.lines().any(|l| l.contains("syscall=162 ") && l.contains("code=0x7ffc0000")))
+    })?;
+    container.say("kill", &["KILL"])?.expect_code(0)?;
+    container.wait_for_status("stopped")
 }
