@@ -16,7 +16,7 @@ mod work;
 use anyhow::Context as _;
 use containers::Containers;
 use guest::reaper::Reaper;
-use guest::{boot, logging};
+use guest::{boot, clock, logging};
 use io::streams::{self, Streams};
 use io::transport::Transport;
 use spec::id_maps;
@@ -69,6 +69,9 @@ async fn serve(zygote: Zygote, log: Arc<logging::Log>) -> anyhow::Result<()> {
     let containers = Arc::new(Containers::new(zygote, reaper, streams));
     let _server = server::start(&transport, containers).await.context("serving the API")?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "ready");
+    if matches!(transport, Transport::Vsock) {
+        tokio::spawn(clock::follow());
+    }
     tokio::spawn(logging::forward(log, transport));
     reaping.await.context("the reaper ended")
 }

@@ -4,15 +4,16 @@ use crate::containers::{Containers, blocking};
 use crate::error::AgentError;
 use crate::guest::capacity;
 use crate::guest::cgroup::Cgroup;
+use crate::guest::clock;
 use crate::guest::sandbox;
 use crate::io::transport::Transport;
 use crate::work::deadline::Deadline;
 use async_trait::async_trait;
 use protocol::agent::{
-    ContainerRef, ContainerStateResponse, ContainerStatsResponse, CreateContainerRequest, Empty,
-    ExecProcessRequest, ListProcessesResponse, OutOfMemory, ProcessExit, ProcessRef,
-    ProcessStarted, ResizeTerminalRequest, SandboxCapacity, SetupSandboxRequest,
-    SignalProcessRequest, UpdateContainerRequest, WaitOutOfMemoryRequest,
+    Clock, ClockSet, ContainerRef, ContainerStateResponse, ContainerStatsResponse,
+    CreateContainerRequest, Empty, ExecProcessRequest, ListProcessesResponse, OutOfMemory,
+    ProcessExit, ProcessRef, ProcessStarted, ResizeTerminalRequest, SandboxCapacity,
+    SetupSandboxRequest, SignalProcessRequest, UpdateContainerRequest, WaitOutOfMemoryRequest,
 };
 use protocol::agent_ttrpc::{Agent, create_agent};
 use std::future::Future;
@@ -74,6 +75,11 @@ impl Agent for Service {
         }
         blocking(move || sandbox::setup(&request)).await?;
         Ok(Empty::default())
+    }
+
+    async fn set_clock(&self, _: &TtrpcContext, request: Clock) -> ttrpc::Result<ClockSet> {
+        clock::told(request.ns).map_err(|e| AgentError::io("setting the clock", e))?;
+        Ok(ClockSet { again: !clock::is_followed(), ..ClockSet::default() })
     }
 
     async fn resize_sandbox(

@@ -3,6 +3,7 @@
 pub mod boot;
 pub mod capacity;
 pub mod cgroup;
+pub mod clock;
 pub mod disks;
 pub mod logging;
 pub mod ps;

@@ -196,7 +196,7 @@ mod tests {
         let mut wanted = p.capabilities().clone().unwrap();
         wanted.set_permitted(Some(Capabilities::new()));
         p.set_capabilities(Some(wanted));
-        let back = Privileges::take_over(&mut p, (0, 0), Vec::new()).reduce_to.unwrap();
+        let back = Privileges::take_over(&mut p, (0, 0), Compiled::default()).reduce_to.unwrap();
         assert!(back.permitted.is_empty());
         let permitted = p.capabilities().as_ref().unwrap().permitted().clone().unwrap();
         assert!(permitted.contains(&SpecCapability::Setpcap));
@@ -216,7 +216,7 @@ mod tests {
             ]));
         let mut p = process(true);
         p.set_capabilities(Some(wanted));
-        Privileges::take_over(&mut p, (0, 0), Vec::new());
+        Privileges::take_over(&mut p, (0, 0), Compiled::default());
         let got = p.capabilities().clone().unwrap();
         assert_eq!(got.ambient(), &set(&[SpecCapability::Kill]));
     }

@@ -83,6 +83,12 @@ pub struct Process {
     pub threads: u32,
 }
 
+/// The wall clock, nanoseconds since the epoch.
+fn now() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.map_or(0, |since| since.as_nanos() as u64)
+}
+
 /// The agent of one guest.
 #[derive(Clone)]
 pub struct Agent {
@@ -101,10 +107,9 @@ impl Agent {
     /// # Errors
     /// As every call: [`Error::Agent`], [`Error::Deadline`] or [`Error::Ended`].
     pub async fn setup_sandbox(&self, hostname: &str, shared_tag: &str) -> Result<()> {
-        let clock = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         let request = api::SetupSandboxRequest {
             hostname: hostname.into(),
-            clock_ns: clock.map_or(0, |d| d.as_nanos() as u64),
+            clock_ns: now(),
             entropy: entropy()?,
             shared_tag: shared_tag.into(),
             rlimits_json: serde_json::to_vec(&limits::own())
@@ -113,6 +118,16 @@ impl Agent {
         };
         let call = self.client.setup_sandbox(deadline(LONG), &request);
         checked("SetupSandbox", LONG, call.await).map(drop)
+    }
+
+    /// Tells the guest the time; whether it wants to be told again.
+    ///
+    /// # Errors
+    /// See [`Agent::setup_sandbox`].
+    pub async fn set_clock(&self) -> Result<bool> {
+        let request = api::Clock { ns: now(), ..Default::default() };
+        let call = self.client.set_clock(deadline(SHORT), &request);
+        checked("SetClock", SHORT, call.await).map(|answer| answer.again)
     }
 
     /// Has the guest take what the machine has been given, or let go of what it shall give back; gives the

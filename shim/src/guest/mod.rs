@@ -1,6 +1,7 @@
 //! What is said to the guest, and what it says.
 
 pub mod agent;
+pub(crate) mod clock;
 mod limits;
 #[doc(hidden)]
 pub mod log;

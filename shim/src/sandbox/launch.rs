@@ -4,6 +4,7 @@ use super::capacity::Capacity;
 use super::{Inner, Readiness, Sandbox};
 use crate::error::{Error, Result};
 use crate::guest::agent::Agent;
+use crate::guest::clock;
 use crate::guest::log::{self as guest_log, Tail};
 use crate::host::paths::SandboxPaths;
 use crate::host::persist::{ProcessId, SandboxState};
@@ -143,6 +144,7 @@ impl Sandbox {
         milestone::mark("agent-reported", self.id());
         let agent = Agent::new(self.0.vm.connect(ports::RPC).await?);
         agent.setup_sandbox(hostname, ports::SHARED_TAG).await?;
+        tokio::spawn(clock::keep(agent.clone()));
         Ok(agent)
     }
 

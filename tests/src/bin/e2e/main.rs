@@ -7,6 +7,7 @@
 mod boot;
 mod bundle;
 mod bundles;
+mod clock;
 mod command;
 mod confinement;
 mod containerd_api;
@@ -221,6 +222,7 @@ fn choose(arguments: &Arguments) -> Result<Vec<(Version, Case)>> {
         memory::cases,
         limits::cases,
         i386::cases,
+        clock::cases,
         disks::cases,
         leaks::cases,
         hardware::cases,
