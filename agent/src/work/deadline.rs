@@ -19,7 +19,7 @@ impl Deadline {
     /// Of a caller who waits that long from now; zero: it doesn't say.
     pub fn of_caller(waits: Duration) -> Self {
         let waits = if waits.is_zero() { USUAL } else { waits };
-        let patience = waits - MARGIN.min(waits / 8);
+        let patience = waits.saturating_sub(MARGIN.min(waits / 8));
         // One that is out of the clock's reach is far enough away in a century.
         let at = Instant::now().checked_add(patience);
         let century = Duration::from_secs(100 * 365 * 86400);
