@@ -16,9 +16,9 @@ pub mod device_rules;
 mod home;
 pub mod id_maps;
 pub mod late_mounts;
+pub mod limits;
 mod mounts;
 mod place;
-pub mod limits;
 pub mod privileges;
 pub mod seccomp;
 
