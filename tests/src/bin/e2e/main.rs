@@ -211,7 +211,7 @@ impl Runner {
 
 /// The tests that are asked for, each with the containerd that it runs against.
 fn choose(arguments: &Arguments) -> Result<Vec<(Version, Case)>> {
-    let topics: [fn() -> Vec<Case>; 27] = [
+    let topics: [fn() -> Vec<Case>; 32] = [
         run::cases,
         exec::cases,
         terminal::cases,
