@@ -202,7 +202,10 @@ fn dispatch(command: Command, globals: &Globals) -> anyhow::Result<u8> {
         Command::List(arguments) => list::main(&arguments, globals),
         Command::Ps(arguments) => ps::main(&arguments, globals),
         Command::Pause(id) => ask(&id, Call::Pause(true)),
-        Command::Resume(id) => ask(&id, Call::Pause(false)),
+        Command::Resume(id) => match ask(&id, Call::Pause(false)) {
+            Err(error) if call::is_not_running(&error) => anyhow::bail!("container not paused"),
+            answer => answer,
+        },
         Command::Update(arguments) => update::main(&arguments, globals),
         Command::Spec(arguments) => spec::main(&arguments),
         Command::Checkpoint(_) | Command::Restore(_) => {

@@ -176,8 +176,10 @@ impl Home {
     fn remove_dir(&self) -> Result<()> {
         let path = self.path();
         remove_tree(&path).with_context(|| format!("cannot remove {}", path.display()))?;
-        // Fails as it should while there are others.
-        let _ = fs::remove_dir(&self.root);
+        // Another is the caller's. Fails as it should while there are others.
+        if self.root == Path::new(crate::DEFAULT_ROOT) {
+            let _ = fs::remove_dir(&self.root);
+        }
         Ok(())
     }
 }
@@ -287,7 +289,7 @@ mod tests {
         let home = Home::new(root.path(), "c1").unwrap();
         fs::create_dir(home.path()).unwrap();
         home.remove().unwrap();
-        assert!(!home.path().exists());
+        assert!(!home.path().exists() && root.path().exists(), "the root is the caller's");
         assert_eq!(home.remove().unwrap_err().to_string(), "container does not exist");
     }
 

@@ -102,7 +102,6 @@ fn a_life_reads_as_runcs(context: &Context) -> Result<()> {
         &["start", "ID"],
         &["start", "ID"],
         &["delete", "ID"],
-        &["exec", "ID", "nosuch"],
         &["exec", "--console-socket", "/x", "ID", "true"],
         &["exec", "-t", "--detach", "ID", "true"],
         &["exec", "--user", "7", "ID", "id"],
