@@ -1,14 +1,11 @@
 //! `make run`: from a fresh checkout to a container in its own virtual machine.
 
-use crate::{build, lab};
+use crate::{ahead, lab};
 use ::lab::client::Client;
 use ::lab::containerd::{IMAGE, Version};
-use ::lab::host::Ground;
-use ::lab::machine::{self, Lab, Purpose};
-use ::lab::root::Root;
+use ::lab::machine::{Lab, Purpose};
 use ::lab::wire::Exec;
 use anyhow::{Result, bail};
-use std::path::PathBuf;
 
 const RUN: &str = "run --rm --runtime io.containerd.kata-like.v2";
 
@@ -17,7 +14,7 @@ const RUN: &str = "run --rm --runtime io.containerd.kata-like.v2";
 /// # Errors
 /// When a step fails.
 pub fn run() -> Result<()> {
-    let agent = build()?;
+    let agent = ahead::make(Purpose::Show)?;
     let client = Lab::named_by_environment()?.up(&agent, lab::ground()?, Purpose::Show)?;
     lab::install(&client)?;
     let host = say(&client, "uname -r")?;
@@ -33,29 +30,6 @@ pub fn run() -> Result<()> {
     println!("Look around in there:  cargo xtask lab shell");
     println!("Run all tests:         make test");
     Ok(())
-}
-
-/// Builds the product, and beside it all that the lab is made of; answers the lab's agent.
-///
-/// What mostly waits for the network (the kernel's source, the lab's packages) has company that computes.
-fn build() -> Result<PathBuf> {
-    let told = |error: &anyhow::Error| {
-        eprintln!("error: {error:#}; what is made beside it is finished first");
-    };
-    std::thread::scope(|scope| {
-        let kernel = scope.spawn(|| build::guest_kernel().inspect_err(told));
-        let root = scope.spawn(|| Root::prepare().inspect_err(told));
-        let programs = build::programs().and_then(|()| build::lab_program("lab-agent"));
-        let programs = programs.inspect_err(told);
-        build::joined(root)?;
-        let agent = programs?;
-        // The kernel takes longest: the lab boots beside it.
-        if lab::ground()? == Ground::Emulated {
-            machine::freeze_ahead(&agent, Purpose::Show).inspect_err(told)?;
-        }
-        build::install_guest(&build::joined(kernel)?)?;
-        Ok(agent)
-    })
 }
 
 /// What a command in the lab prints.

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, ensure};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 const TRIPLE: &str = "x86_64-unknown-linux-gnu";
 
@@ -57,9 +58,26 @@ pub fn run(arguments: &Arguments) -> Result<Count> {
     println!("[fuzzing] building {} targets … (usually 10 s, from nothing 4 minutes)", names.len());
     build(&names)?;
     println!("[fuzzing] {seconds} s each");
-    let count: Count = names.iter().map(|name| fuzz(name, seconds)).sum::<Result<_>>()?;
+    let count = side_by_side(&names, seconds)?;
     println!("[fuzzing] {} passed, {} failed", count.passed, count.failed);
     Ok(count)
+}
+
+/// A target keeps one CPU busy: as many run as there are.
+fn side_by_side(names: &[String], seconds: u32) -> Result<Count> {
+    let lanes = std::thread::available_parallelism().map_or(1, usize::from);
+    let next = AtomicUsize::new(0);
+    let lane = || -> Result<Count> {
+        let mut count = Count::default();
+        while let Some(name) = names.get(next.fetch_add(1, Ordering::Relaxed)) {
+            count = count + fuzz(name, seconds)?;
+        }
+        Ok(count)
+    };
+    std::thread::scope(|scope| {
+        let running: Vec<_> = (0..lanes).map(|_| scope.spawn(lane)).collect();
+        running.into_iter().map(build::joined).sum()
+    })
 }
 
 fn folder() -> PathBuf {

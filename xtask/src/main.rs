@@ -1,5 +1,6 @@
 //! The project's own commands; `make` calls them, and so may you: `cargo xtask --help`.
 
+mod ahead;
 mod bench;
 mod build;
 mod demo;

@@ -1,6 +1,7 @@
-//! All tests, one after another, and their sum.
+//! All tests, one suite after another, and their sum.
 
-use crate::{build, e2e, fuzz};
+use crate::{ahead, build, e2e, fuzz};
+use ::lab::machine::Purpose;
 use anyhow::{Context, Result};
 use std::io::{BufRead, BufReader};
 use std::process::Stdio;
@@ -47,12 +48,12 @@ impl std::iter::Sum for Count {
 /// When a suite can't be run at all; tests that fail are counted.
 pub fn test(filter: Option<&str>) -> Result<Count> {
     let start = Instant::now();
-    let mut sum = Count::default();
-    if filter.is_none() {
-        sum = sum + lint()?;
-    }
-    sum = sum + unit(filter)?;
-    sum = sum + or_failed(fuzz::run(&fuzz::Arguments::short(filter)));
+    let mut sum = std::thread::scope(|scope| -> Result<Count> {
+        // What fails here fails the end-to-end tests, which want it next, and is told of there.
+        scope.spawn(|| drop(ahead::make(Purpose::Tests)));
+        let lint = if filter.is_none() { lint()? } else { Count::default() };
+        Ok(lint + unit(filter)? + or_failed(fuzz::run(&fuzz::Arguments::short(filter))))
+    })?;
     sum = sum + or_failed(e2e::run(&e2e::Arguments::all(filter)));
     println!("all suites took {} s", start.elapsed().as_secs());
     println!("{} passed, {} failed", sum.passed, sum.failed);
