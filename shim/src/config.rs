@@ -20,6 +20,8 @@ pub struct Config {
     pub paths: Paths,
     /// The confinement of the VMM and the file server.
     pub jail: Jail,
+    /// What is done on the host.
+    pub host: Host,
 }
 
 /// `[machine]`
@@ -64,12 +66,20 @@ pub struct Paths {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Jail {
-    /// The VMM's uid.
-    pub uid: Option<u32>,
-    /// The VMM's gid.
-    pub gid: Option<u32>,
+    /// The first of the uids, and gids, that VMMs get: each sandbox one of its own. They are to be nobody else's.
+    pub first_uid: Option<u32>,
+    /// How many there are, which is the most sandboxes at once.
+    pub uids: Option<u32>,
     /// Whether machines never share a core at the same time, where cores have several threads.
     pub core_scheduling: Option<bool>,
+}
+
+/// `[host]`
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Host {
+    /// Whether a sandbox's processes go where `linux.cgroupsPath` says; if not, they stay where their maker is.
+    pub cgroups: Option<bool>,
 }
 
 impl Config {

@@ -24,7 +24,7 @@ pub use error::{Error, Result};
 pub use guest::agent::{self, Process};
 #[doc(hidden)]
 pub use guest::log as guest_log;
-pub use host::{overhead, paths, persist, storage};
+pub use host::{cgroup, overhead, paths, persist, storage};
 pub use oci::{bundle, plan, seccomp};
 pub use sandbox::event;
 pub use sandbox::table::Phase;

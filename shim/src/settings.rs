@@ -3,6 +3,7 @@
 use crate::config::Config;
 use crate::error::{Error, Result};
 use protocol::machine::MAX_VCPUS;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -37,14 +38,20 @@ pub struct Settings {
     pub core_scheduling: bool,
     /// Directory of the sandboxes' state.
     pub state: PathBuf,
-    /// uid that the VMM gives itself.
-    pub uid: u32,
-    /// gid that the VMM gives itself.
-    pub gid: u32,
+    /// Whether a sandbox's processes go where `linux.cgroupsPath` says.
+    pub cgroups: bool,
+    /// Of which a VMM gives itself one as uid and gid, see [`crate::host::uid`].
+    pub uids: RangeInclusive<u32>,
 }
 
-/// uid and gid of a VMM unless configured: `nobody` by its usual number, which owns no files.
-const NOBODY: u32 = 65534;
+/// The first uid of a VMM unless configured: above those of people, services and usual ranges for containers.
+const FIRST_UID: u32 = 0x7000_0000;
+
+/// How many there are unless configured.
+const UIDS: u32 = 65536;
+
+/// The last uid; the next means none to system calls.
+const LAST_UID: u32 = u32::MAX - 1;
 
 /// The machine's interrupt lines, less those of its other devices.
 pub const MOST_DISKS: u32 = 15;
@@ -58,7 +65,7 @@ impl Settings {
     /// # Errors
     /// A value that can't be right on any machine. What this machine's KVM allows is checked by the VMM.
     pub fn resolve(config: Config) -> Result<Self> {
-        let Config { machine, paths, jail } = config;
+        let Config { machine, paths, jail, host } = config;
         let settings = Self {
             vcpus: machine.vcpus.unwrap_or(1),
             memory_mib: machine.memory_mib.unwrap_or(128),
@@ -76,8 +83,8 @@ impl Settings {
                 .unwrap_or_else(|| "/usr/libexec/kata-like/kata-like-fs".into()),
             core_scheduling: jail.core_scheduling.unwrap_or(true),
             state: paths.state.unwrap_or_else(|| "/run/kata-like".into()),
-            uid: jail.uid.unwrap_or(NOBODY),
-            gid: jail.gid.unwrap_or(NOBODY),
+            cgroups: host.cgroups.unwrap_or(true),
+            uids: uids(jail.first_uid.unwrap_or(FIRST_UID), jail.uids.unwrap_or(UIDS))?,
         };
         settings.check()?;
         Ok(settings)
@@ -112,6 +119,21 @@ impl Settings {
     }
 }
 
+fn uids(first: u32, count: u32) -> Result<RangeInclusive<u32>> {
+    let wrong = |what: &str| {
+        let text = format!("jail.first_uid is {first} and jail.uids {count}: {what}");
+        Err(Error::InvalidArgument(text))
+    };
+    match (first, count) {
+        (0, _) => wrong("a VMM is not to be root"),
+        (_, 0) => wrong("a sandbox needs one"),
+        _ => match first.checked_add(count - 1) {
+            Some(last) if last <= LAST_UID => Ok(first..=last),
+            _ => wrong("there are no such uids"),
+        },
+    }
+}
+
 /// As many as the host has, but at most 8. Each that a machine could get is paid by all that never do: a thread that
 /// waits and KVM's part of a vCPU on the host, some 100 KiB, and the guest kernel's data of a possible processor. Who
 /// runs larger containers on a larger host raises it.
@@ -138,7 +160,7 @@ mod tests {
         let settings = resolve("").unwrap();
         assert_eq!((settings.vcpus, settings.memory_mib), (1, 128));
         assert!(settings.max_vcpus >= 1 && settings.max_memory_mib >= 128);
-        assert_ne!(settings.uid, 0);
+        assert_eq!(settings.uids, 0x7000_0000..=0x7000_ffff);
     }
 
     #[test]
@@ -148,6 +170,9 @@ mod tests {
             ("[machine]\nvcpus = 65", "vcpus"),
             ("[machine]\nmemory_mib = 1", "memory_mib"),
             ("[machine]\nmax_disks = 16", "max_disks"),
+            ("[jail]\nfirst_uid = 0", "root"),
+            ("[jail]\nuids = 0", "jail.uids"),
+            ("[jail]\nfirst_uid = 4294967294\nuids = 2", "no such"),
         ] {
             let error = resolve(text).unwrap_err();
             assert!(error.to_string().contains(name), "{error}");

@@ -1,5 +1,6 @@
 //! What a sandbox has of its host: directories, mounts, disks and processes, and how they are given back.
 
+pub mod cgroup;
 pub(crate) mod disk;
 mod mount_options;
 pub mod overhead;
@@ -7,4 +8,5 @@ pub mod paths;
 pub mod persist;
 pub mod storage;
 mod tree;
+pub(crate) mod uid;
 pub(crate) mod undo;

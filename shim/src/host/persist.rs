@@ -1,5 +1,7 @@
 //! What is on disk of a running sandbox, so that it can be cleaned up when its shim is gone.
 
+use super::cgroup::Made;
+use super::uid::Uid;
 use crate::error::{Error, Result};
 use crate::host::paths::SandboxPaths;
 use crate::host::tree;
@@ -107,8 +109,14 @@ fn start_time(stat: &str) -> Option<u64> {
 pub struct SandboxState {
     /// The process that owns the sandbox: its shim or the command line.
     pub owner: ProcessId,
-    /// The VMM and the file server.
+    /// The VMM and the file server, once they are started.
     pub helpers: Vec<ProcessId>,
+    /// The host's cgroup that was made for them all.
+    #[serde(default)]
+    pub cgroup: Option<Made>,
+    /// The VMM's user.
+    #[serde(default)]
+    pub uid: Option<u32>,
 }
 
 impl SandboxState {
@@ -152,6 +160,12 @@ pub fn clean_up(paths: &SandboxPaths, patience: Duration) -> Result<()> {
                 tracing::warn!("process {} does not end", helper.pid);
             }
         }
+        if let Some(Err(error)) = state.uid.map(Uid::free) {
+            tracing::warn!("free the uid: {error}");
+        }
+        if let Some(Err(error)) = state.cgroup.map(|cgroup| cgroup.remove()) {
+            tracing::warn!("remove the cgroup: {error}");
+        }
     }
     tree::unmount_below(paths.root());
     paths.remove().map_err(Error::path("remove", paths.root()))
@@ -184,11 +198,13 @@ mod tests {
         let mut child = std::process::Command::new("sleep").arg("100").spawn().unwrap();
         let helper = ProcessId::of(child.id() as i32).unwrap();
         let owner = ProcessId { pid: 1, start: 1 };
-        SandboxState { owner, helpers: vec![helper] }.write(&paths).unwrap();
+        let cgroup = Some(Made { directory: dir.path().join("cgroup"), above: Vec::new() });
+        std::fs::create_dir(dir.path().join("cgroup")).unwrap();
+        SandboxState { owner, helpers: vec![helper], cgroup, uid: None }.write(&paths).unwrap();
         // A zombie counts as ended for a pidfd, so the wait needs nobody to reap it.
         clean_up(&paths, Duration::from_secs(10)).unwrap();
         assert_eq!(child.wait().unwrap().code(), None);
-        assert!(!paths.root().exists());
+        assert!(!paths.root().exists() && !dir.path().join("cgroup").exists());
         clean_up(&paths, Duration::ZERO).unwrap();
     }
 }

@@ -72,8 +72,8 @@ pub struct RootfsMount {
     pub options: Vec<String>,
 }
 
-/// The machine of a sandbox. Its one vhost-user socket is descriptor 0 of the boot message.
-pub fn machine(settings: &Settings, console_log: PathBuf) -> MachineConfig {
+/// The machine of a sandbox, whose VMM is to be this user. Its one vhost-user socket is descriptor 0 of the boot message.
+pub fn machine(settings: &Settings, uid: u32, console_log: PathBuf) -> MachineConfig {
     MachineConfig {
         vcpus: settings.vcpus,
         memory_mib: settings.memory_mib,
@@ -90,8 +90,8 @@ pub fn machine(settings: &Settings, console_log: PathBuf) -> MachineConfig {
         shared_dirs: vec![FsConfig { tag: ports::SHARED_TAG.into(), socket_fd: 0 }],
         disk_slots: settings.max_disks,
         jail: JailConfig {
-            uid: settings.uid,
-            gid: settings.gid,
+            uid,
+            gid: uid,
             namespaces: true,
             core_scheduling: settings.core_scheduling,
         },

@@ -4,21 +4,35 @@
 //! guest does.
 
 use super::Sandbox;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::guest::agent::Agent;
+use crate::host::cgroup::{self, Cgroup};
 use crate::settings::Settings;
 use oci_spec::runtime::{LinuxMemory, LinuxResources};
 use protocol::machine::{Size, memory_block_mib};
 use std::collections::HashMap;
+use std::sync::Arc;
 
 /// What the guest itself needs besides the memory that its containers are promised, MiB.
 const GUEST_MIB: u64 = 64;
 
+/// The shares of a container that names none.
+const DEFAULT_SHARES: u64 = 1024;
+
 /// The kernel's period of a CPU quota, microseconds, where none is named.
 const PERIOD: u64 = 100_000;
 
+/// The least part of a processor that the host leaves a sandbox, as one over this: the guest enforces smaller quotas,
+/// and has to answer within the agent's deadlines all the same.
+const LEAST_CPU: u64 = 5;
+
+/// What our processes need of the host's memory besides the guest's, MiB; and of page tables and the like, one over
+/// this part of the guest's.
+const OVERHEAD_MIB: u64 = 64;
+const OVERHEAD_PART: u64 = 64;
+
 /// The machine's size, and what its containers may use.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Capacity {
     initial_vcpus: u32,
     initial_mib: u64,
@@ -27,6 +41,8 @@ pub(super) struct Capacity {
     /// The guest address of added memory, once there is any.
     added_at: u64,
     limits: HashMap<String, Limits>,
+    /// Of the host's, for our processes.
+    cgroup: Option<Arc<Cgroup>>,
 }
 
 /// What one container may use; 0: no limit, so nothing that the machine would grow for.
@@ -35,6 +51,7 @@ pub(super) struct Limits {
     memory: u64,
     quota: u64,
     period: u64,
+    shares: u64,
 }
 
 impl Limits {
@@ -47,20 +64,24 @@ impl Limits {
         if let Some(cpu) = to.cpu() {
             self.quota = cpu.quota().map_or(self.quota, positive);
             self.period = cpu.period().unwrap_or(self.period);
+            self.shares = cpu.shares().unwrap_or(self.shares);
         }
         self
     }
 
     /// CPUs, in thousandths.
     fn cpus(&self) -> u64 {
-        let period = if self.period == 0 { PERIOD } else { self.period };
-        self.quota.saturating_mul(1000) / period
+        self.quota.saturating_mul(1000) / self.period()
+    }
+
+    fn period(&self) -> u64 {
+        if self.period == 0 { PERIOD } else { self.period }
     }
 }
 
 impl Capacity {
     /// Of a machine that has just been started.
-    pub(super) fn new(settings: &Settings) -> Self {
+    pub(super) fn new(settings: &Settings, cgroup: Option<Arc<Cgroup>>) -> Self {
         let &Settings { vcpus, memory_mib, max_vcpus, max_memory_mib, .. } = settings;
         Self {
             initial_vcpus: vcpus,
@@ -69,6 +90,7 @@ impl Capacity {
             now: Size { vcpus, added_mib: 0 },
             added_at: 0,
             limits: HashMap::new(),
+            cgroup,
         }
     }
 
@@ -116,6 +138,36 @@ impl Capacity {
     }
 }
 
+impl Capacity {
+    /// What the sandbox's processes may take of the host with a machine of this size. Memory: all that the machine
+    /// has and what it costs, so that a guest whose page cache fills its memory costs the VMM nothing.
+    fn of_host(&self, size: Size) -> cgroup::Limits {
+        let all = || self.limits.values();
+        let guest = self.initial_mib + size.added_mib;
+        let memory = (guest + guest / OVERHEAD_PART + OVERHEAD_MIB) << 20;
+        let cpu = match &all().collect::<Vec<_>>()[..] {
+            [] => None,
+            [one] => Some((one.quota, one.period())),
+            // Of several the sum, in the kernel's own period.
+            _ => Some((
+                all().map(Limits::cpus).fold(0, u64::saturating_add) * (PERIOD / 1000),
+                PERIOD,
+            )),
+        };
+        let shares = all().any(|l| l.shares > 0).then(|| {
+            let default = |l: &Limits| if l.shares == 0 { DEFAULT_SHARES } else { l.shares };
+            all().map(default).fold(0, u64::saturating_add)
+        });
+        cgroup::Limits {
+            memory: all().any(|l| l.memory > 0).then_some(memory),
+            cpu: cpu
+                .filter(|_| all().all(|l| l.quota > 0))
+                .map(|(quota, period)| (quota.max(period / LEAST_CPU), period)),
+            shares,
+        }
+    }
+}
+
 /// Each the larger of the two.
 fn larger(a: Size, b: Size) -> Size {
     Size { vcpus: a.vcpus.max(b.vcpus), added_mib: a.added_mib.max(b.added_mib) }
@@ -137,11 +189,14 @@ impl Sandbox {
         let before = capacity.limits.get(id).copied();
         capacity.set(id, Some(before.unwrap_or_default().changed(resources)));
         let size = larger(capacity.now, capacity.needed());
-        if size != capacity.now
-            && let Err(error) = self.grow(agent, &mut capacity, size).await
-        {
+        let mut grown = limit_host(&capacity, size).await;
+        if grown.is_ok() && size != capacity.now {
+            grown = self.grow(agent, &mut capacity, size).await;
+        }
+        if let Err(error) = grown {
             // They are not to be had, so nothing later may grow for them.
             capacity.set(id, before);
+            settle_host(&capacity).await;
             return Err(error);
         }
         Ok(before)
@@ -170,6 +225,11 @@ impl Sandbox {
     }
 
     async fn shrink(&self, capacity: &mut Capacity) {
+        self.let_go(capacity).await;
+        settle_host(capacity).await;
+    }
+
+    async fn let_go(&self, capacity: &mut Capacity) {
         let (needed, now, added_at) = (capacity.needed(), capacity.now, capacity.added_at);
         if needed == now {
             return;
@@ -190,6 +250,22 @@ impl Sandbox {
                 tracing::warn!("sandbox {} does not shrink: {}", self.id(), error.chain());
             }
         }
+    }
+}
+
+/// Sets what the host gives our processes when the machine has this size.
+async fn limit_host(capacity: &Capacity, size: Size) -> Result<()> {
+    let Some(cgroup) = capacity.cgroup.clone() else { return Ok(()) };
+    let limits = capacity.of_host(size);
+    // Maybe by way of systemd, which may take its time.
+    let set = tokio::task::spawn_blocking(move || cgroup.limit(&limits)).await;
+    set.map_err(|e| Error::system("set the limits of a cgroup")(std::io::Error::other(e)))?
+}
+
+/// The same for the size that it has, where no failure can be told.
+async fn settle_host(capacity: &Capacity) {
+    if let Err(error) = limit_host(capacity, capacity.now).await {
+        tracing::warn!("{}", error.chain());
     }
 }
 
@@ -240,11 +316,43 @@ mod tests {
     }
 
     #[test]
+    fn the_host_gives_the_machine_and_its_cost_and_the_processors_of_all() {
+        let host = |limits: &[&str]| {
+            let capacity = capacity(limits);
+            capacity.of_host(capacity.needed())
+        };
+        let mib = |mib: u64| Some(mib << 20);
+        assert_eq!(host(&[]), cgroup::Limits::default());
+        assert_eq!(host(&["{}"]), cgroup::Limits::default());
+        let limited = r#"{"memory": {"limit": 134217728}, "cpu": {"quota": 75000, "period": 50000, "shares": 512}}"#;
+        let one = cgroup::Limits {
+            memory: mib(256 + 4 + 64),
+            cpu: Some((75_000, 50_000)),
+            shares: Some(512),
+        };
+        assert_eq!(host(&[limited]), one);
+        let two = cgroup::Limits {
+            memory: mib(384 + 6 + 64),
+            cpu: Some((300_000, 100_000)),
+            shares: Some(1024),
+        };
+        assert_eq!(host(&[limited, limited]), two);
+        // One without limits: there is none for both.
+        let mixed = host(&[limited, "{}"]);
+        assert_eq!(
+            (mixed.memory, mixed.cpu, mixed.shares),
+            (mib(256 + 4 + 64), None, Some(512 + 1024))
+        );
+        let tiny = host(&[r#"{"cpu": {"quota": 1000, "period": 100000}}"#]);
+        assert_eq!(tiny.cpu, Some((20_000, 100_000)), "the guest sees to the rest");
+    }
+
+    #[test]
     fn a_change_keeps_what_it_does_not_name() {
         let change = |limits: Limits, json| limits.changed(&serde_json::from_str(json).unwrap());
         let limits = change(Limits::default(), r#"{"cpu": {"quota": 1000, "period": 500}}"#);
         let limits = change(limits, r#"{"memory": {"limit": 7}, "cpu": {"quota": 2000}}"#);
-        assert_eq!(limits, Limits { memory: 7, quota: 2000, period: 500 });
+        assert_eq!(limits, Limits { memory: 7, quota: 2000, period: 500, shares: 0 });
         assert_eq!(change(limits, r#"{"memory": {"limit": -1}}"#).memory, 0);
     }
 

@@ -6,9 +6,11 @@ use crate::error::{Error, Result};
 use crate::guest::agent::Agent;
 use crate::guest::clock;
 use crate::guest::log::{self as guest_log, Tail};
+use crate::host::cgroup::{Cgroup, Placement};
 use crate::host::paths::SandboxPaths;
 use crate::host::persist::{ProcessId, SandboxState};
 use crate::host::storage;
+use crate::host::uid::Uid;
 use crate::host::undo::Undo;
 use crate::milestone;
 use crate::sandbox::event::SandboxEvent;
@@ -35,6 +37,8 @@ pub struct Launch {
     pub paths: SandboxPaths,
     /// Everything else.
     pub settings: Settings,
+    /// Where its processes go; none: they stay where their maker is.
+    pub cgroup: Option<Placement>,
     /// The guest's host name.
     pub hostname: String,
     /// Takes what there is to tell, until [`Sandbox::stop`] is done.
@@ -50,17 +54,37 @@ impl Sandbox {
     /// # Errors
     /// The directory is taken, a mount fails, or a program can't be started. Nothing is left then.
     pub fn launch(launch: Launch) -> Result<Self> {
-        let Launch { id, paths, settings, hostname, events } = launch;
+        let Launch { id, paths, settings, cgroup, hostname, events } = launch;
         milestone::mark("sandbox-launch", &id);
         let mut undo = Undo::new();
         paths.create()?;
         let removed = paths.clone();
         undo.push("remove the sandbox's directory", move || removed.remove());
+        let cgroup = cgroup.filter(|_| settings.cgroups).map(|to| Cgroup::enter(&to, &id));
+        let cgroup = cgroup.transpose()?.flatten().map(Arc::new);
+        let made = cgroup.as_ref().and_then(|cgroup| cgroup.made().cloned());
+        if let Some(cgroup) = cgroup.clone() {
+            undo.push("leave the cgroup", move || cgroup.leave());
+        }
+        let user = Uid::take(&settings.uids)?;
+        let uid = user.number();
+        undo.push("free the uid", move || {
+            drop(user);
+            Ok(())
+        });
+        let mut state = SandboxState {
+            owner: ProcessId::own()?,
+            helpers: Vec::new(),
+            cgroup: made,
+            uid: Some(uid),
+        };
+        state.write(&paths)?;
         storage::make_shared(&paths, &mut undo)?;
-        let (vm, messages, helpers) = Vm::launch(&settings, &paths)?;
+        let (vm, messages, helpers) = Vm::launch(&settings, &paths, uid)?;
         milestone::mark("vmm-spawned", &id);
-        SandboxState { owner: ProcessId::own()?, helpers: helpers.to_vec() }.write(&paths)?;
-        let capacity = Capacity::new(&settings);
+        state.helpers = helpers.to_vec();
+        state.write(&paths)?;
+        let capacity = Capacity::new(&settings, cgroup);
         let sandbox = Self::around(id, paths, (vm, helpers, capacity), undo, events);
         sandbox.clone().boot(messages, hostname, settings.start_timeout);
         Ok(sandbox)

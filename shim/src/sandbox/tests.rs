@@ -205,7 +205,7 @@ async fn fixture() -> Fixture {
     let sandbox = Sandbox::around(
         "s".into(),
         paths,
-        (vm, [ProcessId { pid: 77, start: 1 }; 2], capacity::Capacity::new(&settings)),
+        (vm, [ProcessId { pid: 77, start: 1 }; 2], capacity::Capacity::new(&settings, None)),
         Undo::new(),
         sender,
     );

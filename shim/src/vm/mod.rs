@@ -64,7 +64,7 @@ pub struct Vm {
 type Outcome = Result<u64, String>;
 
 impl Vm {
-    /// Starts the file server and the VMM, and watches them until they have ended.
+    /// Starts the file server, and the VMM as this user, and watches them until they have ended.
     ///
     /// Gives the machine, what it will say, and the two processes.
     ///
@@ -73,6 +73,7 @@ impl Vm {
     pub fn launch(
         settings: &Settings,
         paths: &SandboxPaths,
+        uid: u32,
     ) -> Result<(Self, mpsc::UnboundedReceiver<Message>, [ProcessId; 2])> {
         let (fs_ours, fs_theirs) =
             StdUnixStream::pair().map_err(Error::system("make the file server's socket"))?;
@@ -85,7 +86,7 @@ impl Vm {
         let (control, control_theirs) = Control::pair()?;
         let vmm = spawn::helper(&settings.vmm, &[], control_theirs)?;
         let ids = [ProcessId::of_child(&vmm)?, ProcessId::of_child(&file_server)?];
-        let config = plan::machine(settings, paths.console_log());
+        let config = plan::machine(settings, uid, paths.console_log());
         let boot = Command::Boot(Box::new(config));
         if let Err(error) = control.send_first(&boot, &[fs_ours.as_fd()]) {
             // Why the VMM doesn't listen shows in its end.
@@ -232,7 +233,7 @@ mod tests {
         settings.vmm = script(dir.path(), "vmm", "/bin/dd bs=1M count=1 <&3 >&2");
         settings.file_server = script(dir.path(), "fs", "exec /bin/sleep 100");
         let paths = SandboxPaths::new(dir.path(), "ns", "s").unwrap();
-        let (vm, mut messages, _) = Vm::launch(&settings, &paths).unwrap();
+        let (vm, mut messages, _) = Vm::launch(&settings, &paths, 65534).unwrap();
         let disk = OpenDisk { file: std::fs::File::open(image).unwrap(), bytes: 512 };
         // The script answers nothing; what it has read is all that matters.
         assert!(vm.attach_disk(&disk, true).await.is_err());

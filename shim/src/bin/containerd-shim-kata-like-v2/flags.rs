@@ -23,6 +23,8 @@ pub struct Flags {
     pub ttrpc_address: String,
     /// Server only: the configuration file to start with.
     pub config: String,
+    /// Server only: `linux.cgroupsPath` of the sandbox's first container.
+    pub cgroup: String,
     /// Server only: path of the socket that it inherits, to be removed at the end.
     pub socket: String,
     /// `start`, `delete`, or the server's own.
@@ -75,6 +77,7 @@ impl Flags {
             "bundle" => self.bundle = value,
             "ttrpc-address" => self.ttrpc_address = value,
             "config" => self.config = value,
+            "cgroup" => self.cgroup = value,
             "socket" => self.socket = value,
             // The binary that older containerds let shims call to publish events.
             "publish-binary" => {}

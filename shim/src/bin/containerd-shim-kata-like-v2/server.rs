@@ -5,9 +5,10 @@ use crate::publisher::Publisher;
 use crate::sandbox_api;
 use crate::task::events::{self, Containers};
 use crate::task::service::TaskService;
-use crate::task::slot::Slot;
+use crate::task::slot::{Owner, Slot};
 use anyhow::Context;
 use containerd_shim_protos::shim_async::create_task;
+use sandbox::cgroup::Placement;
 use sandbox::{milestone, storage};
 use std::collections::HashMap;
 use std::io;
@@ -91,7 +92,9 @@ async fn serve(flags: &Flags) -> anyhow::Result<()> {
     tokio::spawn(events::forward(sandbox_told, containers.clone(), notices));
 
     let config = (!flags.config.is_empty()).then(|| Path::new(&flags.config).to_path_buf());
-    let slot = Slot::launch(&flags.namespace, &flags.id, config, sandbox_events);
+    let cgroup = (!flags.cgroup.is_empty()).then(|| Placement::told_by(Path::new(&flags.cgroup)));
+    let owner = Owner { namespace: flags.namespace.clone(), id: flags.id.clone(), cgroup };
+    let slot = Slot::launch(owner, config, sandbox_events);
     let finished = Arc::new(Notify::new());
     let service = Arc::new(TaskService::new(slot, containers, finished.clone()));
 
@@ -145,10 +148,14 @@ mod tests {
     use ttrpc::asynchronous::Client;
     use ttrpc::{Code, Request};
 
+    fn owner() -> Owner {
+        Owner { namespace: "ns".into(), id: "s".into(), cgroup: None }
+    }
+
     #[tokio::test]
     async fn a_shim_without_containers_is_abandoned() {
         let (events, _told) = mpsc::unbounded_channel();
-        let slot = Slot::launch("ns", "s", Some("/nowhere/config.toml".into()), events);
+        let slot = Slot::launch(owner(), Some("/nowhere/config.toml".into()), events);
         let service = TaskService::new(slot, Containers::default(), Arc::default());
         let patience = Duration::from_millis(40);
         tokio::time::timeout(Duration::from_secs(10), service.abandoned(patience)).await.unwrap();
@@ -157,7 +164,7 @@ mod tests {
     /// A server whose sandbox could not be launched, and a client of it.
     async fn serve_failed() -> (Server, Client, Arc<Notify>) {
         let (events, _told) = mpsc::unbounded_channel();
-        let slot = Slot::launch("ns", "s", Some("/nowhere/config.toml".into()), events);
+        let slot = Slot::launch(owner(), Some("/nowhere/config.toml".into()), events);
         let finished = Arc::new(Notify::new());
         let service = Arc::new(TaskService::new(slot, Containers::default(), finished.clone()));
         let dir = tempfile::tempdir().unwrap();

@@ -29,11 +29,11 @@ pub fn run(flags: &Flags) -> anyhow::Result<()> {
         std::io::stdin().take(MAX_INPUT).read_to_end(&mut input)?;
     }
     let start = Start::read(&input, flags, std::env::var("TTRPC_ADDRESS").ok())?;
-    let sandbox = sandbox_of(Path::new("config.json"), &flags.id)?;
+    let Sandbox { id: sandbox, cgroup } = sandbox_of(Path::new("config.json"), &flags.id)?;
     let socket = start.socket_dir.join(socket_name(&flags.address, &flags.namespace, &sandbox));
     let address = format!("unix://{}", socket.display());
     if let Some(listener) = listen(&socket)?
-        && let Err(error) = spawn_server(flags, &start, &sandbox, &socket, &listener)
+        && let Err(error) = spawn_server(flags, &start, (&sandbox, cgroup), &socket, &listener)
     {
         let _ = std::fs::remove_file(&socket);
         return Err(error);
@@ -45,21 +45,37 @@ pub fn run(flags: &Flags) -> anyhow::Result<()> {
 
 /// The few things of a spec that are looked at here.
 #[derive(Deserialize)]
-struct Annotated {
+struct LookedAt {
     #[serde(default)]
     annotations: Option<HashMap<String, String>>,
+    #[serde(default)]
+    linux: Option<Linux>,
 }
 
-/// The id of the sandbox that the task belongs to: its own, or that of an annotation.
-fn sandbox_of(config: &Path, id: &str) -> anyhow::Result<String> {
+#[derive(Deserialize)]
+struct Linux {
+    #[serde(default, rename = "cgroupsPath")]
+    cgroups_path: Option<String>,
+}
+
+/// The sandbox that a task belongs to.
+#[derive(Debug, PartialEq, Eq)]
+struct Sandbox {
+    id: String,
+    /// Where the task's cgroup would be.
+    cgroup: Option<String>,
+}
+
+/// The sandbox that the task belongs to: of its own id, or of that in an annotation.
+fn sandbox_of(config: &Path, id: &str) -> anyhow::Result<Sandbox> {
     let name = config.display();
     let text = std::fs::read(config).with_context(|| format!("read {name}"))?;
-    let spec: Annotated = serde_json::from_slice(&text).with_context(|| format!("parse {name}"))?;
+    let spec: LookedAt = serde_json::from_slice(&text).with_context(|| format!("parse {name}"))?;
     let annotations = spec.annotations.unwrap_or_default();
     let group = GROUP_ANNOTATIONS.iter().find_map(|name| annotations.get(*name));
     let sandbox = group.map_or(id, String::as_str);
     protocol::ids::check(sandbox)?;
-    Ok(sandbox.into())
+    Ok(Sandbox { id: sandbox.into(), cgroup: spec.linux.and_then(|linux| linux.cgroups_path) })
 }
 
 /// Of fixed length, since a socket's path may have 107 bytes only.
@@ -103,7 +119,7 @@ fn listen(socket: &Path) -> anyhow::Result<Option<UnixListener>> {
 fn spawn_server(
     flags: &Flags,
     start: &Start,
-    sandbox: &str,
+    (sandbox, cgroup): (&str, Option<String>),
     socket: &Path,
     listener: &UnixListener,
 ) -> anyhow::Result<()> {
@@ -121,6 +137,9 @@ fn spawn_server(
     }
     if let Some(config) = &start.config {
         command.arg("-config").arg(config);
+    }
+    if let Some(cgroup) = cgroup.filter(|path| !path.is_empty()) {
+        command.arg("-cgroup").arg(cgroup);
     }
     command.arg(server::ACTION);
     let fd = listener.as_raw_fd();
@@ -152,7 +171,7 @@ mod tests {
         let config = dir.path().join("config.json");
         let sandbox = |text: &str| {
             std::fs::write(&config, text).unwrap();
-            sandbox_of(&config, "c1")
+            sandbox_of(&config, "c1").map(|sandbox| sandbox.id)
         };
         assert_eq!(sandbox("{}").unwrap(), "c1");
         assert_eq!(sandbox(r#"{"annotations":null}"#).unwrap(), "c1");

@@ -51,7 +51,7 @@ struct Globals {
     root: Option<PathBuf>,
     #[command(flatten)]
     log: log::Arguments,
-    /// Accepted for runc's sake: a container's cgroup is in its guest, where there is no systemd
+    /// The cgroup of a container's processes on the host is a scope of systemd's: cgroupsPath is slice:prefix:name
     #[arg(long, global = true)]
     systemd_cgroup: bool,
     /// Accepted for runc's sake: only root can run machines

@@ -5,10 +5,12 @@ use crate::context::Context;
 use crate::{leaks, ptrace};
 use anyhow::{Context as _, Result, bail};
 use std::fs;
+use std::os::unix::process::CommandExt;
 
 crate::cases!(
     crate::Scope::Once;
     the_vmm_holds_nothing,
+    one_vmm_cannot_touch_anothers,
     the_file_server_holds_only_file_capabilities,
     a_read_only_root_is_so_for_the_guests_kernel_too,
     a_forbidden_system_call_kills_the_vmm,
@@ -106,6 +108,31 @@ fn the_vmm_holds_nothing(context: &Context) -> Result<()> {
         bail!("the VMM's root holds {root:?}");
     }
     container.remove()
+}
+
+/// Each is a user of its own, so what is broken into in one sandbox can't end or trace another.
+fn one_vmm_cannot_touch_anothers(context: &Context) -> Result<()> {
+    let containers = [context.sleeper()?, context.sleeper()?];
+    let pids: Vec<u32> = leaks::our_processes()?
+        .into_iter()
+        .filter(|(_, line)| line.split(' ').next().is_some_and(|p| p.ends_with("/kata-like-vmm")))
+        .map(|(pid, _)| pid)
+        .collect();
+    let ids = |pid: u32, name: &str| -> Result<Vec<u32>> {
+        let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+        Ok(field(&status, name)?.split_whitespace().map(str::parse).collect::<Result<_, _>>()?)
+    };
+    let [a, b] = pids[..] else { bail!("two VMMs are expected: {pids:?}") };
+    let (uid, gid) = (ids(a, "Uid")?[0], ids(a, "Gid")?[0]);
+    if ids(b, "Uid")?.contains(&uid) || ids(b, "Gid")?.contains(&gid) {
+        bail!("both VMMs are user {uid}, group {gid}");
+    }
+    let mut signal = std::process::Command::new("kill");
+    signal.args(["-0", &b.to_string()]).uid(uid).gid(gid);
+    if signal.status()?.success() {
+        bail!("user {uid} may signal process {b}");
+    }
+    containers.into_iter().try_for_each(|container| container.remove())
 }
 
 fn the_file_server_holds_only_file_capabilities(context: &Context) -> Result<()> {

@@ -16,9 +16,10 @@ use std::time::{Duration, Instant};
 crate::cases!(crate::Scope::Once; catches_a_planted_leak, catches_growing_descriptors);
 
 /// Directories whose entries come and go with sandboxes: path, and how deep the entries lie.
-const WATCHED: [(&str, usize); 10] = [
+const WATCHED: [(&str, usize); 11] = [
     ("/run/kata-like", 2),
     ("/run/kata-like-cli", 1),
+    ("/run/kata-like-uids", 1),
     ("/var/lib/kata-like/run", 1),
     ("/run/containerd/s", 1),
     ("/run/containerd/fifo", 1),

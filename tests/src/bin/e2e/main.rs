@@ -7,6 +7,7 @@
 mod boot;
 mod bundle;
 mod bundles;
+mod cgroup;
 mod clock;
 mod command;
 mod confinement;

@@ -1,5 +1,6 @@
 //! The sandbox of a shim: launched before containerd asks for it, and anew if it asks for another configuration.
 
+use sandbox::cgroup::Placement;
 use sandbox::config::Config;
 use sandbox::event::SandboxEvent;
 use sandbox::paths::SandboxPaths;
@@ -12,10 +13,20 @@ use tokio::sync::mpsc;
 /// Longest host name that Linux takes.
 const MAX_HOSTNAME: usize = 64;
 
+/// Whose sandbox it is, and where its processes go.
+#[derive(Debug, Clone)]
+pub struct Owner {
+    /// containerd's namespace.
+    pub namespace: String,
+    /// The sandbox's id.
+    pub id: String,
+    /// The host's cgroup.
+    pub cgroup: Option<Placement>,
+}
+
 /// Holds the sandbox.
 pub struct Slot {
-    namespace: String,
-    id: String,
+    owner: Owner,
     state: Mutex<State>,
 }
 
@@ -45,14 +56,13 @@ enum Taken {
 impl Slot {
     /// Launches a sandbox with `config`, or with the default configuration.
     pub fn launch(
-        namespace: &str,
-        id: &str,
+        owner: Owner,
         config: Option<PathBuf>,
         events: mpsc::UnboundedSender<SandboxEvent>,
     ) -> Self {
-        let launched = launch(namespace, id, config.as_ref(), &events);
+        let launched = launch(&owner, config.as_ref(), &events);
         let state = Mutex::new(State { config, launched, events: Some(events) });
-        Self { namespace: namespace.into(), id: id.into(), state }
+        Self { owner, state }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -61,7 +71,7 @@ impl Slot {
 
     /// containerd's namespace.
     pub fn namespace(&self) -> &str {
-        &self.namespace
+        &self.owner.namespace
     }
 
     /// The sandbox.
@@ -90,7 +100,7 @@ impl Slot {
         let Some(events) = &state.events else {
             return Err(Error::Ended("the shim is shutting down".into()));
         };
-        state.launched = launch(&self.namespace, &self.id, config.as_ref(), events);
+        state.launched = launch(&self.owner, config.as_ref(), events);
         state.config = config;
         drop(state);
         self.get()
@@ -125,15 +135,15 @@ impl Slot {
 }
 
 fn launch(
-    namespace: &str,
-    id: &str,
+    Owner { namespace, id, cgroup }: &Owner,
     config: Option<&PathBuf>,
     events: &mpsc::UnboundedSender<SandboxEvent>,
 ) -> Launched {
     let launched = config.map_or_else(Config::load_default, |path| Config::load(path));
     let launched = launched.and_then(Settings::resolve).and_then(|settings| {
         Sandbox::launch(Launch {
-            id: id.into(),
+            id: id.clone(),
+            cgroup: cgroup.clone(),
             paths: SandboxPaths::new(&settings.state, namespace, id)?,
             settings,
             hostname: id.chars().take(MAX_HOSTNAME).collect(),

@@ -8,6 +8,7 @@ use crate::record::Home;
 use crate::run::source;
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
+use sandbox::cgroup::Placement;
 use std::path::PathBuf;
 
 /// What both have in common.
@@ -57,8 +58,9 @@ pub(crate) fn detached(options: &Options, id: &str, globals: &Globals, start: bo
         monitor::check_console(monitor::has_terminal(&spec), console_socket.as_deref(), true)?;
         let reservation = home.reserve()?;
         globals.log.begin(Some(&monitor::log(reservation.home())))?;
+        let cgroup = Placement::of(&spec, id, globals.systemd_cgroup);
         let announcement = options.announcement.clone();
-        let birth = Birth { bundle, spec, console_socket, announcement, start };
+        let birth = Birth { bundle, spec, console_socket, announcement, cgroup, start };
         monitor::live(settings, reservation, birth, reporter)
     };
     background::run(globals.report_fd, in_background)

@@ -16,6 +16,7 @@ use crate::run::terminal::{self, Output, RawTerminal};
 use anyhow::{Context, Result, bail};
 use call::Listener;
 use oci_spec::runtime::Spec;
+use sandbox::cgroup::Placement;
 use sandbox::io::{Endpoint, Stdio};
 use sandbox::settings::Settings;
 use sandbox::{Launch, NewContainer, Sandbox, storage};
@@ -38,6 +39,8 @@ pub(crate) struct Birth {
     pub(crate) console_socket: Option<PathBuf>,
     /// Who is told of this process.
     pub(crate) announcement: Announcement,
+    /// Where on the host its processes go.
+    pub(crate) cgroup: Placement,
     /// Whether it is started at once.
     pub(crate) start: bool,
 }
@@ -55,7 +58,7 @@ pub(crate) fn live(
     let done = runtime.block_on(async {
         let signals = Signals::listen()?;
         let home = reservation.home().clone();
-        let sandbox = launch(settings, &home)?;
+        let sandbox = launch(settings, &home, Some(birth.cgroup.clone()))?;
         let done = match make(&sandbox, &reservation, birth).await {
             Ok(tty) => {
                 reservation.leave();
@@ -79,13 +82,17 @@ pub(crate) fn live(
 }
 
 /// Starts the machine of a container.
-pub(crate) fn launch(settings: Settings, home: &Home) -> Result<Sandbox> {
+pub(crate) fn launch(
+    settings: Settings,
+    home: &Home,
+    cgroup: Option<Placement>,
+) -> Result<Sandbox> {
     let id = home.id().to_owned();
     let hostname = id.chars().take(MAX_HOSTNAME).collect();
     // Nobody to tell: there is one container, and it is waited for.
     let (events, _) = tokio::sync::mpsc::unbounded_channel();
     let paths = home.sandbox()?;
-    Ok(Sandbox::launch(Launch { id, paths, settings, hostname, events })?)
+    Ok(Sandbox::launch(Launch { id, paths, settings, cgroup, hostname, events })?)
 }
 
 /// Makes a sandbox's one container, to be found and asked for by other commands from here on.
@@ -105,7 +112,7 @@ pub(crate) async fn create(
 
 /// Makes the container and, if asked to, starts it; its terminal in raw mode, if it has one.
 async fn make(sandbox: &Sandbox, reservation: &Reservation, birth: Birth) -> Result<Terminal> {
-    let Birth { bundle, spec, console_socket, announcement, start } = birth;
+    let Birth { bundle, spec, console_socket, announcement, start, .. } = birth;
     let tty = has_terminal(&spec);
     if let Some(socket) = &console_socket {
         console::take_over(socket, terminal_size(&spec))?;

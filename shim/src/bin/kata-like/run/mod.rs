@@ -16,6 +16,7 @@ use crate::record::{Home, Reservation};
 use crate::{Globals, monitor};
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use sandbox::cgroup::Placement;
 use sandbox::settings::Settings;
 use sandbox::storage;
 use scratch::Scratch;
@@ -145,6 +146,10 @@ fn run(mut arguments: Arguments, globals: &Globals) -> Result<u8> {
     let settings = Settings::resolve(config)?;
     let source = Source::open(&arguments.source)?;
     let id = arguments.name.clone().unwrap_or_else(generated_id);
+    let cgroup = match &source {
+        Source::Bundle(spec) => Some(Placement::of(spec, &id, globals.systemd_cgroup)),
+        Source::Image(_) => None,
+    };
     let home = Home::new(globals.root(), &id)?;
     // Before there is a second thread: it is the thread that gets the namespace.
     storage::private_mounts().context("are you root?")?;
@@ -152,7 +157,7 @@ fn run(mut arguments: Arguments, globals: &Globals) -> Result<u8> {
     let reservation = home.reserve()?;
     let scratch = Scratch::new(&id)?;
     let keep = arguments.keep;
-    let status = live(settings, source, (&scratch, &reservation), arguments);
+    let status = live((settings, cgroup), source, (&scratch, &reservation), arguments);
     if keep && status.is_ok() {
         reservation.leave();
     } else {
@@ -171,7 +176,7 @@ pub(crate) fn remove_abandoned() -> Result<()> {
 
 /// The container's whole life.
 fn live(
-    settings: Settings,
+    (settings, cgroup): (Settings, Option<Placement>),
     source: Source,
     (scratch, reservation): (&Scratch, &Reservation),
     arguments: Arguments,
@@ -179,7 +184,7 @@ fn live(
     let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
     let status = runtime.block_on(async {
         let signals = signals::Signals::listen()?.insistent();
-        let sandbox = monitor::launch(settings, reservation.home())?;
+        let sandbox = monitor::launch(settings, reservation.home(), cgroup)?;
         let run = foreground::run(&sandbox, source, (scratch, reservation), arguments, signals);
         let status = run.await;
         monitor::keep_console(reservation.home());

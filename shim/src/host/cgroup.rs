@@ -1,0 +1,305 @@
+//! The host's cgroup of a sandbox: the one for all of its own processes (owner, VMM, file server), at the
+//! `linux.cgroupsPath` of its first container, where engines look for what a container takes of the host.
+//!
+//! The owner moves itself in before it starts the others, which are born there: every page of theirs is counted.
+//! Only version 2 of cgroups is known. A container's own cgroup, and those of a sandbox's other containers, are in
+//! the guest, with what of `linux.resources` is not named in [`Limits`].
+
+use crate::error::{Error, Result};
+use libcgroups::common::{AnyCgroupManager, CgroupManager, ControllerOpt, DEFAULT_CGROUP_ROOT};
+use libcgroups::systemd;
+use libcgroups::v2::manager::Manager;
+use oci_spec::runtime::{
+    LinuxCpuBuilder, LinuxMemoryBuilder, LinuxResources, LinuxResourcesBuilder, Spec,
+};
+use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
+use std::path::{Component, Path, PathBuf};
+use std::time::Duration;
+use std::{fs, io};
+
+/// How long systemd may take to move a process.
+const SYSTEMD_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Where a sandbox's processes go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Placement {
+    /// A path below the root of the host's cgroups; a relative one is below the caller's parent, as with runc.
+    Path(PathBuf),
+    /// A transient scope of systemd's: `slice:prefix:name`.
+    Scope(String),
+}
+
+impl Placement {
+    /// For a caller that says whether systemd manages its cgroups, as runc's do. Without a path it is named `id`.
+    pub fn said(path: Option<&Path>, id: &str, systemd: bool) -> Self {
+        let path = path.filter(|path| !path.as_os_str().is_empty());
+        match (path, systemd) {
+            (Some(path), true) => Self::Scope(path.display().to_string()),
+            (None, true) => Self::Scope(format!("system.slice:kata-like:{id}")),
+            (path, false) => Self::Path(path.unwrap_or(Path::new(id)).to_owned()),
+        }
+    }
+
+    /// [`Self::said`] for a spec.
+    pub fn of(spec: &Spec, id: &str, systemd: bool) -> Self {
+        let path = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().as_deref());
+        Self::said(path, id, systemd)
+    }
+
+    /// For a caller that does not say: the form of the path tells, as containerd's CRI makes it.
+    pub fn told_by(path: &Path) -> Self {
+        let text = path.to_string_lossy();
+        let slice = text.split(':').next().unwrap_or_default();
+        let is_scope = text.matches(':').count() == 2 && slice.ends_with(".slice");
+        if is_scope { Self::Scope(text.into_owned()) } else { Self::Path(path.to_owned()) }
+    }
+}
+
+/// What the sandbox may take of the host. None: no limit is set, or it stays as it was.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes.
+    pub memory: Option<u64>,
+    /// Microseconds of processor time, and of the period for which they are.
+    pub cpu: Option<(u64, u64)>,
+    /// As `linux.resources.cpu.shares`.
+    pub shares: Option<u64>,
+}
+
+/// What a clean-up after a crash needs to know of a cgroup.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Made {
+    /// Absolute, on the host.
+    pub directory: PathBuf,
+    /// Those above it that were made for it, the nearest first.
+    #[serde(default)]
+    pub above: Vec<PathBuf>,
+}
+
+impl Made {
+    /// What is to be made so that there is this directory; none: it is there.
+    fn before(directory: &Path) -> Option<Self> {
+        let mut missing = directory.ancestors().take_while(|above| !above.exists());
+        let directory = missing.next()?.to_owned();
+        Some(Self { directory, above: missing.map(Path::to_owned).collect() })
+    }
+
+    /// Removes it, if nobody is in it any more, and those above it that others don't use; that it isn't there is no
+    /// error.
+    ///
+    /// # Errors
+    /// The system's answer, as when somebody else's process or cgroup is in it.
+    pub fn remove(&self) -> io::Result<()> {
+        match fs::remove_dir(&self.directory) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        // The first that somebody uses keeps the rest.
+        let _ = self.above.iter().try_for_each(fs::remove_dir);
+        Ok(())
+    }
+}
+
+/// A cgroup with this process in it.
+pub struct Cgroup {
+    manager: AnyCgroupManager,
+    /// Where this process came from.
+    before: PathBuf,
+    made: Option<Made>,
+}
+
+impl Cgroup {
+    /// Makes it where it isn't there, and moves this process into it. `None`: the host has no cgroups of version 2.
+    ///
+    /// # Errors
+    /// It is not empty, is frozen, or can't be made or entered; it is named.
+    pub fn enter(placement: &Placement, id: &str) -> Result<Option<Self>> {
+        let root = Path::new(DEFAULT_CGROUP_ROOT);
+        if !root.join("cgroup.controllers").exists() {
+            tracing::warn!(
+                "{}: no cgroups of version 2: limits hold in the guest only",
+                root.display()
+            );
+            return Ok(None);
+        }
+        let before = own().map_err(Error::system("find this process's cgroup"))?;
+        let (manager, mut made) = match placement {
+            Placement::Path(path) => {
+                let path = below_root(path, &before);
+                let directory = root.join(path.strip_prefix("/").unwrap_or(&path));
+                let made = Made::before(&directory);
+                if made.is_none() {
+                    check_unused(&directory)?;
+                }
+                let manager = Manager::new(root.into(), path).map_err(failed(&directory))?;
+                (manager.any(), made)
+            }
+            Placement::Scope(scope) => {
+                let refused = |what: &str| {
+                    Error::FailedPrecondition(format!("linux.cgroupsPath: {scope}: {what}"))
+                };
+                if !systemd::booted() {
+                    return Err(refused("systemd is not running on this host"));
+                }
+                let (root, id) = (root.into(), id.to_owned());
+                let manager =
+                    systemd::manager::Manager::new(root, scope.into(), id, true, SYSTEMD_PATIENCE)
+                        .map_err(|e| refused(&e.to_string()))?;
+                (manager.any(), None)
+            }
+        };
+        let enter = || manager.add_task(nix_of_libcgroups::unistd::getpid());
+        // The last sandbox of those above may have just taken them with it.
+        if let Err(error) = enter().or_else(|_| enter()) {
+            if let Some(Err(error)) = made.map(|made| made.remove()) {
+                tracing::warn!("cgroup: {error}");
+            }
+            return Err(Error::FailedPrecondition(format!("linux.cgroupsPath: {error}")));
+        }
+        if let Placement::Scope(_) = placement {
+            let now = own().map_err(Error::system("find this process's cgroup"))?;
+            let directory = root.join(now.strip_prefix("/").unwrap_or(&now));
+            made = Some(Made { directory, above: Vec::new() });
+        }
+        Ok(Some(Self { manager, before, made }))
+    }
+
+    /// What a clean-up is to remove, if it was made here.
+    pub fn made(&self) -> Option<&Made> {
+        self.made.as_ref()
+    }
+
+    /// Sets limits.
+    ///
+    /// # Errors
+    /// The system's or systemd's answer.
+    pub fn limit(&self, limits: &Limits) -> Result<()> {
+        let failed = |error: &dyn std::fmt::Display| {
+            Error::FailedPrecondition(format!("limits of the sandbox's cgroup: {error}"))
+        };
+        let resources = match &self.manager {
+            AnyCgroupManager::Systemd(_) => as_resources(limits),
+            _ => as_files(limits),
+        };
+        let resources = resources.map_err(|e| failed(&e))?;
+        let options = ControllerOpt {
+            resources: &resources,
+            disable_oom_killer: false,
+            oom_score_adj: None,
+            freezer_state: None,
+        };
+        self.manager.apply(&options).map_err(|e| failed(&e))
+    }
+
+    /// Takes this process out, and removes what it made.
+    ///
+    /// # Errors
+    /// The system's answer; who is left in it is not touched.
+    pub fn leave(&self) -> io::Result<()> {
+        let root = Path::new(DEFAULT_CGROUP_ROOT);
+        let enter = |path: &Path| {
+            let procs = root.join(path.strip_prefix("/").unwrap_or(path)).join("cgroup.procs");
+            fs::write(procs, std::process::id().to_string())
+        };
+        // What it came from may be gone, or have got cgroups below it; the root takes everybody.
+        enter(&self.before).or_else(|_| enter(Path::new("/")))?;
+        self.made.as_ref().map_or(Ok(()), Made::remove)
+    }
+}
+
+fn failed<E: std::fmt::Display>(path: &Path) -> impl Fn(E) -> Error {
+    let path = path.display().to_string();
+    move |error| Error::FailedPrecondition(format!("cgroup {path}: {error}"))
+}
+
+/// This process's cgroup, below the root.
+fn own() -> io::Result<PathBuf> {
+    let text = fs::read_to_string("/proc/self/cgroup")?;
+    let path = text.lines().find_map(|line| line.strip_prefix("0::"));
+    path.map(PathBuf::from).ok_or_else(|| io::Error::other("it is in none of version 2"))
+}
+
+/// A `cgroupsPath` below the root, whatever it says: `..` leads nowhere.
+fn below_root(path: &Path, own: &Path) -> PathBuf {
+    let base = if path.is_absolute() { Path::new("/") } else { own.parent().unwrap_or(own) };
+    let mut below = PathBuf::from("/");
+    for part in path.components() {
+        match part {
+            Component::Normal(name) => below.push(name),
+            Component::ParentDir => drop(below.pop()),
+            _ => {}
+        }
+    }
+    base.join(below.strip_prefix("/").unwrap_or(&below))
+}
+
+/// As runc: somebody else's processes, or a freezer that is on, would be ours as well.
+fn check_unused(directory: &Path) -> Result<()> {
+    let read = |name: &str| {
+        let file = directory.join(name);
+        fs::read_to_string(&file).map_err(Error::path("read", file))
+    };
+    let inside = read("cgroup.procs")?.lines().count();
+    if inside > 0 {
+        let text = format!(
+            "container's cgroup is not empty: {inside} process(es) found in {}",
+            directory.display()
+        );
+        return Err(Error::FailedPrecondition(text));
+    }
+    if read("cgroup.freeze")?.trim() == "1" {
+        let text = format!("container's cgroup unexpectedly frozen: {}", directory.display());
+        return Err(Error::FailedPrecondition(text));
+    }
+    Ok(())
+}
+
+/// For the cgroup's files.
+fn as_files(limits: &Limits) -> Result<LinuxResources, oci_spec::OciSpecError> {
+    let mut files = HashMap::new();
+    let mut set = |name: &str, value: String| drop(files.insert(name.to_owned(), value));
+    set("memory.max", limits.memory.map_or("max".into(), |bytes| bytes.to_string()));
+    set(
+        "cpu.max",
+        match limits.cpu {
+            Some((quota, period)) => format!("{quota} {period}"),
+            None => "max".into(),
+        },
+    );
+    if let Some(shares) = limits.shares {
+        set("cpu.weight", weight(shares).to_string());
+    }
+    LinuxResourcesBuilder::default().unified(files).build()
+}
+
+/// The weight for so many shares, as newer runc, crun and systemd's own manager have it: 1024 are 100.
+fn weight(shares: u64) -> u64 {
+    const MOST: u64 = 10_000;
+    match shares {
+        0..=2 => 1,
+        262_144.. => MOST,
+        _ => {
+            let log = (shares as f64).log2();
+            let exponent = (log * log + 125.0 * log) / 612.0 - 7.0 / 34.0;
+            (10f64.powf(exponent).ceil() as u64).min(MOST)
+        }
+    }
+}
+
+/// For the unit's properties.
+fn as_resources(limits: &Limits) -> Result<LinuxResources, oci_spec::OciSpecError> {
+    let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+    let memory = LinuxMemoryBuilder::default().limit(limits.memory.map_or(-1, number)).build()?;
+    let mut cpu = LinuxCpuBuilder::default();
+    if let Some((quota, period)) = limits.cpu {
+        cpu = cpu.quota(number(quota)).period(period);
+    }
+    if let Some(shares) = limits.shares {
+        cpu = cpu.shares(shares);
+    }
+    LinuxResourcesBuilder::default().memory(memory).cpu(cpu.build()?).build()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,78 @@
+use super::*;
+
+#[test]
+fn a_path_stays_below_the_root_and_a_relative_one_beside_its_caller() {
+    let own = Path::new("/user.slice/session.scope");
+    for (path, expected) in [
+        ("/default/c1", "/default/c1"),
+        ("/../../c1", "/c1"),
+        ("c1", "/user.slice/c1"),
+        ("a/../../../c1", "/user.slice/c1"),
+    ] {
+        assert_eq!(below_root(Path::new(path), own), Path::new(expected), "{path}");
+    }
+    assert_eq!(below_root(Path::new("c1"), Path::new("/")), Path::new("/c1"));
+}
+
+#[test]
+fn the_form_of_a_path_tells_whose_it_is_unless_the_caller_does() {
+    let scope = "kubepods-pod1.slice:cri-containerd:c1";
+    assert_eq!(Placement::told_by(Path::new(scope)), Placement::Scope(scope.into()));
+    for path in ["/kubepods/pod1/c1", "/a:b:c", "a:b"] {
+        assert_eq!(Placement::told_by(Path::new(path)), Placement::Path(path.into()));
+    }
+    let said = |path: Option<&str>, systemd| Placement::said(path.map(Path::new), "c1", systemd);
+    assert_eq!(said(Some(scope), true), Placement::Scope(scope.into()));
+    assert_eq!(said(Some(scope), false), Placement::Path(scope.into()));
+    assert_eq!(said(None, false), Placement::Path("c1".into()));
+    assert_eq!(said(Some(""), true), Placement::Scope("system.slice:kata-like:c1".into()));
+}
+
+#[test]
+fn a_cgroup_that_is_in_use_or_frozen_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let outcome = |procs: &str, freeze: &str| {
+        fs::write(dir.path().join("cgroup.procs"), procs).unwrap();
+        fs::write(dir.path().join("cgroup.freeze"), freeze).unwrap();
+        check_unused(dir.path()).map_err(|e| e.to_string())
+    };
+    outcome("", "0\n").unwrap();
+    assert!(outcome("1\n22\n", "0\n").unwrap_err().contains("not empty: 2 process(es)"));
+    assert!(outcome("", "1\n").unwrap_err().contains("frozen"));
+}
+
+#[test]
+fn limits_as_files_and_as_properties() {
+    let limits = Limits { memory: Some(7 << 20), cpu: Some((50_000, 100_000)), shares: Some(1024) };
+    let files = as_files(&limits).unwrap().unified().clone().unwrap();
+    let file = |name: &str| files[name].as_str();
+    assert_eq!((file("memory.max"), file("cpu.max")), ("7340032", "50000 100000"));
+    assert_eq!(file("cpu.weight"), "100");
+    let none = as_files(&Limits::default()).unwrap().unified().clone().unwrap();
+    assert_eq!((none["memory.max"].as_str(), none["cpu.max"].as_str()), ("max", "max"));
+    assert!(!none.contains_key("cpu.weight"));
+
+    let resources = as_resources(&limits).unwrap();
+    assert_eq!(resources.memory().unwrap().limit(), Some(7 << 20));
+    let cpu = resources.cpu().clone().unwrap();
+    assert_eq!(
+        (cpu.quota(), cpu.period(), cpu.shares()),
+        (Some(50_000), Some(100_000), Some(1024))
+    );
+    assert_eq!(as_resources(&Limits::default()).unwrap().memory().unwrap().limit(), Some(-1));
+}
+
+#[test]
+fn what_was_made_is_removed_and_nothing_of_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let made = Made::before(&dir.path().join("a/b/c1")).unwrap();
+    assert_eq!(made.above, [dir.path().join("a/b"), dir.path().join("a")]);
+    made.remove().unwrap();
+    fs::create_dir_all(&made.directory).unwrap();
+    assert_eq!(Made::before(&made.directory), None);
+    fs::create_dir(dir.path().join("a/others")).unwrap();
+    made.remove().unwrap();
+    assert!(!dir.path().join("a/b").exists() && dir.path().join("a/others").exists());
+    fs::create_dir_all(made.directory.join("somebodys")).unwrap();
+    assert!(made.remove().is_err(), "a cgroup below it is somebody's");
+}

@@ -1,0 +1,153 @@
+//! The host's cgroup of a sandbox's processes: where `linux.cgroupsPath` says, as large as it must be, gone with them.
+
+use crate::bundle::{Bundle, config};
+use crate::command::{self, DEADLINE};
+use crate::confinement::pid_of;
+use crate::context::Context;
+use anyhow::{Context as _, Result, bail, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+crate::cases!(
+    crate::Scope::Once;
+    a_shims_processes_are_in_its_containers_cgroup,
+    a_killed_shim_leaves_no_cgroup,
+    the_command_line_does_as_runc,
+    a_cgroup_that_others_use_is_refused,
+);
+
+const ROOT: &str = "/sys/fs/cgroup";
+const LIMIT: u64 = 256 << 20;
+
+fn read(directory: &Path, file: &str) -> Result<String> {
+    let path = directory.join(file);
+    Ok(fs::read_to_string(&path).with_context(|| path.display().to_string())?.trim().to_owned())
+}
+
+/// The cgroup of a process, on the host.
+fn of(pid: u32) -> Result<PathBuf> {
+    let text = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
+    let path = text.trim().strip_prefix("0::/").context("a cgroup of version 2")?;
+    Ok(Path::new(ROOT).join(path))
+}
+
+fn gone(directory: &Path) -> Result<()> {
+    command::eventually(&format!("{} is gone", directory.display()), DEADLINE, || {
+        Ok(!directory.exists())
+    })
+}
+
+/// Room for the limit and for what the machine costs, but not without end.
+fn check_memory(directory: &Path) -> Result<()> {
+    let most: u64 = read(directory, "memory.max")?.parse()?;
+    ensure!(most > LIMIT + (64 << 20) && most < 3 * LIMIT, "memory.max is {most}");
+    Ok(())
+}
+
+fn a_shims_processes_are_in_its_containers_cgroup(context: &Context) -> Result<()> {
+    let limit = LIMIT.to_string();
+    let run = context.container().flag("--memory-limit").flag(&limit).flag("--cpus").flag("0.5");
+    let container = run.detached(&["sleep", "1000000"])?;
+    let directory = of(pid_of("kata-like-vmm")?)?;
+    ensure!(directory.ends_with(Path::new("default").join(&container.id)), "{directory:?}");
+    ensure!(of(pid_of("kata-like-fs")?)? == directory, "the file server is elsewhere");
+    ensure!(of(pid_of("containerd-shim-kata-like-v2")?)? == directory, "the shim is elsewhere");
+    check_memory(&directory)?;
+    let most = read(&directory, "cpu.max")?;
+    ensure!(most == "50000 100000", "cpu.max is {most}");
+    let used: u64 = read(&directory, "memory.current")?.parse()?;
+    ensure!(used > 16 << 20, "the guest's memory is not counted: {used}");
+    container.remove()?;
+    gone(&directory)
+}
+
+fn a_killed_shim_leaves_no_cgroup(context: &Context) -> Result<()> {
+    let container = context.sleeper()?;
+    let shim = pid_of("containerd-shim-kata-like-v2")?;
+    let directory = of(shim)?;
+    kill(Pid::from_raw(shim.cast_signed()), Signal::SIGKILL)?;
+    container.await_status("STOPPED").or_else(|_| container.delete_task().map(drop))?;
+    gone(&directory)
+}
+
+fn kata(args: &[&str]) -> Result<command::Output> {
+    command::output(Command::new("/usr/bin/kata-like").args(args))
+}
+
+/// A bundle that waits, with this `cgroupsPath`.
+fn bundle(context: &Context, path: &str) -> Result<Bundle> {
+    let bundle = Bundle::new(context, &["true"])?;
+    let mut config = config(&["sleep", "1000000"]);
+    config["linux"]["cgroupsPath"] = path.into();
+    config["linux"]["resources"] = json!({"memory": {"limit": LIMIT}, "pids": {"limit": 7}});
+    bundle.write_config(&config)?;
+    Ok(bundle)
+}
+
+/// `kata-like run --detach`; what it said, if it failed.
+fn run(bundle: &Bundle, id: &str) -> Result<Result<(), String>> {
+    let out = bundle.0.join("out");
+    let file = fs::File::create(&out)?;
+    let mut run = Command::new("/usr/bin/kata-like");
+    run.args(["run", "--detach", "--bundle"]).arg(&bundle.0).arg(id).stdin(Stdio::null());
+    let status = run.stdout(file.try_clone()?).stderr(file).status()?;
+    Ok(if status.success() { Ok(()) } else { Err(fs::read_to_string(&out)?) })
+}
+
+fn pid(id: &str) -> Result<u32> {
+    let state: Value = serde_json::from_str(&kata(&["state", id])?.expect_code(0)?.text())?;
+    Ok(state["pid"].as_u64().context("pid")?.try_into()?)
+}
+
+fn the_command_line_does_as_runc(context: &Context) -> Result<()> {
+    let id = context.fresh_id();
+    let directory = Path::new(ROOT).join("e2e").join(&id);
+    let bundle = bundle(context, &format!("/e2e/{id}"))?;
+    // One that was there before is used, and is not ours to remove.
+    for there in [false, true] {
+        if there {
+            fs::create_dir_all(&directory)?;
+        }
+        if let Err(said) = run(&bundle, &id)? {
+            bail!("{said}");
+        }
+        ensure!(of(pid(&id)?)? == directory, "the monitor is elsewhere");
+        ensure!(of(pid_of("kata-like-vmm")?)? == directory, "the VMM is elsewhere");
+        check_memory(&directory)?;
+        ensure!(read(&directory, "pids.max")? == "max", "the container's limit is the guest's");
+        kata(&["update", "--cpu-quota", "75000", "--cpu-period", "50000", &id])?.expect_code(0)?;
+        let most = read(&directory, "cpu.max")?;
+        ensure!(most == "75000 50000", "cpu.max is {most}");
+        if there {
+            kata(&["delete", "--force", &id])?.expect_code(0)?;
+            ensure!(directory.exists(), "a cgroup of others' was removed");
+            fs::remove_dir(&directory)?;
+        } else {
+            kill(Pid::from_raw(pid(&id)?.cast_signed()), Signal::SIGKILL)?;
+            kata(&["delete", "--force", &id])?.expect_code(0)?;
+            gone(&directory)?;
+        }
+    }
+    Ok(())
+}
+
+fn a_cgroup_that_others_use_is_refused(context: &Context) -> Result<()> {
+    let id = context.fresh_id();
+    let directory = Path::new(ROOT).join(&id);
+    let bundle = bundle(context, &format!("/{id}"))?;
+    fs::create_dir(&directory)?;
+    let mut other = Command::new("sleep").arg("1000").spawn()?;
+    fs::write(directory.join("cgroup.procs"), other.id().to_string())?;
+    let outcome = run(&bundle, &id)?;
+    other.kill()?;
+    other.wait()?;
+    fs::remove_dir(&directory)?;
+    match outcome {
+        Err(said) if said.contains("not empty") => Ok(()),
+        outcome => bail!("{outcome:?}"),
+    }
+}
