@@ -14,6 +14,9 @@ const MAX_LINES: u32 = 500;
 /// See [`MAX_LINES`].
 const WINDOW: Duration = Duration::from_secs(1);
 
+/// Most bytes passed on of one stream in a sandbox's life: the log may be kept in memory (`/run`), and for long.
+const MAX_TOTAL: u64 = 16 << 20;
+
 /// Lines kept for the report of an end.
 const KEPT: usize = 30;
 
@@ -67,10 +70,14 @@ pub async fn forward(who: &str, id: &str, stream: impl AsyncRead + Unpin, tail: 
             tracing::debug!("{who} id={id}: {text}");
             continue;
         }
-        match limit.allow(Instant::now()) {
+        match limit.allow(text.len(), Instant::now()) {
             Verdict::Pass => {}
             Verdict::PassAfter(lost) => {
                 tracing::warn!("{who} id={id}: {lost} lines were too many and are left out");
+            }
+            Verdict::Last => {
+                tracing::warn!("{who} id={id}: has said {MAX_TOTAL} bytes: the rest is left out");
+                continue;
             }
             Verdict::Drop => continue,
         }
@@ -120,6 +127,8 @@ fn printable(line: &[u8]) -> String {
 enum Verdict {
     Pass,
     PassAfter(u64),
+    /// The first that is beyond [`MAX_TOTAL`].
+    Last,
     Drop,
 }
 
@@ -127,14 +136,18 @@ struct RateLimit {
     since: Instant,
     passed: u32,
     dropped: u64,
+    left: u64,
 }
 
 impl RateLimit {
     fn new(now: Instant) -> Self {
-        Self { since: now, passed: 0, dropped: 0 }
+        Self { since: now, passed: 0, dropped: 0, left: MAX_TOTAL }
     }
 
-    fn allow(&mut self, now: Instant) -> Verdict {
+    fn allow(&mut self, length: usize, now: Instant) -> Verdict {
+        if self.left == 0 {
+            return Verdict::Drop;
+        }
         if now.duration_since(self.since) >= WINDOW {
             (self.since, self.passed) = (now, 0);
         }
@@ -143,6 +156,11 @@ impl RateLimit {
             return Verdict::Drop;
         }
         self.passed += 1;
+        // An empty line costs its frame.
+        self.left = self.left.saturating_sub(length as u64 + 1);
+        if self.left == 0 {
+            return Verdict::Last;
+        }
         match std::mem::take(&mut self.dropped) {
             0 => Verdict::Pass,
             lost => Verdict::PassAfter(lost),
@@ -170,9 +188,29 @@ mod tests {
     fn a_flood_is_cut_and_the_cut_is_told() {
         let start = Instant::now();
         let mut limit = RateLimit::new(start);
-        let passed = (0..MAX_LINES + 5).filter(|_| limit.allow(start) == Verdict::Pass).count();
+        let passed = (0..MAX_LINES + 5).filter(|_| limit.allow(9, start) == Verdict::Pass).count();
         assert_eq!(passed as u32, MAX_LINES);
-        assert_eq!(limit.allow(start + WINDOW), Verdict::PassAfter(5));
+        assert_eq!(limit.allow(9, start + WINDOW), Verdict::PassAfter(5));
+    }
+
+    #[test]
+    fn what_goes_on_for_ever_is_cut_for_good_and_that_is_told_once() {
+        let mut now = Instant::now();
+        let mut limit = RateLimit::new(now);
+        let (mut bytes, mut lasts) = (0, 0);
+        for _ in 0..2 * MAX_TOTAL / MAX_LINE as u64 {
+            now += WINDOW / MAX_LINES;
+            match limit.allow(MAX_LINE, now) {
+                Verdict::Pass | Verdict::PassAfter(_) => bytes += MAX_LINE as u64,
+                Verdict::Last => lasts += 1,
+                Verdict::Drop => {}
+            }
+        }
+        assert!(
+            bytes > MAX_TOTAL - 4 * MAX_TOTAL / MAX_LINE as u64 && bytes <= MAX_TOTAL,
+            "{bytes}"
+        );
+        assert_eq!(lasts, 1);
     }
 
     #[tokio::test]

@@ -27,6 +27,12 @@ pub(super) const DRAIN_PATIENCE: Duration = Duration::from_secs(10);
 /// How long a container that never ran may take to die when it is deleted.
 const KILL_PATIENCE: Duration = Duration::from_secs(10);
 
+/// Kills that come closer are told as one: the guest says when there are more.
+const KILLS_TOLD_APART: Duration = Duration::from_secs(1);
+
+/// Most that are told of a container while it runs, in case nobody ever takes the events.
+const MOST_KILLS_TOLD: u32 = 1000;
+
 /// How long execs may take to end after their container's init has.
 const EXEC_GRACE: Duration = Duration::from_secs(10);
 
@@ -192,12 +198,16 @@ impl Sandbox {
     /// told by [`Sandbox::watch_init`], before its end.
     async fn watch_memory(self, agent: Agent, id: String) {
         let mut seen = 0;
-        while let Ok(kills) = agent.wait_out_of_memory(&id, seen).await {
-            if kills <= seen {
-                return; // its init has ended
+        for told in 1..=MOST_KILLS_TOLD {
+            match agent.wait_out_of_memory(&id, seen).await {
+                Ok(kills) if kills > seen => seen = kills,
+                _ => return, // its init, or the guest, has ended
             }
-            seen = kills;
-            self.table().out_of_memory(&id, kills);
+            self.table().out_of_memory(&id, seen);
+            if told == MOST_KILLS_TOLD {
+                tracing::warn!("container {id}: {seen} out-of-memory kills: no more are told");
+            }
+            tokio::time::sleep(KILLS_TOLD_APART).await;
         }
     }
 

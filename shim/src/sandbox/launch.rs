@@ -119,7 +119,7 @@ impl Sandbox {
     /// Listens to the machine, makes the sandbox ready, and sees its end.
     pub(super) fn boot(
         self,
-        messages: mpsc::UnboundedReceiver<Message>,
+        messages: mpsc::Receiver<Message>,
         hostname: String,
         patience: std::time::Duration,
     ) {
@@ -174,7 +174,7 @@ impl Sandbox {
 
     async fn listen(
         self,
-        mut messages: mpsc::UnboundedReceiver<Message>,
+        mut messages: mpsc::Receiver<Message>,
         reported: tokio::sync::oneshot::Sender<()>,
     ) {
         let mut reported = Some(reported);

@@ -106,6 +106,18 @@ impl AgentService for Guest {
         }
     }
 
+    async fn wait_out_of_memory(
+        &self,
+        _: &TtrpcContext,
+        request: api::WaitOutOfMemoryRequest,
+    ) -> ttrpc::Result<api::OutOfMemory> {
+        if request.container_id == "flood" {
+            let kills = request.seen + 1;
+            return Ok(api::OutOfMemory { kills, ..Default::default() });
+        }
+        std::future::pending().await
+    }
+
     async fn delete_container(
         &self,
         _: &TtrpcContext,
@@ -325,6 +337,17 @@ async fn a_refused_exec_can_be_deleted() {
     assert_eq!(error.to_string(), "OCI runtime exec failed: not found");
     f.sandbox.delete("c", "e").await.unwrap();
     assert_eq!(f.sandbox.state("c", "e").unwrap_err().code(), ttrpc::Code::NOT_FOUND);
+    f.sandbox.stop().await;
+}
+
+#[tokio::test]
+async fn a_guest_that_tells_of_kills_without_end_is_not_heard_each_time() {
+    let mut f = fixture().await;
+    f.sandbox.create(f.container("flood", "sh")).await.unwrap();
+    assert_eq!(f.told(2).await, ["created flood 77", "oom flood"]);
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(f.events.is_empty(), "{} events at once", f.events.len());
+    assert_eq!(f.told(1).await, ["oom flood"]);
     f.sandbox.stop().await;
 }
 

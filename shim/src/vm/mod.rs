@@ -24,6 +24,9 @@ use tokio::sync::{Mutex, mpsc, watch};
 /// How long a machine may take to change: more than its vCPUs and devices have to stop.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// Most messages that wait to be heard; the guest can have the VMM send them. More are dropped, with their streams.
+const WAITING: usize = 64;
+
 /// What a machine says while it lives.
 #[derive(Debug)]
 pub enum Message {
@@ -47,17 +50,17 @@ pub enum Message {
 
 /// Where it goes what the machine and its helpers say.
 struct Outlets {
-    messages: mpsc::UnboundedSender<Message>,
-    outcomes: mpsc::UnboundedSender<Outcome>,
+    messages: mpsc::Sender<Message>,
+    outcomes: mpsc::Sender<Outcome>,
 }
 
 /// A running machine. Dropping the last clone does not end it: [`Vm::stop`] does.
 #[derive(Debug, Clone)]
 pub struct Vm {
     control: Arc<Control>,
-    stop: mpsc::UnboundedSender<String>,
+    stop: mpsc::Sender<String>,
     ended: watch::Receiver<Option<Ended>>,
-    outcomes: Arc<Mutex<mpsc::UnboundedReceiver<Outcome>>>,
+    outcomes: Arc<Mutex<mpsc::Receiver<Outcome>>>,
 }
 
 /// The VMM's answer to a change of the machine.
@@ -74,7 +77,7 @@ impl Vm {
         settings: &Settings,
         paths: &SandboxPaths,
         uid: u32,
-    ) -> Result<(Self, mpsc::UnboundedReceiver<Message>, [ProcessId; 2])> {
+    ) -> Result<(Self, mpsc::Receiver<Message>, [ProcessId; 2])> {
         let (fs_ours, fs_theirs) =
             StdUnixStream::pair().map_err(Error::system("make the file server's socket"))?;
         let shared = paths.shared();
@@ -98,19 +101,16 @@ impl Vm {
 
     /// A machine that a test plays behind its control socket.
     #[cfg(test)]
-    pub fn played(control: Control) -> (Self, mpsc::UnboundedReceiver<Message>) {
+    pub fn played(control: Control) -> (Self, mpsc::Receiver<Message>) {
         Self::supervised(control, None)
     }
 
-    fn supervised(
-        control: Control,
-        helpers: Option<Helpers>,
-    ) -> (Self, mpsc::UnboundedReceiver<Message>) {
+    fn supervised(control: Control, helpers: Option<Helpers>) -> (Self, mpsc::Receiver<Message>) {
         let control = Arc::new(control);
-        let (stop, stop_requests) = mpsc::unbounded_channel();
-        let (messages, messages_out) = mpsc::unbounded_channel();
+        let (stop, stop_requests) = mpsc::channel(1);
+        let (messages, messages_out) = mpsc::channel(WAITING);
         let (ended_in, ended) = watch::channel(None);
-        let (outcomes_in, outcomes) = mpsc::unbounded_channel();
+        let (outcomes_in, outcomes) = mpsc::channel(1);
         let watched = control.clone();
         tokio::spawn(async move {
             let outlets = Outlets { messages, outcomes: outcomes_in };
@@ -166,6 +166,8 @@ impl Vm {
     /// One change at a time; gives the VMM's answer.
     async fn change(&self, command: Command, fds: &[BorrowedFd<'_>]) -> Result<Outcome> {
         let mut answers = self.outcomes.lock().await;
+        // What was said unasked is no answer to this.
+        while answers.try_recv().is_ok() {}
         let sent = self.control.send(&command, fds).await;
         sent.map_err(|error| self.gone(&error))?;
         match tokio::time::timeout(PATIENCE, answers.recv()).await {
@@ -188,8 +190,8 @@ impl Vm {
 
     /// Asks for the end of the machine; `why` becomes the reason unless it has ended already.
     pub fn stop(&self, why: impl Into<String>) {
-        // A failed send means that it has ended.
-        let _ = self.stop.send(why.into());
+        // A failed send means that it has ended, or that somebody has asked already.
+        let _ = self.stop.try_send(why.into());
     }
 
     /// Waits until both processes are gone.
@@ -222,6 +224,25 @@ mod tests {
             std::fs::File::options().create_new(true).write(true).mode(0o755).open(&path).unwrap();
         write!(file, "#!/bin/sh\n{text}\n").unwrap();
         path
+    }
+
+    #[tokio::test]
+    async fn a_flood_of_the_vmms_is_not_kept() {
+        let (control, vmm) = Control::pair().unwrap();
+        let (vm, messages) = Vm::played(control);
+        let flood = tokio::task::spawn_blocking(move || {
+            let file = std::fs::File::open("/dev/null").unwrap();
+            for _ in 0..10 * WAITING {
+                let event = protocol::control::Event::Accepted { port: 1026 };
+                protocol::packet::send(&vmm, &event, &[file.as_fd()]).unwrap();
+                let event = protocol::control::Event::Done { outcome: Ok(7) };
+                protocol::packet::send(&vmm, &event, &[]).unwrap();
+            }
+        });
+        flood.await.unwrap();
+        vm.ended().await;
+        assert_eq!(messages.len(), WAITING);
+        assert_eq!(vm.outcomes.lock().await.len(), 1);
     }
 
     #[tokio::test]

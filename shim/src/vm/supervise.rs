@@ -55,7 +55,7 @@ type Statuses = Option<[Option<ExitStatus>; 2]>;
 pub(super) async fn run(
     control: &Control,
     mut helpers: Option<Helpers>,
-    mut stop: mpsc::UnboundedReceiver<String>,
+    mut stop: mpsc::Receiver<String>,
     outlets: Outlets,
 ) -> Ended {
     if let Some(helpers) = &mut helpers {
@@ -78,10 +78,10 @@ pub(super) async fn run(
 }
 
 /// Hands on the helpers' standard errors.
-fn hand_on_errors(helpers: &mut Helpers, messages: &mpsc::UnboundedSender<Message>) {
+fn hand_on_errors(helpers: &mut Helpers, messages: &mpsc::Sender<Message>) {
     for (who, child) in [("vmm", &mut helpers.vmm), ("fs", &mut helpers.file_server)] {
         if let Some(stream) = child.stderr.take() {
-            let _ = messages.send(Message::Stderr { who, stream });
+            let _ = messages.try_send(Message::Stderr { who, stream });
         }
     }
 }
@@ -89,7 +89,7 @@ fn hand_on_errors(helpers: &mut Helpers, messages: &mpsc::UnboundedSender<Messag
 async fn watch(
     control: &Control,
     mut helpers: Option<&mut Helpers>,
-    stop: &mut mpsc::UnboundedReceiver<String>,
+    stop: &mut mpsc::Receiver<String>,
     outlets: &Outlets,
 ) -> Cause {
     let mut stoppable = true;
@@ -130,13 +130,13 @@ fn heard(event: Event, fds: Vec<OwnedFd>, outlets: &Outlets) -> Option<Cause> {
     match event {
         Event::Failed { error, remedy } => return Some(Cause::Failed(error, remedy)),
         Event::Exited { reason } => return Some(Cause::Said(reason)),
-        Event::Running(times) => drop(messages.send(Message::Running(times))),
+        Event::Running(times) => drop(messages.try_send(Message::Running(times))),
         Event::Accepted { port } => {
             if let Some(stream) = fds.into_iter().next() {
-                let _ = messages.send(Message::Accepted { port, stream });
+                let _ = messages.try_send(Message::Accepted { port, stream });
             }
         }
-        Event::Done { outcome } => drop(outlets.outcomes.send(outcome)),
+        Event::Done { outcome } => drop(outlets.outcomes.try_send(outcome)),
         Event::Counters(counters) => tracing::debug!("counters: {counters:?}"),
         Event::Paused | Event::Resumed => {}
     }
