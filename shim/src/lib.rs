@@ -24,6 +24,7 @@ pub use error::{Error, Result};
 pub use guest::agent::{self, Process};
 #[doc(hidden)]
 pub use guest::log as guest_log;
+pub use host::blocking::blocking;
 pub use host::{cgroup, overhead, paths, persist, storage};
 pub use oci::{bundle, plan, seccomp};
 pub use sandbox::event;

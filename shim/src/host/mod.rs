@@ -1,5 +1,6 @@
 //! What a sandbox has of its host: directories, mounts, disks and processes, and how they are given back.
 
+pub mod blocking;
 pub mod cgroup;
 pub(crate) mod disk;
 mod mount_options;

@@ -2,6 +2,7 @@
 
 use super::Endpoint;
 use crate::error::{Error, Result};
+use crate::host::blocking::blocking;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
@@ -35,7 +36,7 @@ impl Source {
     ///
     /// # Errors
     /// The path can't be opened; it is named.
-    pub fn open(endpoint: Endpoint) -> Result<Option<(Self, StdinHold)>> {
+    pub async fn open(endpoint: Endpoint) -> Result<Option<(Self, StdinHold)>> {
         let path = match endpoint {
             Endpoint::None => return Ok(None),
             Endpoint::File(file) => return Ok(Some(Self::of_file(file))),
@@ -44,22 +45,27 @@ impl Source {
                 let receiver = receiver.map_err(Error::system("watch a pipe"))?;
                 return Ok(Some((Self::Fifo(receiver), StdinHold { _write_end: None })));
             }
-            Endpoint::Path(path) => path,
+            Endpoint::Path(path) | Endpoint::Append(path) => path,
         };
-        let failed = || Error::path("open standard input", &path);
+        let named = path.clone();
+        blocking("open standard input", &named, move || Self::open_path(&path).map(Some)).await
+    }
+
+    fn open_path(path: &Path) -> Result<(Self, StdinHold)> {
+        let failed = || Error::path("open standard input", path);
         // Non-blocking, the read end of a FIFO opens without a writer, and the write end then has a reader.
         let nonblocking = || {
             let mut options = OpenOptions::new();
             options.custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC);
             options
         };
-        let file = nonblocking().read(true).open(&path).map_err(failed())?;
+        let file = nonblocking().read(true).open(path).map_err(failed())?;
         if !is_fifo(&file).map_err(failed())? {
-            return Ok(Some(Self::of_file(file)));
+            return Ok(Self::of_file(file));
         }
-        let hold = nonblocking().write(true).open(&path).map_err(failed())?;
+        let hold = nonblocking().write(true).open(path).map_err(failed())?;
         let receiver = pipe::Receiver::from_file(file).map_err(failed())?;
-        Ok(Some((Self::Fifo(receiver), StdinHold { _write_end: Some(hold) })))
+        Ok((Self::Fifo(receiver), StdinHold { _write_end: Some(hold) }))
     }
 
     fn of_file(file: File) -> (Self, StdinHold) {
@@ -96,24 +102,22 @@ impl Sink {
     /// # Errors
     /// The path can't be opened, or there is no reader; it is named.
     pub async fn open(endpoint: Endpoint) -> Result<Option<Self>> {
-        let path = match endpoint {
+        let (path, make) = match endpoint {
             Endpoint::None => return Ok(None),
             Endpoint::File(file) => return Ok(Some(Self::File(tokio::fs::File::from_std(file)))),
             Endpoint::Pipe(end) => {
                 let sender = pipe::Sender::from_owned_fd(end);
                 return Ok(Some(Self::Pipe(sender.map_err(Error::system("watch a pipe"))?)));
             }
-            Endpoint::Path(path) => path,
+            Endpoint::Path(path) => (path, false),
+            Endpoint::Append(path) => (path, true),
         };
         let failed = || Error::path("open the output", &path);
-        let kind = std::fs::metadata(&path).map(|m| m.file_type());
-        if !kind.as_ref().is_ok_and(FileTypeExt::is_fifo) {
-            if let Some(parent) = path.parent() {
-                std::fs::create_dir_all(parent).map_err(failed())?;
-            }
-            let mut options = OpenOptions::new();
-            options.append(true).create(true).mode(0o600).custom_flags(libc::O_CLOEXEC);
-            let file = options.open(&path).map_err(failed())?;
+        let named = path.clone();
+        let file = blocking("open the output", &path, move || {
+            open_file(&named, make).map_err(Error::path("open the output", named))
+        });
+        if let Some(file) = file.await? {
             return Ok(Some(Self::File(tokio::fs::File::from_std(file))));
         }
         let write_end = open_with_reader(&path).await.map_err(failed())?;
@@ -155,6 +159,22 @@ impl Sink {
             Self::File(mut file) => file.flush().await,
         }
     }
+}
+
+/// A file to append to, made if `make` says so: where a FIFO is missing, a file would grow that nobody reads. None:
+/// it is a FIFO.
+fn open_file(path: &Path, make: bool) -> io::Result<Option<File>> {
+    match std::fs::metadata(path) {
+        Ok(meta) if meta.file_type().is_fifo() => return Ok(None),
+        Err(error) if !make => return Err(error),
+        _ => {}
+    }
+    if make && let Some(parent) = path.parent() {
+        std::fs::create_dir_all(parent)?;
+    }
+    let mut options = OpenOptions::new();
+    options.append(true).create(make).mode(0o600).custom_flags(libc::O_CLOEXEC);
+    options.open(path).map(Some)
 }
 
 /// The write end of a FIFO that has a reader. Asked again and again: a thread in a blocking `open(2)` could not

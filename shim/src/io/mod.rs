@@ -29,8 +29,10 @@ pub enum Endpoint {
     /// Nothing: end of file, or thrown away.
     #[default]
     None,
-    /// A FIFO, or a file to append to.
+    /// A FIFO, or a file that is there.
     Path(PathBuf),
+    /// A file to append to, made with its directories if it isn't there.
+    Append(PathBuf),
     /// A file that is open already.
     File(File),
     /// An end of a pipe that nobody else has.
@@ -157,10 +159,10 @@ impl ProcessIo {
     ///
     /// # Errors
     /// The path can't be opened; it is named.
-    pub fn begin_input(&self) -> Result<()> {
+    pub async fn begin_input(&self) -> Result<()> {
+        let Some((endpoint, stream)) = self.input().waiting.take() else { return Ok(()) };
+        let Some((source, hold)) = Source::open(endpoint).await? else { return Ok(()) };
         let mut input = self.input();
-        let Some((endpoint, stream)) = input.waiting.take() else { return Ok(()) };
-        let Some((source, hold)) = Source::open(endpoint)? else { return Ok(()) };
         input.hold = (!input.closed).then_some(hold);
         input.task = Some(tokio::spawn(async move {
             if let Err(error) = copy_in(source, stream).await {
@@ -245,7 +247,8 @@ pub fn parse_endpoint(text: &str) -> Result<Endpoint> {
     match text.split_once("://") {
         None if text.is_empty() => Ok(Endpoint::None),
         None => Ok(Endpoint::Path(text.into())),
-        Some(("file" | "fifo", path)) => Ok(Endpoint::Path(path.into())),
+        Some(("file", path)) => Ok(Endpoint::Append(path.into())),
+        Some(("fifo", path)) => Ok(Endpoint::Path(path.into())),
         Some((scheme, _)) => {
             Err(Error::Unimplemented(format!("standard streams of the kind {scheme}://")))
         }

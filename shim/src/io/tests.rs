@@ -64,11 +64,26 @@ async fn output_to_a_file_is_appended() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("log");
     std::fs::write(&path, "before ").unwrap();
+    // As containerd names a file that a user wants.
+    let stdio =
+        Stdio { stdout: Endpoint::Append(dir.path().join("made/log")), ..Default::default() };
+    OpenIo::open(stdio).await.unwrap();
+    assert!(dir.path().join("made/log").exists());
     let (io, mut guest) = output_io(&path).await;
     guest.write_all(b"after").await.unwrap();
     drop(guest);
     assert!(io.drained(Duration::from_secs(5)).await);
     assert_eq!(std::fs::read(&path).unwrap(), b"before after");
+}
+
+#[tokio::test]
+async fn a_fifo_that_is_missing_is_an_error_and_no_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("out");
+    let stdio = Stdio { stdout: Endpoint::Path(path.clone()), ..Default::default() };
+    let error = OpenIo::open(stdio).await.unwrap_err().chain();
+    assert!(error.contains(path.to_str().unwrap()) && error.contains("No such file"), "{error}");
+    assert!(!path.exists());
 }
 
 #[tokio::test]
@@ -79,7 +94,7 @@ async fn stdin_survives_its_first_writer_and_ends_after_close() {
     let (ours, mut guest) = UnixStream::pair().unwrap();
     let open = OpenIo::open(stdio).await.unwrap();
     let io = open.join(GuestStreams { stdin: Some(ours), ..Default::default() });
-    io.begin_input().unwrap();
+    io.begin_input().await.unwrap();
     let mut got = [0; 3];
     for word in [b"one", b"two"] {
         let mut writer = OpenOptions::new().write(true).open(&path).unwrap();
@@ -101,6 +116,6 @@ async fn stdin_survives_its_first_writer_and_ends_after_close() {
 fn kinds_of_streams() {
     assert!(matches!(parse_endpoint(""), Ok(Endpoint::None)));
     assert!(matches!(parse_endpoint("/a/b"), Ok(Endpoint::Path(p)) if p == Path::new("/a/b")));
-    assert!(matches!(parse_endpoint("file:///l"), Ok(Endpoint::Path(p)) if p == Path::new("/l")));
+    assert!(matches!(parse_endpoint("file:///l"), Ok(Endpoint::Append(p)) if p == Path::new("/l")));
     assert!(matches!(parse_endpoint("binary:///x?y"), Err(Error::Unimplemented(_))));
 }

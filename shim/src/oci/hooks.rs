@@ -4,6 +4,7 @@
 //! input, and nothing of this process's environment.
 
 use crate::error::{Error, Result};
+use crate::host::blocking::blocking;
 use oci_spec::runtime::{ContainerState, Hook, Hooks, StateBuilder};
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -114,7 +115,9 @@ async fn run_one(hook: &Hook, state: &[u8]) -> Result<(), String> {
     let variables = hook.env().iter().flatten().filter_map(|variable| variable.split_once('='));
     command.env_clear().envs(variables).kill_on_drop(true);
     command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
-    let mut child = command.spawn().map_err(|e| e.to_string())?;
+    // To execute a program on a file system that hangs waits for it.
+    let spawn = move || command.spawn().map_err(Error::system("start it"));
+    let mut child = blocking("hook", hook.path(), spawn).await.map_err(|e| e.chain())?;
     if let Some(mut stdin) = child.stdin.take() {
         // One that does not read it is free to.
         let _ = stdin.write_all(state).await;

@@ -1,8 +1,9 @@
 //! The disks of a sandbox's containers: in the machine from a container's create to its delete.
 
 use super::Sandbox;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::guest::paths as guest_paths;
+use crate::host::blocking::blocking;
 use crate::host::disk;
 use crate::oci::plan::disks::{Disk, DiskMount, Disks};
 use protocol::agent as api;
@@ -17,9 +18,8 @@ impl Sandbox {
         let mut attached = Vec::new();
         for disk in disks {
             let opened = disk.clone();
-            let opened = tokio::task::spawn_blocking(move || disk::open(&opened)).await;
             let opened =
-                opened.map_err(|e| Error::system("open a disk")(std::io::Error::other(e)))??;
+                blocking("open the disk", &disk.source, move || disk::open(&opened)).await?;
             let device = self.0.vm.attach_disk(&opened, disk.read_only).await?;
             self.disks().entry(id.to_owned()).or_default().push(device);
             tracing::info!("{id}: disk {} is device {device}", disk.source.display());

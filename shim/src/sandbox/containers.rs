@@ -4,6 +4,7 @@ use super::attachments::storages;
 use super::{NewContainer, ProcessState, Sandbox};
 use crate::error::{Error, Result};
 use crate::guest::agent::{Agent, Process, StreamNumbers};
+use crate::host::blocking::blocking;
 use crate::host::disk::ThisHost;
 use crate::host::storage;
 use crate::host::undo::Undo;
@@ -67,7 +68,11 @@ impl Sandbox {
     async fn make(&self, new: NewContainer, called_off: &Notify) -> Result<u32> {
         let NewContainer { id, spec, bundle, rootfs, stdio } = new;
         let rootfs = rootfs_or_directory(rootfs, &spec);
-        let plan = plan::container(&id, spec, rootfs, &ThisHost)?;
+        let planned = id.clone();
+        let plan = blocking("look at what is mounted for", &bundle, move || {
+            plan::container(&planned, spec, rootfs, &ThisHost)
+        });
+        let plan = plan.await?;
         if !plan.left_out.is_empty() {
             tracing::info!(
                 "{id}: config.json: of no use in the guest, left out: {}",
@@ -85,7 +90,7 @@ impl Sandbox {
             }
         };
         let (undo, disks, open) = tokio::join!(
-            self.prepare_storage(&id, &plan),
+            self.prepare_storage(&id, &bundle, &plan),
             self.attach_disks(&id, &plan.disks.disks),
             open_io
         );
@@ -138,14 +143,14 @@ impl Sandbox {
         work.map_err(|e| Error::system("prepare storage")(std::io::Error::other(e)))?
     }
 
-    async fn prepare_storage(&self, id: &str, plan: &Plan) -> Result<Undo> {
+    async fn prepare_storage(&self, id: &str, bundle: &Path, plan: &Plan) -> Result<Undo> {
         let (paths, id) = (self.0.paths.clone(), id.to_owned());
         let (rootfs, binds) = (plan.rootfs.clone(), plan.binds.clone());
-        let work = tokio::task::spawn_blocking(move || {
+        let work = move || {
             let mut undo = Undo::new();
             storage::add_container(&paths, &id, &rootfs, &binds, &mut undo).map(|()| undo)
-        });
-        work.await.map_err(|e| Error::system("prepare storage")(std::io::Error::other(e)))?
+        };
+        blocking("mount what is asked for by", bundle, work).await
     }
 
     /// New streams to the guest for those that are `wanted`.

@@ -65,7 +65,7 @@ impl Sandbox {
     async fn run_init(&self, id: &str) -> Result<()> {
         let io = self.table().process(id, "")?.io.clone();
         if let Some(io) = io {
-            io.begin_input()?;
+            io.begin_input().await?;
         }
         let agent = self.agent().await?;
         agent.start_container(id).await.map_err(named("start"))?;
@@ -129,7 +129,7 @@ impl Sandbox {
         tracing::debug!("exec {exec} of {id}: asking the agent");
         // Known before the input flows: the call that ends it may come before the agent's answer.
         self.table().process(id, exec)?.set_io(io.clone());
-        io.begin_input()?;
+        io.begin_input().await?;
         let started = agent.exec(id, exec, (process_json, sub_cgroup), numbers).await;
         let pid = started.map_err(named("exec"))?;
         Ok((agent, pid))

@@ -351,6 +351,56 @@ async fn a_guest_that_tells_of_kills_without_end_is_not_heard_each_time() {
     f.sandbox.stop().await;
 }
 
+/// A file system whose server never answers; whoever looks at it hangs until this is dropped.
+struct Dead {
+    server: Option<std::fs::File>,
+    directory: std::path::PathBuf,
+}
+
+impl Dead {
+    fn mount(directory: std::path::PathBuf) -> Self {
+        use nix::mount::{MsFlags, mount};
+        use std::os::fd::AsRawFd;
+        std::fs::create_dir(&directory).unwrap();
+        let server = std::fs::File::options().read(true).write(true).open("/dev/fuse").unwrap();
+        let data = format!("fd={},rootmode=40000,user_id=0,group_id=0", server.as_raw_fd());
+        let none = MsFlags::empty();
+        mount(Some("dead"), &directory, Some("fuse"), none, Some(data.as_str())).unwrap();
+        Self { server: Some(server), directory }
+    }
+}
+
+impl Drop for Dead {
+    fn drop(&mut self) {
+        self.server = None;
+        let _ = nix::mount::umount2(&self.directory, nix::mount::MntFlags::MNT_DETACH);
+    }
+}
+
+#[tokio::test]
+async fn a_mount_source_that_hangs_holds_up_nobody_else() {
+    let f = fixture().await;
+    let dead = Dead::mount(f.dir.path().join("dead"));
+    let mut stuck = f.container("stuck", "sh");
+    let mounts = serde_json::json!([{"destination": "/x", "source": dead.directory.join("x"),
+        "type": "bind", "options": ["rbind"]}]);
+    stuck.spec.set_mounts(Some(serde_json::from_value(mounts).unwrap()));
+    let sandbox = f.sandbox.clone();
+    let creating = tokio::spawn(async move { sandbox.create(stuck).await });
+    let others = async {
+        f.sandbox.create(f.container("c", "sh")).await.unwrap();
+        f.sandbox.start("c").await.unwrap();
+        f.sandbox.kill("c", "", 9, true).await.unwrap();
+        f.sandbox.wait("c", "").await.unwrap();
+        f.sandbox.delete("c", "").await.unwrap();
+    };
+    tokio::time::timeout(Duration::from_secs(20), others).await.unwrap();
+    assert!(!creating.is_finished());
+    drop(dead);
+    assert!(creating.await.unwrap().unwrap_err().chain().contains("/dead/x"));
+    f.sandbox.stop().await;
+}
+
 #[tokio::test]
 async fn a_dead_machine_is_told_once_with_its_reason() {
     let mut f = fixture().await;

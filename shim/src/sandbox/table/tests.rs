@@ -225,7 +225,7 @@ async fn an_input_that_is_closed_before_it_flows_ends() {
     let open = OpenIo::open(stdio).await.unwrap();
     let io = Arc::new(open.join(GuestStreams { stdin: Some(ours), ..Default::default() }));
     f.table.process("c", "e").unwrap().set_io(io.clone());
-    io.begin_input().unwrap();
+    io.begin_input().await.unwrap();
     let mut byte = [0; 1];
     let ended = tokio::time::timeout(std::time::Duration::from_secs(10), guest.read(&mut byte));
     assert_eq!(ended.await.unwrap().unwrap(), 0);
