@@ -149,6 +149,28 @@ impl SandboxState {
     }
 }
 
+/// Makes a sandbox's directory. Where its id was another's, which is about to end or has crashed, waits for that end
+/// and removes what it left.
+///
+/// # Errors
+/// [`Error::AlreadyExists`], or the system's answer.
+pub fn claim(paths: &SandboxPaths, patience: Duration) -> Result<()> {
+    let taken = match paths.create() {
+        Err(taken @ Error::AlreadyExists(_)) => taken,
+        made => return made,
+    };
+    let own = ProcessId::own()?;
+    match SandboxState::read(paths) {
+        Ok(Some(last)) if last.owner != own && last.owner.wait(patience) => {
+            clean_up(paths, patience)?;
+        }
+        // It has just gone by itself.
+        Ok(None) if !paths.root().exists() => {}
+        _ => return Err(taken),
+    }
+    paths.create()
+}
+
 /// Removes what is left of a sandbox whose owner is gone: processes, mounts, directory.
 ///
 /// # Errors
@@ -188,6 +210,27 @@ mod tests {
         let earlier = ProcessId { start: own.start + 1, ..own };
         assert!(!earlier.lives());
         assert!(earlier.kill(Duration::ZERO), "gone means gone");
+    }
+
+    #[test]
+    fn an_id_is_free_when_its_last_owner_has_ended() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = SandboxPaths::new(dir.path(), "ns", "a").unwrap();
+        claim(&paths, Duration::ZERO).unwrap();
+        let taken = || matches!(claim(&paths, Duration::ZERO), Err(Error::AlreadyExists(_)));
+        assert!(taken(), "somebody is at it, who has not said yet");
+        let mut owner = std::process::Command::new("sleep").arg("1").spawn().unwrap();
+        let state = SandboxState {
+            owner: ProcessId::of(owner.id() as i32).unwrap(),
+            helpers: Vec::new(),
+            cgroup: None,
+            uid: None,
+        };
+        state.write(&paths).unwrap();
+        assert!(taken(), "its owner lives");
+        claim(&paths, Duration::from_secs(20)).unwrap();
+        assert!(!paths.state_file().exists(), "what the last owner left is gone");
+        owner.wait().unwrap();
     }
 
     #[test]

@@ -17,7 +17,7 @@ use crate::sandbox::table::Phase;
 use protocol::ports::{self, StreamPreamble};
 use std::path::Path;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::sync::Notify;
@@ -27,6 +27,10 @@ pub(super) const DRAIN_PATIENCE: Duration = Duration::from_secs(10);
 
 /// How long a container that never ran may take to die when it is deleted.
 const KILL_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long a guest that has not made a container in time may take to be rid of it, and how often it is asked.
+const ABANDON_PATIENCE: Duration = Duration::from_secs(120);
+const ABANDON_PAUSE: Duration = Duration::from_millis(500);
 
 /// Kills that come closer are told as one: the guest says when there are more.
 const KILLS_TOLD_APART: Duration = Duration::from_secs(1);
@@ -119,12 +123,15 @@ impl Sandbox {
                 .await
                 .map_err(named("create"))?;
             if read_only && let Err(error) = self.make_root_read_only(&id).await {
-                discard(&agent, &id).await;
+                abandon(&agent, &id).await;
                 return Err(error);
             }
             Ok(())
         };
         if let Err(error) = made.await {
+            if let Error::Deadline { .. } = error {
+                abandon(&agent, &id).await;
+            }
             hooks.gone().await;
             return Err(error);
         }
@@ -313,18 +320,21 @@ impl Sandbox {
     }
 }
 
-/// Removes a container from the guest that was made there and is not wanted.
-async fn discard(agent: &Agent, id: &str) {
-    let end = async {
-        agent.signal(id, "", libc::SIGKILL as u32, true).await?;
-        agent.wait(id, "").await?;
-        agent.delete_container(id).await
-    };
-    match tokio::time::timeout(KILL_PATIENCE, end).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::warn!("discard container {id}: {}", error.chain()),
-        Err(_) => tracing::warn!("container {id} does not die"),
+/// Sees to it that a container is not in the guest either, which may have been too slow to say whether it made it: its
+/// mounts are about to go, and its id may be used again.
+async fn abandon(agent: &Agent, id: &str) {
+    let end = Instant::now() + ABANDON_PATIENCE;
+    while Instant::now() < end {
+        // It may be in the making, and then can't be deleted yet.
+        match agent.delete_container(id).await {
+            Ok(()) | Err(Error::Ended(_)) => return,
+            Err(error) if error.code() == ttrpc::Code::NOT_FOUND => return,
+            Err(error) => tracing::debug!("abandon container {id}: {}", error.chain()),
+        }
+        let _ = agent.signal(id, "", libc::SIGKILL as u32, true).await;
+        tokio::time::sleep(ABANDON_PAUSE).await;
     }
+    tracing::error!("container {id} may still be made in the guest");
 }
 
 /// What the snapshotter gave, or the directory that the spec names.

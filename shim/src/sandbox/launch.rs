@@ -8,7 +8,7 @@ use crate::guest::clock;
 use crate::guest::log::{self as guest_log, Tail};
 use crate::host::cgroup::{Cgroup, Placement};
 use crate::host::paths::SandboxPaths;
-use crate::host::persist::{ProcessId, SandboxState};
+use crate::host::persist::{self, ProcessId, SandboxState};
 use crate::host::storage;
 use crate::host::uid::Uid;
 use crate::host::undo::Undo;
@@ -24,6 +24,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use tokio::net::UnixStream;
 use tokio::sync::{OnceCell, mpsc, watch};
+
+/// How long the last owner of this id may take to end.
+const OWNER_PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// How long the log of a guest may be gone before its agent counts as gone.
 const AGENT_GRACE: std::time::Duration = std::time::Duration::from_secs(2);
@@ -57,7 +60,7 @@ impl Sandbox {
         let Launch { id, paths, settings, cgroup, hostname, events } = launch;
         milestone::mark("sandbox-launch", &id);
         let mut undo = Undo::new();
-        paths.create()?;
+        persist::claim(&paths, OWNER_PATIENCE)?;
         let removed = paths.clone();
         undo.push("remove the sandbox's directory", move || removed.remove());
         let cgroup = cgroup.filter(|_| settings.cgroups).map(|to| Cgroup::enter(&to, &id));

@@ -48,6 +48,7 @@ pub struct Process {
     /// Its streams once they flow.
     pub io: Option<Arc<ProcessIo>>,
     stdin_closed: bool,
+    deleting: bool,
     exit: watch::Sender<Option<Exit>>,
     early_exit: Option<Exit>,
 }
@@ -55,7 +56,15 @@ pub struct Process {
 impl Process {
     fn new(phase: Phase) -> Self {
         let exit = watch::Sender::new(None);
-        Self { phase, pid: 0, io: None, stdin_closed: false, exit, early_exit: None }
+        Self {
+            phase,
+            pid: 0,
+            io: None,
+            stdin_closed: false,
+            deleting: false,
+            exit,
+            early_exit: None,
+        }
     }
 
     /// Gives the process its streams.
@@ -95,7 +104,6 @@ struct Container {
     oom_kills: u64,
     /// Its init has ended, though that is not told before its execs have.
     ending: bool,
-    deleting: bool,
 }
 
 /// All of a sandbox's containers.
@@ -186,7 +194,6 @@ impl Table {
             hooks: Arc::default(),
             oom_kills: 0,
             ending: false,
-            deleting: false,
         };
         self.containers.insert(id.into(), container);
         Ok(called_off)
@@ -400,11 +407,8 @@ impl Table {
         if !matches!(phase, Phase::Created | Phase::Stopped(_)) {
             return Err(precondition(id, exec, "runs: it must have ended before it is deleted"));
         }
-        if exec.is_empty() {
-            let container = self.container(id)?;
-            if std::mem::replace(&mut container.deleting, true) {
-                return Err(precondition(id, "", "is being deleted"));
-            }
+        if std::mem::replace(&mut self.process(id, exec)?.deleting, true) {
+            return Err(precondition(id, exec, "is being deleted"));
         }
         Ok(phase)
     }

@@ -1,6 +1,8 @@
 //! `delete`: containerd calls it when the connection to a server has ended, however it did.
 
 use crate::flags::Flags;
+use crate::socket;
+use crate::task::slot;
 use anyhow::Context;
 use containerd_shim_protos::api::DeleteResponse;
 use protobuf::Message;
@@ -32,7 +34,9 @@ pub fn run(flags: &Flags) -> anyhow::Result<()> {
 /// Removes what is left of the sandbox, unless its owner lives: then it is that one's, as when only one
 /// container of a pod was deleted. Gives the pid that stood for its containers.
 fn clean_up(flags: &Flags) -> anyhow::Result<u32> {
-    let paths = SandboxPaths::new(&state_dir(), &flags.namespace, &flags.id)?;
+    let bundle = Path::new(if flags.bundle.is_empty() { "." } else { &flags.bundle });
+    let state = slot::state_directory(bundle).unwrap_or_else(state_dir);
+    let paths = SandboxPaths::new(&state, &flags.namespace, &flags.id)?;
     let state = SandboxState::read(&paths)?;
     let pid = state.as_ref().and_then(|s| s.helpers.first()).map_or(0, |vmm| vmm.pid as u32);
     match state {
@@ -40,13 +44,13 @@ fn clean_up(flags: &Flags) -> anyhow::Result<u32> {
         _ if !paths.root().exists() => {}
         _ => {
             persist::clean_up(&paths, PATIENCE)?;
-            remove_socket(flags);
+            remove_socket(bundle);
         }
     }
     Ok(pid)
 }
 
-/// Where states are, as far as `delete` can know: it isn't told which configuration the server had.
+/// Where states are unless the server has said: `delete` isn't told which configuration it had.
 fn state_dir() -> std::path::PathBuf {
     let config = Config::load(Path::new(config::DEFAULT_PATH)).unwrap_or_default();
     let settings = Settings::resolve(config).or_else(|_| Settings::resolve(Config::default()));
@@ -54,12 +58,9 @@ fn state_dir() -> std::path::PathBuf {
 }
 
 /// The socket that the bundle's file names, if nobody serves it.
-fn remove_socket(flags: &Flags) {
-    let bundle = if flags.bundle.is_empty() { "." } else { &flags.bundle };
-    let Ok(address) = std::fs::read_to_string(Path::new(bundle).join("address")) else { return };
-    if let Some(path) = address.strip_prefix("unix://")
-        && std::os::unix::net::UnixStream::connect(path).is_err()
-    {
-        let _ = std::fs::remove_file(path);
+fn remove_socket(bundle: &Path) {
+    let Ok(address) = std::fs::read_to_string(bundle.join("address")) else { return };
+    if let Some(path) = address.strip_prefix("unix://") {
+        socket::remove_dead(Path::new(path));
     }
 }

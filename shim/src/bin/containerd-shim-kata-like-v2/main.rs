@@ -9,6 +9,7 @@ mod log;
 mod publisher;
 mod sandbox_api;
 mod server;
+mod socket;
 mod start;
 mod task;
 

@@ -3,6 +3,7 @@
 use crate::flags::Flags;
 use crate::publisher::Publisher;
 use crate::sandbox_api;
+use crate::socket::Socket;
 use crate::task::events::{self, Containers};
 use crate::task::service::TaskService;
 use crate::task::slot::{Owner, Slot};
@@ -53,17 +54,18 @@ pub fn place_listener(fd: RawFd) -> io::Result<()> {
 /// Runs the server until its sandbox is shut down.
 pub fn run(flags: &Flags) -> anyhow::Result<()> {
     crate::log::to_containerd(flags.debug)?;
+    let socket = Socket::at(Path::new(&flags.socket));
     milestone::mark("shim-server", &flags.id);
     let served = storage::private_mounts().map_err(anyhow::Error::from).and_then(|()| {
         yield_to_containerd();
         // One thread: the VMM lives as long as the thread that started it.
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let served = runtime.block_on(serve(flags));
+        let served = runtime.block_on(serve(flags, &socket));
         // A thread may be in a system call on a file that hangs.
         runtime.shutdown_background();
         served
     });
-    let _ = std::fs::remove_file(&flags.socket);
+    socket.withdraw();
     if let Err(error) = &served {
         tracing::error!("{error:#}");
     }
@@ -82,7 +84,7 @@ fn yield_to_containerd() {
     }
 }
 
-async fn serve(flags: &Flags) -> anyhow::Result<()> {
+async fn serve(flags: &Flags, socket: &Socket) -> anyhow::Result<()> {
     let (notices, queue) = mpsc::unbounded_channel();
     let publisher =
         Publisher { address: flags.ttrpc_address.clone(), namespace: flags.namespace.clone() };
@@ -96,7 +98,7 @@ async fn serve(flags: &Flags) -> anyhow::Result<()> {
     let owner = Owner { namespace: flags.namespace.clone(), id: flags.id.clone(), cgroup };
     let slot = Slot::launch(owner, config, sandbox_events);
     let finished = Arc::new(Notify::new());
-    let service = Arc::new(TaskService::new(slot, containers, finished.clone()));
+    let service = Arc::new(TaskService::new(slot, containers, socket.clone(), finished.clone()));
 
     let server = Server::new().register_service(services(&service));
     let server = server.register_service(sandbox_api::service(service.clone()));
@@ -156,7 +158,12 @@ mod tests {
     async fn a_shim_without_containers_is_abandoned() {
         let (events, _told) = mpsc::unbounded_channel();
         let slot = Slot::launch(owner(), Some("/nowhere/config.toml".into()), events);
-        let service = TaskService::new(slot, Containers::default(), Arc::default());
+        let service = TaskService::new(
+            slot,
+            Containers::default(),
+            Socket::at(Path::new("/nowhere/s")),
+            Arc::default(),
+        );
         let patience = Duration::from_millis(40);
         tokio::time::timeout(Duration::from_secs(10), service.abandoned(patience)).await.unwrap();
     }
@@ -166,7 +173,12 @@ mod tests {
         let (events, _told) = mpsc::unbounded_channel();
         let slot = Slot::launch(owner(), Some("/nowhere/config.toml".into()), events);
         let finished = Arc::new(Notify::new());
-        let service = Arc::new(TaskService::new(slot, Containers::default(), finished.clone()));
+        let service = Arc::new(TaskService::new(
+            slot,
+            Containers::default(),
+            Socket::at(Path::new("/nowhere/s")),
+            finished.clone(),
+        ));
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("s");
         let listener = UnixListener::bind(&socket).unwrap();

@@ -2,16 +2,15 @@
 
 use crate::bootstrap::{self, MAX_INPUT, Start};
 use crate::flags::Flags;
-use crate::server;
-use anyhow::{Context, bail};
+use crate::{server, socket};
+use anyhow::Context;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 use std::fmt::Write as _;
-use std::io::{ErrorKind, IsTerminal, Read, Write};
+use std::io::{IsTerminal, Read, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -32,7 +31,7 @@ pub fn run(flags: &Flags) -> anyhow::Result<()> {
     let Sandbox { id: sandbox, cgroup } = sandbox_of(Path::new("config.json"), &flags.id)?;
     let socket = start.socket_dir.join(socket_name(&flags.address, &flags.namespace, &sandbox));
     let address = format!("unix://{}", socket.display());
-    if let Some(listener) = listen(&socket)?
+    if let Some(listener) = socket::listen(&socket)?
         && let Err(error) = spawn_server(flags, &start, (&sandbox, cgroup), &socket, &listener)
     {
         let _ = std::fs::remove_file(&socket);
@@ -86,34 +85,6 @@ fn socket_name(address: &str, namespace: &str, sandbox: &str) -> String {
         let _ = write!(name, "{byte:02x}");
         name
     })
-}
-
-/// The sandbox's socket, or `None` if somebody serves it already.
-fn listen(socket: &Path) -> anyhow::Result<Option<UnixListener>> {
-    let dir = socket.parent().context("the socket has no directory")?;
-    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
-    made.with_context(|| format!("make {}", dir.display()))?;
-    for _ in 0..2 {
-        match UnixListener::bind(socket) {
-            Ok(listener) => {
-                let mode = std::fs::Permissions::from_mode(0o600);
-                std::fs::set_permissions(socket, mode)
-                    .with_context(|| format!("chmod {}", socket.display()))?;
-                return Ok(Some(listener));
-            }
-            Err(error) if error.kind() == ErrorKind::AddrInUse => {
-                if UnixStream::connect(socket).is_ok() {
-                    return Ok(None);
-                }
-                // Left by a server that was killed.
-                let _ = std::fs::remove_file(socket);
-            }
-            Err(error) => {
-                return Err(error).with_context(|| format!("listen at {}", socket.display()));
-            }
-        }
-    }
-    bail!("another shim is being started at {}", socket.display())
 }
 
 fn spawn_server(
@@ -187,16 +158,5 @@ mod tests {
         let name = socket_name("/a", "ns", "s");
         assert_eq!(name.len(), 64);
         assert_ne!(name, socket_name("/a", "ns2", "s"));
-    }
-
-    #[test]
-    fn a_served_socket_is_found_and_a_dead_one_replaced() {
-        let dir = tempfile::tempdir().unwrap();
-        let socket = dir.path().join("d/s");
-        let listener = listen(&socket).unwrap().unwrap();
-        assert_eq!(std::fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o600);
-        assert!(listen(&socket).unwrap().is_none());
-        drop(listener);
-        assert!(listen(&socket).unwrap().is_some());
     }
 }

@@ -5,6 +5,7 @@ use super::events::{Containers, Said};
 use super::metrics;
 use super::slot::Slot;
 use crate::bootstrap::config_path;
+use crate::socket::Socket;
 use async_trait::async_trait;
 use containerd_shim_protos::api::{
     CheckpointTaskRequest, CloseIORequest, ConnectRequest, ConnectResponse, CreateTaskRequest,
@@ -19,9 +20,10 @@ use containerd_shim_protos::shim_async::Task;
 use protobuf::well_known_types::any::Any;
 use protobuf::{EnumOrUnknown, Message};
 use sandbox::bundle::read_spec;
-use sandbox::{Error, NewContainer, NewExec, Phase, Result, Sandbox, milestone};
+use sandbox::{Error, NewContainer, NewExec, Phase, Result, Sandbox, blocking, milestone};
+use std::collections::HashMap;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{Mutex, Notify};
 use ttrpc::asynchronous::TtrpcContext;
@@ -30,15 +32,62 @@ use ttrpc::asynchronous::TtrpcContext;
 pub struct TaskService {
     slot: Slot,
     containers: Containers,
+    socket: Socket,
     finished: Arc<Notify>,
     /// Held for the length of a Create: its caller may go away, and Delete and Shutdown come meanwhile.
     creating: Arc<Mutex<()>>,
+    /// Whose creates there are, the one under way and those that wait.
+    wanted: Wanted,
+}
+
+/// How many creates there are of each id.
+#[derive(Clone, Default)]
+struct Wanted(Arc<std::sync::Mutex<HashMap<String, usize>>>);
+
+impl Wanted {
+    fn ids(&self) -> std::sync::MutexGuard<'_, HashMap<String, usize>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts one until what it gives is dropped.
+    fn begin(&self, id: &str) -> CreateOf {
+        *self.ids().entry(id.to_owned()).or_default() += 1;
+        CreateOf { id: id.to_owned(), wanted: self.clone() }
+    }
+
+    fn has(&self, id: &str) -> bool {
+        self.ids().contains_key(id)
+    }
+}
+
+struct CreateOf {
+    id: String,
+    wanted: Wanted,
+}
+
+impl Drop for CreateOf {
+    fn drop(&mut self) {
+        let mut ids = self.wanted.ids();
+        if let Some(count) = ids.get_mut(&self.id) {
+            *count -= 1;
+            if *count == 0 {
+                ids.remove(&self.id);
+            }
+        }
+    }
 }
 
 impl TaskService {
     /// `finished` is told when the shim is to end.
-    pub fn new(slot: Slot, containers: Containers, finished: Arc<Notify>) -> Self {
-        Self { slot, containers, finished, creating: Arc::default() }
+    pub fn new(slot: Slot, containers: Containers, socket: Socket, finished: Arc<Notify>) -> Self {
+        Self {
+            slot,
+            containers,
+            socket,
+            finished,
+            creating: Arc::default(),
+            wanted: Wanted::default(),
+        }
     }
 
     /// The sandbox.
@@ -49,8 +98,9 @@ impl TaskService {
         self.slot.get()
     }
 
-    /// Ends the sandbox.
+    /// Ends the sandbox, which nobody finds any more.
     pub async fn stop(&self) {
+        self.socket.withdraw();
         self.slot.stop().await;
     }
 
@@ -67,6 +117,7 @@ impl TaskService {
     }
 
     async fn create_task(&self, request: CreateTaskRequest) -> Result<CreateTaskResponse> {
+        let begun = self.wanted.begin(&request.id);
         let creating = self.creating.clone().lock_owned().await;
         milestone::mark("create-call", &request.id);
         if !request.checkpoint.is_empty() {
@@ -74,9 +125,12 @@ impl TaskService {
         }
         let sandbox = self.slot.get_with(request.options.as_ref().and_then(config_path)).await?;
         let said = said(&request);
+        let bundle = Path::new(&request.bundle).to_owned();
+        let read = bundle.clone();
+        let spec = blocking("read the bundle", &bundle, move || read_spec(&read)).await?;
         let new = NewContainer {
             id: request.id.clone(),
-            spec: read_spec(Path::new(&request.bundle))?,
+            spec,
             bundle: request.bundle.clone().into(),
             rootfs: rootfs(&request),
             stdio: stdio(&said.io, &request.id, self.slot.namespace())?,
@@ -88,7 +142,8 @@ impl TaskService {
         }
         // A task of its own: this call's future is dropped when its caller goes away.
         let created = tokio::spawn(async move {
-            let _creating = creating;
+            // Released in this order, so that who waits finds it done.
+            let (_creating, _begun) = (creating, begun);
             sandbox.create(new).await
         });
         let pid =
@@ -144,7 +199,7 @@ impl TaskService {
         let sandbox = self.slot.get().map_err(|_| Error::NotFound(format!("container {id}")))?;
         let (pid, exit) = match sandbox.delete(id, exec).await {
             // It may be on its way: containerd deletes what it stopped waiting for.
-            Err(Error::NotFound(_)) if self.creating.try_lock().is_err() => {
+            Err(Error::NotFound(_)) if self.wanted.has(id) => {
                 sandbox.call_off(id);
                 drop(self.creating.lock().await);
                 sandbox.delete(id, exec).await?

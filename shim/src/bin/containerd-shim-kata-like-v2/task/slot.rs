@@ -6,7 +6,8 @@ use sandbox::event::SandboxEvent;
 use sandbox::paths::SandboxPaths;
 use sandbox::settings::Settings;
 use sandbox::{Error, Launch, Result, Sandbox};
-use std::path::PathBuf;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio::sync::mpsc;
 
@@ -134,6 +135,21 @@ impl Slot {
     }
 }
 
+/// In the bundle of a sandbox's first container: where the sandbox's state is.
+const STATE_DIRECTORY: &str = "kata-like-state";
+
+/// What a server has noted in this bundle for the clean-up after it.
+pub fn state_directory(bundle: &Path) -> Option<PathBuf> {
+    let noted = std::fs::read(bundle.join(STATE_DIRECTORY)).ok()?;
+    Some(PathBuf::from(std::ffi::OsString::from_vec(noted)))
+}
+
+/// Notes it in the working directory, which is the bundle.
+fn note(state: &Path) -> Result<()> {
+    let bytes = state.as_os_str().as_bytes();
+    std::fs::write(STATE_DIRECTORY, bytes).map_err(Error::path("write", STATE_DIRECTORY))
+}
+
 fn launch(
     Owner { namespace, id, cgroup }: &Owner,
     config: Option<&PathBuf>,
@@ -141,6 +157,7 @@ fn launch(
 ) -> Launched {
     let launched = config.map_or_else(Config::load_default, |path| Config::load(path));
     let launched = launched.and_then(Settings::resolve).and_then(|settings| {
+        note(&settings.state)?;
         Sandbox::launch(Launch {
             id: id.clone(),
             cgroup: cgroup.clone(),
