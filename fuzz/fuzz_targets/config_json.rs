@@ -31,4 +31,5 @@ fuzz_target!(|data: &[u8]| {
         serde_json::from_slice::<oci_spec::runtime::Spec>(&sent).expect("the agent can read it");
     }
     let _ = plan::update(data);
+    let _ = plan::exec(data);
 });

@@ -117,6 +117,7 @@ impl Config {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::settings::Settings;
 
     #[test]
     fn an_unknown_key_is_named() {
@@ -125,6 +126,49 @@ mod tests {
         std::fs::write(&path, "[machine]\nvcpu = 2\n").unwrap();
         let error = Config::load(&path).unwrap_err().to_string();
         assert!(error.contains("vcpu") && error.contains("c.toml"), "{error}");
+    }
+
+    /// With every key told, each by its default.
+    const SAMPLE: &str = include_str!("../config.sample.toml");
+
+    #[test]
+    fn the_sample_names_every_key_and_its_default() {
+        let told: String = SAMPLE
+            .lines()
+            .map(|line| line.strip_prefix('#').filter(|key| key.contains(" = ")).unwrap_or(line))
+            .map(|line| format!("{line}\n"))
+            .collect();
+        let config: Config = toml::from_str(&told).unwrap();
+        // A key that is new has to be named here to compile, and there to pass.
+        let Config { machine, paths, jail, host } = config.clone();
+        let Machine {
+            vcpus,
+            memory_mib,
+            max_vcpus,
+            max_memory_mib,
+            max_disks,
+            kernel,
+            image,
+            kernel_params,
+            start_timeout_seconds,
+            nested,
+        } = machine;
+        let Paths { vmm, file_server, state } = paths;
+        let Jail { first_uid, uids, core_scheduling } = jail;
+        let Host { cgroups } = host;
+        let numbers = [vcpus, max_vcpus, max_disks, first_uid, uids];
+        let switches = [nested, core_scheduling, cgroups];
+        assert!(numbers.iter().all(Option::is_some) && switches.iter().all(Option::is_some));
+        assert!(kernel_params.is_some());
+        assert!([memory_mib, max_memory_mib, start_timeout_seconds].iter().all(Option::is_some));
+        assert!([kernel, image, vmm, file_server, state].iter().all(Option::is_some));
+
+        // The maxima are this host's.
+        let default = Settings::resolve(Config::default()).unwrap();
+        let told = Settings::resolve(config).unwrap();
+        let (max_vcpus, max_memory_mib) = (default.max_vcpus, default.max_memory_mib);
+        assert_eq!(Settings { max_vcpus, max_memory_mib, ..told }, default);
+        assert_eq!(toml::from_str::<Config>(SAMPLE).unwrap(), Config::default());
     }
 
     #[test]

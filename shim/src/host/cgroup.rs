@@ -51,7 +51,7 @@ impl Placement {
     pub fn told_by(path: &Path) -> Self {
         let text = path.to_string_lossy();
         let slice = text.split(':').next().unwrap_or_default();
-        let is_scope = text.matches(':').count() == 2 && slice.ends_with(".slice");
+        let is_scope = text.matches(':').count() == 2 && slice.strip_suffix(".slice").is_some();
         if is_scope { Self::Scope(text.into_owned()) } else { Self::Path(path.to_owned()) }
     }
 }
@@ -131,6 +131,7 @@ impl Cgroup {
                 let made = Made::before(&directory);
                 if made.is_none() {
                     check_unused(&directory)?;
+                    hand_down(root, &directory);
                 }
                 let manager = Manager::new(root.into(), path).map_err(failed(&directory))?;
                 (manager.any(), made)
@@ -232,6 +233,18 @@ fn below_root(path: &Path, own: &Path) -> PathBuf {
         }
     }
     base.join(below.strip_prefix("/").unwrap_or(&below))
+}
+
+/// Has those above a cgroup that is there hand the controllers down to it; of one that is made libcgroups does so.
+/// Where one can't be had, that shows when a limit is set.
+fn hand_down(root: &Path, directory: &Path) {
+    let above = directory.ancestors().skip(1).take_while(|above| above.starts_with(root));
+    // From the root down: what one does not have it can't hand down.
+    for above in above.collect::<Vec<_>>().into_iter().rev() {
+        for controller in ["+cpu", "+memory"] {
+            let _ = fs::write(above.join("cgroup.subtree_control"), controller);
+        }
+    }
 }
 
 /// As runc: somebody else's processes, or a freezer that is on, would be ours as well.

@@ -1,9 +1,10 @@
 //! A bundle's `config.json` (OCI runtime-spec, config.md), read the same way for both doors.
 
 use crate::error::{Error, Result};
+use crate::oci::lenient;
 use crate::oci::lost::lost;
 use oci_spec::runtime::{Capabilities, Mount, Spec};
-use serde_json::Value;
+use serde::Deserialize;
 use std::path::Path;
 
 /// Longest `config.json`, bytes.
@@ -26,8 +27,9 @@ pub fn read_spec(bundle: &Path) -> Result<Spec> {
         .map_err(|e| wrong(&e.to_string()))?
         .ok_or_else(|| wrong(&format!("it is longer than {MAX_CONFIG} bytes")))?;
     let not_a_spec = |e: serde_json::Error| wrong(&format!("it is not an OCI spec: {e}"));
-    let mut spec: Spec = serde_json::from_slice(&text).map_err(not_a_spec)?;
-    let said: Value = serde_json::from_slice(&text).map_err(not_a_spec)?;
+    let mut said = lenient::parse(&text).map_err(not_a_spec)?;
+    lenient::spec(&mut said);
+    let mut spec = Spec::deserialize(&said).map_err(not_a_spec)?;
     let unknown = lost(&said, &serde_json::to_value(&spec).map_err(not_a_spec)?);
     if !unknown.is_empty() {
         tracing::warn!("{}: unknown and ignored: {}", path.display(), unknown.join(", "));

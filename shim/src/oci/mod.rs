@@ -2,6 +2,7 @@
 
 pub mod bundle;
 pub(crate) mod hooks;
+pub mod lenient;
 mod lost;
 pub mod plan;
 pub mod seccomp;

@@ -21,6 +21,7 @@ mod policy;
 
 use crate::error::{Error, Result};
 use crate::guest::paths as guest_paths;
+use crate::oci::lenient;
 use crate::oci::lost::lost;
 use crate::settings::Settings;
 use binds::Binds;
@@ -32,10 +33,15 @@ use oci_spec::runtime::{
 };
 use protocol::machine::{FsConfig, JailConfig, MachineConfig, Size, VsockConfig};
 use protocol::ports;
+use serde::Deserialize;
+use std::collections::HashMap;
 use std::path::PathBuf;
 
 /// The context id of every guest: vsock is private to one VMM, so they can all have the same.
 const GUEST_CID: u32 = 3;
+
+/// Most bytes of JSON in one call to the guest: ttrpc's messages hold 4 MiB, with some room for the rest of the call.
+const MAX_FOR_GUEST: usize = (4 << 20) - (64 << 10);
 
 /// Character devices (major, minor) that every Linux has under the same number: `/dev/fuse`, `/dev/net/tun`,
 /// null, zero, full, random, urandom, kmsg (of the guest's kernel), tty, console and ptmx.
@@ -47,6 +53,10 @@ const PORTABLE_DEVICES: [(i64, i64); 11] =
 pub struct Plan {
     /// The spec for the guest.
     pub spec: Spec,
+    /// The same, to be sent.
+    pub spec_json: Vec<u8>,
+    /// What the host's hooks are told of it.
+    pub annotations: HashMap<String, String>,
     /// What of the spec has no meaning in the guest and was left out, as JSON pointers.
     pub left_out: Vec<String>,
     /// What is to be mounted on the host for its root file system; empty when that is on a disk.
@@ -113,9 +123,7 @@ pub fn container(
     let value = |spec: &Spec| serde_json::to_value(spec).map_err(|e| invalid(&e.to_string()));
     let asked = value(&spec)?;
     let process = spec.process_mut().as_mut().ok_or_else(|| invalid("no process"))?;
-    if process.args().as_ref().is_none_or(Vec::is_empty) {
-        return Err(invalid("process.args is empty"));
-    }
+    check_process(process, "config.json")?;
     policy::process(process)?;
     let root = spec.root_mut().as_mut().ok_or_else(|| invalid("no root"))?;
     let mut binds = Binds::new(id, root.path());
@@ -130,15 +138,24 @@ pub fn container(
             binds.take(mount, mapped.as_ref(), host)?;
         }
     }
-    if let Some(linux) = spec.linux_mut() {
-        disks.take_devices(linux, host);
-        plan_linux(linux, &disks)?;
-    }
+    let linux = spec.linux_mut().as_mut().ok_or_else(no_mount_namespace)?;
+    disks.take_devices(linux, host);
+    plan_linux(linux, &disks)?;
     let hooks = plan_hooks(&mut spec)?;
-    let mut left_out = lost(&asked, &value(&spec)?);
+    let annotations = spec.annotations().clone().unwrap_or_default();
+    if hooks.start_container().as_ref().is_none_or(Vec::is_empty) {
+        // Nobody else in the guest asks for them, and there may be a lot.
+        spec.set_annotations(None);
+    }
+    let planned = value(&spec)?;
+    let spec_json = serde_json::to_vec(&planned).map_err(|e| invalid(&e.to_string()))?;
+    check_length(&spec_json, "config.json")?;
+    let mut left_out = lost(&asked, &planned);
     // These are seen to on the host.
-    left_out.retain(|at| !at.starts_with("/hooks") && !at.starts_with("/mounts"));
-    Ok(Plan { spec, left_out, rootfs, disks, binds: binds.all, hooks })
+    left_out.retain(|at| {
+        !["/hooks", "/mounts", "/annotations"].iter().any(|on_host| at.starts_with(on_host))
+    });
+    Ok(Plan { spec, spec_json, annotations, left_out, rootfs, disks, binds: binds.all, hooks })
 }
 
 /// Checks one more process of a container: an OCI `process` object, and what of it is for the guest.
@@ -147,9 +164,39 @@ pub fn container(
 /// [`Error::InvalidArgument`] for a text that is no such object, [`Error::Unimplemented`] as for a container's.
 pub fn exec(process_json: &[u8]) -> Result<Vec<u8>> {
     let invalid = |e: serde_json::Error| Error::InvalidArgument(format!("process: {e}"));
-    let mut process: Process = serde_json::from_slice(process_json).map_err(invalid)?;
+    let mut process = lenient::parse(process_json).map_err(invalid)?;
+    lenient::process(&mut process);
+    let mut process = Process::deserialize(process).map_err(invalid)?;
+    check_process(&process, "process")?;
     policy::process(&mut process)?;
-    serde_json::to_vec(&process).map_err(invalid)
+    let json = serde_json::to_vec(&process).map_err(invalid)?;
+    check_length(&json, "process")?;
+    Ok(json)
+}
+
+/// As runc.
+fn check_process(process: &Process, of: &str) -> Result<()> {
+    let invalid = |what: &str| Err(Error::InvalidArgument(format!("{of}: {what}")));
+    if process.cwd().as_os_str().is_empty() {
+        return invalid("Cwd property must not be empty");
+    }
+    if !process.cwd().is_absolute() {
+        return invalid("Cwd must be an absolute path");
+    }
+    if process.args().as_ref().is_none_or(Vec::is_empty) {
+        return invalid("process.args is empty: args must not be empty");
+    }
+    Ok(())
+}
+
+/// A message to the guest's agent has a longest length.
+fn check_length(json: &[u8], of: &str) -> Result<()> {
+    if json.len() <= MAX_FOR_GUEST {
+        return Ok(());
+    }
+    let (is, length) = (json.len(), MAX_FOR_GUEST);
+    let text = format!("{of}: {is} bytes of it are for the guest, which takes {length} at most");
+    Err(Error::InvalidArgument(text))
 }
 
 /// Takes the host's hooks out of a spec.
@@ -208,8 +255,9 @@ pub fn update(resources_json: &[u8]) -> Result<LinuxResources> {
     let invalid = |what: &dyn std::fmt::Display| {
         Error::InvalidArgument(format!("update: linux.resources: {what}"))
     };
-    let mut resources: LinuxResources =
-        serde_json::from_slice(resources_json).map_err(|e| invalid(&e))?;
+    let mut resources = lenient::parse(resources_json).map_err(|e| invalid(&e))?;
+    lenient::resources(&mut resources);
+    let mut resources = LinuxResources::deserialize(resources).map_err(|e| invalid(&e))?;
     // Who may use which device is decided once.
     resources.set_devices(None);
     let value = |r: &LinuxResources| serde_json::to_value(r).map_err(|e| invalid(&e));
@@ -250,7 +298,7 @@ fn check_sysctls(linux: &Linux) -> Result<()> {
 fn plan_namespaces(linux: &mut Linux) -> Result<()> {
     let some = |all: &Option<Vec<LinuxIdMapping>>| all.as_ref().is_some_and(|all| !all.is_empty());
     let mapped = some(linux.uid_mappings()) && some(linux.gid_mappings());
-    let Some(namespaces) = linux.namespaces_mut() else { return Ok(()) };
+    let namespaces = linux.namespaces_mut().as_mut().ok_or_else(no_mount_namespace)?;
     for namespace in namespaces.iter_mut() {
         use LinuxNamespaceType::{Ipc, Network, Time, User, Uts};
         if namespace.typ() == User && mapped {
@@ -266,9 +314,17 @@ fn plan_namespaces(linux: &mut Linux) -> Result<()> {
             )));
         }
     }
+    if !namespaces.iter().any(|n| n.typ() == LinuxNamespaceType::Mount) {
+        return Err(no_mount_namespace());
+    }
     namespaces.retain(|n| n.path().is_none() && n.typ() != LinuxNamespaceType::Network);
     Ok(())
 }
 
+/// Its mounts would be the agent's.
+fn no_mount_namespace() -> Error {
+    let text = "config.json: /linux/namespaces: a container needs a mount namespace of its own";
+    Error::InvalidArgument(text.into())
+}
 #[cfg(test)]
 mod tests;

@@ -53,7 +53,7 @@ impl Sandbox {
         // Boxed: a spec is large, and callers hold this in their own futures.
         let work = Box::pin(async move {
             let id = new.id.clone();
-            let made = sandbox.make(new, &called_off).await;
+            let made = Box::pin(sandbox.make(new, &called_off)).await;
             if made.is_err() {
                 sandbox.table().release(&id);
                 sandbox.detach_disks(&id).await;
@@ -100,8 +100,6 @@ impl Sandbox {
         );
         let (undo, disks, open) = (undo?, disks?, open?);
         milestone::mark("storage-ready", &id);
-        let spec_json = serde_json::to_vec(&plan.spec)
-            .map_err(|e| Error::InvalidArgument(format!("config.json: {e}")))?;
         let agent = self.agent().await?;
         if let Some(resources) = plan.spec.linux().as_ref().and_then(|l| l.resources().as_ref()) {
             self.make_room(&agent, &id, resources).await?;
@@ -110,11 +108,10 @@ impl Sandbox {
         numbers.plain_newlines = plain_newlines;
         let io = open.join(streams);
         let disks = (disks, storages(&id, &plan.disks));
-        let Plan { hooks, spec, rootfs, .. } = plan;
+        let Plan { hooks, spec, spec_json, annotations, rootfs, .. } = plan;
         // Of a root on a disk the guest alone knows files.
         let read_only = !rootfs.is_empty()
             && spec.root().as_ref().and_then(oci_spec::runtime::Root::readonly).unwrap_or_default();
-        let annotations = spec.annotations().clone().unwrap_or_default();
         let hooks = ContainerHooks { hooks, id: id.clone(), pid: self.pid(), bundle, annotations };
         let made = async {
             hooks.creating().await?;

@@ -151,14 +151,15 @@ impl Sandbox {
         tokio::spawn(self.see_the_end());
     }
 
-    /// The state only ever leaves Booting once, and then only to Failed.
+    /// The state only ever leaves Booting once, and then only to Failed or Ended.
     fn settle(&self, new: Readiness) {
         self.0.ready.send_if_modified(|now| {
-            let changes = !matches!(now, Readiness::Failed(_));
-            if changes {
-                *now = new;
-            }
-            changes
+            *now = match (&*now, new) {
+                (Readiness::Failed(_) | Readiness::Ended(_), _) => return false,
+                (Readiness::Ready(_), Readiness::Failed(reason)) => Readiness::Ended(reason),
+                (_, new) => new,
+            };
+            true
         });
     }
 

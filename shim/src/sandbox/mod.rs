@@ -66,7 +66,10 @@ pub struct ProcessState {
 enum Readiness {
     Booting,
     Ready(Agent),
+    /// It did not start.
     Failed(String),
+    /// It was ready, and has ended.
+    Ended(String),
 }
 
 /// A handle to a sandbox; clones are the same one.
@@ -163,6 +166,7 @@ impl Sandbox {
         match state.as_deref() {
             Ok(Readiness::Ready(agent)) => Ok(agent.clone()),
             Ok(Readiness::Failed(reason)) => Err(Error::Machine(reason.clone())),
+            Ok(Readiness::Ended(reason)) => Err(Error::Ended(reason.clone())),
             _ => Err(Error::Ended("it is being dropped".into())),
         }
     }

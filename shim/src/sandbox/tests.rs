@@ -239,6 +239,7 @@ impl Fixture {
         let spec = serde_json::json!({
             "ociVersion": "1.2.0",
             "root": {"path": self.dir.path()},
+            "linux": {"namespaces": [{"type": "mount"}]},
             "process": {"user": {"uid": 0, "gid": 0}, "cwd": "/", "args": [command]},
         });
         // A file system that needs no rights to be shown: none.
@@ -380,7 +381,9 @@ impl Drop for Dead {
 #[tokio::test]
 async fn a_mount_source_that_hangs_holds_up_nobody_else() {
     let f = fixture().await;
-    let dead = Dead::mount(f.dir.path().join("dead"));
+    // What lies in the root itself is the guest's to look at.
+    let elsewhere = tempfile::tempdir().unwrap();
+    let dead = Dead::mount(elsewhere.path().join("dead"));
     let mut stuck = f.container("stuck", "sh");
     let mounts = serde_json::json!([{"destination": "/x", "source": dead.directory.join("x"),
         "type": "bind", "options": ["rbind"]}]);
@@ -412,6 +415,8 @@ async fn a_dead_machine_is_told_once_with_its_reason() {
     assert_eq!(f.told(3).await, ["created c 77", "started c 77", "exited c/ 137"]);
     let refused = f.sandbox.create(f.container("d", "sh")).await.unwrap_err();
     assert!(refused.to_string().contains("the guest kernel panicked"), "{refused}");
+    let late = f.sandbox.update("c", b"{}").await.unwrap_err();
+    assert_eq!(late.to_string(), "the sandbox is gone: the guest kernel panicked");
     f.sandbox.delete("c", "").await.unwrap();
     assert_eq!(f.told(1).await, ["deleted c 137"]);
     f.sandbox.stop().await;

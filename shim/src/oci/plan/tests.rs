@@ -39,7 +39,7 @@ fn spec(change: impl FnOnce(&mut serde_json::Value)) -> Spec {
         "hostname": "h",
         "hooks": {"prestart": [{"path": "/bin/false"}]},
         "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"}],
-        "linux": {"cgroupsPath": "system.slice:cri:abc", "namespaces": [{"type": "pid"}]},
+        "linux": {"cgroupsPath": "system.slice:cri:abc", "namespaces": [{"type": "pid"}, {"type": "mount"}]},
     });
     change(&mut value);
     serde_json::from_value(value).unwrap()
@@ -136,8 +136,7 @@ fn what_only_a_host_has_is_refused_by_name() {
         assert!(error.to_string().contains(pointer), "{error}");
     }
     let error =
-        exec(br#"{"user": {"uid": 0, "gid": 0}, "cwd": "/", "apparmorProfile": "my-profile"}"#)
-            .unwrap_err();
+        exec(br#"{"args": ["a"], "cwd": "/", "apparmorProfile": "my-profile"}"#).unwrap_err();
     assert!(error.to_string().contains("my-profile"), "{error}");
 }
 
@@ -148,6 +147,47 @@ fn an_exec_loses_what_engines_add() {
     let out = exec(process.to_string().as_bytes()).unwrap();
     let out: serde_json::Value = serde_json::from_slice(&out).unwrap();
     assert_eq!((&out["args"], out.get("apparmorProfile")), (&json!(["a"]), None));
+}
+
+#[test]
+fn an_exec_is_read_as_runc_reads_it() {
+    let process =
+        br#"{"Args": ["a"], "cwd": "/", "env": null, "capabilities": {"bounding": ["CAP_NEW"]}}"#;
+    let out: serde_json::Value = serde_json::from_slice(&exec(process).unwrap()).unwrap();
+    assert_eq!((&out["args"], &out["user"]["uid"]), (&json!(["a"]), &json!(0)));
+    for (text, words) in [
+        (r#"{"args": ["a"]}"#, "Cwd property must not be empty"),
+        (r#"{"cwd": "/"}"#, "args must not be empty"),
+        (r#"{"cwd": "/", "args": ["a"], "apparmorProfile": "mine"}"#, "apparmorProfile"),
+    ] {
+        let error = exec(text.as_bytes()).unwrap_err().to_string();
+        assert!(error.contains(words), "{error}");
+    }
+}
+
+#[test]
+fn what_is_large_stays_on_the_host_or_is_refused_by_its_length() {
+    let large = "x".repeat(5 << 20);
+    let plan = container("c1", spec(|v| v["annotations"] = json!({"a": large}))).unwrap();
+    assert_eq!(plan.annotations["a"], large);
+    assert!(plan.spec_json.len() < 4096 && plan.left_out.iter().all(|at| !at.contains("annot")));
+    let hook = json!({"path": "/x"});
+    let told = container(
+        "c1",
+        spec(|v| {
+            v["annotations"] = json!({"a": "b"});
+            v["hooks"] = json!({"startContainer": [hook]});
+        }),
+    );
+    assert!(
+        String::from_utf8(told.unwrap().spec_json).unwrap().contains(r#""annotations":{"a":"b"}"#)
+    );
+    for change in ["env", "args"] {
+        let spec = spec(|v| v["process"][change] = json!([large]));
+        let error = container("c1", spec).unwrap_err();
+        let text = error.to_string();
+        assert!(matches!(error, Error::InvalidArgument(_)) && text.contains("at most"), "{text}");
+    }
 }
 
 #[test]
@@ -173,7 +213,8 @@ fn sysctls_of_a_namespace_that_is_shared_with_the_host_are_refused() {
     {
         let error = with(name, json!([{"type": "pid"}])).unwrap_err().to_string();
         assert!(error.contains(name), "{error}");
-        with(name, json!([{"type": "network"}, {"type": "ipc", "path": "/proc/7/ns/ipc"}]))
+        let ipc = "/proc/7/ns/ipc";
+        with(name, json!([{"type": "network"}, {"type": "ipc", "path": ipc}, {"type": "mount"}]))
             .unwrap();
     }
 }
@@ -184,7 +225,7 @@ fn owners_of_a_bind_are_mapped_on_the_host() {
     let owners = |mount: serde_json::Value| {
         let spec = spec(|v| {
             v["mounts"] = json!([mount]);
-            v["linux"]["namespaces"] = json!([{"type": "user"}]);
+            v["linux"]["namespaces"] = json!([{"type": "user"}, {"type": "mount"}]);
             v["linux"]["uidMappings"] = mapping(7);
             v["linux"]["gidMappings"] = mapping(8);
         });
@@ -312,10 +353,14 @@ fn a_user_namespace_of_the_hosts_is_one_of_the_same_mappings() {
 #[test]
 fn what_a_spec_lacks_is_named() {
     type Change = fn(&mut serde_json::Value);
-    let cases: [(Change, &str); 4] = [
+    let cases: [(Change, &str); 8] = [
         (|v| drop(v.as_object_mut().unwrap().remove("process")), "no process"),
         (|v| drop(v.as_object_mut().unwrap().remove("root")), "no root"),
         (|v| v["process"]["args"] = json!([]), "process.args"),
+        (|v| v["process"]["cwd"] = "".into(), "Cwd property must not be empty"),
+        (|v| v["process"]["cwd"] = "tmp".into(), "Cwd must be an absolute path"),
+        (|v| v["linux"]["namespaces"] = json!([{"type": "pid"}]), "mount namespace"),
+        (|v| drop(v.as_object_mut().unwrap().remove("linux")), "mount namespace"),
         (|v| v["mounts"] = json!([{"destination": "/d", "type": "bind"}]), "/d"),
     ];
     for (change, name) in cases {

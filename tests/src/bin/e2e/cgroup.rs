@@ -53,7 +53,11 @@ fn a_shims_processes_are_in_its_containers_cgroup(context: &Context) -> Result<(
     let run = context.container().flag("--memory-limit").flag(&limit).flag("--cpus").flag("0.5");
     let container = run.detached(&["sleep", "1000000"])?;
     let directory = of(pid_of("kata-like-vmm")?)?;
-    ensure!(directory.ends_with(Path::new("default").join(&container.id)), "{directory:?}");
+    ensure!(
+        directory.ends_with(Path::new("default").join(&container.id)),
+        "{}",
+        directory.display()
+    );
     ensure!(of(pid_of("kata-like-fs")?)? == directory, "the file server is elsewhere");
     ensure!(of(pid_of("containerd-shim-kata-like-v2")?)? == directory, "the shim is elsewhere");
     check_memory(&directory)?;
@@ -70,8 +74,12 @@ fn a_killed_shim_leaves_no_cgroup(context: &Context) -> Result<()> {
     let shim = pid_of("containerd-shim-kata-like-v2")?;
     let directory = of(shim)?;
     kill(Pid::from_raw(shim.cast_signed()), Signal::SIGKILL)?;
-    container.await_status("STOPPED").or_else(|_| container.delete_task().map(drop))?;
-    gone(&directory)
+    command::eventually("the task is gone or stopped", DEADLINE, || {
+        Ok(container.status()?.is_none_or(|status| status == "STOPPED"))
+    })?;
+    gone(&directory)?;
+    drop(container);
+    crate::crash::remove_fifos_of_ctr()
 }
 
 fn kata(args: &[&str]) -> Result<command::Output> {
@@ -126,6 +134,7 @@ fn the_command_line_does_as_runc(context: &Context) -> Result<()> {
             kata(&["delete", "--force", &id])?.expect_code(0)?;
             ensure!(directory.exists(), "a cgroup of others' was removed");
             fs::remove_dir(&directory)?;
+            fs::remove_dir(directory.parent().context("a parent")?)?;
         } else {
             kill(Pid::from_raw(pid(&id)?.cast_signed()), Signal::SIGKILL)?;
             kata(&["delete", "--force", &id])?.expect_code(0)?;

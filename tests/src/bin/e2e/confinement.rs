@@ -132,7 +132,7 @@ fn one_vmm_cannot_touch_anothers(context: &Context) -> Result<()> {
     if signal.status()?.success() {
         bail!("user {uid} may signal process {b}");
     }
-    containers.into_iter().try_for_each(|container| container.remove())
+    containers.into_iter().try_for_each(crate::context::Container::remove)
 }
 
 fn the_file_server_holds_only_file_capabilities(context: &Context) -> Result<()> {

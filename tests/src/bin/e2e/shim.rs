@@ -1,9 +1,15 @@
 //! The shim as containerd calls it: `-v`, `-info`, and the methods that are not there yet.
 
-use crate::command;
+use crate::command::{self, DEADLINE};
+use crate::confinement::pid_of;
 use crate::containerd_api as api;
 use crate::context::Context;
+use crate::{crash, leaks};
 use anyhow::{Result, bail};
+use lab::containerd::IMAGE;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::fs;
 use std::process::Command;
 
 crate::cases!(
@@ -12,6 +18,9 @@ crate::cases!(
     it_describes_itself;
     crate::Scope::Once;
     it_says_its_version,
+    asked_to_end_it_leaves_nothing,
+    an_id_is_used_again_at_once,
+    when_memory_is_short_containerd_is_the_last_to_go,
 );
 
 const SHIM: &str = "containerd-shim-kata-like-v2";
@@ -25,6 +34,60 @@ fn unsupported_methods_are_unimplemented_by_name(context: &Context) -> Result<()
     let code = refused.as_ref().err().and_then(|error| error.downcast_ref::<api::Refused>());
     if code.is_none_or(|refused| refused.code != api::UNIMPLEMENTED) {
         bail!("a checkpoint was answered with {refused:?}");
+    }
+    container.remove()
+}
+
+/// SIGTERM, as at the host's shutdown.
+fn asked_to_end_it_leaves_nothing(context: &Context) -> Result<()> {
+    let container = context.sleeper()?;
+    let shim = pid_of(SHIM)?;
+    kill(Pid::from_raw(shim.cast_signed()), Signal::SIGTERM)?;
+    command::eventually("the shim's processes are gone", DEADLINE, || {
+        Ok(leaks::our_processes()?.is_empty())
+    })?;
+    command::eventually("the task is gone or stopped", DEADLINE, || {
+        Ok(container.status()?.is_none_or(|status| status == "STOPPED"))
+    })?;
+    drop(container);
+    crash::remove_fifos_of_ctr()
+}
+
+/// As Docker does at a restart; the last server may not have ended yet.
+fn an_id_is_used_again_at_once(context: &Context) -> Result<()> {
+    let id = context.fresh_id();
+    for round in 0..4 {
+        let said = round.to_string();
+        let run = ["run", "--rm", "--runtime", &context.runtime, IMAGE, &id, "echo", &said];
+        let output = context.ctr(&run)?.expect_code(0)?.text();
+        if output.trim() != said {
+            bail!("round {round} said {output:?}");
+        }
+    }
+    Ok(())
+}
+
+fn when_memory_is_short_containerd_is_the_last_to_go(context: &Context) -> Result<()> {
+    let scores = |pid: u32| format!("/proc/{pid}/oom_score_adj");
+    let score =
+        |pid: u32| Ok::<i32, anyhow::Error>(fs::read_to_string(scores(pid))?.trim().parse()?);
+    let name = |pid: u32| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    let pids = fs::read_dir("/proc")?.flatten();
+    let pids = pids.filter_map(|entry| entry.file_name().to_string_lossy().parse().ok());
+    let before: Vec<(u32, i32)> = pids
+        .filter(|&pid| name(pid).trim() == "containerd")
+        .map(|pid| Ok((pid, score(pid)?)))
+        .collect::<Result<_>>()?;
+    // As distributions protect it.
+    before.iter().try_for_each(|&(pid, _)| fs::write(scores(pid), "-999"))?;
+    let container = context.sleeper();
+    before.iter().try_for_each(|&(pid, score)| fs::write(scores(pid), score.to_string()))?;
+    let container = container?;
+    for (program, expected) in [(SHIM, -998), ("kata-like-vmm", 0), ("kata-like-fs", 0)] {
+        let score = score(pid_of(program)?)?;
+        if score != expected {
+            bail!("{program} has {score}, not {expected}");
+        }
     }
     container.remove()
 }

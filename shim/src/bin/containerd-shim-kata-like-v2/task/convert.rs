@@ -2,11 +2,10 @@
 
 use containerd_shim_protos::api::{CreateTaskRequest, Status};
 use containerd_shim_protos::events::task::TaskIO;
-use oci_spec::runtime::Process;
 use protobuf::well_known_types::timestamp::Timestamp;
 use sandbox::io::{Logger, Stdio, parse_endpoint};
 use sandbox::plan::RootfsMount;
-use sandbox::{Error, Phase, Result};
+use sandbox::{Error, Phase, Result, lenient};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// A time as protobuf has it.
@@ -64,15 +63,18 @@ pub fn rootfs(request: &CreateTaskRequest) -> Vec<RootfsMount> {
     request.rootfs.iter().map(mount).collect()
 }
 
-/// The JSON of an exec's `process`, with what the request says and without host policy.
+/// The JSON of an exec's `process`, with what the request says.
 ///
 /// # Errors
 /// It is not a `process`.
 pub fn exec_process(json: &[u8], terminal: bool) -> Result<Vec<u8>> {
     let invalid =
         |error: serde_json::Error| Error::InvalidArgument(format!("process of the exec: {error}"));
-    let mut process: Process = serde_json::from_slice(json).map_err(invalid)?;
-    process.set_terminal(Some(terminal)).set_apparmor_profile(None).set_selinux_label(None);
+    let mut process = lenient::parse(json).map_err(invalid)?;
+    lenient::process(&mut process);
+    let members = process.as_object_mut();
+    let members = members.ok_or_else(|| Error::InvalidArgument("process of the exec".into()))?;
+    members.insert("terminal".into(), terminal.into());
     serde_json::to_vec(&process).map_err(invalid)
 }
 
@@ -82,10 +84,10 @@ mod tests {
 
     #[test]
     fn the_request_says_whether_an_exec_has_a_terminal() {
-        let json = br#"{"user":{"uid":0,"gid":0},"cwd":"/","args":["a"],"apparmorProfile":"p"}"#;
+        let json = br#"{"Terminal":false,"cwd":"/","args":["a"],"apparmorProfile":"p"}"#;
         let out = exec_process(json, true).unwrap();
         let value: serde_json::Value = serde_json::from_slice(&out).unwrap();
-        assert_eq!((&value["terminal"], &value["apparmorProfile"]), (&true.into(), &().into()));
+        assert_eq!((&value["terminal"], &value["apparmorProfile"]), (&true.into(), &"p".into()));
         assert!(exec_process(b"[]", false).is_err());
     }
 }

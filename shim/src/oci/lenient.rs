@@ -1,0 +1,300 @@
+//! What Go's JSON takes: `config.json` is written for runc, whose reader forgives what `oci-spec`'s doesn't.
+//!
+//! - A member that is null is as good as absent, and names are the same in any case.
+//! - What is missing is empty: `user`, `cwd`, the names of a seccomp rule and the numbers of its arguments.
+//! - A seccomp section without an action and without rules is none.
+//! - Capabilities that are not known are ignored, with a warning, as runc does.
+//! - Text that is no UTF-8, members that are there twice, and what follows the value.
+//!
+//! A wrong value of a known name stays an error, as it is one to runc: a type of namespace, a seccomp action.
+
+use oci_spec::runtime::Capability;
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+/// Names in the runtime-spec that have an upper-case letter, or that a caller may give one.
+const NAMES: [&str; 151] = [
+    "access",
+    "action",
+    "additionalGids",
+    "algorithm",
+    "allow",
+    "ambient",
+    "annotations",
+    "apparmorProfile",
+    "architectures",
+    "args",
+    "blockIO",
+    "bounding",
+    "burst",
+    "capabilities",
+    "cgroupsPath",
+    "class",
+    "classID",
+    "closID",
+    "consoleSize",
+    "containerID",
+    "cpu",
+    "cpus",
+    "createContainer",
+    "createRuntime",
+    "cwd",
+    "deadline",
+    "defaultAction",
+    "defaultErrnoRet",
+    "destination",
+    "devices",
+    "disableOOMKiller",
+    "domain",
+    "domainname",
+    "effective",
+    "enableMonitoring",
+    "env",
+    "errnoRet",
+    "execCPUAffinity",
+    "fileMode",
+    "final",
+    "flags",
+    "gid",
+    "gidMappings",
+    "hard",
+    "hcaHandles",
+    "hcaObjects",
+    "height",
+    "hooks",
+    "hostID",
+    "hostname",
+    "hugepageLimits",
+    "idle",
+    "index",
+    "inheritable",
+    "initial",
+    "intelRdt",
+    "ioPriority",
+    "kernel",
+    "kernelTCP",
+    "l3CacheSchema",
+    "leafWeight",
+    "limit",
+    "linux",
+    "listenerMetadata",
+    "listenerPath",
+    "major",
+    "maskedPaths",
+    "memBwSchema",
+    "memory",
+    "memoryPolicy",
+    "mems",
+    "minor",
+    "mode",
+    "monotonic",
+    "mountLabel",
+    "mounts",
+    "name",
+    "names",
+    "namespaces",
+    "netDevices",
+    "network",
+    "nice",
+    "noNewPrivileges",
+    "nodes",
+    "ociVersion",
+    "offset",
+    "oomScoreAdj",
+    "op",
+    "options",
+    "pageSize",
+    "path",
+    "period",
+    "permitted",
+    "personality",
+    "pids",
+    "policy",
+    "poststart",
+    "poststop",
+    "prestart",
+    "priorities",
+    "priority",
+    "process",
+    "quota",
+    "rate",
+    "rdma",
+    "readonly",
+    "readonlyPaths",
+    "realtimePeriod",
+    "realtimeRuntime",
+    "reservation",
+    "resources",
+    "rlimits",
+    "root",
+    "rootfsPropagation",
+    "runtime",
+    "schemata",
+    "scheduler",
+    "seccomp",
+    "secs",
+    "selinuxLabel",
+    "shares",
+    "size",
+    "soft",
+    "source",
+    "startContainer",
+    "swap",
+    "swappiness",
+    "syscalls",
+    "sysctl",
+    "terminal",
+    "throttleReadBpsDevice",
+    "throttleReadIOPSDevice",
+    "throttleWriteBpsDevice",
+    "throttleWriteIOPSDevice",
+    "timeOffsets",
+    "timeout",
+    "type",
+    "uid",
+    "uidMappings",
+    "umask",
+    "unified",
+    "useHierarchy",
+    "user",
+    "username",
+    "value",
+    "valueTwo",
+    "weight",
+    "weightDevice",
+    "width",
+    "checkBeforeUpdate",
+    "nanosecs",
+];
+
+/// Whose members have names of the user's.
+const MAPS: [&str; 6] = ["annotations", "sysctl", "unified", "rdma", "netDevices", "timeOffsets"];
+
+/// For other kinds of guests and hosts: of no effect, so nothing in them can be wrong.
+const OF_OTHERS: [&str; 4] = ["vm", "solaris", "windows", "zos"];
+
+/// Reads the first JSON value of a text.
+///
+/// # Errors
+/// There is none.
+pub fn parse(text: &[u8]) -> serde_json::Result<Value> {
+    Value::deserialize(&mut serde_json::Deserializer::from_str(&String::from_utf8_lossy(text)))
+}
+
+/// Makes a `config.json` one that `oci-spec` reads.
+pub fn spec(spec: &mut Value) {
+    names(spec);
+    let Some(members) = spec.as_object_mut() else { return };
+    members.retain(|name, _| !OF_OTHERS.contains(&&**name));
+    if let Some(value) = members.get_mut("process") {
+        complete_process(value);
+    }
+    if let Some(linux) = members.get_mut("linux").and_then(Value::as_object_mut) {
+        complete_linux(linux);
+    }
+}
+
+/// The same for an OCI `process` alone.
+pub fn process(process: &mut Value) {
+    names(process);
+    complete_process(process);
+}
+
+/// The same for `linux.resources` alone.
+pub fn resources(resources: &mut Value) {
+    names(resources);
+    complete_resources(resources);
+}
+
+/// Known names in the spec's own case, and no nulls.
+fn names(value: &mut Value) {
+    match value {
+        Value::Array(items) => items.iter_mut().for_each(names),
+        Value::Object(members) => {
+            for (name, mut value) in std::mem::take(members) {
+                let known = NAMES.iter().find(|known| known.eq_ignore_ascii_case(&name));
+                let name = known.map_or(name, |known| (*known).to_owned());
+                if value.is_null() {
+                    continue;
+                }
+                match value.as_object_mut().filter(|_| MAPS.contains(&&*name)) {
+                    Some(map) => of_users(map),
+                    None => names(&mut value),
+                }
+                members.insert(name, value);
+            }
+        }
+        _ => {}
+    }
+}
+
+/// A map of the user's: null is the empty value of what it holds; objects in it are the spec's again.
+fn of_users(map: &mut Map<String, Value>) {
+    let holds_objects = map.values().any(Value::is_object);
+    for value in map.values_mut() {
+        match value {
+            Value::Null => *value = if holds_objects { json!({}) } else { json!("") },
+            other => names(other),
+        }
+    }
+}
+
+fn complete(object: &mut Value, name: &str, empty: Value) {
+    if let Some(members) = object.as_object_mut() {
+        members.entry(name).or_insert(empty);
+    }
+}
+
+fn complete_process(process: &mut Value) {
+    complete(process, "user", json!({ "uid": 0, "gid": 0 }));
+    complete(process, "cwd", json!(""));
+    let sets = process.get_mut("capabilities").and_then(Value::as_object_mut);
+    for (set, list) in sets.into_iter().flatten() {
+        let Some(list) = list.as_array_mut() else { continue };
+        list.retain(|name| {
+            let known = Capability::deserialize(name).is_ok() || !name.is_string();
+            if !known {
+                tracing::warn!("process.capabilities.{set}: unknown and ignored: {name}");
+            }
+            known
+        });
+    }
+}
+
+fn complete_linux(linux: &mut Map<String, Value>) {
+    if let Some(resources) = linux.get_mut("resources") {
+        complete_resources(resources);
+    }
+    let empty = |value: Option<&Value>| match value {
+        None => true,
+        Some(Value::String(text)) => text.is_empty(),
+        Some(Value::Array(list)) => list.is_empty(),
+        Some(_) => false,
+    };
+    let is_none =
+        |s: &Value| s.is_object() && empty(s.get("defaultAction")) && empty(s.get("syscalls"));
+    if linux.get("seccomp").is_some_and(is_none) {
+        linux.remove("seccomp");
+    }
+    let rules = linux.get_mut("seccomp").and_then(|s| s.get_mut("syscalls")?.as_array_mut());
+    for rule in rules.into_iter().flatten() {
+        complete(rule, "names", json!([]));
+        for argument in rule.get_mut("args").and_then(Value::as_array_mut).into_iter().flatten() {
+            complete(argument, "index", json!(0));
+            complete(argument, "value", json!(0));
+        }
+    }
+}
+
+/// A rule for devices of no type is for all of them.
+fn complete_resources(resources: &mut Value) {
+    let rules = resources.get_mut("devices").and_then(Value::as_array_mut);
+    for rule in rules.into_iter().flatten().filter_map(Value::as_object_mut) {
+        if rule.get("type").is_some_and(|kind| kind == "") {
+            rule.remove("type");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
