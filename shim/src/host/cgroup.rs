@@ -12,6 +12,7 @@ use libcgroups::v2::manager::Manager;
 use oci_spec::runtime::{
     LinuxCpuBuilder, LinuxMemoryBuilder, LinuxResources, LinuxResourcesBuilder, Spec,
 };
+use rustix::fs::{XattrFlags, getxattr, setxattr};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::path::{Component, Path, PathBuf};
@@ -72,21 +73,14 @@ pub struct Limits {
 pub struct Made {
     /// Absolute, on the host.
     pub directory: PathBuf,
-    /// Those above it that were made for it, the nearest first.
-    #[serde(default)]
-    pub above: Vec<PathBuf>,
 }
 
-impl Made {
-    /// What is to be made so that there is this directory; none: it is there.
-    fn before(directory: &Path) -> Option<Self> {
-        let mut missing = directory.ancestors().take_while(|above| !above.exists());
-        let directory = missing.next()?.to_owned();
-        Some(Self { directory, above: missing.map(Path::to_owned).collect() })
-    }
+/// The attribute of a cgroup that was made so that sandboxes' could be below it: the last of them removes it.
+const MARK: &str = "trusted.kata-like";
 
-    /// Removes it, if nobody is in it any more, and those above it that others don't use; that it isn't there is no
-    /// error.
+impl Made {
+    /// Removes it, if nobody is in it any more, and those above it that were made for sandboxes and that nobody uses;
+    /// that it isn't there is no error.
     ///
     /// # Errors
     /// The system's answer, as when somebody else's process or cgroup is in it.
@@ -95,10 +89,26 @@ impl Made {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
+        let ours = |above: &&Path| getxattr(*above, MARK, &mut [0; 1]).is_ok();
         // The first that somebody uses keeps the rest.
-        let _ = self.above.iter().try_for_each(fs::remove_dir);
+        let mut above = self.directory.ancestors().skip(1).take_while(ours);
+        let _ = above.try_for_each(fs::remove_dir);
         Ok(())
     }
+}
+
+/// Marks what was made above a sandbox's cgroup.
+fn mark(above: &[PathBuf]) {
+    for above in above {
+        if let Err(error) = setxattr(above, MARK, b"1", XattrFlags::empty()) {
+            tracing::debug!("{}: {error}: it will stay", above.display());
+        }
+    }
+}
+
+/// Those of a directory and its ancestors that are not there, the directory first.
+fn missing(directory: &Path) -> Vec<PathBuf> {
+    directory.ancestors().take_while(|above| !above.exists()).map(Path::to_owned).collect()
 }
 
 /// A cgroup with this process in it.
@@ -124,17 +134,21 @@ impl Cgroup {
             return Ok(None);
         }
         let before = own().map_err(Error::system("find this process's cgroup"))?;
+        let mut made_above = Vec::new();
         let (manager, mut made) = match placement {
             Placement::Path(path) => {
                 let path = below_root(path, &before);
                 let directory = root.join(path.strip_prefix("/").unwrap_or(&path));
-                let made = Made::before(&directory);
-                if made.is_none() {
+                made_above = missing(&directory);
+                let is_new = !made_above.is_empty();
+                if is_new {
+                    made_above.remove(0);
+                } else {
                     check_unused(&directory)?;
                     hand_down(root, &directory);
                 }
                 let manager = Manager::new(root.into(), path).map_err(failed(&directory))?;
-                (manager.any(), made)
+                (manager.any(), is_new.then_some(Made { directory }))
             }
             Placement::Scope(scope) => {
                 let refused = |what: &str| {
@@ -160,9 +174,9 @@ impl Cgroup {
         }
         if let Placement::Scope(_) = placement {
             let now = own().map_err(Error::system("find this process's cgroup"))?;
-            let directory = root.join(now.strip_prefix("/").unwrap_or(&now));
-            made = Some(Made { directory, above: Vec::new() });
+            made = Some(Made { directory: root.join(now.strip_prefix("/").unwrap_or(&now)) });
         }
+        mark(&made_above);
         Ok(Some(Self { manager, before, made }))
     }
 
@@ -241,8 +255,9 @@ fn hand_down(root: &Path, directory: &Path) {
     let above = directory.ancestors().skip(1).take_while(|above| above.starts_with(root));
     // From the root down: what one does not have it can't hand down.
     for above in above.collect::<Vec<_>>().into_iter().rev() {
-        for controller in ["+cpu", "+memory"] {
-            let _ = fs::write(above.join("cgroup.subtree_control"), controller);
+        let controllers = fs::read_to_string(above.join("cgroup.controllers")).unwrap_or_default();
+        for controller in controllers.split_whitespace() {
+            let _ = fs::write(above.join("cgroup.subtree_control"), format!("+{controller}"));
         }
     }
 }

@@ -241,7 +241,7 @@ mod tests {
         let mut child = std::process::Command::new("sleep").arg("100").spawn().unwrap();
         let helper = ProcessId::of(child.id() as i32).unwrap();
         let owner = ProcessId { pid: 1, start: 1 };
-        let cgroup = Some(Made { directory: dir.path().join("cgroup"), above: Vec::new() });
+        let cgroup = Some(Made { directory: dir.path().join("cgroup") });
         std::fs::create_dir(dir.path().join("cgroup")).unwrap();
         SandboxState { owner, helpers: vec![helper], cgroup, uid: None }.write(&paths).unwrap();
         // A zombie counts as ended for a pidfd, so the wait needs nobody to reap it.

@@ -63,16 +63,22 @@ fn limits_as_files_and_as_properties() {
 }
 
 #[test]
-fn what_was_made_is_removed_and_nothing_of_others() {
+fn what_was_made_is_removed_with_the_last_below_it_and_nothing_of_others() {
     let dir = tempfile::tempdir().unwrap();
-    let made = Made::before(&dir.path().join("a/b/c1")).unwrap();
-    assert_eq!(made.above, [dir.path().join("a/b"), dir.path().join("a")]);
+    let made = Made { directory: dir.path().join("a/b/c1") };
+    let above = missing(&made.directory);
+    assert_eq!(above[1..], [dir.path().join("a/b"), dir.path().join("a")]);
     made.remove().unwrap();
     fs::create_dir_all(&made.directory).unwrap();
-    assert_eq!(Made::before(&made.directory), None);
-    fs::create_dir(dir.path().join("a/others")).unwrap();
+    mark(&above[1..]);
+    let second = Made { directory: dir.path().join("a/b/c2") };
+    assert_eq!(missing(&second.directory).len(), 1);
+    fs::create_dir(&second.directory).unwrap();
     made.remove().unwrap();
-    assert!(!dir.path().join("a/b").exists() && dir.path().join("a/others").exists());
-    fs::create_dir_all(made.directory.join("somebodys")).unwrap();
-    assert!(made.remove().is_err(), "a cgroup below it is somebody's");
+    assert!(second.directory.exists());
+    fs::create_dir(second.directory.join("somebodys")).unwrap();
+    assert!(second.remove().is_err(), "a cgroup below it is somebody's");
+    fs::remove_dir(second.directory.join("somebodys")).unwrap();
+    second.remove().unwrap();
+    assert!(!dir.path().join("a").exists() && dir.path().exists());
 }

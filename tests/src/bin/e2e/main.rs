@@ -212,7 +212,7 @@ impl Runner {
 
 /// The tests that are asked for, each with the containerd that it runs against.
 fn choose(arguments: &Arguments) -> Result<Vec<(Version, Case)>> {
-    let topics: [fn() -> Vec<Case>; 32] = [
+    let topics: [fn() -> Vec<Case>; 33] = [
         run::cases,
         exec::cases,
         terminal::cases,
@@ -230,6 +230,7 @@ fn choose(arguments: &Arguments) -> Result<Vec<(Version, Case)>> {
         wrong_settings::cases,
         bundles::cases,
         oci::cases,
+        cgroup::cases,
         oci::execs::cases,
         oci::monitor::cases,
         oci::failures::cases,
