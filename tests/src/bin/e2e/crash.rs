@@ -163,8 +163,11 @@ fn the_guest_kernel_panics(context: &Context) -> Result<()> {
     dies(context, &container, cause, &["guest kernel panicked", "panic_on_oom"])
 }
 
-/// A privileged container in the guest's own pid namespace overwrites the agent's code.
-fn the_agent_is_killed(context: &Context) -> Result<()> {
+/// Hands a container in the guest's own pid namespace, which may look into the agent, to a test.
+pub fn with_the_agent_in_view(
+    context: &Context,
+    test: impl FnOnce(&Container) -> Result<()>,
+) -> Result<()> {
     let path = format!("/tmp/{}.json", context.fresh_id());
     let made = context.ctr(&["oci", "spec"])?.expect_code(0)?.text();
     let mut spec: serde_json::Value = serde_json::from_str(&made)?;
@@ -186,21 +189,23 @@ fn the_agent_is_killed(context: &Context) -> Result<()> {
         namespaces.retain(|namespace| namespace["type"] != "pid");
     }
     fs::write(&path, spec.to_string())?;
-    let outcome = crash_the_agent(context, &path);
+    let outcome = context.configured(&path).and_then(|container| test(&container));
     fs::remove_file(&path)?;
     fs::remove_dir_all(&rootfs)?;
     outcome
 }
 
-fn crash_the_agent(context: &Context, config: &str) -> Result<()> {
-    let container = context.configured(config)?;
+/// Its code is overwritten.
+fn the_agent_is_killed(context: &Context) -> Result<()> {
     // Zeros over the page of code that /proc/1/syscall says the agent waits in, and all of its text.
     let script = "set -- $(busybox grep -m1 ' r-xp ' /proc/1/maps | busybox tr - ' '); \
         start=$((0x$1)); pages=$(( (0x$2 - 0x$1) / 4096 )); \
         busybox dd if=/dev/zero of=/proc/1/mem bs=4096 seek=$((start / 4096)) count=$pages conv=notrunc";
-    let cause = || {
-        let mut exec = container.exec_command(&[], &["sh", "-c", script]);
-        command::Running::start(&mut exec, Vec::new())?.finish(DEADLINE).map(drop)
-    };
-    dies(context, &container, cause, &["guest kernel panicked", "Attempted to kill init"])
+    with_the_agent_in_view(context, |container| {
+        let cause = || {
+            let mut exec = container.exec_command(&[], &["sh", "-c", script]);
+            command::Running::start(&mut exec, Vec::new())?.finish(DEADLINE).map(drop)
+        };
+        dies(context, container, cause, &["guest kernel panicked", "Attempted to kill init"])
+    })
 }

@@ -4,6 +4,7 @@
 //! `e2e --ask` runs those whose lines of `--list` come on its standard input, one after another.
 //! Each file beside this one is a topic; each test leaves nothing behind, and [`leaks`] asserts it.
 
+mod as_runc;
 mod boot;
 mod bundle;
 mod bundles;
@@ -33,6 +34,7 @@ mod outage;
 mod pause;
 mod ptrace;
 mod report;
+mod residue;
 mod run;
 mod shim;
 mod spec;
@@ -54,6 +56,9 @@ use std::time::{Duration, Instant};
 /// How long a test may take: several times what the longest needs on a machine that is idle.
 const LIMIT: Duration = Duration::from_secs(600);
 
+/// How many times as long a [`Scope::Long`] may take.
+const LONGER: u32 = 4;
+
 /// What a test of many has besides, for each of its containers.
 const EACH: Duration = Duration::from_secs(6);
 
@@ -72,6 +77,8 @@ enum Scope {
     EachContainerd,
     /// Against one: it matters little which, or none takes part.
     Once,
+    /// As [`Scope::Once`], and only where it is asked for: it takes minutes.
+    Long,
 }
 
 impl Case {
@@ -80,7 +87,7 @@ impl Case {
         match self.scope {
             Scope::EachContainerd => Version::ALL.to_vec(),
             // Some with each, and the same with the same each time.
-            Scope::Once => {
+            Scope::Once | Scope::Long => {
                 let sum: usize = self.name.bytes().map(usize::from).sum();
                 vec![Version::ALL[sum % Version::ALL.len()]]
             }
@@ -121,6 +128,9 @@ struct Arguments {
     /// Runs the tests whose lines come on standard input, and leaves counting to who sends them.
     #[arg(long)]
     ask: bool,
+    /// Also those that take minutes.
+    #[arg(long)]
+    long: bool,
     /// How many containers a test of many makes.
     #[arg(long, default_value_t = 8)]
     many: u32,
@@ -194,7 +204,8 @@ impl Runner {
         })?;
         let started = Instant::now();
         let mark = std::fs::metadata(version.log()).map_or(0, |log| log.len() as usize);
-        let limit = LIMIT + EACH * self.arguments.many;
+        let times = if case.scope == Scope::Long { LONGER } else { 1 };
+        let limit = LIMIT * times + EACH * self.arguments.many;
         let test = |context: &Context| deadline::within(limit, || (case.run)(context));
         let outcome = self.guard.run(context, test);
         let took = started.elapsed().as_secs_f32();
@@ -212,7 +223,7 @@ impl Runner {
 
 /// The tests that are asked for, each with the containerd that it runs against.
 fn choose(arguments: &Arguments) -> Result<Vec<(Version, Case)>> {
-    let topics: [fn() -> Vec<Case>; 33] = [
+    let topics: &[fn() -> Vec<Case>] = &[
         run::cases,
         exec::cases,
         terminal::cases,
@@ -235,6 +246,7 @@ fn choose(arguments: &Arguments) -> Result<Vec<(Version, Case)>> {
         oci::monitor::cases,
         oci::failures::cases,
         oci::alike::cases,
+        as_runc::cases,
         spec::cases,
         volumes::cases,
         odd_files::cases,
@@ -244,6 +256,7 @@ fn choose(arguments: &Arguments) -> Result<Vec<(Version, Case)>> {
         crash::cases,
         outage::cases,
         shim::cases,
+        residue::cases,
         throughput::cases,
         boot::cases,
     ];
@@ -253,6 +266,9 @@ fn choose(arguments: &Arguments) -> Result<Vec<(Version, Case)>> {
         (word, None) => bail!("--containerd wants 1.7, 2.4 or both, not {word}"),
     };
     let wanted = |case: &Case| {
+        if case.scope == Scope::Long && !arguments.long {
+            return false;
+        }
         let names = |filter: &String| case.name.contains(filter.as_str());
         arguments.filters.is_empty() || arguments.filters.iter().any(names)
     };

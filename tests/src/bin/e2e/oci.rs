@@ -29,7 +29,7 @@ crate::cases!(
     crate::Scope::Once;
     a_life_by_command_line,
     its_pid_can_be_waited_for_and_signalled,
-    an_exec_behaves_as_runcs,
+    an_exec_takes_its_input_file_and_signals,
     an_exec_in_the_background_has_a_process_of_its_own,
     a_terminal_goes_to_the_console_socket,
     everyday_commands_tell_the_truth,
@@ -89,28 +89,15 @@ fn its_pid_can_be_waited_for_and_signalled(context: &Context) -> Result<()> {
     container.wait_for_status("stopped")
 }
 
-fn an_exec_behaves_as_runcs(context: &Context) -> Result<()> {
+/// Beside what runc does alike, for which see `as_runc`.
+fn an_exec_takes_its_input_file_and_signals(context: &Context) -> Result<()> {
     let container = Container::new(context, WAITS)?;
     container.run()?;
-    let exec = |words: &[&str]| container.say("exec", words);
-    exec(&["sh", "-c", "exit 42"])?.expect_code(42)?;
-    exec(&["sh", "-c", "kill -9 $$"])?.expect_code(137)?;
-    let both = exec(&["sh", "-c", "echo out; echo err >&2"])?.expect_code(0)?;
-    if both.text() != "out" || both.stderr != "err\n" {
-        bail!("stdout {:?}, stderr {:?}", both.text(), both.stderr);
-    }
     let bytes: Vec<u8> = (0..500_000_u32).flat_map(u32::to_le_bytes).collect();
     let mut cat = kata(&["exec", &container.id, "cat"]);
     let back = Running::start(&mut cat, bytes.clone())?.finish(DEADLINE)?.expect_code(0)?;
     if back.stdout != bytes {
         bail!("of {} bytes {} came back", bytes.len(), back.stdout.len());
-    }
-    let options = ["exec", "--cwd", "/tmp", "-e", "NEW=1", "-u", "5:6", "-g", "7", &container.id];
-    let shown =
-        say(&[&options, &["sh", "-c", "pwd; echo $NEW; id -u; id -g; id -G"][..]].concat())?;
-    let shown = shown.expect_code(0)?.text();
-    if shown.split_whitespace().collect::<Vec<_>>() != ["/tmp", "1", "5", "6", "6", "7"] {
-        bail!("an exec with options sees {shown:?}");
     }
     let process = container.file("process.json");
     let asked = json!({"args": ["echo", "by file"], "cwd": "/", "env": ["PATH=/bin"], "user": {"uid": 0, "gid": 0}});
@@ -120,12 +107,12 @@ fn an_exec_behaves_as_runcs(context: &Context) -> Result<()> {
     if said.text() != "by file" {
         bail!("an exec by file said {:?}", said.text());
     }
-    exec(&["nosuch"])?.expect_code(255)?.expect_stderr("executable file not found in $PATH")?;
     let mut sleep =
         kata(&["exec", &container.id, "sh", "-c", "trap 'kill $!; exit 9' INT; sleep 1000 & wait"]);
     let sleeping = Running::start(&mut sleep, Vec::new())?;
     command::eventually("the sleeper is there", DEADLINE, || {
-        Ok(container.say("ps", &[])?.text().contains("sleep 1000"))
+        // Not the shell's own line, which names it before the trap is set.
+        Ok(container.say("ps", &[])?.text().lines().any(|line| line.ends_with(" sleep 1000")))
     })?;
     sleeping.signal(Signal::SIGINT)?;
     sleeping.finish(DEADLINE)?.expect_code(9).map(drop)

@@ -4,7 +4,7 @@ mod fields;
 mod generator;
 mod probe;
 
-use crate::bundle::{Bundle, config};
+use crate::bundle::{Background, Bundle, config};
 use crate::command::Output;
 use crate::context::Context;
 use anyhow::{Context as _, Result, bail};
@@ -16,6 +16,7 @@ crate::cases!(
     what_runc_knows_is_seen_as_runc_gives_it,
     what_crun_knows_is_seen_as_crun_gives_it,
     generated_specs_mean_what_they_mean_to_runc,
+    an_exec_sees_what_it_sees_on_runc,
     hooks_run_on_the_host_and_one_in_the_guest,
     what_cannot_be_had_is_refused_by_name,
 );
@@ -55,7 +56,13 @@ fn compare(bundle: &Bundle, spec: &Value, reference: &str) -> Result<String> {
     let told = |output: Output| -> Result<String> { Ok(output.expect_code(0)?.text()) };
     let expected = told(bundle.run_on_the_host(reference)?).context(reference.to_owned())?;
     let seen = told(bundle.run()?)?;
-    let (expected, ours) = (probe::normalised(&expected), probe::normalised(&seen));
+    no_difference(reference, &expected, &seen)?;
+    Ok(seen)
+}
+
+/// Fails when what the two processes of a spec said differs in what it should not.
+fn no_difference(reference: &str, expected: &str, seen: &str) -> Result<()> {
+    let (expected, ours) = (probe::normalised(expected), probe::normalised(seen));
     let lacks = |from: &[String], of: &[String], who: &str| -> String {
         let lines = from.iter().filter(|line| !of.contains(line));
         lines.map(|line| format!("\n{who}: {line}")).collect()
@@ -64,7 +71,47 @@ fn compare(bundle: &Bundle, spec: &Value, reference: &str) -> Result<String> {
     if !difference.is_empty() {
         bail!("the guest differs from {reference}:{difference}");
     }
-    Ok(seen)
+    Ok(())
+}
+
+/// What a second process of a container says that `runtime` runs in the background.
+fn told_by_an_exec(context: &Context, runtime: &'static str, bundle: &Bundle) -> Result<String> {
+    let container = Background::run(context, runtime, bundle).context(runtime)?;
+    let probe = ["sh", "-c", probe::SCRIPT, "zero", "one two", ""];
+    Ok(container.say("exec", &probe)?.expect_code(0).context(runtime)?.text())
+}
+
+/// Of every field that a process sees, and of some specs at random.
+fn an_exec_sees_what_it_sees_on_runc(context: &Context) -> Result<()> {
+    let bundle = Bundle::new(context, &[])?;
+    fields::prepare(&bundle)?;
+    let mut specs = Vec::new();
+    for group in fields::OF_EXECS {
+        let mut spec = base("");
+        for field in *group {
+            field.set(&mut spec, &bundle)?;
+        }
+        specs.push(spec);
+    }
+    specs.extend((1..=3).map(|seed| generator::spec(seed, base(""), &bundle)));
+    let mut wrong = String::new();
+    for (number, mut spec) in specs.into_iter().enumerate() {
+        spec["process"]["args"] = json!(["sleep", "1000000"]);
+        // Ours have the container's; runc's have that of who calls it.
+        if let Some(user) = spec["process"]["user"].as_object_mut() {
+            user.remove("umask");
+        }
+        bundle.write_config(&spec)?;
+        let expected = told_by_an_exec(context, "runc", &bundle)?;
+        let seen = told_by_an_exec(context, "/usr/bin/kata-like", &bundle)?;
+        if let Err(error) = no_difference("runc", &expected, &seen) {
+            wrong += &format!("\nspec {number}: {error:#}");
+        }
+    }
+    if !wrong.is_empty() {
+        bail!("{wrong}");
+    }
+    Ok(())
 }
 
 /// Runs a spec with all these fields, and looks for each in what its process says.

@@ -60,6 +60,10 @@ fn normalised_mount(line: &str) -> Option<String> {
             && option.split_once('=').is_some_and(|(name, _)| wanted.contains(&name))
     });
     own.sort_unstable();
+    // What hides a directory holds nothing: newer versions of runc than the lab's, and ours, let it hold no more.
+    if own == ["nr_inodes=1", "size=4k"] {
+        own.clear();
+    }
     let tags: Vec<&str> = mount[6..].iter().filter_map(|tag| tag.split(':').next()).collect();
     let mut options: Vec<&str> = mount.get(5)?.split(',').collect();
     // The host's own choice is not the guest's; and owners are mapped where the guest can't see it.
