@@ -14,6 +14,7 @@ pub mod host;
 pub mod image;
 pub mod machine;
 pub mod newest_containerd;
+pub mod programs;
 pub mod qemu;
 pub mod qmp;
 pub mod root;

@@ -12,6 +12,9 @@ use std::process::{Child, Stdio};
 /// The lab's memory, MiB.
 const MEMORY_MIB: u32 = 4096;
 
+/// Where a disk can be plugged in.
+pub const SLOT: &str = "plug";
+
 /// How a lab comes to life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Start {
@@ -155,6 +158,9 @@ fn devices(files: &Files<'_>, start: Start, port: u16) -> Vec<String> {
         "virtio-net-pci,netdev=n0,romfile=".to_owned(),
         "-device".to_owned(),
         "virtio-rng-pci".to_owned(),
+        // For a disk that comes while the lab runs.
+        "-device".to_owned(),
+        format!("pcie-root-port,id={SLOT},chassis=1"),
         "-serial".to_owned(),
         format!("file:{}", console(files.run).display()),
         "-qmp".to_owned(),

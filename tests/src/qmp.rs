@@ -86,4 +86,17 @@ impl Qmp {
         let on = json!({ "capabilities": [{ "capability": "x-ignore-shared", "state": true }] });
         self.call("migrate-set-capabilities", &on).map(drop)
     }
+
+    /// Plugs in a disk that is only read.
+    ///
+    /// # Errors
+    /// When QEMU refuses.
+    pub fn plug(&mut self, disk: &Path, slot: &str) -> Result<()> {
+        let file = json!({ "driver": "file", "filename": disk, "read-only": true });
+        let node =
+            json!({ "driver": "raw", "node-name": "plugged", "read-only": true, "file": file });
+        self.call("blockdev-add", &node)?;
+        let device = json!({ "driver": "virtio-blk-pci", "drive": "plugged", "bus": slot });
+        self.call("device_add", &device).map(drop)
+    }
 }

@@ -67,12 +67,16 @@ fn build(dir: &Path) -> Result<()> {
     Ok(())
 }
 
+/// The packages of a list with one a line and comments, as `mmdebstrap --include` wants them.
+pub fn packages(list: &str) -> String {
+    let names = list.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with('#'));
+    names.collect::<Vec<_>>().join(",")
+}
+
 fn debootstrap(root: &Path) -> Result<()> {
-    let packages: Vec<&str> =
-        PACKAGES.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with('#')).collect();
     let step = Step::begin("lab: Debian root", "40 to 70 s");
     run(mmdebstrap()
-        .arg(format!("--include={}", packages.join(",")))
+        .arg(format!("--include={}", packages(PACKAGES)))
         .arg(SUITE)
         .arg(root)
         .arg(mirror()?))?;

@@ -9,7 +9,7 @@ use ::lab::host::Ground;
 use ::lab::machine::Lab;
 use anyhow::{Context, Result, ensure};
 use queue::Queue;
-use runs::Round;
+use runs::{Patience, Round};
 use std::path::Path;
 use std::process::Command;
 
@@ -17,6 +17,9 @@ use std::process::Command;
 const WORTH_A_SECOND: usize = 12;
 /// What a lab may take, KiB: its memory, and QEMU's own.
 const LAB_KIB: u64 = 9 << 19;
+
+/// In the lines of tests that want the disk of programs.
+const PROGRAMS: &str = " programs::";
 
 /// Which tests to run, and against what.
 #[derive(Debug, clap::Args)]
@@ -35,6 +38,9 @@ pub struct Arguments {
     /// How many labs share the tests [default: 2 where memory allows and it is worth it]
     #[arg(long)]
     labs: Option<usize>,
+    /// Also tests that take minutes; `make test` leaves them out
+    #[arg(long)]
+    long: bool,
     /// Take target/install as it is
     #[arg(long)]
     no_build: bool,
@@ -52,6 +58,7 @@ impl Arguments {
             runtime: None,
             many: 8,
             labs: None,
+            long: false,
             no_build: false,
             list: false,
         }
@@ -62,6 +69,7 @@ impl Arguments {
         let mut argv = vec!["--containerd".to_owned(), self.containerd.clone()];
         argv.extend(["--many".to_owned(), self.many.to_string()]);
         argv.extend(self.runtime.iter().flat_map(|name| ["--runtime".to_owned(), name.clone()]));
+        argv.extend(self.long.then(|| "--long".to_owned()));
         argv.extend(self.filters.iter().cloned());
         argv
     }
@@ -89,8 +97,13 @@ pub fn run(arguments: &Arguments) -> Result<Count> {
     let ground = lab::ground()?;
     let labs = Lab::side_by_side(arguments.labs.unwrap_or_else(|| worth(ground, tests.len())))?;
     println!("[end to end] {} tests, labs side by side: {}", tests.len(), labs.len());
+    let with_programs = tests.iter().any(|test| test.contains(PROGRAMS));
     let queue = Queue::new(tests);
-    let round = Round::new(&program, arguments.of_program(), arguments.many, &queue);
+    let patience = Patience { many: arguments.many, long: arguments.long };
+    let mut round = Round::new(&program, arguments.of_program(), patience, &queue);
+    if with_programs {
+        round.attach(::lab::programs::prepare()?);
+    }
     round.run_in(&labs)?;
     let sum = queue.count();
     // Again at the end: who reads the last lines alone knows what failed, and why.

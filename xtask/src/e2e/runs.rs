@@ -7,7 +7,7 @@ use ::lab::machine::Lab;
 use ::lab::wire::Exec;
 use anyhow::{Context, Result, bail};
 use std::io::{Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::Duration;
 
@@ -18,22 +18,41 @@ const TRIES: u32 = 3;
 /// Longer than any test may take: a lab that says nothing for so long is gone.
 const SILENCE: Duration = Duration::from_secs(720);
 
+/// How many times as long, where long tests are among them; as their own deadline has it.
+const LONGER: u32 = 4;
+
+/// What decides how long the program may be silent.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience {
+    /// How many containers a test of many makes.
+    pub many: u32,
+    /// Whether long tests may run.
+    pub long: bool,
+}
+
 /// One run over the tests of a queue.
 pub struct Round<'a> {
     program: &'a Path,
     argv: Vec<String>,
     silence: Duration,
     queue: &'a Queue,
+    disk: Option<PathBuf>,
 }
 
 impl<'a> Round<'a> {
     /// `program` is the tests' own, `argv` its arguments.
-    pub fn new(program: &'a Path, argv: Vec<String>, many: u32, queue: &'a Queue) -> Self {
+    pub fn new(program: &'a Path, argv: Vec<String>, patience: Patience, queue: &'a Queue) -> Self {
         let asks = [PROGRAM, "--ask", "--artifacts", ARTIFACTS].map(str::to_owned);
         let argv = asks.into_iter().chain(argv).collect();
+        let times = if patience.long { LONGER } else { 1 };
         // A test of many says nothing until it ends: 6 s for each, as its own deadline has it.
-        let silence = SILENCE + Duration::from_secs(6) * many;
-        Self { program, argv, silence, queue }
+        let silence = SILENCE * times + Duration::from_secs(6) * patience.many;
+        Self { program, argv, silence, queue, disk: None }
+    }
+
+    /// Gives each lab this disk.
+    pub fn attach(&mut self, disk: PathBuf) {
+        self.disk = Some(disk);
     }
 
     /// Runs all tests in these labs, side by side.
@@ -71,6 +90,7 @@ impl<'a> Round<'a> {
     fn prepare(&self, lab: &Lab) -> Result<Client> {
         let client = lab::up(lab)?;
         lab::install(&client)?;
+        self.disk.iter().try_for_each(|disk| lab.attach(disk))?;
         client.put(&[(self.program, Path::new(PROGRAM))])?;
         Ok(client)
     }

@@ -32,6 +32,7 @@ mod oci;
 mod odd_files;
 mod outage;
 mod pause;
+mod programs;
 mod ptrace;
 mod report;
 mod residue;
@@ -257,6 +258,7 @@ fn choose(arguments: &Arguments) -> Result<Vec<(Version, Case)>> {
         outage::cases,
         shim::cases,
         residue::cases,
+        programs::cases,
         throughput::cases,
         boot::cases,
     ];
