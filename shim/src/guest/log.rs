@@ -94,8 +94,17 @@ pub fn lines(text: &[u8]) -> impl Iterator<Item = String> {
 
 /// Whether a line is what every guest's kernel says while it boots: that would be most of the log.
 fn is_boot_chatter(line: &str) -> bool {
-    const TROUBLE: [&str; 7] =
-        ["panic", "BUG", "Oops", "Call Trace", "WARNING", "Out of memory", "segfault"];
+    const TROUBLE: [&str; 8] = [
+        "panic",
+        "BUG",
+        "Oops",
+        "Call Trace",
+        "WARNING",
+        "Out of memory",
+        "segfault",
+        // A call that a container's seccomp profile logs, or kills for (AUDIT_SECCOMP).
+        "type=1326",
+    ];
     line.starts_with("kernel: ") && !TROUBLE.iter().any(|word| line.contains(word))
 }
 

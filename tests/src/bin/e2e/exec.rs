@@ -14,7 +14,6 @@ crate::cases!(
     a_heredoc_is_counted_right,
     the_last_words_arrive_whole,
     twenty_at_a_time,
-    joins_an_init_that_made_a_tree_of_its_cgroup,
 );
 
 fn runs_in_the_containers_namespaces(context: &Context) -> Result<()> {
@@ -89,20 +88,6 @@ fn twenty_at_a_time(context: &Context) -> Result<()> {
         if said != format!("in {n} {n}") {
             bail!("exec {n} said {said:?}");
         }
-    }
-    container.remove()
-}
-
-/// As systemd and container engines do: init in a cgroup of its own, and controllers for those beside it.
-fn joins_an_init_that_made_a_tree_of_its_cgroup(context: &Context) -> Result<()> {
-    let script = "cd /sys/fs/cgroup && mkdir init && echo 1 > init/cgroup.procs && \
-        echo +pids > cgroup.subtree_control && echo > /ready && exec sleep 1000000";
-    let run = context.container().flag("--privileged");
-    let container = run.detached(&["sh", "-c", script])?;
-    container.await_file("/ready")?;
-    let seen = container.exec(&["cat", "/proc/self/cgroup"])?.expect_code(0)?.text();
-    if seen.trim() != "0::/init" {
-        bail!("the exec is in {seen:?}");
     }
     container.remove()
 }

@@ -13,8 +13,11 @@ crate::cases!(
     a_profile_holds_for_programs_of_32_bits,
 );
 
-/// `getppid` of i386. On `x86_64` that is the number of `semget`.
+/// `getppid` of i386.
 const GETPPID: u32 = 64;
+
+/// `getpgrp` of i386, which runc does not need itself. On `x86_64` that is the number of `semop`.
+const GETPGRP: u32 = 65;
 
 /// `socketcall(SYS_SOCKET, …)` of i386.
 const SOCKETCALL: u32 = 102;
@@ -80,15 +83,15 @@ fn a_profile_holds_for_programs_of_32_bits(context: &Context) -> Result<()> {
     let bundle = Bundle::new(context, &[])?;
     let profile = |architectures: &[&str]| {
         json!({"defaultAction": "SCMP_ACT_ALLOW", "architectures": architectures,
-            "syscalls": [{"names": ["getppid", "socket"], "action": "SCMP_ACT_ERRNO", "errnoRet": 38}]})
+            "syscalls": [{"names": ["getpgrp", "socket"], "action": "SCMP_ACT_ERRNO", "errnoRet": 38}]})
     };
     let both = || profile(&["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"]);
     let killed = 128 + 31;
     for (call, profile, expected) in [
-        (GETPPID, both(), 38),
+        (GETPGRP, both(), 38),
         (SOCKETCALL, both(), 38),
-        (GETPPID, profile(&["SCMP_ARCH_X86_64"]), killed),
-        (GETPPID, profile(&[]), killed),
+        (GETPGRP, profile(&["SCMP_ARCH_X86_64"]), killed),
+        (GETPGRP, profile(&[]), killed),
     ] {
         let code = status(&bundle, call, profile.clone())?;
         if code != expected {

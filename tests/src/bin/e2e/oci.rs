@@ -34,6 +34,7 @@ crate::cases!(
     a_terminal_goes_to_the_console_socket,
     everyday_commands_tell_the_truth,
     what_a_profile_logs_is_in_the_logs,
+    an_exec_joins_an_init_that_made_a_tree_of_its_cgroup,
     of_many_creates_at_once_one_wins,
     a_killed_monitor_leaves_a_stopped_container,
     a_killed_create_leaves_nothing_that_delete_cannot_remove,
@@ -403,6 +404,28 @@ fn what_a_profile_logs_is_in_the_logs(context: &Context) -> Result<()> {
         let logs = container.say("logs", &[])?.expect_code(0)?.text();
         Ok(logs.lines().any(|l| l.contains("syscall=162 ") && l.contains("code=0x7ffc0000")))
     })?;
+    container.say("kill", &["KILL"])?.expect_code(0)?;
+    container.wait_for_status("stopped")
+}
+
+/// As systemd and container engines do: init in a cgroup of its own, and controllers for those beside it.
+fn an_exec_joins_an_init_that_made_a_tree_of_its_cgroup(context: &Context) -> Result<()> {
+    let tree = "cd /sys/fs/cgroup && mkdir init && echo 1 > init/cgroup.procs && \
+        echo +pids > cgroup.subtree_control || exit 9";
+    let mut spec = config(&["sh", "-c", &format!("{tree}; {WAITS}")]);
+    spec["mounts"] = json!([
+        {"destination": "/proc", "type": "proc", "source": "proc"},
+        {"destination": "/sys", "type": "sysfs", "source": "sysfs"},
+        {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["rw"]},
+    ]);
+    let namespaces = ["pid", "mount", "uts", "ipc", "network", "cgroup"];
+    spec["linux"]["namespaces"] = json!(namespaces.map(|kind| json!({"type": kind})));
+    let container = Container::of(context, &spec)?;
+    container.run()?;
+    let seen = container.say("exec", &["cat", "/proc/self/cgroup"])?.expect_code(0)?.text();
+    if seen.trim() != "0::/init" {
+        bail!("the exec is in {seen:?}");
+    }
     container.say("kill", &["KILL"])?.expect_code(0)?;
     container.wait_for_status("stopped")
 }
