@@ -38,8 +38,9 @@ async fn states_are_kept_and_wrong_calls_are_refused_by_code() {
     let state = async || agent.client.container_state(context(), &container(&id)).await.unwrap();
     assert_eq!(state().await.status.value(), 1);
     assert_eq!(code(agent.create("c", shell("true")).await.map(drop)).0, Code::ALREADY_EXISTS);
-    let exec = agent.exec(&id, "e", shell("true"), &streams).await;
-    assert_eq!(code(exec).0, Code::FAILED_PRECONDITION);
+    // As with runc: an exec needs no start of its container.
+    agent.exec(&id, "early", shell("true"), &streams).await.unwrap();
+    assert_eq!(agent.wait(&id, "early").await.exit_status, 0);
     agent.start_container(&id).await.unwrap();
     assert_eq!(state().await.status.value(), 2);
     assert_eq!(code(agent.start_container(&id).await).0, Code::FAILED_PRECONDITION);
@@ -50,6 +51,8 @@ async fn states_are_kept_and_wrong_calls_are_refused_by_code() {
     assert_eq!(agent.wait(&id, "").await.exit_status, 137);
     assert_eq!(agent.wait(&id, "").await.exit_status, 137);
     assert_eq!(state().await.status.value(), 3);
+    let exec = agent.exec(&id, "late", shell("true"), &streams).await;
+    assert_eq!(code(exec).0, Code::FAILED_PRECONDITION);
     let finished = code(agent.signal(&id, "", 9).await);
     assert_eq!(finished, (Code::NOT_FOUND, "process already finished".to_owned()));
     agent.delete(&id).await.unwrap();

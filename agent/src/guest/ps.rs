@@ -190,7 +190,7 @@ mod tests {
     #[test]
     fn the_figures_of_a_process_are_those_of_its_stat() {
         // pid (name) state ppid pgrp session tty tpgid, up to the resident pages.
-        let text = "7 (a) b) S 1 7 7 34817 7 0 0 0 0 0 150 50 0 0 -5 0 2 0 1000 8192 3 0";
+        let text = "7 (a) b) S 1 7 7 34817 7 0 0 0 0 0 150 50 0 0 15 -5 2 0 1000 8192 3 0";
         let now = Now { epoch_ms: 1_000_000_000, boot_ms: 25_000, memory: 4 * 12288 };
         let told = Stat::parse(text).unwrap().told(&now);
         assert_eq!((&*told.state, &*told.terminal), ("S<sl+", "pts/1"));
