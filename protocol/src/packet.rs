@@ -4,7 +4,7 @@
 //! ([`crate::control`]), the agent and its workers, the command line and its monitors.
 
 use nix::cmsg_space;
-use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, RecvMsg, recvmsg, sendmsg};
 use serde::{Serialize, de::DeserializeOwned};
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -64,25 +64,20 @@ pub fn send<T: Serialize>(
 pub fn receive<T: DeserializeOwned>(socket: impl AsFd) -> Result<(T, Vec<OwnedFd>), PacketError> {
     let mut bytes = vec![0u8; MAX_MESSAGE];
     let mut control = cmsg_space!([RawFd; MAX_FDS]);
-    let mut iov = [IoSliceMut::new(&mut bytes)];
-    let message = recvmsg::<()>(
-        socket.as_fd().as_raw_fd(),
-        &mut iov,
-        Some(&mut control),
-        MsgFlags::MSG_CMSG_CLOEXEC,
-    )
-    .map_err(|e| match e {
-        nix::Error::ECONNRESET => PacketError::Closed,
-        e => PacketError::Socket(e.into()),
-    })?;
-    let mut fds = Vec::new();
-    for part in message.cmsgs().map_err(|_| PacketError::TooLong)? {
-        if let ControlMessageOwned::ScmRights(raw) = part {
-            // SAFETY: the kernel has just made these descriptors for this process; nothing else owns them.
-            fds.extend(raw.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+    let (fd, flags) = (socket.as_fd().as_raw_fd(), MsgFlags::MSG_CMSG_CLOEXEC);
+    // A peer that has left something unread is told of first, and once; what it said before can be read after.
+    let mut resets_left = 1;
+    let message = loop {
+        let mut iov = [IoSliceMut::new(&mut bytes)];
+        match recvmsg::<()>(fd, &mut iov, Some(&mut control), flags) {
+            Ok(message) => break (message.bytes, message.flags, descriptors(&message)),
+            Err(nix::Error::ECONNRESET) if resets_left > 0 => resets_left -= 1,
+            Err(nix::Error::ECONNRESET) => return Err(PacketError::Closed),
+            Err(e) => return Err(PacketError::Socket(e.into())),
         }
-    }
-    let (len, flags) = (message.bytes, message.flags);
+    };
+    let (len, flags, fds) = message;
+    let fds = fds?;
     if flags.intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC) {
         return Err(PacketError::TooLong);
     }
@@ -91,6 +86,18 @@ pub fn receive<T: DeserializeOwned>(socket: impl AsFd) -> Result<(T, Vec<OwnedFd
     }
     let value = serde_json::from_slice(&bytes[..len]).map_err(PacketError::Malformed)?;
     Ok((value, fds))
+}
+
+/// The descriptors that came with a message that was just read.
+fn descriptors(message: &RecvMsg<'_, '_, ()>) -> Result<Vec<OwnedFd>, PacketError> {
+    let mut fds = Vec::new();
+    for part in message.cmsgs().map_err(|_| PacketError::TooLong)? {
+        if let ControlMessageOwned::ScmRights(raw) = part {
+            // SAFETY: the kernel has just made these descriptors for this process; nothing else owns them.
+            fds.extend(raw.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+        }
+    }
+    Ok(fds)
 }
 
 #[cfg(test)]
@@ -120,6 +127,16 @@ mod tests {
         assert!(matches!(receive::<Command>(&b), Err(PacketError::Malformed(_))));
         drop(a);
         assert!(matches!(receive::<Command>(&b), Err(PacketError::Closed)));
+    }
+
+    #[test]
+    fn the_last_words_of_a_peer_that_did_not_listen_are_read() {
+        let (a, b) = pair();
+        send(&b, &Command::Counters, &[]).unwrap();
+        send(&a, &Event::Paused, &[]).unwrap();
+        drop(a);
+        assert_eq!(receive::<Event>(&b).unwrap().0, Event::Paused);
+        assert!(matches!(receive::<Event>(&b), Err(PacketError::Closed)));
     }
 
     #[test]
