@@ -116,12 +116,21 @@ impl Home {
         let end = Instant::now() + patience;
         loop {
             match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => return Ok(lock),
+                Ok(()) if self.is_at(&lock) => return Ok(lock),
+                // Who had the lock has removed it.
+                Ok(()) => return Err(does_not_exist()),
                 Err(Errno::WOULDBLOCK) if Instant::now() < end => std::thread::sleep(LOOK),
                 Err(Errno::WOULDBLOCK) => bail!("container {} is being made or removed", self.id),
                 Err(error) => return Err(error).context("lock the container's directory"),
             }
         }
+    }
+
+    /// Whether the directory is the one that its path leads to, not one that was removed or replaced.
+    fn is_at(&self, directory: &OwnedFd) -> bool {
+        let place = |stat: rustix::fs::Stat| (stat.st_dev, stat.st_ino);
+        let opened = rustix::fs::fstat(directory).map(place);
+        opened.is_ok() && opened == rustix::fs::stat(&self.path()).map(place)
     }
 
     /// What is known of the container.
@@ -297,6 +306,23 @@ mod tests {
     fn a_time_is_printed_as_go_prints_it() {
         assert_eq!(short("2026-11-28T10:20:30.120000000Z"), "2026-11-28T10:20:30.12Z");
         assert_eq!(short("2026-11-28T10:20:30.000000000Z"), "2026-11-28T10:20:30Z");
+    }
+
+    #[test]
+    fn who_waits_for_what_is_removed_does_not_get_what_follows() {
+        let root = tempfile::tempdir().unwrap();
+        let home = Home::new(root.path(), "c1").unwrap();
+        let first = home.clone().reserve().unwrap();
+        let waiting = std::thread::spawn({
+            let home = home.clone();
+            move || home.lock(MAKING).map(drop)
+        });
+        std::thread::sleep(Duration::from_millis(50));
+        drop(first);
+        let next = home.clone().reserve();
+        let error = waiting.join().unwrap().unwrap_err();
+        assert_eq!(error.to_string(), "container does not exist");
+        assert!(next.is_ok() && home.path().exists());
     }
 
     #[test]

@@ -26,7 +26,7 @@ pub(crate) fn main(arguments: &Arguments, globals: &Globals) -> Result<u8> {
     let record = match known {
         Ok(record) => record,
         // What a create that was killed has left.
-        Err(_) if home.path().exists() => return home.remove().map(|()| 0),
+        Err(_) if home.path().exists() => return remove(&home, force).map(|()| 0),
         Err(_) if force => return Ok(0),
         Err(error) => return Err(error),
     };
@@ -49,9 +49,17 @@ pub(crate) fn main(arguments: &Arguments, globals: &Globals) -> Result<u8> {
             return Err(error).context(format!("cannot delete container {}", home.id()));
         }
     }
-    home.remove()?;
+    remove(&home, force)?;
     if record.foreground {
         crate::run::remove_abandoned()?;
     }
     Ok(0)
+}
+
+/// Removes it; by force it is enough that it is gone, whoever was quicker.
+fn remove(home: &Home, force: bool) -> Result<()> {
+    match home.remove() {
+        Err(_) if force && !home.path().exists() => Ok(()),
+        done => done,
+    }
 }

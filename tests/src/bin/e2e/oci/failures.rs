@@ -50,7 +50,7 @@ fn what_cannot_be_made_leaves_nothing(context: &Context) -> Result<()> {
             (
                 with(|c| c["hooks"] = json!({"createRuntime": [{"path": "/bin/false"}]})),
                 vec![],
-                "/hooks/createRuntime/0",
+                "error running createRuntime hook #0: /bin/false",
             ),
             (with(|c| c["linux"]["intelRdt"] = json!({"closID": "x"})), vec![], "intelRdt"),
         ];
