@@ -54,8 +54,8 @@ struct Globals {
     /// The cgroup of a container's processes on the host is a scope of systemd's: cgroupsPath is slice:prefix:name
     #[arg(long, global = true)]
     systemd_cgroup: bool,
-    /// Accepted for runc's sake: only root can run machines
-    #[arg(long, global = true, value_name = "BOOL")]
+    /// Accepted before the command, for runc's sake: only root can run machines
+    #[arg(long, value_name = "BOOL")]
     rootless: Option<String>,
     /// Set for a process in the background: whom to tell that it is ready
     #[arg(long, global = true, hide = true)]
@@ -230,5 +230,25 @@ fn load(path: &Path) -> sandbox::Result<Config> {
         Config::load_default()
     } else {
         Config::load(path)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn options_of_commands_and_of_all_do_not_meet() {
+        CommandLine::command().debug_assert();
+        for line in [
+            &["--rootless", "auto", "spec"][..],
+            &["spec", "--rootless"],
+            &["--rootless", "true", "list", "--quiet"],
+            &["list", "--root", "/x"],
+        ] {
+            let words = ["kata-like"].iter().chain(line);
+            assert!(CommandLine::try_parse_from(words).is_ok(), "{line:?}");
+        }
     }
 }
