@@ -91,7 +91,7 @@ async fn call(agent: Agent, which: u8) -> Option<()> {
             .ok()
             .map(drop),
         2 => agent.start_container("id").await.ok(),
-        3 => agent.exec("id", "exec", Vec::new(), streams).await.ok().map(drop),
+        3 => agent.exec("id", "exec", (Vec::new(), String::new()), streams).await.ok().map(drop),
         4 => agent.signal("id", "", 9, true).await.ok(),
         5 => {
             let (status, _) = agent.wait("id", "").await.ok()?;
@@ -111,6 +111,6 @@ async fn call(agent: Agent, which: u8) -> Option<()> {
         13 => agent.delete_exec("id", "exec").await.ok(),
         14 => agent.delete_container("id").await.ok(),
         15 => agent.shutdown(Duration::from_secs(1)).await.ok(),
-        _ => agent.exec("", "", Vec::new(), streams).await.ok().map(drop),
+        _ => agent.exec("", "", (Vec::new(), String::new()), streams).await.ok().map(drop),
     }
 }

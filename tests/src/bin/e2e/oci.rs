@@ -281,10 +281,12 @@ fn of_many_creates_at_once_one_wins(context: &Context) -> Result<()> {
     let removing: Vec<_> = (0..2)
         .map(|_| Ok(kata(&["delete", "--force", &container.id]).spawn()?))
         .collect::<Result<_>>()?;
+    let mut done = Vec::new();
     for mut one in removing {
-        if !one.wait()?.success() {
-            bail!("one of two deletes failed");
-        }
+        done.push(one.wait()?);
+    }
+    if !done.iter().all(std::process::ExitStatus::success) {
+        bail!("one of two deletes failed: {done:?}");
     }
     container.say("state", &[])?.expect_error(&["does not exist"]).map(drop)
 }
