@@ -3,11 +3,11 @@
 
 use fuzz::scratch;
 use libfuzzer_sys::fuzz_target;
-use sandbox::plan::disks::{Host, Kind, Numbers};
+use sandbox::plan::disks::{Host, Kind, MountOf, Numbers};
 use sandbox::{bundle, plan};
 use std::path::{Path, PathBuf};
 
-/// Every path is a block device.
+/// Every path is a block device, or a directory with mounts below it.
 struct Disks;
 
 impl Host for Disks {
@@ -17,6 +17,10 @@ impl Host for Disks {
 
     fn block_device(&self, _: Numbers) -> Option<PathBuf> {
         Some("/dev/sdb".into())
+    }
+
+    fn mount_of(&self, _: &Path) -> MountOf {
+        MountOf { options: vec!["nosuid".to_owned()], mounts_below: true }
     }
 }
 
