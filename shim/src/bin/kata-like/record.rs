@@ -130,7 +130,7 @@ impl Home {
     fn is_at(&self, directory: &OwnedFd) -> bool {
         let place = |stat: rustix::fs::Stat| (stat.st_dev, stat.st_ino);
         let opened = rustix::fs::fstat(directory).map(place);
-        opened.is_ok() && opened == rustix::fs::stat(&self.path()).map(place)
+        opened.is_ok() && opened == rustix::fs::stat(self.path()).map(place)
     }
 
     /// What is known of the container.
