@@ -242,3 +242,46 @@ async fn limits_are_the_specifications_then_the_sandboxes() {
     assert_eq!(told(&text, "Max open files"), ["100", "9000"]);
     assert_eq!(told(&text, "Max processes"), ["123", "456"]);
 }
+
+#[tokio::test]
+async fn an_exec_is_one_of_the_containers_users() {
+    let agent = start();
+    let users = json!([{ "containerID": 0, "hostID": 100_000, "size": 2000 }]);
+    let namespaces = ["pid", "mount", "user"].map(|kind| json!({ "type": kind }));
+    let linux = json!({ "namespaces": namespaces, "uidMappings": users, "gidMappings": users });
+    let who = "readlink /proc/self/ns/user; cat /proc/self/uid_map /proc/self/gid_map; id; \
+               grep -E '^(Uid|Gid|Groups|Cap|NoNewPrivs)' /proc/self/status";
+    let of = |user: Value, capabilities: Value, script: &str| {
+        let mut process = shell(script);
+        process["user"] = user;
+        process["capabilities"] = capabilities;
+        process
+    };
+    let some = json!(["CAP_KILL", "CAP_CHOWN"]);
+    let sets = json!({ "bounding": some, "effective": some, "permitted": some });
+    for (user, sets) in [
+        (json!({ "uid": 0, "gid": 0 }), sets.clone()),
+        (json!({ "uid": 7, "gid": 8, "additionalGids": [9, 10] }), json!({})),
+        (json!({ "uid": 1000, "gid": 0 }), sets),
+    ] {
+        let streams = Streams::new(&agent.prefix);
+        let first = of(user.clone(), sets.clone(), &format!("{{ {who}; }}; exec sleep 1000"));
+        let mut output = streams.connect(streams.stdio.stdout);
+        let created = agent.create_with("c", first, linux.clone(), streams).await;
+        let (id, _streams) = created.unwrap();
+        agent.start_container(&id).await.unwrap();
+        let streams = Streams::new(&agent.prefix);
+        let said = streams.read_stdout();
+        agent.exec(&id, "e", of(user, sets, who), &streams).await.unwrap();
+        assert_eq!(agent.wait(&id, "e").await.exit_status, 0);
+        let said = String::from_utf8(said.join().unwrap()).unwrap();
+        assert!(said.contains("100000") && said.contains("Uid"), "{said}");
+        let mut expected = vec![0; said.len()];
+        std::io::Read::read_exact(&mut output, &mut expected).unwrap();
+        assert_eq!(said, String::from_utf8_lossy(&expected));
+        agent.signal(&id, "", 9).await.unwrap();
+        agent.wait(&id, "").await;
+        agent.delete(&id).await.unwrap();
+    }
+    agent.assert_nothing_left().await;
+}

@@ -1,5 +1,5 @@
-//! Users and groups of a container as the guest numbers them, and the programs `newuidmap` and `newgidmap`, by which libcontainer writes several mappings of a user
-//! namespace: the agent itself, called by these names.
+//! Users and groups of a container as the guest numbers them, and the programs `newuidmap` and `newgidmap`, by which
+//! libcontainer writes several mappings of a user namespace: the agent itself, called by these names.
 
 use oci_spec::runtime::{LinuxIdMapping, LinuxNamespace, LinuxNamespaceType, Spec};
 use std::io;
@@ -14,12 +14,16 @@ const PROGRAMS: [(&str, &str); 2] = [("newuidmap", "uid_map"), ("newgidmap", "gi
 
 /// A user and group of a container's, as the guest numbers them. What its user namespace does not map stays.
 pub fn of_guest(spec: &Spec, (user, group): (u32, u32)) -> (u32, u32) {
-    let Some(linux) = spec.linux() else { return (user, group) };
-    let mut all = linux.namespaces().iter().flatten().map(LinuxNamespace::typ);
-    if !all.any(|kind| kind == LinuxNamespaceType::User) {
+    let Some(linux) = spec.linux().as_ref().filter(|_| has_users(spec)) else {
         return (user, group);
-    }
+    };
     (mapped(linux.uid_mappings().as_ref(), user), mapped(linux.gid_mappings().as_ref(), group))
+}
+
+/// Whether the container gets a user namespace.
+pub fn has_users(spec: &Spec) -> bool {
+    let namespaces = spec.linux().iter().flat_map(|linux| linux.namespaces().iter().flatten());
+    namespaces.map(LinuxNamespace::typ).any(|kind| kind == LinuxNamespaceType::User)
 }
 
 fn mapped(mappings: Option<&Vec<LinuxIdMapping>>, id: u32) -> u32 {

@@ -20,7 +20,7 @@ use libcontainer::rootfs::utils::{is_bind, parse_mount};
 use nix::fcntl::OFlag;
 use nix::mount::{MsFlags, mount};
 use nix::sys::stat::{Mode, SFlag, mknod};
-use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Mount, Spec};
+use oci_spec::runtime::{Mount, Spec};
 use std::fs::{self, Permissions};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -42,7 +42,7 @@ impl LateMounts {
         let Some(rootfs) = spec.root().as_ref().map(|root| root.path().clone()) else {
             return Ok(late);
         };
-        let (has_users, mut root) = (has_users(spec), None);
+        let (has_users, mut root) = (id_maps::has_users(spec), None);
         let of_cwd = late.make_cwd(spec)?;
         if let Some(linux) = spec.linux_mut() {
             let paths = linux.readonly_paths_mut().take().unwrap_or_default();
@@ -167,12 +167,6 @@ impl LateMounts {
         what.set_typ(Some("bind".to_owned())).set_source(Some(made.clone()));
         Ok(made)
     }
-}
-
-/// Whether the container gets a user namespace.
-fn has_users(spec: &Spec) -> bool {
-    let namespaces = spec.linux().iter().flat_map(|linux| linux.namespaces().iter().flatten());
-    namespaces.map(LinuxNamespace::typ).any(|kind| kind == LinuxNamespaceType::User)
 }
 
 /// libcontainer knows these of a whole tree only; of the guest's binds each is one mount.

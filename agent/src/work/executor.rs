@@ -8,6 +8,7 @@ use crate::spec::privileges::Privileges;
 use crate::spec::seccomp;
 use crate::work::job::{Failure, FailureKind};
 use crate::work::start_hooks;
+use crate::work::users::Users;
 use libcontainer::container::State;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorValidationError};
 use nix::errno::Errno;
@@ -40,6 +41,8 @@ struct Inner {
 pub struct NewProcess {
     /// What it is reduced to.
     pub privileges: Privileges,
+    /// Who it is to be, where libcontainer does not see to that.
+    pub users: Option<Users>,
     /// For a container's first process.
     pub first: Option<First>,
 }
@@ -149,10 +152,11 @@ impl GuestExecutor {
 impl Executor for GuestExecutor {
     fn validate(&self, spec: &Spec) -> Result<(), ExecutorValidationError> {
         self.set_terminal(spec);
-        let lowered = match &self.0.process.privileges.reduce_to {
+        let entered = self.0.process.users.as_ref().map_or(Ok(()), Users::enter);
+        let lowered = entered.and_then(|()| match &self.0.process.privileges.reduce_to {
             Some(sets) => sets.lower().map_err(|e| format!("setting capabilities: {e}")),
             None => Ok(()),
-        };
+        });
         lowered.and_then(|()| find(spec)).map(drop).map_err(|message| {
             let message = format!(
                 "unable to start container process: error during container init: {message}"

@@ -4,5 +4,6 @@ pub mod deadline;
 mod executor;
 pub mod job;
 mod start_hooks;
+mod users;
 mod worker;
 pub mod zygote;

@@ -16,6 +16,7 @@ use crate::work::job::{
     Answer, Failure, FailureKind, Job, PROCESS_FILE, SPEC_FILE, STATE_DIR, chain,
 };
 use crate::work::start_hooks;
+use crate::work::users::Users;
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::container::{ContainerStatus, State};
 use libcontainer::error::LibcontainerError;
@@ -138,15 +139,30 @@ fn prepare(job: &Job) -> Result<Plan, Failure> {
         let first = Some(First { covered, hooks, state });
         let terminal = has_terminal(spec.process().as_ref());
         let container = Some(Container { devices, mounts, late_limits, moved });
-        return Ok(Plan { process: NewProcess { privileges, first }, terminal, container });
+        return Ok(Plan {
+            process: NewProcess { privileges, users: None, first },
+            terminal,
+            container,
+        });
     };
     let file = Path::new(directory).join(PROCESS_FILE);
     let mut process: Process = load(&file)?;
     let privileges = spec::adapt_process(&mut process, &spec)?;
     set_limits(&mut process, job)?;
+    // In the container's pid namespace it is in sight of the container's root before it is one of its processes.
+    nix::sys::prctl::set_dumpable(false)
+        .map_err(|e| Failure::internal("closing its memory to others", &e))?;
+    let users = match first_process(job)?.pid {
+        Some(first) if id_maps::has_users(&spec) => Some(
+            Users::take_over(&mut process, first)
+                .map_err(|e| Failure::internal("opening the container's user namespace", &e))?,
+        ),
+        _ => None,
+    };
     store(&file, &process)?;
     let terminal = has_terminal(Some(&process));
-    Ok(Plan { process: NewProcess { privileges, first: None }, terminal, container: None })
+    let process = NewProcess { privileges, users, first: None };
+    Ok(Plan { process, terminal, container: None })
 }
 
 fn set_limits(process: &mut Process, job: &Job) -> Result<(), Failure> {
@@ -241,12 +257,17 @@ fn build(
     }
 }
 
+/// What libcontainer noted of the container and its first process.
+fn first_process(job: &Job) -> Result<State, Failure> {
+    let directory = Path::new(STATE_DIR).join(&job.container_id);
+    State::load(&directory).map_err(|e| Failure::internal("reading the container's state", &e))
+}
+
 /// Puts the container's state, for libcontainer, into the directory of a process to be added: the sockets that it
 /// makes beside the state, and leaves there, go with that directory. The process's place below the cgroup.
 fn join(job: &Job, directory: &Path) -> Result<Option<String>, Failure> {
     let internal = |error: &dyn std::error::Error| Failure::internal("joining", error);
-    let mut state =
-        State::load(&Path::new(STATE_DIR).join(&job.container_id)).map_err(|e| internal(&e))?;
+    let mut state = first_process(job)?;
     // The agent knows whether the container takes one more; libcontainer was not told of the start.
     state.status = ContainerStatus::Running;
     let own = directory.join(&job.container_id);

@@ -317,9 +317,6 @@ const MAPPED: &[Field] = &[
 /// What the lab's runc knows.
 pub const OF_RUNC: &[&[Field]] = &[ROOTS, USERS, MAPPED];
 
-/// Of these an exec's own process shows all; of [`MAPPED`] it does not (`docs/compatibility.md`).
-pub const OF_EXECS: &[&[Field]] = &[ROOTS, USERS];
-
 /// What only the lab's crun knows.
 pub const OF_CRUN: &[&[Field]] = &[&[
     field(

@@ -86,7 +86,7 @@ fn an_exec_sees_what_it_sees_on_runc(context: &Context) -> Result<()> {
     let bundle = Bundle::new(context, &[])?;
     fields::prepare(&bundle)?;
     let mut specs = Vec::new();
-    for group in fields::OF_EXECS {
+    for group in fields::OF_RUNC {
         let mut spec = base("");
         for field in *group {
             field.set(&mut spec, &bundle)?;
