@@ -1,7 +1,9 @@
 //! The host's cgroup of a sandbox: the one for all of its own processes (owner, VMM, file server), at the
 //! `linux.cgroupsPath` of its first container, where engines look for what a container takes of the host.
 //!
-//! The owner moves itself in before it starts the others, which are born there: every page of theirs is counted.
+//! The owner moves itself in before it starts the others, which are born there: every page of theirs is counted. The
+//! file server is born in one below it, whose processes can open no device: what a guest asks of it must not be one,
+//! also where the host mounts something later.
 //! Only version 2 of cgroups is known. A container's own cgroup, and those of a sandbox's other containers, are in
 //! the guest, with what of `linux.resources` is not named in [`Limits`].
 
@@ -15,9 +17,13 @@ use oci_spec::runtime::{
 use rustix::fs::{XattrFlags, getxattr, setxattr};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
+use std::fs::File;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 use std::{fs, io};
+
+/// The cgroup of the file server, below its sandbox's.
+const FILE_SERVER: &str = "file-server";
 
 /// How long systemd may take to move a process.
 const SYSTEMD_PATIENCE: Duration = Duration::from_secs(5);
@@ -85,9 +91,11 @@ impl Made {
     /// # Errors
     /// The system's answer, as when somebody else's process or cgroup is in it.
     pub fn remove(&self) -> io::Result<()> {
-        match fs::remove_dir(&self.directory) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
+        for directory in [&self.directory.join(FILE_SERVER), &self.directory] {
+            match fs::remove_dir(directory) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
         }
         let ours = |above: &&Path| getxattr(*above, MARK, &mut [0; 1]).is_ok();
         // The first that somebody uses keeps the rest.
@@ -116,7 +124,10 @@ pub struct Cgroup {
     manager: AnyCgroupManager,
     /// Where this process came from.
     before: PathBuf,
-    made: Option<Made>,
+    /// The whole, or what is below one that was there.
+    made: Made,
+    /// Takes who is to be in the one for the file server.
+    file_server: File,
 }
 
 impl Cgroup {
@@ -172,17 +183,34 @@ impl Cgroup {
             }
             return Err(Error::FailedPrecondition(format!("linux.cgroupsPath: {error}")));
         }
+        let now = own().map_err(Error::system("find this process's cgroup"))?;
+        let directory = root.join(now.strip_prefix("/").unwrap_or(&now));
         if let Placement::Scope(_) = placement {
-            let now = own().map_err(Error::system("find this process's cgroup"))?;
-            made = Some(Made { directory: root.join(now.strip_prefix("/").unwrap_or(&now)) });
+            made = Some(Made { directory: directory.clone() });
         }
         mark(&made_above);
-        Ok(Some(Self { manager, before, made }))
+        let below = directory.join(FILE_SERVER);
+        let made = made.unwrap_or(Made { directory: below.clone() });
+        match without_devices(&below) {
+            Ok(file_server) => Ok(Some(Self { manager, before, made, file_server })),
+            Err(error) => {
+                let left = go(&before).and_then(|()| made.remove());
+                if let Err(error) = left {
+                    tracing::warn!("cgroup: {error}");
+                }
+                Err(error)
+            }
+        }
     }
 
-    /// What a clean-up is to remove, if it was made here.
-    pub fn made(&self) -> Option<&Made> {
-        self.made.as_ref()
+    /// What a clean-up is to remove.
+    pub fn made(&self) -> &Made {
+        &self.made
+    }
+
+    /// The `cgroup.procs` of the cgroup for the file server, which can open no device in there.
+    pub fn file_server(&self) -> &File {
+        &self.file_server
     }
 
     /// Sets limits.
@@ -212,15 +240,35 @@ impl Cgroup {
     /// # Errors
     /// The system's answer; who is left in it is not touched.
     pub fn leave(&self) -> io::Result<()> {
-        let root = Path::new(DEFAULT_CGROUP_ROOT);
-        let enter = |path: &Path| {
-            let procs = root.join(path.strip_prefix("/").unwrap_or(path)).join("cgroup.procs");
-            fs::write(procs, std::process::id().to_string())
-        };
-        // What it came from may be gone, or have got cgroups below it; the root takes everybody.
-        enter(&self.before).or_else(|_| enter(Path::new("/")))?;
-        self.made.as_ref().map_or(Ok(()), Made::remove)
+        go(&self.before)?;
+        self.made.remove()
     }
+}
+
+/// Moves this process to a cgroup, given below the root.
+fn go(cgroup: &Path) -> io::Result<()> {
+    let root = Path::new(DEFAULT_CGROUP_ROOT);
+    let enter = |path: &Path| {
+        let procs = root.join(path.strip_prefix("/").unwrap_or(path)).join("cgroup.procs");
+        fs::write(procs, std::process::id().to_string())
+    };
+    // What it came from may be gone, or have got cgroups below it; the root takes everybody.
+    enter(cgroup).or_else(|_| enter(Path::new("/")))
+}
+
+/// Makes a cgroup whose processes can open no device; its `cgroup.procs`.
+fn without_devices(directory: &Path) -> Result<File> {
+    let failed = |error: &dyn std::fmt::Display| {
+        Error::FailedPrecondition(format!("cgroup {}: {error}", directory.display()))
+    };
+    match fs::create_dir(directory) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(failed(&error)),
+        _ => {}
+    }
+    let opened = File::open(directory).map_err(|e| failed(&e))?;
+    jail::forbid_devices(opened).map_err(|e| failed(&e))?;
+    let procs = File::options().write(true).open(directory.join("cgroup.procs"));
+    procs.map_err(|e| failed(&e))
 }
 
 fn failed<E: std::fmt::Display>(path: &Path) -> impl Fn(E) -> Error {

@@ -65,7 +65,7 @@ impl Sandbox {
         undo.push("remove the sandbox's directory", move || removed.remove());
         let cgroup = cgroup.filter(|_| settings.cgroups).map(|to| Cgroup::enter(&to, &id));
         let cgroup = cgroup.transpose()?.flatten().map(Arc::new);
-        let made = cgroup.as_ref().and_then(|cgroup| cgroup.made().cloned());
+        let made = cgroup.as_ref().map(|cgroup| cgroup.made().clone());
         if let Some(cgroup) = cgroup.clone() {
             undo.push("leave the cgroup", move || cgroup.leave());
         }
@@ -83,7 +83,8 @@ impl Sandbox {
         };
         state.write(&paths)?;
         storage::make_shared(&paths, &mut undo)?;
-        let (vm, messages, helpers) = Vm::launch(&settings, &paths, uid)?;
+        let file_servers = cgroup.as_ref().map(|cgroup| cgroup.file_server());
+        let (vm, messages, helpers) = Vm::launch(&settings, &paths, uid, file_servers)?;
         milestone::mark("vmm-spawned", &id);
         state.helpers = helpers.to_vec();
         state.write(&paths)?;

@@ -13,6 +13,7 @@ use crate::settings::Settings;
 pub use control::Control;
 use protocol::control::{BootTimes, Command};
 use protocol::machine::Size;
+use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::sync::Arc;
@@ -67,7 +68,8 @@ pub struct Vm {
 type Outcome = Result<u64, String>;
 
 impl Vm {
-    /// Starts the file server, and the VMM as this user, and watches them until they have ended.
+    /// Starts the file server, in a cgroup of its own if one is given, and the VMM as this user; and watches them
+    /// until they have ended.
     ///
     /// Gives the machine, what it will say, and the two processes.
     ///
@@ -77,6 +79,7 @@ impl Vm {
         settings: &Settings,
         paths: &SandboxPaths,
         uid: u32,
+        file_servers: Option<&File>,
     ) -> Result<(Self, mpsc::Receiver<Message>, [ProcessId; 2])> {
         let (fs_ours, fs_theirs) =
             StdUnixStream::pair().map_err(Error::system("make the file server's socket"))?;
@@ -85,9 +88,10 @@ impl Vm {
             &settings.file_server,
             &["--shared-dir".as_ref(), shared.as_os_str()],
             fs_theirs.into(),
+            file_servers,
         )?;
         let (control, control_theirs) = Control::pair()?;
-        let vmm = spawn::helper(&settings.vmm, &[], control_theirs)?;
+        let vmm = spawn::helper(&settings.vmm, &[], control_theirs, None)?;
         let ids = [ProcessId::of_child(&vmm)?, ProcessId::of_child(&file_server)?];
         let config = plan::machine(settings, uid, paths.console_log());
         let boot = Command::Boot(Box::new(config));
@@ -254,7 +258,7 @@ mod tests {
         settings.vmm = script(dir.path(), "vmm", "/bin/dd bs=1M count=1 <&3 >&2");
         settings.file_server = script(dir.path(), "fs", "exec /bin/sleep 100");
         let paths = SandboxPaths::new(dir.path(), "ns", "s").unwrap();
-        let (vm, mut messages, _) = Vm::launch(&settings, &paths, 65534).unwrap();
+        let (vm, mut messages, _) = Vm::launch(&settings, &paths, 65534, None).unwrap();
         let disk = OpenDisk { file: std::fs::File::open(image).unwrap(), bytes: 512 };
         // The script answers nothing; what it has read is all that matters.
         assert!(vm.attach_disk(&disk, true).await.is_err());

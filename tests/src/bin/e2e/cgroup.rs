@@ -58,7 +58,9 @@ fn a_shims_processes_are_in_its_containers_cgroup(context: &Context) -> Result<(
         "{}",
         directory.display()
     );
-    ensure!(of(pid_of("kata-like-fs")?)? == directory, "the file server is elsewhere");
+    let file_servers = directory.join("file-server");
+    ensure!(of(pid_of("kata-like-fs")?)? == file_servers, "the file server is elsewhere");
+    check_no_device_opens(&file_servers)?;
     ensure!(of(pid_of("containerd-shim-kata-like-v2")?)? == directory, "the shim is elsewhere");
     check_memory(&directory)?;
     let most = read(&directory, "cpu.max")?;
@@ -67,6 +69,19 @@ fn a_shims_processes_are_in_its_containers_cgroup(context: &Context) -> Result<(
     ensure!(used > 16 << 20, "the guest's memory is not counted: {used}");
     container.remove()?;
     gone(&directory)
+}
+
+/// As a file server that a guest has made its own would try it.
+fn check_no_device_opens(cgroup: &Path) -> Result<()> {
+    let script = "echo $$ > $0/cgroup.procs || exit 1; n=/run/e2e-node; mknod $n c 1 3 || exit 2; \
+                  head -c 1 /proc/version > /run/e2e-file || exit 3; \
+                  (: < $n) 2>&1 && exit 4; (: > /dev/null) 2>&1 && exit 5; exit 0";
+    let said = command::output(Command::new("sh").args(["-c", script]).arg(cgroup));
+    fs::remove_file("/run/e2e-node")?;
+    fs::remove_file("/run/e2e-file")?;
+    let text = said?.expect_code(0)?.text();
+    ensure!(text.matches("Operation not permitted").count() == 2, "devices: {text}");
+    Ok(())
 }
 
 fn a_killed_shim_leaves_no_cgroup(context: &Context) -> Result<()> {
