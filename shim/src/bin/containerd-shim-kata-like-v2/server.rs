@@ -13,16 +13,21 @@ use sandbox::cgroup::Placement;
 use sandbox::{milestone, storage};
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::{AsFd as _, RawFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::io::AsyncReadExt as _;
+use tokio::net::unix::pipe::Receiver;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, mpsc};
 use ttrpc::asynchronous::{Server, Service};
 
 /// The action by which `start` starts this process.
 pub const ACTION: &str = "serve";
+
+/// What `start` says on standard input when it has told containerd the address.
+pub const ANSWERED: &[u8] = b"1";
 
 /// Where the listening socket is inherited.
 const LISTENER_FD: RawFd = 3;
@@ -34,6 +39,9 @@ const TASK_V2: &str = "containerd.task.v2.Task";
 /// How long a shim lives without a container. containerd calls Create at once and Shutdown after the last Delete,
 /// unless it is killed between them.
 const ABANDONED: Duration = Duration::from_secs(120);
+
+/// How long containerd may take from the answer of `start` to its first Create, which it calls at once.
+const UNCALLED: Duration = Duration::from_secs(20);
 
 /// How long events may take to get out at the end.
 const FLUSH_PATIENCE: Duration = Duration::from_secs(3);
@@ -107,8 +115,16 @@ async fn serve(flags: &Flags, socket: &Socket) -> anyhow::Result<()> {
     server.start().await?;
     milestone::mark("shim-serving", &flags.id);
 
+    let start = Receiver::from_owned_fd(io::stdin().as_fd().try_clone_to_owned()?)
+        .context("listen to the start")?;
     tokio::select! {
         end = wait_for_the_end(&finished) => end?,
+        () = unanswered(start) => {
+            tracing::warn!("the start was ended before containerd had its answer: ending");
+        }
+        () = service.uncalled(UNCALLED) => {
+            tracing::warn!("containerd asked for nothing within {} s: ending", UNCALLED.as_secs());
+        }
         () = service.abandoned(ABANDONED) => {
             tracing::warn!("no container for {} s: ending", ABANDONED.as_secs());
         }
@@ -120,6 +136,13 @@ async fn serve(flags: &Flags, socket: &Socket) -> anyhow::Result<()> {
         tracing::error!("containerd is away: events at the end are lost");
     }
     Ok(())
+}
+
+/// `start` has ended without a word: nobody knows of this server.
+async fn unanswered(mut start: Receiver) {
+    if let Ok(1..) = start.read(&mut [0; ANSWERED.len()]).await {
+        std::future::pending::<()>().await;
+    }
 }
 
 /// The shutdown call, or a signal.
@@ -147,6 +170,7 @@ mod tests {
     use super::*;
     use protobuf::Message;
     use std::os::unix::net::UnixListener;
+    use tokio::io::AsyncWriteExt as _;
     use ttrpc::asynchronous::Client;
     use ttrpc::{Code, Request};
 
@@ -164,8 +188,9 @@ mod tests {
             Socket::at(Path::new("/nowhere/s")),
             Arc::default(),
         );
-        let patience = Duration::from_millis(40);
-        tokio::time::timeout(Duration::from_secs(10), service.abandoned(patience)).await.unwrap();
+        let (patience, end) = (Duration::from_millis(40), Duration::from_secs(10));
+        tokio::time::timeout(end, service.abandoned(patience)).await.unwrap();
+        tokio::time::timeout(end, service.uncalled(patience)).await.unwrap();
     }
 
     /// A server whose sandbox could not be launched, and a client of it.
@@ -217,6 +242,19 @@ mod tests {
             assert!(text.contains("/nowhere/config.toml"), "{text}");
             assert_eq!(call(&client, service, "Connect", Vec::new()).await.0, Code::OK);
         }
+    }
+
+    #[tokio::test]
+    async fn a_start_that_ends_without_a_word_is_noticed() {
+        let patience = Duration::from_millis(50);
+        let (mut start, server) = tokio::net::unix::pipe::pipe().unwrap();
+        start.write_all(ANSWERED).await.unwrap();
+        drop(start);
+        assert!(tokio::time::timeout(patience, unanswered(server)).await.is_err());
+        let (start, server) = tokio::net::unix::pipe::pipe().unwrap();
+        let noticed = tokio::spawn(unanswered(server));
+        drop(start);
+        noticed.await.unwrap();
     }
 
     #[tokio::test]

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 use std::fmt::Write as _;
-use std::io::{IsTerminal, Read, Write};
+use std::io::{IsTerminal, PipeWriter, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
@@ -31,14 +31,21 @@ pub fn run(flags: &Flags) -> anyhow::Result<()> {
     let Sandbox { id: sandbox, cgroup } = sandbox_of(Path::new("config.json"), &flags.id)?;
     let socket = start.socket_dir.join(socket_name(&flags.address, &flags.namespace, &sandbox));
     let address = format!("unix://{}", socket.display());
-    if let Some(listener) = socket::listen(&socket)?
-        && let Err(error) = spawn_server(flags, &start, (&sandbox, cgroup), &socket, &listener)
-    {
-        let _ = std::fs::remove_file(&socket);
-        return Err(error);
+    let mut server = None;
+    if let Some(listener) = socket::listen(&socket)? {
+        match spawn_server(flags, &start, (&sandbox, cgroup), &socket, &listener) {
+            Ok(waiting) => server = Some(waiting),
+            Err(error) => {
+                let _ = std::fs::remove_file(&socket);
+                return Err(error);
+            }
+        }
     }
     write_address(&address)?;
     std::io::stdout().write_all(&bootstrap::answer(start.form, &address)?)?;
+    std::io::stdout().flush()?;
+    // Without this it ends: containerd kills a start whose caller has gone, and never asks for its server.
+    server.map_or(Ok(()), |mut server| server.write_all(server::ANSWERED))?;
     Ok(())
 }
 
@@ -87,20 +94,22 @@ fn socket_name(address: &str, namespace: &str, sandbox: &str) -> String {
     })
 }
 
+/// What is given back is to be told [`server::ANSWERED`].
 fn spawn_server(
     flags: &Flags,
     start: &Start,
     (sandbox, cgroup): (&str, Option<String>),
     socket: &Path,
     listener: &UnixListener,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<PipeWriter> {
     let program = std::env::current_exe().context("find this program")?;
+    let (answered, answer) = std::io::pipe()?;
     let mut command = Command::new(program);
     command
         .args(["-namespace", &flags.namespace, "-id", sandbox, "-address", &flags.address])
         .args(["-ttrpc-address", &start.ttrpc_address, "-socket"])
         .arg(socket)
-        .stdin(Stdio::null())
+        .stdin(answered)
         .stdout(Stdio::null())
         .stderr(Stdio::null());
     if start.debug {
@@ -122,7 +131,7 @@ fn spawn_server(
         });
     }
     command.spawn().context("start the server")?;
-    Ok(())
+    Ok(answer)
 }
 
 /// Where containerd 1.7 looks for the server after a restart.

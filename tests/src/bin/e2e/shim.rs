@@ -1,5 +1,6 @@
 //! The shim as containerd calls it: `-v`, `-info`, and the methods that are not there yet.
 
+use crate::bundle::Bundle;
 use crate::command::{self, DEADLINE};
 use crate::confinement::pid_of;
 use crate::containerd_api as api;
@@ -7,10 +8,13 @@ use crate::context::Context;
 use crate::{crash, leaks};
 use anyhow::{Result, bail};
 use lab::containerd::IMAGE;
+use nix::fcntl::FcntlArg;
 use nix::sys::signal::{Signal, kill};
+use nix::sys::stat::Mode;
 use nix::unistd::Pid;
 use std::fs;
-use std::process::Command;
+use std::io::Write as _;
+use std::process::{Command, Stdio};
 
 crate::cases!(
     crate::Scope::EachContainerd;
@@ -19,6 +23,7 @@ crate::cases!(
     crate::Scope::Once;
     it_says_its_version,
     asked_to_end_it_leaves_nothing,
+    a_start_that_is_killed_leaves_no_server,
     an_id_is_used_again_at_once,
     when_memory_is_short_containerd_is_the_last_to_go,
 );
@@ -51,6 +56,28 @@ fn asked_to_end_it_leaves_nothing(context: &Context) -> Result<()> {
     })?;
     drop(container);
     crash::remove_fifos_of_ctr()
+}
+
+/// As containerd kills it when its own caller goes away. It is held up at its answer: the pipe is full.
+fn a_start_that_is_killed_leaves_no_server(context: &Context) -> Result<()> {
+    let bundle = Bundle::new(context, &["true"])?;
+    nix::unistd::mkfifo(&bundle.0.join("log"), Mode::S_IRUSR | Mode::S_IWUSR)?;
+    let (_reader, mut writer) = std::io::pipe()?;
+    writer.write_all(&vec![0; nix::fcntl::fcntl(&writer, FcntlArg::F_GETPIPE_SZ)?.try_into()?])?;
+    let address = context.containerd.address();
+    let mut start = Command::new(SHIM)
+        .args(["-namespace", "default", "-id", &context.fresh_id(), "-address", &address, "start"])
+        .env("TTRPC_ADDRESS", format!("{address}.ttrpc"))
+        .current_dir(&bundle.0)
+        .stdin(Stdio::null())
+        .stdout(writer)
+        .spawn()?;
+    let machine_runs = || Ok(pid_of("kata-like-vmm").is_ok());
+    let started = command::eventually("the server has a machine", DEADLINE, machine_runs);
+    start.kill()?;
+    start.wait()?;
+    started?;
+    command::eventually("the server is gone", DEADLINE, || Ok(leaks::our_processes()?.is_empty()))
 }
 
 /// As Docker does at a restart; the last server may not have ended yet.

@@ -23,6 +23,7 @@ use sandbox::bundle::read_spec;
 use sandbox::{Error, NewContainer, NewExec, Phase, Result, Sandbox, blocking, milestone};
 use std::collections::HashMap;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{Mutex, Notify};
@@ -38,6 +39,8 @@ pub struct TaskService {
     creating: Arc<Mutex<()>>,
     /// Whose creates there are, the one under way and those that wait.
     wanted: Wanted,
+    /// There was one.
+    called: AtomicBool,
 }
 
 /// How many creates there are of each id.
@@ -86,6 +89,7 @@ impl TaskService {
             socket,
             finished,
             creating: Arc::default(),
+            called: AtomicBool::new(false),
             wanted: Wanted::default(),
         }
     }
@@ -116,7 +120,16 @@ impl TaskService {
         }
     }
 
+    /// When containerd has not asked for a container by then: it gave this shim up between its start and that.
+    pub async fn uncalled(&self, patience: Duration) {
+        tokio::time::sleep(patience).await;
+        if self.called.load(Ordering::Relaxed) {
+            std::future::pending::<()>().await;
+        }
+    }
+
     async fn create_task(&self, request: CreateTaskRequest) -> Result<CreateTaskResponse> {
+        self.called.store(true, Ordering::Relaxed);
         let begun = self.wanted.begin(&request.id);
         let creating = self.creating.clone().lock_owned().await;
         milestone::mark("create-call", &request.id);
