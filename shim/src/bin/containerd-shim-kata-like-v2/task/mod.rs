@@ -5,5 +5,6 @@ pub mod events;
 pub mod metrics;
 pub mod service;
 pub mod slot;
+mod wanted;
 
 pub use convert::timestamp;

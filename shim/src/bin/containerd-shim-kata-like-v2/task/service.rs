@@ -4,6 +4,7 @@ use super::convert::{exec_process, rootfs, rpc_error, status, stdio, timestamp};
 use super::events::{Containers, Said};
 use super::metrics;
 use super::slot::Slot;
+use super::wanted::Wanted;
 use crate::bootstrap::config_path;
 use crate::socket::Socket;
 use async_trait::async_trait;
@@ -21,10 +22,9 @@ use protobuf::well_known_types::any::Any;
 use protobuf::{EnumOrUnknown, Message};
 use sandbox::bundle::read_spec;
 use sandbox::{Error, NewContainer, NewExec, Phase, Result, Sandbox, blocking, milestone};
-use std::collections::HashMap;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{Mutex, Notify};
 use ttrpc::asynchronous::TtrpcContext;
@@ -41,43 +41,6 @@ pub struct TaskService {
     wanted: Wanted,
     /// There was one.
     called: AtomicBool,
-}
-
-/// How many creates there are of each id.
-#[derive(Clone, Default)]
-struct Wanted(Arc<std::sync::Mutex<HashMap<String, usize>>>);
-
-impl Wanted {
-    fn ids(&self) -> std::sync::MutexGuard<'_, HashMap<String, usize>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Counts one until what it gives is dropped.
-    fn begin(&self, id: &str) -> CreateOf {
-        *self.ids().entry(id.to_owned()).or_default() += 1;
-        CreateOf { id: id.to_owned(), wanted: self.clone() }
-    }
-
-    fn has(&self, id: &str) -> bool {
-        self.ids().contains_key(id)
-    }
-}
-
-struct CreateOf {
-    id: String,
-    wanted: Wanted,
-}
-
-impl Drop for CreateOf {
-    fn drop(&mut self) {
-        let mut ids = self.wanted.ids();
-        if let Some(count) = ids.get_mut(&self.id) {
-            *count -= 1;
-            if *count == 0 {
-                ids.remove(&self.id);
-            }
-        }
-    }
 }
 
 impl TaskService {
@@ -156,7 +119,12 @@ impl TaskService {
         // A task of its own: this call's future is dropped when its caller goes away.
         let created = tokio::spawn(async move {
             // Released in this order, so that who waits finds it done.
-            let (_creating, _begun) = (creating, begun);
+            let (_creating, begun) = (creating, begun);
+            // From here on the sandbox itself knows of it.
+            if begun.is_called_off() {
+                let what = format!("the create of container {} was called off", new.id);
+                return Err(Error::FailedPrecondition(what));
+            }
             sandbox.create(new).await
         });
         let pid =
@@ -213,6 +181,7 @@ impl TaskService {
         let (pid, exit) = match sandbox.delete(id, exec).await {
             // It may be on its way: containerd deletes what it stopped waiting for.
             Err(Error::NotFound(_)) if self.wanted.has(id) => {
+                self.wanted.call_off(id);
                 sandbox.call_off(id);
                 drop(self.creating.lock().await);
                 sandbox.delete(id, exec).await?
