@@ -97,12 +97,17 @@ impl Made {
                 _ => {}
             }
         }
-        let ours = |above: &&Path| getxattr(*above, MARK, &mut [0; 1]).is_ok();
         // The first that somebody uses keeps the rest.
-        let mut above = self.directory.ancestors().skip(1).take_while(ours);
+        let mut above = marked_above(&self.directory);
         let _ = above.try_for_each(fs::remove_dir);
         Ok(())
     }
+}
+
+/// Those above a directory that were made for sandboxes, the nearest first.
+fn marked_above(directory: &Path) -> impl Iterator<Item = &Path> {
+    let above = directory.ancestors().skip(1);
+    above.take_while(|above| getxattr(*above, MARK, &mut [0; 1]).is_ok())
 }
 
 /// Marks what was made above a sandbox's cgroup.
@@ -154,6 +159,9 @@ impl Cgroup {
                 let is_new = !made_above.is_empty();
                 if is_new {
                     made_above.remove(0);
+                    // The last sandbox of those may take them away before this one is in: they are made anew then.
+                    let nearest = made_above.last().unwrap_or(&directory).clone();
+                    made_above.extend(marked_above(&nearest).map(Path::to_owned));
                 } else {
                     check_unused(&directory)?;
                     hand_down(root, &directory);

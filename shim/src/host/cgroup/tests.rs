@@ -74,6 +74,8 @@ fn what_was_made_is_removed_with_the_last_below_it_and_nothing_of_others() {
     let second = Made { directory: dir.path().join("a/b/c2") };
     assert_eq!(missing(&second.directory).len(), 1);
     fs::create_dir(&second.directory).unwrap();
+    let marked: Vec<_> = marked_above(&second.directory).collect();
+    assert_eq!(marked, [dir.path().join("a/b"), dir.path().join("a")]);
     made.remove().unwrap();
     assert!(second.directory.exists());
     fs::create_dir(second.directory.join("somebodys")).unwrap();
