@@ -39,9 +39,9 @@ impl Allowance {
         Ok(())
     }
 
-    /// Takes what so many files and directories cost, whatever is in them.
-    pub(super) fn take_files(&self, count: usize) -> Result<()> {
-        Ok(self.take(FILE.saturating_mul(count as u64))?)
+    /// Takes what a file or directory that is made costs, whatever is in it.
+    pub(super) fn take_file(&self) -> Result<()> {
+        Ok(self.take(FILE)?)
     }
 
     /// Notes a file that is so long, with its holes.

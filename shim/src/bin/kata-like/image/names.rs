@@ -28,9 +28,8 @@ impl Names {
         Self(vec![Name { parent: ROOT, last: Rc::default(), children: HashMap::new() }])
     }
 
-    /// The id of the name with these parts; it is added with the directories that it is in. Says how many were new.
-    pub(super) fn add(&mut self, parts: &[&[u8]]) -> Result<(Id, usize)> {
-        let before = self.0.len();
+    /// The id of the name with these parts; it is added with the directories that it is in.
+    pub(super) fn add(&mut self, parts: &[&[u8]]) -> Result<Id> {
         let mut id = ROOT;
         for part in parts {
             id = match self.child(id, part) {
@@ -38,7 +37,7 @@ impl Names {
                 None => self.insert(id, part)?,
             };
         }
-        Ok((id, self.0.len() - before))
+        Ok(id)
     }
 
     fn insert(&mut self, parent: Id, part: &[u8]) -> Result<Id> {
@@ -78,11 +77,11 @@ mod tests {
     #[test]
     fn a_name_is_itself_however_it_is_written() {
         let mut names = Names::new();
-        let (id, new) = names.add(&parts(b"./a//b/./c")).unwrap();
-        assert_eq!((names.full(id), new), (b"a/b/c".to_vec(), 3));
-        assert_eq!(names.add(&parts(b"/a/b/c/")).unwrap(), (id, 0));
-        assert_eq!(names.add(&parts(b".")).unwrap(), (ROOT, 0));
-        let (directory, _) = names.add(&parts(b"a/b")).unwrap();
+        let id = names.add(&parts(b"./a//b/./c")).unwrap();
+        assert_eq!((names.full(id), names.0.len()), (b"a/b/c".to_vec(), 4));
+        assert_eq!(names.add(&parts(b"/a/b/c/")).unwrap(), id);
+        assert_eq!(names.add(&parts(b".")).unwrap(), ROOT);
+        let directory = names.add(&parts(b"a/b")).unwrap();
         assert_eq!(names.child(directory, b"c"), Some(id));
         assert_eq!(names.child(directory, b"a"), None);
     }

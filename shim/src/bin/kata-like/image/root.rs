@@ -3,6 +3,7 @@
 //! Names are resolved by the kernel with the directory as their root (`RESOLVE_IN_ROOT`), whatever symbolic
 //! links and `..` they go through; the last part of a name is never followed.
 
+use super::bounds::Allowance;
 use super::names::parts;
 use anyhow::{Context, Result, bail};
 use rustix::fs::{Mode, OFlags, ResolveFlags, mkdirat, openat2};
@@ -49,29 +50,44 @@ impl Root {
         Ok(system.f_bavail.saturating_mul(system.f_frsize))
     }
 
-    /// Where the entry of this name belongs; directories on the way are made. `None`: the root itself.
-    pub(super) fn place(&self, name: &[u8]) -> Result<Option<Place>> {
+    /// Where the entry of this name belongs; directories on the way are made, and paid for. `None`: the root itself.
+    pub(super) fn place(&self, name: &[u8], allowance: &Allowance) -> Result<Option<Place>> {
+        self.place_in(name, |parts| self.make(parts, allowance))
+    }
+
+    /// Where something of this name is, or would be in directories that are there. `None`: the root itself.
+    pub(super) fn find(&self, name: &[u8]) -> Result<Option<Place>> {
+        self.place_in(name, |parts| Ok(self.open_at(parts)?))
+    }
+
+    fn place_in(
+        &self,
+        name: &[u8],
+        parent: impl FnOnce(&[&[u8]]) -> Result<OwnedFd>,
+    ) -> Result<Option<Place>> {
         let parts = checked_parts(name)?;
         let Some((last, parents)) = parts.split_last() else { return Ok(None) };
-        let parent = self.parent(parents).with_context(|| printable(name))?;
+        let parent = parent(parents).with_context(|| printable(name))?;
         Ok(Some(Place { parent, name: CString::new(*last)? }))
     }
 
-    fn parent(&self, parts: &[&[u8]]) -> Result<OwnedFd> {
-        let path = |parts: &[&[u8]]| {
-            if parts.is_empty() { b".".to_vec() } else { parts.join(&b'/') }
-        };
-        let open = |parts| openat2(&self.0, path(parts), DIRECTORY, Mode::empty(), RESOLVE);
-        match open(parts) {
+    fn open_at(&self, parts: &[&[u8]]) -> rustix::io::Result<OwnedFd> {
+        let path = if parts.is_empty() { b".".to_vec() } else { parts.join(&b'/') };
+        openat2(&self.0, path, DIRECTORY, Mode::empty(), RESOLVE)
+    }
+
+    fn make(&self, parts: &[&[u8]], allowance: &Allowance) -> Result<OwnedFd> {
+        match self.open_at(parts) {
             Err(Errno::NOENT) => {}
             result => return Ok(result?),
         }
-        let mut directory = open(&[])?;
+        let mut directory = self.open_at(&[])?;
         for depth in 1..=parts.len() {
-            directory = match open(&parts[..depth]) {
+            directory = match self.open_at(&parts[..depth]) {
                 Err(Errno::NOENT) => {
+                    allowance.take_file()?;
                     mkdirat(&directory, parts[depth - 1], Mode::from_raw_mode(0o755))?;
-                    open(&parts[..depth])?
+                    self.open_at(&parts[..depth])?
                 }
                 result => result?,
             };
@@ -129,8 +145,9 @@ mod tests {
         symlink("usr/bin", inside.join("bin")).unwrap();
         symlink("loop", inside.join("loop")).unwrap();
         let root = Root::open(&inside).unwrap();
+        let allowance = Allowance::new(1 << 20);
         let make = |name: &[u8]| {
-            let place = root.place(name)?.context("the root")?;
+            let place = root.place(name, &allowance)?.context("the root")?;
             Ok::<_, anyhow::Error>(mkdirat(
                 &place.parent,
                 &*place.name,
@@ -148,7 +165,10 @@ mod tests {
             assert!(make(name).is_err());
         }
         assert_eq!(fs::read_dir(&outside).unwrap().count(), 0);
-        assert!(root.place(b"./").unwrap().is_none());
+        assert!(root.place(b"./", &allowance).unwrap().is_none());
+        // Looking for something makes nothing.
+        assert!(root.find(b"usr/bin/tool").unwrap().is_some() && root.find(b"a/b").is_err());
+        assert!(!inside.join("a").exists());
     }
 
     #[test]

@@ -78,16 +78,18 @@ impl Layer<'_> {
         if let Some((last, parents)) = parts.split_last()
             && last.starts_with(WHITEOUT)
         {
-            let directory = self.note(parents)?;
+            let directory = self.names.add(parents)?;
             return self.hide(name, directory, last);
         }
-        let id = self.note(&parts)?;
-        let Some(place) = self.root.place(name)? else {
+        let id = self.names.add(&parts)?;
+        let Some(place) = self.root.place(name, self.allowance)? else {
             ensure!(kind.is_dir(), "the root is not a directory");
             self.directories.insert(id, metadata.times.clone());
             return set_directory(self.root.directory()?, &metadata);
         };
         self.make_room(&place, kind)?;
+        // Whether or not there was one before: what this layer makes and removes again lies in the trash meanwhile.
+        self.allowance.take_file()?;
         match kind {
             EntryType::Directory => {
                 self.directories.insert(id, metadata.times.clone());
@@ -108,16 +110,9 @@ impl Layer<'_> {
         }
     }
 
-    /// Remembers the name and the directories that it is in; they cost something, too.
-    fn note(&mut self, parts: &[&[u8]]) -> Result<Id> {
-        let (id, new) = self.names.add(parts)?;
-        self.allowance.take_files(new)?;
-        Ok(id)
-    }
-
     /// Carries out a whiteout in this directory, whose own name has this last part.
     fn hide(&mut self, name: &[u8], directory: Id, last: &[u8]) -> Result<()> {
-        let place = self.root.place(name)?.context("a whiteout of nothing")?;
+        let place = self.root.place(name, self.allowance)?.context("a whiteout of nothing")?;
         if last == OPAQUE {
             return self.clear(directory);
         }
@@ -149,14 +144,15 @@ impl Layer<'_> {
             if !self.cleared.insert(directory) {
                 continue;
             }
-            let opened = match self.root.place(&self.names.full(directory))? {
-                None => self.root.directory()?,
-                Some(place) => match open_directory(&place) {
-                    Ok(opened) => opened,
-                    // A link or a file of this layer: there is nothing beneath it.
-                    Err(Errno::NOTDIR | Errno::LOOP | Errno::NOENT) => continue,
-                    Err(e) => return Err(e.into()),
-                },
+            let place = self.root.find(&self.names.full(directory));
+            let opened = place.and_then(|place| match place {
+                None => self.root.directory(),
+                Some(place) => Ok(open_directory(&place)?),
+            });
+            let opened = match opened {
+                // A link or a file of this layer: there is nothing beneath it.
+                Err(error) if no_directory(&error) => continue,
+                opened => opened?,
             };
             for child in entries(opened.as_fd())? {
                 match self.names.child(directory, child.to_bytes()) {
@@ -169,7 +165,7 @@ impl Layer<'_> {
     }
 
     fn make_link(&self, place: &Place, target: &[u8]) -> Result<()> {
-        let target = self.root.place(target)?.context("a hard link to the root")?;
+        let target = self.root.find(target)?.context("a hard link to the root")?;
         // Without following: a link to a symbolic link is one too.
         linkat(&target.parent, &*target.name, &place.parent, &*place.name, AtFlags::empty())
             .context("a hard link")
@@ -177,19 +173,26 @@ impl Layer<'_> {
 
     fn finish(self) -> Result<()> {
         for (id, times) in &self.directories {
-            match self.root.place(&self.names.full(*id))? {
-                None => futimens(self.root.directory()?, times)?,
+            let place = self.root.find(&self.names.full(*id));
+            let set = place.and_then(|place| match place {
+                None => Ok(futimens(self.root.directory()?, times)?),
                 Some(Place { parent, name }) => {
-                    match utimensat(parent, &*name, times, AtFlags::SYMLINK_NOFOLLOW) {
-                        // Removed again by a later entry.
-                        Ok(()) | Err(Errno::NOENT) => {}
-                        Err(e) => return Err(e.into()),
-                    }
+                    Ok(utimensat(parent, &*name, times, AtFlags::SYMLINK_NOFOLLOW)?)
                 }
+            });
+            match set {
+                // Removed again by a later entry.
+                Err(error) if no_directory(&error) => {}
+                set => set?,
             }
         }
         Ok(())
     }
+}
+
+/// Whether something failed because its name, or one on the way to it, is no directory.
+fn no_directory(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(&(Errno::NOENT | Errno::NOTDIR | Errno::LOOP)))
 }
 
 fn metadata(entry: &mut Entry<'_, impl Read>) -> Result<Metadata> {

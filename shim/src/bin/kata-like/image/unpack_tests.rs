@@ -259,7 +259,37 @@ fn files_that_take_more_than_they_may_are_refused() {
     let deep = b"d/".repeat(300);
     let error = scratch.refused(&[entry(b'L', &deep, |_| {}), entry(b'5', b"", |_| {})].concat());
     assert!(error.contains("more than 1 MiB"), "{error}");
-    assert!(!scratch.has("d"));
+    assert!(scratch.has("d") && !scratch.has(&"d/".repeat(257)));
+}
+
+/// Each of these is gone at the end, but not before it.
+#[test]
+fn what_is_made_again_and_again_is_paid_for_each_time() {
+    let mut scratch = scratch();
+    for name in ["again", "below/again"] {
+        scratch.allowance = Allowance::new(1 << 20);
+        let hide = name.replace("again", ".wh.again");
+        let once = [(EntryType::Directory, name, ""), (FILE, &*hide, "")];
+        let error = scratch.refused(&layer(&once.repeat(300)));
+        assert!(error.contains("more than 1 MiB"), "{error}");
+    }
+}
+
+#[test]
+fn a_hard_link_to_something_in_no_directory_makes_none() {
+    let mut scratch = scratch();
+    assert!(scratch.apply(&[(EntryType::Link, "link", "a/b/c")]).is_err());
+    assert!(!scratch.has("a"));
+}
+
+#[test]
+fn a_directory_that_a_later_entry_removes_or_replaces_stays_away() {
+    let mut scratch = scratch();
+    let directory = (EntryType::Directory, "a/b", "");
+    scratch.apply(&[directory, (FILE, ".wh.a", "")]).unwrap();
+    assert!(!scratch.has("a"));
+    scratch.apply(&[directory, (FILE, "a", "x")]).unwrap();
+    assert!(scratch.path.join("a").is_file());
 }
 
 /// Names were kept with all that they are in: 2 MB for each of these.
@@ -273,8 +303,9 @@ fn deep_names_take_no_more_memory_than_they_are_long() {
     scratch.unpack(&(0..200).flat_map(deep).collect::<Vec<_>>()).unwrap();
     let mut names = Names::new();
     let name = [&b"d"[..]; 1000];
-    assert_eq!(names.add(&name).unwrap().1, 1000);
-    assert_eq!(names.add(&[&name[..], &[b"x"]].concat()).unwrap().1, 1);
+    let deep = names.add(&name).unwrap();
+    let below = names.add(&[&name[..], &[b"x"]].concat()).unwrap();
+    assert_eq!(names.child(deep, b"x"), Some(below));
 }
 
 #[test]
