@@ -132,7 +132,7 @@ pub struct Cgroup {
     /// The whole, or what is below one that was there.
     made: Made,
     /// Takes who is to be in the one for the file server.
-    file_server: File,
+    file_server: PathBuf,
 }
 
 impl Cgroup {
@@ -200,7 +200,7 @@ impl Cgroup {
         let below = directory.join(FILE_SERVER);
         let made = made.unwrap_or(Made { directory: below.clone() });
         match without_devices(&below) {
-            Ok(file_server) => Ok(Some(Self { manager, before, made, file_server })),
+            Ok(()) => Ok(Some(Self { manager, before, made, file_server: below })),
             Err(error) => {
                 let left = go(&before).and_then(|()| made.remove());
                 if let Err(error) = left {
@@ -217,8 +217,12 @@ impl Cgroup {
     }
 
     /// The `cgroup.procs` of the cgroup for the file server, which can open no device in there.
-    pub fn file_server(&self) -> &File {
-        &self.file_server
+    ///
+    /// # Errors
+    /// It can't be opened, as when somebody has removed it.
+    pub fn file_server(&self) -> Result<File> {
+        let procs = self.file_server.join("cgroup.procs");
+        File::options().write(true).open(&procs).map_err(Error::path("open", procs))
     }
 
     /// Sets limits.
@@ -264,8 +268,8 @@ fn go(cgroup: &Path) -> io::Result<()> {
     enter(cgroup).or_else(|_| enter(Path::new("/")))
 }
 
-/// Makes a cgroup whose processes can open no device; its `cgroup.procs`.
-fn without_devices(directory: &Path) -> Result<File> {
+/// Makes a cgroup whose processes can open no device.
+fn without_devices(directory: &Path) -> Result<()> {
     let failed = |error: &dyn std::fmt::Display| {
         Error::FailedPrecondition(format!("cgroup {}: {error}", directory.display()))
     };
@@ -274,9 +278,7 @@ fn without_devices(directory: &Path) -> Result<File> {
         _ => {}
     }
     let opened = File::open(directory).map_err(|e| failed(&e))?;
-    jail::forbid_devices(opened).map_err(|e| failed(&e))?;
-    let procs = File::options().write(true).open(directory.join("cgroup.procs"));
-    procs.map_err(|e| failed(&e))
+    jail::forbid_devices(opened).map_err(|e| failed(&e))
 }
 
 fn failed<E: std::fmt::Display>(path: &Path) -> impl Fn(E) -> Error {

@@ -83,8 +83,8 @@ impl Sandbox {
         };
         state.write(&paths)?;
         storage::make_shared(&paths, &mut undo)?;
-        let file_servers = cgroup.as_ref().map(|cgroup| cgroup.file_server());
-        let (vm, messages, helpers) = Vm::launch(&settings, &paths, uid, file_servers)?;
+        let file_servers = cgroup.as_ref().map(|cgroup| cgroup.file_server()).transpose()?;
+        let (vm, messages, helpers) = Vm::launch(&settings, &paths, uid, file_servers.as_ref())?;
         milestone::mark("vmm-spawned", &id);
         state.helpers = helpers.to_vec();
         state.write(&paths)?;

@@ -52,23 +52,12 @@ impl Root {
 
     /// Where the entry of this name belongs; directories on the way are made, and paid for. `None`: the root itself.
     pub(super) fn place(&self, name: &[u8], allowance: &Allowance) -> Result<Option<Place>> {
-        self.place_in(name, |parts| self.make(parts, allowance))
+        place(name, |parts| self.make(parts, allowance))
     }
 
     /// Where something of this name is, or would be in directories that are there. `None`: the root itself.
     pub(super) fn find(&self, name: &[u8]) -> Result<Option<Place>> {
-        self.place_in(name, |parts| Ok(self.open_at(parts)?))
-    }
-
-    fn place_in(
-        &self,
-        name: &[u8],
-        parent: impl FnOnce(&[&[u8]]) -> Result<OwnedFd>,
-    ) -> Result<Option<Place>> {
-        let parts = checked_parts(name)?;
-        let Some((last, parents)) = parts.split_last() else { return Ok(None) };
-        let parent = parent(parents).with_context(|| printable(name))?;
-        Ok(Some(Place { parent, name: CString::new(*last)? }))
+        place(name, |parts| Ok(self.open_at(parts)?))
     }
 
     fn open_at(&self, parts: &[&[u8]]) -> rustix::io::Result<OwnedFd> {
@@ -110,6 +99,14 @@ impl Root {
         file.take(max_len).read_to_end(&mut bytes)?;
         Ok(Some(String::from_utf8_lossy(&bytes).into_owned()))
     }
+}
+
+/// The place of a name, in the directory that `parent` opens.
+fn place(name: &[u8], parent: impl FnOnce(&[&[u8]]) -> Result<OwnedFd>) -> Result<Option<Place>> {
+    let parts = checked_parts(name)?;
+    let Some((last, parents)) = parts.split_last() else { return Ok(None) };
+    let parent = parent(parents).with_context(|| printable(name))?;
+    Ok(Some(Place { parent, name: CString::new(*last)? }))
 }
 
 /// The parts of an entry's name. An image has no reason to say `..`.
