@@ -14,6 +14,7 @@ pub mod error;
 mod guest;
 mod host;
 pub mod io;
+pub mod levels;
 pub mod milestone;
 mod oci;
 mod sandbox;

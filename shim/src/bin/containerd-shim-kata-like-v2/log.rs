@@ -6,6 +6,8 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Mutex;
 use tracing::Level;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 /// Writes without ever waiting: while nobody reads, lines are lost and counted.
 struct Lossy {
@@ -47,6 +49,8 @@ pub fn to_containerd(debug: bool) -> anyhow::Result<()> {
         .with_max_level(level)
         .with_ansi(false)
         .with_writer(Mutex::new(Lossy { file, lost: 0 }))
+        .finish()
+        .with(kata_like_shim::levels::levels(level))
         .init();
     Ok(())
 }

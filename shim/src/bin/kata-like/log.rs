@@ -11,7 +11,9 @@ use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::writer::{MakeWriter, OptionalWriter};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt;
 
 /// Where to log, and how.
 #[derive(Debug, Clone, Args)]
@@ -42,14 +44,15 @@ impl Arguments {
             (false, Some(_)) => Level::INFO,
             (false, None) => Level::WARN,
         };
+        let levels = kata_like_shim::levels::levels(level);
         let builder = tracing_subscriber::fmt()
             .with_max_level(level)
             // Standard error may be the container's.
             .log_internal_errors(false)
             .event_format(Logrus(self.log_format));
         let begun = match file {
-            Some(file) => builder.with_writer(file).try_init(),
-            None => builder.with_writer(std::io::stderr).try_init(),
+            Some(file) => builder.with_writer(file).finish().with(levels).try_init(),
+            None => builder.with_writer(std::io::stderr).finish().with(levels).try_init(),
         };
         begun.map_err(|error| anyhow::anyhow!("begin to log: {error}"))
     }

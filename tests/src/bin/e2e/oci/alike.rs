@@ -58,8 +58,11 @@ impl Side {
         let out = File::create(self.container.file("out"))?;
         let mut create = self.command(&["create", &self.container.id]);
         create.stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out);
-        if !create.status()?.success() {
-            bail!("{}: {}", self.runtime, fs::read_to_string(self.container.file("out"))?);
+        let success = create.status()?.success();
+        // The container has yet to say something, so whatever is there is the runtime's.
+        let said = fs::read_to_string(self.container.file("out"))?;
+        if !success || !said.is_empty() {
+            bail!("{} create: {said}", self.runtime);
         }
         Ok(())
     }
