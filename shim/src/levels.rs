@@ -18,7 +18,7 @@ mod tests {
         let levels = levels(Level::DEBUG);
         assert!(!levels.would_enable("libcgroups::v2::util", &Level::WARN));
         assert!(levels.would_enable("libcgroups::v2::util", &Level::ERROR));
-        assert!(levels.would_enable("kata_like_shim::sandbox", &Level::DEBUG));
-        assert!(!levels.would_enable("kata_like_shim::sandbox", &Level::TRACE));
+        assert!(levels.would_enable("sandbox::sandbox", &Level::DEBUG));
+        assert!(!levels.would_enable("sandbox::sandbox", &Level::TRACE));
     }
 }

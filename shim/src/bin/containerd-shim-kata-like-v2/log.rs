@@ -50,7 +50,7 @@ pub fn to_containerd(debug: bool) -> anyhow::Result<()> {
         .with_ansi(false)
         .with_writer(Mutex::new(Lossy { file, lost: 0 }))
         .finish()
-        .with(kata_like_shim::levels::levels(level))
+        .with(sandbox::levels::levels(level))
         .init();
     Ok(())
 }

@@ -44,7 +44,7 @@ impl Arguments {
             (false, Some(_)) => Level::INFO,
             (false, None) => Level::WARN,
         };
-        let levels = kata_like_shim::levels::levels(level);
+        let levels = sandbox::levels::levels(level);
         let builder = tracing_subscriber::fmt()
             .with_max_level(level)
             // Standard error may be the container's.
