@@ -4,6 +4,7 @@
 //! - What is missing is empty: `user`, `cwd`, the names of a seccomp rule and the numbers of its arguments.
 //! - A seccomp section without an action and without rules is none.
 //! - Capabilities that are not known are ignored, with a warning, as runc does.
+//! - Scheduling flags that `oci-spec` spells in its own way have the runtime-spec's names.
 //! - Text that is no UTF-8, members that are there twice, and what follows the value.
 //!
 //! A wrong value of a known name stays an error, as it is one to runc: a type of namespace, a seccomp action.
@@ -173,6 +174,12 @@ const MAPS: [&str; 6] = ["annotations", "sysctl", "unified", "rdma", "netDevices
 /// For other kinds of guests and hosts: of no effect, so nothing in them can be wrong.
 const OF_OTHERS: [&str; 4] = ["vm", "solaris", "windows", "zos"];
 
+/// Scheduling flags by their names in the runtime-spec, and as `oci-spec` spells them.
+const SCHEDULING_FLAGS: [(&str, &str); 2] = [
+    ("SCHED_FLAG_RESET_ON_FORK", "SCHED_RESET_ON_FORK"),
+    ("SCHED_FLAG_DL_OVERRUN", "SCHED_FLAG_D_L_OVERRUN"),
+];
+
 /// Reads the first JSON value of a text.
 ///
 /// # Errors
@@ -248,6 +255,12 @@ fn complete(object: &mut Value, name: &str, empty: Value) {
 fn complete_process(process: &mut Value) {
     complete(process, "user", json!({ "uid": 0, "gid": 0 }));
     complete(process, "cwd", json!(""));
+    let flags = process.get_mut("scheduler").and_then(|s| s.get_mut("flags")?.as_array_mut());
+    for flag in flags.into_iter().flatten() {
+        if let Some((_, theirs)) = SCHEDULING_FLAGS.iter().find(|(name, _)| flag == name) {
+            *flag = json!(theirs);
+        }
+    }
     let sets = process.get_mut("capabilities").and_then(Value::as_object_mut);
     for (set, list) in sets.into_iter().flatten() {
         let Some(list) = list.as_array_mut() else { continue };

@@ -70,6 +70,73 @@ fn unknown_capabilities_are_left_out() {
     assert_eq!(bounding.into_iter().collect::<Vec<_>>(), [Capability::Chown]);
 }
 
+/// Every policy and flag of the runtime-spec (config.md, "scheduler"), and what `oci-spec` calls two of them.
+#[test]
+fn scheduling_is_named_as_in_the_specification() {
+    let policies = ["OTHER", "FIFO", "RR", "BATCH", "ISO", "IDLE", "DEADLINE"];
+    let flags = [
+        "RESET_ON_FORK",
+        "RECLAIM",
+        "DL_OVERRUN",
+        "KEEP_POLICY",
+        "KEEP_PARAMS",
+        "UTIL_CLAMP_MIN",
+        "UTIL_CLAMP_MAX",
+    ];
+    for policy in policies {
+        let flags = flags.map(|flag| format!("SCHED_FLAG_{flag}"));
+        let said = json!({"scheduler": {"policy": format!("SCHED_{policy}"), "flags": flags}});
+        let read = |mut value: Value| -> Process {
+            process(&mut value);
+            serde_json::from_value(value).unwrap()
+        };
+        let first = read(said);
+        let read_flags = first.scheduler().as_ref().unwrap().flags().clone().unwrap();
+        assert_eq!(read_flags.len(), flags.len());
+        assert_eq!(read(serde_json::to_value(&first).unwrap()), first, "what was read once");
+    }
+}
+
+#[test]
+fn every_name_of_the_specifications_lists_is_known() {
+    let arches = "X86 X86_64 X32 ARM AARCH64 MIPS MIPS64 MIPS64N32 MIPSEL MIPSEL64 MIPSEL64N32 PPC PPC64 PPC64LE S390 \
+        S390X PARISC PARISC64 RISCV64 LOONGARCH64 M68K SH SHEB";
+    let modes = "DEFAULT BIND INTERLEAVE WEIGHTED_INTERLEAVE PREFERRED PREFERRED_MANY LOCAL";
+    for (words, before, pointer) in [
+        ("pid network mount ipc uts user cgroup time", "", "/linux/namespaces/0/type"),
+        ("LINUX LINUX32", "", "/linux/personality/domain"),
+        ("RT BE IDLE", "IOPRIO_CLASS_", "/process/ioPriority/class"),
+        (arches, "SCMP_ARCH_", "/linux/seccomp/architectures/0"),
+        (
+            "LOG SPEC_ALLOW WAIT_KILLABLE_RECV TSYNC",
+            "SECCOMP_FILTER_FLAG_",
+            "/linux/seccomp/flags/0",
+        ),
+        (
+            "KILL KILL_PROCESS KILL_THREAD TRAP ERRNO TRACE ALLOW LOG NOTIFY",
+            "SCMP_ACT_",
+            "/linux/seccomp/syscalls/0/action",
+        ),
+        ("NE LT LE EQ GE GT MASKED_EQ", "SCMP_CMP_", "/linux/seccomp/syscalls/0/args/0/op"),
+        (modes, "MPOL_", "/linux/memoryPolicy/mode"),
+        ("NUMA_BALANCING RELATIVE_NODES STATIC_NODES", "MPOL_F_", "/linux/memoryPolicy/flags/0"),
+    ] {
+        for word in words.split_whitespace() {
+            let mut value = json!({"process": {"ioPriority": {"class": "", "priority": 0}}, "linux": {
+                "namespaces": [{"type": "pid"}], "personality": {"domain": "LINUX"},
+                "memoryPolicy": {"mode": "MPOL_BIND", "nodes": "0", "flags": ["MPOL_F_STATIC_NODES"]},
+                "seccomp": {"defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_X86"],
+                    "flags": ["SECCOMP_FILTER_FLAG_LOG"], "syscalls": [{"names": ["x"],
+                    "action": "SCMP_ACT_ALLOW", "args": [{"index": 0, "value": 0, "op": "SCMP_CMP_EQ"}]}]}}});
+            value["process"]["ioPriority"]["class"] = json!("IOPRIO_CLASS_BE");
+            *value.pointer_mut(pointer).unwrap() = json!(format!("{before}{word}"));
+            spec(&mut value);
+            let read = serde_json::from_value::<Spec>(value);
+            read.unwrap_or_else(|error| panic!("{before}{word}: {error}"));
+        }
+    }
+}
+
 #[test]
 fn what_is_there_twice_what_follows_and_what_is_no_text_is_no_error() {
     let spec = read(r#"{"hostname": "a", "hostname": "b"} trailing"#).unwrap();
@@ -85,6 +152,7 @@ fn what_is_wrong_to_runc_is_wrong() {
         r#"{"process": {"user": {"uid": -1}}}"#,
         r#"{"process": {"args": "sh"}}"#,
         r#"{"process": {"capabilities": {"bounding": [7]}}}"#,
+        r#"{"process": {"scheduler": {"policy": "SCHED_OTHER", "flags": ["SCHED_FLAG_NONE"]}}}"#,
         r#"{"linux": {"namespaces": [{"type": "none"}]}}"#,
         r#"{"linux": {"seccomp": {"defaultAction": "SCMP_ACT_NONE"}}}"#,
         r#"{"mounts": [{}]}"#,
