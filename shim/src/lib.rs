@@ -27,7 +27,7 @@ pub use guest::agent::{self, Process};
 pub use guest::log as guest_log;
 pub use host::blocking::blocking;
 pub use host::{cgroup, overhead, paths, persist, storage};
-pub use oci::{bundle, lenient, plan, seccomp};
+pub use oci::{bundle, hooks, lenient, plan, seccomp};
 pub use sandbox::event;
 pub use sandbox::table::Phase;
 pub use sandbox::{Launch, NewContainer, NewExec, ProcessState, Sandbox};

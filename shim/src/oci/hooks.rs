@@ -23,7 +23,7 @@ pub struct ContainerHooks {
     pub hooks: Hooks,
     /// Its id.
     pub id: String,
-    /// The host process that stands for it.
+    /// The host process that stands for it; of no meaning when it has stopped.
     pub pid: u32,
     /// The directory of its `config.json`.
     pub bundle: PathBuf,
@@ -95,15 +95,16 @@ fn state(
     status: ContainerState,
     of: &ContainerHooks,
 ) -> Result<Vec<u8>, Box<dyn std::error::Error>> {
-    let state = StateBuilder::default()
+    let mut state = StateBuilder::default()
         .version("1.2.0")
         .id(of.id.clone())
         .status(status)
-        .pid(of.pid as i32)
         .bundle(of.bundle.clone())
-        .annotations(of.annotations.clone())
-        .build()?;
-    Ok(serde_json::to_vec(&state)?)
+        .annotations(of.annotations.clone());
+    if status != ContainerState::Stopped {
+        state = state.pid(of.pid as i32);
+    }
+    Ok(serde_json::to_vec(&state.build()?)?)
 }
 
 /// Dropped at a timeout, which kills it.
@@ -160,6 +161,19 @@ mod tests {
             (&json!("/bundle"), &json!("b"))
         );
         assert_eq!(rest, "zero one none");
+    }
+
+    #[tokio::test]
+    async fn all_poststop_hooks_run_and_are_told_of_no_process() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("said");
+        let sh = |script: &str| json!({"path": "/bin/sh", "args": ["sh", "-c", script]});
+        let tell = sh(&format!("cat > {}", file.display()));
+        let hooks = serde_json::from_value(json!({"poststop": [sh("false"), tell]})).unwrap();
+        ContainerHooks { hooks, id: "c1".into(), pid: 7, ..ContainerHooks::default() }.gone().await;
+        let state: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
+        assert_eq!((&state["status"], &state["pid"]), (&json!("stopped"), &json!(null)));
     }
 
     #[tokio::test]

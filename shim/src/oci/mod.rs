@@ -1,7 +1,7 @@
 //! What the OCI runtime-spec says, and what becomes of it here.
 
 pub mod bundle;
-pub(crate) mod hooks;
+pub mod hooks;
 pub mod lenient;
 mod lost;
 pub mod plan;

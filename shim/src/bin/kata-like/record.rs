@@ -2,11 +2,14 @@
 //!
 //! `ROOT/ID/` is made by `mkdir`, so that of two creates one wins. Who makes or removes it holds a lock on it, so
 //! that a delete waits for a create. `record.json` is there as soon as the container is.
+//!
+//! Who removes it then runs the poststop hooks, as with runc: at most once, whoever is killed when.
 
 use anyhow::{Context, Result, bail};
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{Hook, Hooks, Spec};
 use rustix::fs::{CWD, FlockOperation, Mode, OFlags, flock, openat};
 use rustix::io::Errno;
+use sandbox::hooks::ContainerHooks;
 use sandbox::paths::SandboxPaths;
 use sandbox::persist::{self, ProcessId, SandboxState};
 use sandbox::storage::remove_tree;
@@ -50,6 +53,9 @@ pub(crate) struct Record {
     pub(crate) annotations: HashMap<String, String>,
     /// The `process` of its config.json: what an exec begins with.
     pub(crate) process: serde_json::Value,
+    /// The hooks of its config.json that are for whoever removes it.
+    #[serde(default)]
+    pub(crate) poststop: Vec<Hook>,
     /// The process that holds its machine, and ends with it.
     pub(crate) monitor: ProcessId,
     /// It belongs to a command in the foreground: nothing of it outlives that.
@@ -106,7 +112,8 @@ impl Home {
             }
         }
         let lock = self.lock(PATIENCE)?;
-        Ok(Reservation { home: self, left: false, _lock: lock })
+        let poststop = ContainerHooks::default();
+        Ok(Reservation { home: self, poststop, left: false, _lock: lock })
     }
 
     /// Waits until nobody makes or removes the container.
@@ -144,17 +151,27 @@ impl Home {
     }
 
     /// Removes a container whose end has been seen to, or asked for by a kill: waits for its processes, and
-    /// kills those that stay.
+    /// kills those that stay. Then come its poststop hooks.
     pub(crate) fn remove(&self) -> Result<()> {
         // Before the lock: one in the foreground has it as long as it lives.
         if let Ok(record) = self.load()
             && !record.monitor.wait(PATIENCE)
+            // If not, it has removed the container itself, and runs the hooks.
+            && self.load().is_ok_and(|now| now.monitor == record.monitor)
         {
             self.end(record.monitor)?;
         }
         let _lock = self.lock(MAKING)?;
+        let record = self.load();
         persist::clean_up(&self.sandbox()?, PATIENCE)?;
-        self.remove_dir()
+        self.remove_dir()?;
+        if let Ok(record) = record
+            && !record.poststop.is_empty()
+        {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(record.hooks(&self.id).gone());
+        }
+        Ok(())
     }
 
     /// Ends by force who makes a container, of which there is no record yet, for longer than it may take.
@@ -173,11 +190,14 @@ impl Home {
         Ok(())
     }
 
-    /// Whether nobody will ever end it: it belonged to a command that was killed before it could.
+    /// Whether nobody will ever end it: it belonged to a command that was killed before it could. One with hooks
+    /// to be run is left to a delete, as with runc: they may take for ever.
     pub(crate) fn is_abandoned(&self) -> bool {
         let Ok(paths) = self.sandbox() else { return false };
         match self.load() {
-            Ok(record) => record.foreground && !record.monitor.lives(),
+            Ok(record) => {
+                record.foreground && record.poststop.is_empty() && !record.monitor.lives()
+            }
             Err(_) => matches!(SandboxState::read(&paths), Ok(Some(state)) if !state.owner.lives()),
         }
     }
@@ -191,6 +211,25 @@ impl Home {
         }
         Ok(())
     }
+}
+
+impl Record {
+    /// What is to be run when the container `id` has been removed.
+    fn hooks(self, id: &str) -> ContainerHooks {
+        poststop(id, self.bundle, self.annotations, self.poststop)
+    }
+}
+
+/// Hooks that run when a container is gone, with what they are told of it.
+fn poststop(
+    id: &str,
+    bundle: PathBuf,
+    annotations: HashMap<String, String>,
+    list: Vec<Hook>,
+) -> ContainerHooks {
+    let mut hooks = Hooks::default();
+    hooks.set_poststop(Some(list));
+    ContainerHooks { hooks, id: id.to_owned(), pid: 0, bundle, annotations }
 }
 
 /// The time as Go prints it: RFC 3339, UTC, without the zeros at the end of a fraction.
@@ -210,6 +249,8 @@ fn does_not_exist() -> anyhow::Error {
 /// An id that is taken, and free again when this is dropped unless [`Reservation::leave`] comes first.
 pub(crate) struct Reservation {
     home: Home,
+    /// For whoever removes the container.
+    poststop: ContainerHooks,
     left: bool,
     _lock: OwnedFd,
 }
@@ -218,6 +259,25 @@ impl Reservation {
     /// Whose it is.
     pub(crate) fn home(&self) -> &Home {
         &self.home
+    }
+
+    /// Takes from a spec the hooks that are for whoever removes its container: the sandbox is not to run them.
+    pub(crate) fn take_poststop(&mut self, spec: &mut Spec, bundle: &Path) {
+        let Some(hooks) = spec.hooks_mut() else { return };
+        let list = hooks.poststop().clone().unwrap_or_default();
+        hooks.set_poststop(None);
+        let annotations = spec.annotations().clone().unwrap_or_default();
+        self.poststop = poststop(self.home.id(), bundle.to_owned(), annotations, list);
+    }
+
+    /// Removes the container's directory, and runs the hooks that are left to run then.
+    pub(crate) async fn give_up(mut self) {
+        self.left = true;
+        match self.home.remove_dir() {
+            Ok(()) => self.poststop.gone().await,
+            // A delete may find it still, and runs them.
+            Err(error) => tracing::warn!("{error:#}"),
+        }
     }
 
     /// Records a container that exists from here on.
@@ -230,6 +290,7 @@ impl Reservation {
             created: now(),
             annotations: spec.annotations().clone().unwrap_or_default(),
             process: serde_json::to_value(spec.process())?,
+            poststop: self.poststop.hooks.poststop().clone().unwrap_or_default(),
             monitor: ProcessId::own()?,
             foreground,
         };
@@ -300,6 +361,83 @@ mod tests {
         home.remove().unwrap();
         assert!(!home.path().exists() && root.path().exists(), "the root is the caller's");
         assert_eq!(home.remove().unwrap_err().to_string(), "container does not exist");
+    }
+
+    /// A container whose poststop hook adds a line to a file, after a look for the container.
+    fn with_hook(root: &Path, home: &Home) -> (Reservation, Spec, PathBuf) {
+        let said = root.join("said");
+        let script = format!("(cat; ls -d {} 2>&1) >> {}", home.path().display(), said.display());
+        let hooks = serde_json::json!({"poststop":
+            [{"path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/bin:/usr/bin"]}]});
+        let mut spec = spec();
+        spec.set_hooks(serde_json::from_value(hooks).unwrap());
+        spec.set_annotations(Some([("a".to_owned(), "b".to_owned())].into()));
+        let mut reserved = home.clone().reserve().unwrap();
+        reserved.take_poststop(&mut spec, Path::new("/b"));
+        (reserved, spec, said)
+    }
+
+    /// Ran once, told of the container, which was gone.
+    fn assert_ran_once(said: &Path) {
+        let said = fs::read_to_string(said).unwrap_or_default();
+        let (state, looked) = said.split_once('}').unwrap_or_default();
+        let told = [r#""status":"stopped""#, r#""id":"c1""#, r#""bundle":"/b""#, r#""a":"b""#];
+        assert!(told.iter().all(|member| state.contains(member)), "{said}");
+        assert_eq!(looked.matches("No such file").count(), 1, "{said}");
+        assert_eq!(said.matches("ociVersion").count(), 1, "{said}");
+    }
+
+    #[test]
+    fn one_of_those_who_remove_a_container_runs_its_poststop_hooks() {
+        let root = tempfile::tempdir().unwrap();
+        let home = Home::new(root.path(), "c1").unwrap();
+        let (reserved, spec, said) = with_hook(root.path(), &home);
+        assert_eq!(*spec.hooks().as_ref().unwrap().poststop(), None, "the sandbox has none");
+        reserved.record(&spec, "/b".into(), false).unwrap();
+        let mut record = home.load().unwrap();
+        reserved.leave();
+        // Its monitor has crashed.
+        record.monitor.start += 1;
+        fs::write(home.path().join("record.json"), serde_json::to_vec(&record).unwrap()).unwrap();
+        let removes: Vec<_> = (0..8)
+            .map(|_| {
+                let home = home.clone();
+                std::thread::spawn(move || home.remove().is_ok())
+            })
+            .collect();
+        assert_eq!(
+            removes.into_iter().filter_map(|t| t.join().ok()).filter(|done| *done).count(),
+            1
+        );
+        assert_ran_once(&said);
+    }
+
+    #[tokio::test]
+    async fn poststop_hooks_of_a_container_that_is_given_up_run_as_well() {
+        let root = tempfile::tempdir().unwrap();
+        let home = Home::new(root.path(), "c1").unwrap();
+        let (reserved, ..) = with_hook(root.path(), &home);
+        reserved.give_up().await;
+        assert_ran_once(&root.path().join("said"));
+    }
+
+    #[test]
+    fn what_has_hooks_is_left_to_a_delete() {
+        let root = tempfile::tempdir().unwrap();
+        let home = Home::new(root.path(), "c1").unwrap();
+        let (reserved, spec, _said) = with_hook(root.path(), &home);
+        reserved.record(&spec, "/b".into(), true).unwrap();
+        reserved.leave();
+        let abandoned = |poststop: Vec<Hook>| {
+            let mut record = home.load().unwrap();
+            record.monitor.start += 1;
+            record.poststop = poststop;
+            fs::write(home.path().join("record.json"), serde_json::to_vec(&record).unwrap())
+                .unwrap();
+            home.is_abandoned()
+        };
+        assert!(!abandoned(home.load().unwrap().poststop));
+        assert!(abandoned(Vec::new()));
     }
 
     #[test]

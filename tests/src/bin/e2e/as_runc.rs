@@ -4,14 +4,15 @@ use crate::bundle::{Background, Bundle, config};
 use crate::command::{Output, Running};
 use crate::context::Context;
 use anyhow::{Result, bail};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 crate::cases!(
     crate::Scope::Once;
     an_exec_behaves_as_runcs,
     hooks_run_when_they_should,
+    poststop_hooks_run_when_a_create_fails,
 );
 
 const OURS: &str = "/usr/bin/kata-like";
@@ -104,11 +105,8 @@ fn hooks_so_far(log: &Path) -> Result<Vec<String>> {
     lines.lines().map(line).collect()
 }
 
-/// After each step of a life: the hooks that have run.
-fn hooks_of_a_life(
-    context: &Context,
-    runtime: &'static str,
-) -> Result<Vec<(&'static str, Vec<String>)>> {
+/// A bundle whose hooks write their names to a file, and that file; its container ends when `/go` is there.
+fn with_hooks(context: &Context) -> Result<(Bundle, PathBuf, Value)> {
     let bundle = Bundle::new(context, &[])?;
     let log = bundle.0.join("hooks.log");
     let mut spec = config(&["sh", "-c", "until [ -e /go ]; do sleep 0.1; done"]);
@@ -117,6 +115,15 @@ fn hooks_of_a_life(
         spec["hooks"][kind] = json!([{"path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/bin:/usr/bin"]}]);
     }
     bundle.write_config(&spec)?;
+    Ok((bundle, log, spec))
+}
+
+/// After each step of a life: the hooks that have run.
+fn hooks_of_a_life(
+    context: &Context,
+    runtime: &'static str,
+) -> Result<Vec<(&'static str, Vec<String>)>> {
+    let (bundle, log, _) = with_hooks(context)?;
     let container = Background::of(context, runtime, &bundle);
     let mut seen = Vec::new();
     container.begin("create", &[])?;
@@ -137,9 +144,8 @@ fn hooks_run_when_they_should(context: &Context) -> Result<()> {
     let expected = hooks_of_a_life(context, RUNCS)?;
     let seen = hooks_of_a_life(context, OURS)?;
     // The lab's runc runs poststart hooks at the create; later ones run them at the start, as the specification says.
-    // And poststop hooks, which runc runs at the delete, ours runs when the container has ended.
     let own = |hooks: &[String]| -> Vec<String> {
-        let differs = |hook: &&String| hook.starts_with("post");
+        let differs = |hook: &&String| hook.starts_with("poststart");
         hooks.iter().filter(|hook| !differs(hook)).cloned().collect()
     };
     for ((step, expected), (_, seen)) in expected.iter().zip(&seen) {
@@ -152,11 +158,29 @@ fn hooks_run_when_they_should(context: &Context) -> Result<()> {
     };
     let ours: Vec<Vec<String>> = seen.iter().map(|(_, hooks)| post(hooks)).collect();
     let [start, end] = [r#"poststart "running""#, r#"poststop "stopped""#];
-    if ours != [&[][..], &[start], &[start, end], &[start, end]] {
+    if ours != [&[][..], &[start], &[start], &[start, end]] {
         bail!("after each step of ours {ours:?} have run");
     }
-    if post(&expected[3].1).last().is_none_or(|last| last != end) {
-        bail!("after the delete of runc's {:?} have run", expected[3].1);
+    Ok(())
+}
+
+/// A container that fails to be made is removed, and its hooks are told so.
+fn poststop_hooks_run_when_a_create_fails(context: &Context) -> Result<()> {
+    let seen = |runtime| -> Result<Vec<String>> {
+        let (bundle, log, mut spec) = with_hooks(context)?;
+        spec["hooks"]["createRuntime"] = json!([{"path": "/bin/false"}]);
+        bundle.write_config(&spec)?;
+        let container = Background::of(context, runtime, &bundle);
+        if container.begin("create", &[]).is_ok() {
+            bail!("{runtime}: a failing hook let the container be made");
+        }
+        container.say("state", &[])?.expect_error(&["does not exist"])?;
+        hooks_so_far(&log)
+    };
+    let (expected, ours) = (seen(RUNCS)?, seen(OURS)?);
+    let of_both = [r#"prestart "creating""#, r#"poststop "stopped""#];
+    if expected != of_both || ours != of_both {
+        bail!("of runc's {expected:?} have run, of ours {ours:?}");
     }
     Ok(())
 }

@@ -53,10 +53,11 @@ pub(crate) fn detached(options: &Options, id: &str, globals: &Globals, start: bo
         let home = Home::new(globals.root(), id)?;
         let settings = globals.settings()?;
         let bundle = options.directory()?;
-        let spec = Box::new(source::bundle(&bundle)?);
+        let mut spec = Box::new(source::bundle(&bundle)?);
         let console_socket = options.console_socket.clone();
         monitor::check_console(monitor::has_terminal(&spec), console_socket.as_deref(), true)?;
-        let reservation = home.reserve()?;
+        let mut reservation = home.reserve()?;
+        reservation.take_poststop(&mut spec, &bundle);
         globals.log.begin(Some(&monitor::log(reservation.home())))?;
         let cgroup = Placement::of(&spec, id, globals.systemd_cgroup);
         let announcement = options.announcement.clone();

@@ -348,6 +348,7 @@ mod tests {
             annotations: std::collections::HashMap::new(),
             process: json!({"args": ["init"], "cwd": "/", "terminal": true, "env": ["A=1"],
                 "user": {"uid": 5, "gid": 6, "additionalGids": [7]}}),
+            poststop: Vec::new(),
             monitor: ProcessId { pid: 1, start: 1 },
             foreground: false,
         };

@@ -67,8 +67,8 @@ pub(crate) fn live(
             }
             Err(error) => {
                 give_up(&sandbox).await;
-                // The directory goes with the reservation, and only after what is mounted in it.
-                drop(reservation);
+                // The directory goes only after what is mounted in it.
+                reservation.give_up().await;
                 Err(error)
             }
         };

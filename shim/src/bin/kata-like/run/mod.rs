@@ -144,7 +144,7 @@ fn run(mut arguments: Arguments, globals: &Globals) -> Result<u8> {
     config.machine.vcpus = arguments.vcpus.or(config.machine.vcpus);
     config.machine.memory_mib = arguments.memory_mib.or(config.machine.memory_mib);
     let settings = Settings::resolve(config)?;
-    let source = Source::open(&arguments.source)?;
+    let mut source = Source::open(&arguments.source)?;
     let id = arguments.name.clone().unwrap_or_else(generated_id);
     let cgroup = match &source {
         Source::Bundle(spec) => Some(Placement::of(spec, &id, globals.systemd_cgroup)),
@@ -154,15 +154,12 @@ fn run(mut arguments: Arguments, globals: &Globals) -> Result<u8> {
     // Before there is a second thread: it is the thread that gets the namespace.
     storage::private_mounts().context("are you root?")?;
     leftovers::remove(globals.root());
-    let reservation = home.reserve()?;
-    let scratch = Scratch::new(&id)?;
-    let keep = arguments.keep;
-    let status = live((settings, cgroup), source, (&scratch, &reservation), arguments);
-    if keep && status.is_ok() {
-        reservation.leave();
-    } else {
-        drop(reservation);
+    let mut reservation = home.reserve()?;
+    if let Source::Bundle(spec) = &mut source {
+        reservation.take_poststop(spec, &std::path::absolute(&arguments.source)?);
     }
+    let scratch = Scratch::new(&id)?;
+    let status = live((settings, cgroup), source, (&scratch, reservation), arguments);
     if let Err(error) = scratch.remove() {
         tracing::warn!("{error:#}");
     }
@@ -178,17 +175,23 @@ pub(crate) fn remove_abandoned() -> Result<()> {
 fn live(
     (settings, cgroup): (Settings, Option<Placement>),
     source: Source,
-    (scratch, reservation): (&Scratch, &Reservation),
+    (scratch, reservation): (&Scratch, Reservation),
     arguments: Arguments,
 ) -> Result<u8> {
+    let keep = arguments.keep;
     let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
     let status = runtime.block_on(async {
         let signals = signals::Signals::listen()?.insistent();
         let sandbox = monitor::launch(settings, reservation.home(), cgroup)?;
-        let run = foreground::run(&sandbox, source, (scratch, reservation), arguments, signals);
+        let run = foreground::run(&sandbox, source, (scratch, &reservation), arguments, signals);
         let status = run.await;
         monitor::keep_console(reservation.home());
         sandbox.stop().await;
+        if keep && status.is_ok() {
+            reservation.leave();
+        } else {
+            reservation.give_up().await;
+        }
         status
     });
     // A read of standard input may be under way, which only the user can end.

@@ -1,13 +1,14 @@
 //! The process that stands for a container: what it holds, and what happens when it does not answer.
 
 use super::container::{Container, WAITS, kata, say};
+use crate::bundle::config;
 use crate::command::{self, DEADLINE, Running};
 use crate::context::Context;
 use anyhow::{Context as _, Result, bail};
 use nix::libc;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt as _;
@@ -19,6 +20,7 @@ crate::cases!(
     descriptors_of_the_caller_stay_the_callers,
     a_stopped_monitor_holds_nobody_up,
     a_stopped_run_in_the_foreground_can_be_deleted,
+    poststop_hooks_run_at_the_delete_when_the_monitor_was_killed,
 );
 
 /// The caller's number of a descriptor that it leaves open.
@@ -134,6 +136,34 @@ fn a_stopped_run_in_the_foreground_can_be_deleted(context: &Context) -> Result<(
     container.say("delete", &["--force"])?.expect_code(0)?;
     running.finish(DEADLINE)?.expect_code(128 + Signal::SIGKILL as i32)?;
     container.say("state", &[])?.expect_error(&["does not exist"]).map(drop)
+}
+
+/// As with runc, where there is no such process, they are the delete's; they run once.
+fn poststop_hooks_run_at_the_delete_when_the_monitor_was_killed(context: &Context) -> Result<()> {
+    for force in [&[][..], &["--force"]] {
+        let mut spec = config(&["sh", "-c", WAITS]);
+        let container = Container::of(context, &spec)?;
+        let log = container.file("hooks.log");
+        let script = format!("echo ran >> {}", log.display());
+        spec["hooks"]["poststop"] =
+            json!([{"path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/bin"]}]);
+        container.bundle.write_config(&spec)?;
+        container.run()?;
+        let monitor = Pid::from_raw(container.pid()?);
+        kill(monitor, Signal::SIGKILL)?;
+        gone(monitor)?;
+        container.wait_for_status("stopped")?;
+        if log.exists() {
+            bail!("a hook ran before the delete");
+        }
+        container.say("delete", force)?.expect_code(0)?;
+        container.say("delete", &["--force"])?.expect_code(0)?;
+        let ran = fs::read_to_string(&log).unwrap_or_default();
+        if ran != "ran\n" {
+            bail!("after the delete {force:?} the hook has written {ran:?}");
+        }
+    }
+    Ok(())
 }
 
 /// Waits until a process is gone, or a zombie that nobody waits for.
