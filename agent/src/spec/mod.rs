@@ -84,7 +84,7 @@ pub fn adapt_container(spec: &mut Spec, id: &str) -> Result<Own, InvalidSpec> {
     spec.set_hooks(None);
     spec.set_process(Some(process));
     let (devices, hooks) = (devices.unwrap_or_default(), hooks.unwrap_or_default());
-    let late_limits = linux.resources_mut().as_mut().map(take_cpu_limits).unwrap_or_default();
+    let late_limits = linux.resources_mut().as_mut().map(take_late_limits).unwrap_or_default();
     spec.set_linux(Some(linux));
     Ok(Own { privileges, devices, sysctls, late_limits, hooks })
 }
@@ -123,15 +123,17 @@ fn inherit(process: &mut Process, init: &Process) {
     }
 }
 
-/// Limits of processor time: within a small one libcontainer would take minutes to make the container.
-fn take_cpu_limits(resources: &mut LinuxResources) -> LinuxResources {
+/// Limits of processor time and of processes: within small ones libcontainer, which takes two processes for it, would
+/// not make the container, or take minutes.
+fn take_late_limits(resources: &mut LinuxResources) -> LinuxResources {
     let mut taken = LinuxResources::default();
     taken.set_devices(None);
-    taken.set_cpu(resources.cpu().clone());
-    resources.set_cpu(None);
+    taken.set_cpu(resources.cpu().clone()).set_pids(*resources.pids());
+    resources.set_cpu(None).set_pids(None);
     if let Some(unified) = resources.unified().clone() {
-        let (cpu, rest) = unified.into_iter().partition(|(name, _)| name.starts_with("cpu."));
-        taken.set_unified(Some(cpu));
+        let is_late = |name: &str| name.starts_with("cpu.") || name.starts_with("pids.");
+        let (late, rest) = unified.into_iter().partition(|(name, _)| is_late(name));
+        taken.set_unified(Some(late));
         resources.set_unified(Some(rest));
     }
     taken
@@ -249,6 +251,29 @@ mod tests {
         let left = spec.linux().as_ref().unwrap();
         assert_eq!(left.sysctl().as_ref().unwrap().len(), 1);
         assert_eq!(own.devices.len(), 1);
+    }
+
+    #[test]
+    fn limits_that_hinder_the_making_come_last() {
+        let mut spec = spec();
+        let linux = serde_json::json!({ "resources": {
+            "cpu": {"quota": 1000}, "pids": {"limit": 0}, "memory": {"limit": 1 << 30},
+            "unified": {"cpu.idle": "1", "pids.max": "1", "memory.high": "max"},
+        }});
+        spec.set_linux(Some(serde_json::from_value(linux).unwrap()));
+        let late = adapt_container(&mut spec, "c1").unwrap().late_limits;
+        let left = spec.linux().as_ref().unwrap().resources().clone().unwrap();
+        assert!(left.cpu().is_none() && left.pids().is_none() && left.memory().is_some());
+        assert!(late.memory().is_none());
+        assert_eq!(late.cpu().as_ref().unwrap().quota(), Some(1000));
+        assert_eq!(late.pids().unwrap().limit(), 0);
+        let names = |resources: &LinuxResources| {
+            let mut names: Vec<_> = resources.unified().clone().unwrap().into_keys().collect();
+            names.sort_unstable();
+            names
+        };
+        assert_eq!(names(&late), ["cpu.idle", "pids.max"]);
+        assert_eq!(names(&left), ["memory.high"]);
     }
 
     #[test]

@@ -4,9 +4,10 @@
 //! as runc words them, since containerd's and Docker's users (and their scripts) know those.
 
 use crate::io::stdio;
+use crate::spec::limits::Limits;
 use crate::spec::privileges::Privileges;
 use crate::spec::seccomp;
-use crate::work::job::{Failure, FailureKind};
+use crate::work::job::{Failure, FailureKind, chain};
 use crate::work::start_hooks;
 use crate::work::users::Users;
 use libcontainer::container::State;
@@ -17,7 +18,7 @@ use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
 use nix::unistd::{AccessFlags, chdir, execve, faccessat, getcwd};
 use oci_spec::runtime::{Hook, Spec};
 use std::ffi::CString;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -41,6 +42,8 @@ struct Inner {
 pub struct NewProcess {
     /// What it is reduced to.
     pub privileges: Privileges,
+    /// What it may use.
+    pub limits: Limits,
     /// Who it is to be, where libcontainer does not see to that.
     pub users: Option<Users>,
     /// For a container's first process.
@@ -125,6 +128,7 @@ impl GuestExecutor {
             set_signals(SigHandler::SigDfl);
             return self.confine();
         }
+        self.let_go_of_the_rest();
         self.confine()?;
         start_hooks::run(hooks, state, environment(spec))?;
         // A hook need not read what it is told, so this comes after.
@@ -132,8 +136,21 @@ impl GuestExecutor {
         Ok(())
     }
 
-    /// Installs the filter; the capabilities that it took are given up.
+    /// Closes what made the process and its program won't have: hooks need descriptors within its limit.
+    fn let_go_of_the_rest(&self) {
+        let report = self.0.report.as_raw_fd() as u32;
+        for (first, last) in [(3, report.saturating_sub(1)), (report + 1, u32::MAX)] {
+            if first <= last {
+                // SAFETY: touches no memory. The objects that own those descriptors are not used again, and dropping
+                // them closes nothing: until this process ends it opens no descriptor for longer than a hook takes.
+                unsafe { libc::close_range(first, last, 0) };
+            }
+        }
+    }
+
+    /// Sets the limits and installs the filter; the capabilities that it took are given up.
     fn confine(&self) -> Result<(), String> {
+        self.0.process.limits.set().map_err(|e| chain(&e))?;
         let Privileges { filters, reduce_to, .. } = &self.0.process.privileges;
         let capabilities = |error| format!("setting capabilities: {error}");
         if let Some(sets) = reduce_to {

@@ -9,7 +9,7 @@ use crate::spec::dev_nodes;
 use crate::spec::device_rules;
 use crate::spec::id_maps;
 use crate::spec::late_mounts::LateMounts;
-use crate::spec::limits;
+use crate::spec::limits::{LimitError, Limits};
 use crate::spec::{self, Own};
 use crate::work::executor::{First, GuestExecutor, NewProcess};
 use crate::work::job::{
@@ -122,9 +122,10 @@ fn prepare(job: &Job) -> Result<Plan, Failure> {
     let mut spec: Spec = load(Path::new(SPEC_FILE))?;
     let Some(directory) = &job.process else {
         let own = spec::adapt_container(&mut spec, &job.container_id)?;
-        if let Some(process) = spec.process_mut() {
-            set_limits(process, job)?;
-        }
+        let limits = match spec.process_mut() {
+            Some(process) => take_limits(process, job)?,
+            None => Limits::default(),
+        };
         if let Some(root) = spec.root() {
             dev_nodes::make_way(&spec, root.path())
                 .map_err(|e| Failure::internal("clearing /dev", &e))?;
@@ -140,7 +141,7 @@ fn prepare(job: &Job) -> Result<Plan, Failure> {
         let terminal = has_terminal(spec.process().as_ref());
         let container = Some(Container { devices, mounts, late_limits, moved });
         return Ok(Plan {
-            process: NewProcess { privileges, users: None, first },
+            process: NewProcess { privileges, limits, users: None, first },
             terminal,
             container,
         });
@@ -148,7 +149,7 @@ fn prepare(job: &Job) -> Result<Plan, Failure> {
     let file = Path::new(directory).join(PROCESS_FILE);
     let mut process: Process = load(&file)?;
     let privileges = spec::adapt_process(&mut process, &spec)?;
-    set_limits(&mut process, job)?;
+    let limits = take_limits(&mut process, job)?;
     // In the container's pid namespace it is in sight of the container's root before it is one of its processes.
     nix::sys::prctl::set_dumpable(false)
         .map_err(|e| Failure::internal("closing its memory to others", &e))?;
@@ -161,13 +162,16 @@ fn prepare(job: &Job) -> Result<Plan, Failure> {
     };
     store(&file, &process)?;
     let terminal = has_terminal(Some(&process));
-    let process = NewProcess { privileges, users, first: None };
+    let process = NewProcess { privileges, limits, users, first: None };
     Ok(Plan { process, terminal, container: None })
 }
 
-fn set_limits(process: &mut Process, job: &Job) -> Result<(), Failure> {
-    limits::complete(process, &job.limits);
-    limits::make_room(process).map_err(|e| Failure::internal("raising the limits", &e))
+fn take_limits(process: &mut Process, job: &Job) -> Result<Limits, Failure> {
+    let invalid =
+        |error: LimitError| Failure { kind: FailureKind::Invalid, message: chain(&error) };
+    let limits = Limits::take_over(process, &job.limits).map_err(invalid)?;
+    limits.make_room().map_err(invalid)?;
+    Ok(limits)
 }
 
 fn has_terminal(process: Option<&Process>) -> bool {
