@@ -23,6 +23,7 @@ pub mod vm;
 
 pub use error::{Error, Result};
 pub use guest::agent::{self, Process};
+pub use guest::limits;
 #[doc(hidden)]
 pub use guest::log as guest_log;
 pub use host::blocking::blocking;

@@ -23,6 +23,9 @@ const ALL: [(Kind, Resource); 16] = [
     (Kind::RlimitRttime, Resource::Rttime),
 ];
 
+/// The most open files that the guest's kernel takes a limit of (`fs.nr_open`).
+pub const MOST_FILES: u64 = 1 << 30;
+
 /// All of them, as the runtime-spec has them.
 pub fn own() -> Vec<PosixRlimit> {
     ALL.iter().filter_map(|(kind, resource)| limit(*kind, *resource)).collect()

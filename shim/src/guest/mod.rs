@@ -2,7 +2,7 @@
 
 pub mod agent;
 pub(crate) mod clock;
-mod limits;
+pub mod limits;
 #[doc(hidden)]
 pub mod log;
 pub(crate) mod paths;

@@ -15,7 +15,9 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use nix::fcntl::OFlag;
 use nix::unistd::pipe2;
+use oci_spec::runtime::{PosixRlimit, PosixRlimitType};
 use sandbox::event::Exit;
+use sandbox::limits;
 use sandbox::vm::Control;
 use serde_json::{Value, json};
 use std::fs::File;
@@ -241,7 +243,9 @@ fn process(arguments: &Arguments, record: &Record) -> Result<Value> {
     if let Some(path) = &arguments.process {
         let text = std::fs::read(path).with_context(|| path.display().to_string())?;
         let process = serde_json::from_slice(&text).with_context(|| path.display().to_string())?;
-        return whole(process);
+        let mut process = whole(process)?;
+        inherit_limits(&mut process, &record.process, &limits::own());
+        return Ok(process);
     }
     if arguments.command.is_empty() {
         bail!("exec args cannot be empty");
@@ -271,7 +275,27 @@ fn process(arguments: &Arguments, record: &Record) -> Result<Value> {
     if arguments.no_new_privs {
         process["noNewPrivileges"] = true.into();
     }
+    inherit_limits(&mut process, &record.process, &limits::own());
     Ok(process)
+}
+
+/// The limits of a process that has none are those of its container's; what is not named is as this process has it.
+fn inherit_limits(process: &mut Value, containers: &Value, own: &[PosixRlimit]) {
+    let of = |process: &Value| process["rlimits"].as_array().filter(|all| !all.is_empty()).cloned();
+    let mut limits = of(process).or_else(|| of(containers)).unwrap_or_default();
+    for limit in own {
+        let kind = json!(limit.typ());
+        if limits.iter().any(|named| named["type"] == kind) {
+            continue;
+        }
+        let most = match limit.typ() {
+            PosixRlimitType::RlimitNofile => limits::MOST_FILES,
+            _ => u64::MAX,
+        };
+        let (soft, hard) = (limit.soft().min(most), limit.hard().min(most));
+        limits.push(json!({"type": kind, "soft": soft, "hard": hard}));
+    }
+    process["rlimits"] = limits.into();
 }
 
 /// A `process` from a file: what Go's zero values are for is filled in, what must be there is checked, as runc does.
@@ -352,7 +376,9 @@ mod tests {
             monitor: ProcessId { pid: 1, start: 1 },
             foreground: false,
         };
-        process(&arguments, &record)
+        let mut process = process(&arguments, &record)?;
+        process.as_object_mut().unwrap().remove("rlimits").unwrap();
+        Ok(process)
     }
 
     #[test]
@@ -395,6 +421,26 @@ mod tests {
     fn a_user_without_a_group_keeps_the_containers() {
         let process = asked(&["-u", "1", "c", "id"]).unwrap();
         assert_eq!(process["user"], json!({"uid": 1, "gid": 6, "additionalGids": [7]}));
+    }
+
+    #[test]
+    fn limits_are_the_process_s_or_its_container_s_and_otherwise_the_caller_s() {
+        let limit =
+            |kind: &str, hard: u64| json!({"type": kind, "soft": hard.min(9), "hard": hard});
+        let own = json!([limit("RLIMIT_CORE", 1), limit("RLIMIT_NOFILE", u64::MAX)]);
+        let own: Vec<PosixRlimit> = serde_json::from_value(own).unwrap();
+        let container = json!({"rlimits": [limit("RLIMIT_CORE", 2)]});
+        let after = |mut process: Value| {
+            inherit_limits(&mut process, &container, &own);
+            process["rlimits"].clone()
+        };
+        let files = limit("RLIMIT_NOFILE", 1 << 30);
+        for none in [json!({}), json!({"rlimits": null}), json!({"rlimits": []})] {
+            assert_eq!(after(none), json!([limit("RLIMIT_CORE", 2), files]));
+        }
+        let named = json!([limit("RLIMIT_CPU", 3), limit("RLIMIT_NOFILE", 4)]);
+        let all = json!([named[0], named[1], limit("RLIMIT_CORE", 1)]);
+        assert_eq!(after(json!({"rlimits": named})), all);
     }
 
     #[test]

@@ -17,6 +17,7 @@ crate::cases!(
     lists_and_states_are_laid_out_as_runcs,
     events_have_runcs_members_in_their_order,
     what_cannot_be_done_is_told_as_runc_tells_it,
+    an_exec_has_the_limits_of_its_caller_where_none_are_named,
 );
 
 /// Both, by the program's name.
@@ -299,6 +300,26 @@ fn what_cannot_be_done_is_told_as_runc_tells_it(context: &Context) -> Result<()>
     let said = sides[1].say(&["run", "ID"])?.expect_code(0)?.text();
     if said != "kata-like" {
         bail!("a container of the spec said {said:?}");
+    }
+    Ok(())
+}
+
+fn an_exec_has_the_limits_of_its_caller_where_none_are_named(context: &Context) -> Result<()> {
+    let mut config = waits();
+    config["process"]["rlimits"] =
+        json!([{"type": "RLIMIT_STACK", "soft": 1 << 20, "hard": 1 << 20}]);
+    let sides = Side::both(context, &config)?;
+    let mut told = Vec::new();
+    for side in &sides {
+        side.create()?;
+        let mut exec = Command::new("sh");
+        exec.args(["-c", "ulimit -n 300; ulimit -s 2048; ulimit -c 7; exec \"$0\" \"$@\""]);
+        exec.arg(side.runtime).arg("--root").arg(&side.root);
+        exec.args(["exec", &side.container.id, "sh", "-c", "ulimit -n; ulimit -s; ulimit -c"]);
+        told.push(command::output(&mut exec)?.expect_code(0)?.text());
+    }
+    if told != ["300\n1024\n7"; 2] {
+        bail!("runc and kata-like give an exec the limits {told:?}");
     }
     Ok(())
 }
