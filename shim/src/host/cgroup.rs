@@ -70,8 +70,10 @@ pub struct Limits {
     pub memory: Option<u64>,
     /// Microseconds of processor time, and of the period for which they are.
     pub cpu: Option<(u64, u64)>,
-    /// As `linux.resources.cpu.shares`.
-    pub shares: Option<u64>,
+    /// From 1 to 10,000; more is the most.
+    pub weight: Option<u64>,
+    /// Whether it runs only when nobody else does.
+    pub idle: Option<bool>,
 }
 
 /// What a clean-up after a crash needs to know of a cgroup.
@@ -353,24 +355,45 @@ fn as_files(limits: &Limits) -> Result<LinuxResources, oci_spec::OciSpecError> {
             None => "max".into(),
         },
     );
-    if let Some(shares) = limits.shares {
-        set("cpu.weight", weight(shares).to_string());
+    // One that is idle takes no weight.
+    if let Some(weight) = limits.weight
+        && limits.idle != Some(true)
+    {
+        set("cpu.weight", weight.clamp(1, MOST_WEIGHT).to_string());
     }
-    LinuxResourcesBuilder::default().unified(files).build()
+    // Set before the files.
+    let mut cpu = LinuxCpuBuilder::default();
+    if let Some(idle) = limits.idle {
+        cpu = cpu.idle(i64::from(idle));
+    }
+    LinuxResourcesBuilder::default().cpu(cpu.build()?).unified(files).build()
 }
 
-/// The weight for so many shares, as newer runc, crun and systemd's own manager have it: 1024 are 100.
-fn weight(shares: u64) -> u64 {
-    const MOST: u64 = 10_000;
+const MOST_WEIGHT: u64 = 10_000;
+const MOST_SHARES: u64 = 262_144;
+
+/// The weight for so many shares, as newer runc, crun and systemd's own manager have it: 1024 are 100. None: 0.
+pub fn weight(shares: u64) -> u64 {
     match shares {
-        0..=2 => 1,
-        262_144.. => MOST,
+        0 => 0,
+        1..=2 => 1,
+        MOST_SHARES.. => MOST_WEIGHT,
         _ => {
             let log = (shares as f64).log2();
             let exponent = (log * log + 125.0 * log) / 612.0 - 7.0 / 34.0;
-            (10f64.powf(exponent).ceil() as u64).min(MOST)
+            (10f64.powf(exponent).ceil() as u64).min(MOST_WEIGHT)
         }
     }
+}
+
+/// The fewest shares that are worth a weight: the manager for systemd takes no weights.
+fn shares(weight_wanted: u64) -> u64 {
+    let (mut too_few, mut enough) = (0, MOST_SHARES);
+    while enough - too_few > 1 {
+        let middle = u64::midpoint(too_few, enough);
+        if weight(middle) < weight_wanted { too_few = middle } else { enough = middle }
+    }
+    enough
 }
 
 /// For the unit's properties.
@@ -381,8 +404,8 @@ fn as_resources(limits: &Limits) -> Result<LinuxResources, oci_spec::OciSpecErro
     if let Some((quota, period)) = limits.cpu {
         cpu = cpu.quota(number(quota)).period(period);
     }
-    if let Some(shares) = limits.shares {
-        cpu = cpu.shares(shares);
+    if let Some(weight) = limits.weight {
+        cpu = cpu.shares(shares(weight));
     }
     LinuxResourcesBuilder::default().memory(memory).cpu(cpu.build()?).build()
 }

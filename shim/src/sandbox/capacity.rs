@@ -16,15 +16,15 @@ use std::sync::Arc;
 /// What the guest itself needs besides the memory that its containers are promised, MiB.
 const GUEST_MIB: u64 = 64;
 
-/// The shares of a container that names none.
-const DEFAULT_SHARES: u64 = 1024;
+/// The weight of a container that names none.
+const DEFAULT_WEIGHT: u64 = 100;
 
 /// The kernel's period of a CPU quota, microseconds, where none is named.
 const PERIOD: u64 = 100_000;
 
 /// The least part of a processor that the host leaves a sandbox, as one over this: the guest enforces smaller quotas,
 /// and has to answer within the agent's deadlines all the same.
-const LEAST_CPU: u64 = 5;
+const LEAST_CPU: u64 = 10;
 
 /// What our processes need of the host's memory besides the guest's, MiB; and of page tables and the like, one over
 /// this part of the guest's.
@@ -51,7 +51,9 @@ pub(super) struct Limits {
     memory: u64,
     quota: u64,
     period: u64,
-    shares: u64,
+    weight: u64,
+    /// Whether it is to run only when nobody else does, if that was said.
+    idle: Option<bool>,
 }
 
 impl Limits {
@@ -64,7 +66,26 @@ impl Limits {
         if let Some(cpu) = to.cpu() {
             self.quota = cpu.quota().map_or(self.quota, positive);
             self.period = cpu.period().unwrap_or(self.period);
-            self.shares = cpu.shares().unwrap_or(self.shares);
+            self.weight = cpu.shares().map_or(self.weight, cgroup::weight);
+            self.idle = cpu.idle().map_or(self.idle, |idle| Some(idle == 1));
+        }
+        let unified = to.unified().iter().flatten();
+        unified.fold(self, |limits, (file, value)| limits.with_file(file, value.trim()))
+    }
+
+    /// With what a file of the cgroup says, by which the guest goes; not with what it will refuse.
+    fn with_file(mut self, file: &str, value: &str) -> Self {
+        let number = |text: &str| if text == "max" { Some(0) } else { text.parse().ok() };
+        match file {
+            "memory.max" => self.memory = number(value).unwrap_or(self.memory),
+            "cpu.max" => {
+                let mut words = value.split_whitespace();
+                self.quota = words.next().and_then(number).unwrap_or(self.quota);
+                self.period = words.next().and_then(number).unwrap_or(self.period);
+            }
+            "cpu.weight" => self.weight = value.parse().unwrap_or(self.weight),
+            "cpu.idle" => self.idle = Some(value == "1"),
+            _ => {}
         }
         self
     }
@@ -154,8 +175,8 @@ impl Capacity {
                 PERIOD,
             )),
         };
-        let shares = all().any(|l| l.shares > 0).then(|| {
-            let default = |l: &Limits| if l.shares == 0 { DEFAULT_SHARES } else { l.shares };
+        let weight = all().any(|l| l.weight > 0).then(|| {
+            let default = |l: &Limits| if l.weight == 0 { DEFAULT_WEIGHT } else { l.weight };
             all().map(default).fold(0, u64::saturating_add)
         });
         cgroup::Limits {
@@ -163,7 +184,8 @@ impl Capacity {
             cpu: cpu
                 .filter(|_| all().all(|l| l.quota > 0))
                 .map(|(quota, period)| (quota.max(period / LEAST_CPU), period)),
-            shares,
+            weight,
+            idle: all().any(|l| l.idle.is_some()).then(|| all().all(|l| l.idle == Some(true))),
         }
     }
 }
@@ -328,23 +350,50 @@ mod tests {
         let one = cgroup::Limits {
             memory: mib(256 + 4 + 64),
             cpu: Some((75_000, 50_000)),
-            shares: Some(512),
+            weight: Some(59),
+            idle: None,
         };
         assert_eq!(host(&[limited]), one);
         let two = cgroup::Limits {
             memory: mib(384 + 6 + 64),
             cpu: Some((300_000, 100_000)),
-            shares: Some(1024),
+            weight: Some(2 * 59),
+            idle: None,
         };
         assert_eq!(host(&[limited, limited]), two);
         // One without limits: there is none for both.
         let mixed = host(&[limited, "{}"]);
         assert_eq!(
-            (mixed.memory, mixed.cpu, mixed.shares),
-            (mib(256 + 4 + 64), None, Some(512 + 1024))
+            (mixed.memory, mixed.cpu, mixed.weight),
+            (mib(256 + 4 + 64), None, Some(59 + 100))
         );
         let tiny = host(&[r#"{"cpu": {"quota": 1000, "period": 100000}}"#]);
-        assert_eq!(tiny.cpu, Some((20_000, 100_000)), "the guest sees to the rest");
+        assert_eq!(tiny.cpu, Some((10_000, 100_000)), "the guest sees to the rest");
+        let idle = r#"{"cpu": {"idle": 1}}"#;
+        assert_eq!(host(&[idle]).idle, Some(true));
+        assert_eq!(host(&[idle, "{}"]).idle, Some(false));
+    }
+
+    #[test]
+    fn files_of_the_cgroup_count_as_what_they_stand_for() {
+        let changed = |json| Limits::default().changed(&serde_json::from_str(json).unwrap());
+        let files = changed(
+            r#"{"memory": {"limit": 9}, "cpu": {"quota": 9, "shares": 9, "idle": 0}, "unified": {
+                "memory.max": "41943040", "cpu.max": "5000 50000", "cpu.weight": "42", "cpu.idle": "1"}}"#,
+        );
+        let expected = Limits {
+            memory: 41_943_040,
+            quota: 5000,
+            period: 50_000,
+            weight: 42,
+            idle: Some(true),
+        };
+        assert_eq!(files, expected);
+        let none = changed(
+            r#"{"memory": {"limit": 9}, "cpu": {"quota": 9, "period": 8},
+                "unified": {"memory.max": "max", "cpu.max": "max", "cpu.weight": "much"}}"#,
+        );
+        assert_eq!(none, Limits { period: 8, ..Limits::default() });
     }
 
     #[test]
@@ -352,7 +401,7 @@ mod tests {
         let change = |limits: Limits, json| limits.changed(&serde_json::from_str(json).unwrap());
         let limits = change(Limits::default(), r#"{"cpu": {"quota": 1000, "period": 500}}"#);
         let limits = change(limits, r#"{"memory": {"limit": 7}, "cpu": {"quota": 2000}}"#);
-        assert_eq!(limits, Limits { memory: 7, quota: 2000, period: 500, shares: 0 });
+        assert_eq!(limits, Limits { memory: 7, quota: 2000, period: 500, ..Limits::default() });
         assert_eq!(change(limits, r#"{"memory": {"limit": -1}}"#).memory, 0);
     }
 

@@ -43,11 +43,20 @@ fn a_cgroup_that_is_in_use_or_frozen_is_refused() {
 
 #[test]
 fn limits_as_files_and_as_properties() {
-    let limits = Limits { memory: Some(7 << 20), cpu: Some((50_000, 100_000)), shares: Some(1024) };
+    let limits = Limits {
+        memory: Some(7 << 20),
+        cpu: Some((50_000, 100_000)),
+        weight: Some(100),
+        idle: Some(false),
+    };
     let files = as_files(&limits).unwrap().unified().clone().unwrap();
     let file = |name: &str| files[name].as_str();
     assert_eq!((file("memory.max"), file("cpu.max")), ("7340032", "50000 100000"));
     assert_eq!(file("cpu.weight"), "100");
+    let idle = |limits: &Limits| as_files(limits).unwrap().cpu().as_ref().unwrap().idle();
+    assert_eq!((idle(&limits), idle(&Limits::default())), (Some(0), None));
+    let idle = as_files(&Limits { idle: Some(true), ..limits }).unwrap().unified().clone().unwrap();
+    assert!(!idle.contains_key("cpu.weight"), "the kernel takes none then");
     let none = as_files(&Limits::default()).unwrap().unified().clone().unwrap();
     assert_eq!((none["memory.max"].as_str(), none["cpu.max"].as_str()), ("max", "max"));
     assert!(!none.contains_key("cpu.weight"));
@@ -57,9 +66,18 @@ fn limits_as_files_and_as_properties() {
     let cpu = resources.cpu().clone().unwrap();
     assert_eq!(
         (cpu.quota(), cpu.period(), cpu.shares()),
-        (Some(50_000), Some(100_000), Some(1024))
+        (Some(50_000), Some(100_000), Some(shares(100)))
     );
     assert_eq!(as_resources(&Limits::default()).unwrap().memory().unwrap().limit(), Some(-1));
+}
+
+#[test]
+fn shares_and_weights_lead_to_each_other() {
+    assert_eq!([0, 1, 2, 1024, 262_144, u64::MAX].map(weight), [0, 1, 1, 100, 10_000, 10_000]);
+    for wanted in 1..=10_000 {
+        assert_eq!(weight(shares(wanted)), wanted);
+    }
+    assert_eq!(shares(u64::MAX), MOST_SHARES);
 }
 
 #[test]
