@@ -307,8 +307,12 @@ fn plan_namespaces(linux: &mut Linux) -> Result<()> {
         if let Some(path) = namespace.path()
             && !matches!(namespace.typ(), Network | Ipc | Uts | Time)
         {
+            let instead = match namespace.typ() {
+                User => "; with uidMappings and gidMappings beside it there would be one like it",
+                _ => "",
+            };
             return Err(Error::InvalidArgument(format!(
-                "config.json: the guest can't join the host's {} namespace {}",
+                "config.json: the guest can't join the host's {} namespace {}{instead}",
                 namespace.typ(),
                 path.display()
             )));

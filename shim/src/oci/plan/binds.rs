@@ -78,7 +78,14 @@ impl Binds {
             Error::InvalidArgument(format!("config.json: the bind mount on {to} has no source"))
         })?;
         let owners = owners(mount, mapped)?;
-        if let (Some(below), None) = (self.below_root(&source), &owners) {
+        if let Some(below) = self.below_root(&source) {
+            // What the container mounts there the host does not see, and links on the way are the image's.
+            if owners.is_some() {
+                let to = mount.destination().display();
+                return Err(Error::InvalidArgument(format!(
+                    "config.json: the mount on {to}: a source in the container's own root can't have mappings of ids"
+                )));
+            }
             mount.set_source(Some(guest_paths::rootfs(&self.id).join(below)));
             return Ok(());
         }

@@ -224,6 +224,7 @@ fn owners_of_a_bind_are_mapped_on_the_host() {
     let mapping = |id: u32| json!([{"containerID": 0, "hostID": id, "size": 10}]);
     let owners = |mount: serde_json::Value| {
         let spec = spec(|v| {
+            v["root"]["path"] = "/bundle/rootfs".into();
             v["mounts"] = json!([mount]);
             v["linux"]["namespaces"] = json!([{"type": "user"}, {"type": "mount"}]);
             v["linux"]["uidMappings"] = mapping(7);
@@ -242,6 +243,10 @@ fn owners_of_a_bind_are_mapped_on_the_host() {
     assert!(owners(own.clone()).unwrap_err().to_string().contains("/d"));
     own["gidMappings"] = mapping(9);
     assert_eq!(owners(own).unwrap(), 9);
+    let mut inside = with(&["bind", "idmap"]);
+    inside["source"] = "/bundle/rootfs/mnt".into();
+    let refused = owners(inside).unwrap_err().to_string();
+    assert!(refused.contains("the mount on /d") && refused.contains("own root"), "{refused}");
 }
 
 #[test]
@@ -347,7 +352,8 @@ fn a_user_namespace_of_the_hosts_is_one_of_the_same_mappings() {
     });
     assert_eq!(out["linux"]["namespaces"], json!([{"type": "user"}, {"type": "mount"}]));
     let refused = container("c1", spec(|v| v["linux"]["namespaces"] = path)).unwrap_err();
-    assert!(refused.to_string().contains("user namespace /proc/1/ns/user"), "{refused}");
+    let words = ["user namespace /proc/1/ns/user", "uidMappings and gidMappings"];
+    assert!(words.iter().all(|words| refused.to_string().contains(words)), "{refused}");
 }
 
 #[test]
