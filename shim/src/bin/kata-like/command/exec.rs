@@ -362,9 +362,8 @@ mod tests {
     use crate::parsed::parsed;
     use sandbox::persist::ProcessId;
 
-    fn asked(words: &[&str]) -> Result<Value> {
-        let arguments = parsed(words)?;
-        let record = Record {
+    fn record() -> Record {
+        Record {
             oci_version: "1.2.0".into(),
             bundle: "/b".into(),
             rootfs: "/b/rootfs".into(),
@@ -375,8 +374,11 @@ mod tests {
             poststop: Vec::new(),
             monitor: ProcessId { pid: 1, start: 1 },
             foreground: false,
-        };
-        let mut process = process(&arguments, &record)?;
+        }
+    }
+
+    fn asked(words: &[&str]) -> Result<Value> {
+        let mut process = process(&parsed(words)?, &record())?;
         process.as_object_mut().unwrap().remove("rlimits").unwrap();
         Ok(process)
     }
@@ -415,6 +417,28 @@ mod tests {
             (&json!(true), &json!(true))
         );
         assert_eq!(process["cwd"], "/x");
+    }
+
+    /// As runc's main branch: also to the ambient set if there is an inheritable one, whatever is in that.
+    #[test]
+    fn capabilities_are_added_to_the_sets_that_runc_adds_them_to() {
+        let sets = |sets: Value| {
+            let arguments = parsed(&["--cap", "CAP_KILL", "c", "sh"]).unwrap();
+            let mut record = record();
+            record.process["capabilities"] = sets;
+            process(&arguments, &record).unwrap()["capabilities"].clone()
+        };
+        let kill = json!(["CAP_KILL"]);
+        let three = json!({"bounding": kill, "effective": kill, "permitted": kill});
+        assert_eq!(sets(json!({})), three);
+        assert_eq!(sets(Value::Null), three);
+        for inheritable in [json!([]), json!(["CAP_SYSLOG"])] {
+            let mut expected = three.clone();
+            expected["inheritable"] = inheritable.clone();
+            expected["ambient"] = json!(["CAP_CHOWN", "CAP_KILL"]);
+            let own = json!({"inheritable": inheritable, "ambient": ["CAP_CHOWN"]});
+            assert_eq!(sets(own), expected);
+        }
     }
 
     #[test]
