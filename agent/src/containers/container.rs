@@ -84,7 +84,7 @@ impl Container {
     pub fn status(&self) -> ContainerStatus {
         match (self.init.exit(), *lock(&self.started)) {
             (Some(_), _) => ContainerStatus::STOPPED,
-            (None, true) if *lock(&self.paused) => ContainerStatus::PAUSED,
+            (None, _) if *lock(&self.paused) => ContainerStatus::PAUSED,
             (None, true) => ContainerStatus::RUNNING,
             (None, false) => ContainerStatus::CREATED,
         }
@@ -96,7 +96,7 @@ impl Container {
     /// [`AgentError::WrongState`] unless it waits for that.
     pub fn start(&self) -> Result<(), AgentError> {
         let mut started = lock(&self.started);
-        if *started || self.init.exit().is_some() {
+        if *started || *lock(&self.paused) || self.init.exit().is_some() {
             return Err(AgentError::WrongState(format!(
                 "container {:?} is not in state created",
                 self.id
@@ -111,14 +111,14 @@ impl Container {
     /// Stops all processes, or lets them go on; returns when that has happened. Blocks.
     ///
     /// # Errors
-    /// [`AgentError::WrongState`] unless it runs, or is paused; a process does not stop.
+    /// [`AgentError::WrongState`] unless it waits for its start, runs, or is paused; a process does not stop.
     pub fn set_paused(&self, paused: bool) -> Result<(), AgentError> {
         let (from, what) = if paused {
-            (ContainerStatus::RUNNING, "running")
+            (&[ContainerStatus::CREATED, ContainerStatus::RUNNING][..], "running")
         } else {
-            (ContainerStatus::PAUSED, "paused")
+            (&[ContainerStatus::PAUSED][..], "paused")
         };
-        if self.status() != from {
+        if !from.contains(&self.status()) {
             return Err(AgentError::WrongState(format!("container {:?} is not {what}", self.id)));
         }
         let done = Cgroup::of(&self.id).set_frozen(paused);

@@ -162,25 +162,35 @@ impl Sandbox {
                 return Err(Error::FailedPrecondition("process not created".into()));
             }
             // What waits there for the start is the first process of its pid namespace, which nothing else ends.
-            Phase::Created if ENDS.contains(&signal.cast_signed()) => libc::SIGKILL as u32,
+            Phase::Created | Phase::Paused { started: false }
+                if ENDS.contains(&signal.cast_signed()) =>
+            {
+                libc::SIGKILL as u32
+            }
             _ => signal,
         };
         self.agent().await?.signal(id, exec, signal, all && exec.is_empty()).await
     }
 
-    /// Stops every process of a running container where it is, or lets them go on.
+    /// Stops every process of a created or running container where it is, or lets them go on.
     ///
     /// # Errors
-    /// [`Error::NotFound`], it is not running, or not paused, or the agent fails.
+    /// [`Error::NotFound`], it has ended, or is not paused, or the agent fails.
     pub async fn set_paused(&self, id: &str, pause: bool) -> Result<()> {
         self.table().pausing(id, pause)?;
         let (sandbox, id) = (self.clone(), id.to_owned());
         Self::detached(async move {
-            let agent = sandbox.agent().await?;
-            let done = if pause { agent.pause(&id).await } else { agent.resume(&id).await };
-            done.map_err(named(if pause { "pause" } else { "resume" }))?;
-            sandbox.table().paused(&id, pause);
-            Ok(())
+            let done = async {
+                let agent = sandbox.agent().await?;
+                let done = if pause { agent.pause(&id).await } else { agent.resume(&id).await };
+                done.map_err(named(if pause { "pause" } else { "resume" }))
+            };
+            let done = done.await;
+            match done {
+                Ok(()) => sandbox.table().paused(&id, pause),
+                Err(_) => sandbox.table().not_paused(&id),
+            }
+            done
         })
         .await
     }

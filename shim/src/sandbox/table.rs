@@ -8,7 +8,7 @@
 //!                         └──────────────── exit ──────────────────┘
 //! ```
 //!
-//! A running container may be Paused, and then Running again; it may end in either.
+//! A created or running container may be Paused, and then be again what it was; it may end in any of these.
 //!
 //! A change and its event are one step, so the events' order is the changes' order. An exit that is seen
 //! while a start is under way is told after it.
@@ -34,7 +34,10 @@ pub enum Phase {
     /// It runs.
     Running,
     /// It stands still, with all of its container (init).
-    Paused,
+    Paused {
+        /// Whether it runs when it is resumed; if not, it then waits for its start again.
+        started: bool,
+    },
     /// It has ended.
     Stopped(Exit),
 }
@@ -89,7 +92,7 @@ impl Process {
     }
 
     fn is_alive(&self) -> bool {
-        matches!(self.phase, Phase::Starting | Phase::Running | Phase::Paused)
+        matches!(self.phase, Phase::Starting | Phase::Running | Phase::Paused { .. })
     }
 }
 
@@ -104,6 +107,8 @@ struct Container {
     oom_kills: u64,
     /// Its init has ended, though that is not told before its execs have.
     ending: bool,
+    /// A pause or a resume is under way.
+    pausing: bool,
 }
 
 /// All of a sandbox's containers.
@@ -194,6 +199,7 @@ impl Table {
             hooks: Arc::default(),
             oom_kills: 0,
             ending: false,
+            pausing: false,
         };
         self.containers.insert(id.into(), container);
         Ok(called_off)
@@ -260,8 +266,11 @@ impl Table {
         if container.ending && !exec.is_empty() {
             return Err(precondition(id, "", "is not running"));
         }
-        if container.init.phase == Phase::Paused {
+        if matches!(container.init.phase, Phase::Paused { .. }) {
             return Err(precondition(id, "", "is paused"));
+        }
+        if container.pausing && exec.is_empty() {
+            return Err(precondition(id, "", "is being paused or resumed"));
         }
         let process = self.process(id, exec)?;
         let what = match process.phase {
@@ -270,7 +279,7 @@ impl Table {
                 return Ok(());
             }
             Phase::Reserved | Phase::Starting => "is being started",
-            Phase::Running | Phase::Paused => "runs already",
+            Phase::Running | Phase::Paused { .. } => "runs already",
             Phase::Stopped(_) => "has ended",
         };
         Err(precondition(id, exec, what))
@@ -314,27 +323,48 @@ impl Table {
         }
     }
 
-    /// A container is to be paused, or to be resumed.
+    /// A container is to be paused, or to be resumed; until that is [`Table::paused`] or [`Table::not_paused`] it can
+    /// not be started.
     ///
     /// # Errors
-    /// [`Error::NotFound`], or it is not running, or not paused.
+    /// [`Error::NotFound`], or it is neither created nor running, or not paused.
     pub fn pausing(&mut self, id: &str, pause: bool) -> Result<()> {
-        match self.process(id, "")?.phase {
-            Phase::Running if pause => Ok(()),
-            Phase::Paused if !pause => Ok(()),
-            Phase::Paused => Err(precondition(id, "", "is paused already")),
-            Phase::Running => Err(precondition(id, "", "is not paused")),
-            _ => Err(precondition(id, "", "is not running")),
+        let container = self.container(id)?;
+        let wrong = match container.init.phase {
+            _ if container.pausing => "is being paused or resumed",
+            Phase::Created | Phase::Running if pause => "",
+            Phase::Paused { .. } if !pause => "",
+            Phase::Paused { .. } => "is paused already",
+            Phase::Created | Phase::Running => "is not paused",
+            _ => "is not running",
+        };
+        if !wrong.is_empty() {
+            return Err(precondition(id, "", wrong));
+        }
+        container.pausing = true;
+        Ok(())
+    }
+
+    /// What [`Table::pausing`] began has failed.
+    pub fn not_paused(&mut self, id: &str) {
+        if let Ok(container) = self.container(id) {
+            container.pausing = false;
         }
     }
 
     /// What [`Table::pausing`] began is done.
     pub fn paused(&mut self, id: &str, pause: bool) {
+        self.not_paused(id);
         let Ok(init) = self.process(id, "") else { return };
-        let (from, to) =
-            if pause { (Phase::Running, Phase::Paused) } else { (Phase::Paused, Phase::Running) };
-        // It may have ended meanwhile.
-        if init.phase == from {
+        let to = match init.phase {
+            Phase::Running if pause => Some(Phase::Paused { started: true }),
+            Phase::Created if pause => Some(Phase::Paused { started: false }),
+            Phase::Paused { started: true } if !pause => Some(Phase::Running),
+            Phase::Paused { started: false } if !pause => Some(Phase::Created),
+            // It has ended meanwhile.
+            _ => None,
+        };
+        if let Some(to) = to {
             init.phase = to;
             let id = id.to_owned();
             self.tell(if pause {
@@ -374,7 +404,9 @@ impl Table {
                 process.early_exit.get_or_insert(exit);
                 return;
             }
-            Phase::Created | Phase::Running | Phase::Paused => process.phase = Phase::Stopped(exit),
+            Phase::Created | Phase::Running | Phase::Paused { .. } => {
+                process.phase = Phase::Stopped(exit);
+            }
         }
         process.exit.send_replace(Some(exit));
         let pid = process.pid;

@@ -72,6 +72,28 @@ fn a_container_is_paused_once_and_starts_nothing_then() {
 }
 
 #[test]
+fn a_created_container_is_paused_and_starts_when_it_is_resumed() {
+    let mut f = with_container();
+    f.table.pausing("c", true).unwrap();
+    assert_eq!(code(f.table.starting("c", "")), FAILED_PRECONDITION, "half paused");
+    assert_eq!(code(f.table.pausing("c", true)), FAILED_PRECONDITION);
+    f.table.paused("c", true);
+    assert_eq!(f.table.process("c", "").unwrap().phase, Phase::Paused { started: false });
+    assert_eq!(code(f.table.starting("c", "")), FAILED_PRECONDITION);
+    f.table.pausing("c", false).unwrap();
+    assert_eq!(code(f.table.starting("c", "")), FAILED_PRECONDITION);
+    f.table.paused("c", false);
+    assert_eq!(f.table.process("c", "").unwrap().phase, Phase::Created);
+    // A pause that fails leaves nothing.
+    f.table.pausing("c", true).unwrap();
+    f.table.not_paused("c");
+    f.table.starting("c", "").unwrap();
+    assert_eq!(code(f.table.pausing("c", true)), FAILED_PRECONDITION, "nor while it starts");
+    f.table.started("c", "", None);
+    assert_eq!(f.told(), ["created", "paused", "resumed", "started"]);
+}
+
+#[test]
 fn memory_that_runs_out_is_told_for_each_new_kill_and_before_the_exit() {
     let mut f = running();
     for kills in [0, 1, 1, 3] {

@@ -2,9 +2,9 @@
 
 use crate::bundle::Bundle;
 use crate::context::{Container, Context};
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use containerd_shim_protos::api::{
-    CreateTaskRequest, DeleteRequest, Mount, StartRequest, WaitRequest,
+    CreateTaskRequest, DeleteRequest, Mount, PauseRequest, StartRequest, WaitRequest,
 };
 use containerd_shim_protos::{Client, TaskClient};
 use std::path::Path;
@@ -49,6 +49,11 @@ pub fn run_beside(shim: &TaskClient, id: &str, bundle: &Bundle, root: Mount) -> 
         ..Default::default()
     };
     shim.create(limit(), &create).with_context(|| format!("create {id}"))?;
+    // As runc's shim, though not its command line, has it.
+    let paused = shim.pause(limit(), &PauseRequest { id: id.into(), ..Default::default() });
+    if paused.is_ok() {
+        bail!("a created task was paused");
+    }
     shim.start(limit(), &StartRequest { id: id.into(), ..Default::default() })?;
     let ended = shim.wait(limit(), &WaitRequest { id: id.into(), ..Default::default() })?;
     shim.delete(limit(), &DeleteRequest { id: id.into(), ..Default::default() })?;

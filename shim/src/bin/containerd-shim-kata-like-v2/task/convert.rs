@@ -21,7 +21,7 @@ pub fn status(phase: Phase) -> Status {
         Phase::Reserved => Status::UNKNOWN,
         Phase::Created | Phase::Starting => Status::CREATED,
         Phase::Running => Status::RUNNING,
-        Phase::Paused => Status::PAUSED,
+        Phase::Paused { .. } => Status::PAUSED,
         Phase::Stopped(_) => Status::STOPPED,
     }
 }

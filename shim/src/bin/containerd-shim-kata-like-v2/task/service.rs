@@ -194,7 +194,12 @@ impl TaskService {
     }
 
     async fn set_paused(&self, id: &str, pause: bool) -> Result<Empty> {
-        self.slot.get()?.set_paused(id, pause).await?;
+        let sandbox = self.slot.get()?;
+        // The library allows it, as runc's command line does; runc's shim does not.
+        if pause && sandbox.state(id, "")?.phase == Phase::Created {
+            return Err(Error::FailedPrecondition("cannot pause task in created state".into()));
+        }
+        sandbox.set_paused(id, pause).await?;
         Ok(Empty::new())
     }
 

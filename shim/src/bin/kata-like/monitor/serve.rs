@@ -137,7 +137,7 @@ fn status(sandbox: &Sandbox) -> Status {
     match sandbox.state(sandbox.id(), "").map(|state| state.phase) {
         Ok(Phase::Reserved | Phase::Created | Phase::Starting) => Status::Created,
         Ok(Phase::Running) => Status::Running,
-        Ok(Phase::Paused) => Status::Paused,
+        Ok(Phase::Paused { .. }) => Status::Paused,
         Ok(Phase::Stopped(_)) | Err(_) => Status::Stopped,
     }
 }

@@ -103,6 +103,13 @@ fn a_life_reads_as_runcs(context: &Context) -> Result<()> {
     let steps: &[&[&str]] = &[
         &["exec", "ID", "true"],
         &["resume", "ID"],
+        &["pause", "ID"],
+        &["pause", "ID"],
+        &["start", "ID"],
+        &["exec", "ID", "true"],
+        &["delete", "ID"],
+        &["resume", "ID"],
+        &["resume", "ID"],
         &["start", "ID"],
         &["start", "ID"],
         &["delete", "ID"],

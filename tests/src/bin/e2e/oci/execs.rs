@@ -18,6 +18,7 @@ crate::cases!(
     crate::Scope::Once;
     an_exec_joins_a_container_that_waits_for_its_start,
     an_exec_in_a_paused_container_waits_if_it_may,
+    what_is_paused_before_its_start_can_be_ended,
     an_exec_goes_where_it_is_asked_to,
     an_exec_keeps_the_groups_of_the_container,
     a_terminal_in_the_foreground_has_plain_newlines,
@@ -25,6 +26,24 @@ crate::cases!(
     a_run_that_is_kept_stays_until_it_is_deleted,
     a_pidfd_is_of_the_process_that_stands_for_it,
 );
+
+fn what_is_paused_before_its_start_can_be_ended(context: &Context) -> Result<()> {
+    for (command, more) in [("kill", "TERM"), ("kill", "KILL"), ("delete", "--force")] {
+        let container = Container::new(context, WAITS)?;
+        container.create()?;
+        container.say("pause", &[])?.expect_code(0)?;
+        if container.state()?["status"] != "paused" {
+            bail!("paused, it is {}", container.state()?["status"]);
+        }
+        container.say(command, &[more])?.expect_code(0)?;
+        if command == "kill" {
+            container.wait_for_status("stopped")?;
+            container.say("delete", &[])?.expect_code(0)?;
+        }
+        container.say("state", &[])?.expect_error(&["does not exist"])?;
+    }
+    Ok(())
+}
 
 fn an_exec_joins_a_container_that_waits_for_its_start(context: &Context) -> Result<()> {
     let container = Container::new(context, WAITS)?;
