@@ -171,16 +171,23 @@ pub fn claim(paths: &SandboxPaths, patience: Duration) -> Result<()> {
     paths.create()
 }
 
-/// Removes what is left of a sandbox whose owner is gone: processes, mounts, directory.
+/// Removes what is left of a sandbox whose owner is gone: processes, mounts, directory. Each process may take `patience`
+/// to end; while one lives all else stays: it may still use it, and its uid is not to become another sandbox's.
 ///
 /// # Errors
-/// Something could not be removed; everything else was.
+/// A process does not end, or the directory can't be removed; it can be tried again.
 pub fn clean_up(paths: &SandboxPaths, patience: Duration) -> Result<()> {
+    clean_up_by(paths, |helper| helper.kill(patience))
+}
+
+/// `end` gives whether the process is gone.
+fn clean_up_by(paths: &SandboxPaths, end: impl Fn(ProcessId) -> bool) -> Result<()> {
     if let Some(state) = SandboxState::read(paths)? {
-        for helper in state.helpers {
-            if !helper.kill(patience) {
-                tracing::warn!("process {} does not end", helper.pid);
-            }
+        let mut living = state.helpers;
+        living.retain(|helper| !end(*helper));
+        if let Some(helper) = living.first() {
+            let text = format!("process {} of the sandbox does not end", helper.pid);
+            return Err(Error::FailedPrecondition(text));
         }
         if let Some(Err(error)) = state.uid.map(Uid::free) {
             tracing::warn!("free the uid: {error}");
@@ -249,5 +256,31 @@ mod tests {
         assert_eq!(child.wait().unwrap().code(), None);
         assert!(!paths.root().exists() && !dir.path().join("cgroup").exists());
         clean_up(&paths, Duration::ZERO).unwrap();
+    }
+
+    #[test]
+    fn what_a_living_helper_uses_stays_until_it_has_ended() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = SandboxPaths::new(dir.path(), "ns", "a").unwrap();
+        paths.create().unwrap();
+        let [owner, vmm, file_server] = [1, 2, 3].map(|pid| ProcessId { pid, start: 1 });
+        let directory = dir.path().join("cgroup");
+        std::fs::create_dir(&directory).unwrap();
+        let cgroup = Some(Made { directory: directory.clone() });
+        let state = SandboxState { owner, helpers: vec![vmm, file_server], cgroup, uid: Some(7) };
+        state.write(&paths).unwrap();
+        let asked = std::cell::RefCell::default();
+        // As one in a system call that can't be interrupted.
+        let error = clean_up_by(&paths, |helper| {
+            std::cell::RefCell::<Vec<_>>::borrow_mut(&asked).push(helper);
+            helper != vmm
+        });
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("process 2 ") && error.contains("does not end"), "{error}");
+        assert_eq!(asked.into_inner(), [vmm, file_server], "the other is ended all the same");
+        assert!(directory.exists());
+        assert_eq!(SandboxState::read(&paths).unwrap(), Some(state));
+        clean_up_by(&paths, |_| true).unwrap();
+        assert!(!paths.root().exists() && !directory.exists());
     }
 }

@@ -1,7 +1,8 @@
 //! A user of its own for each sandbox's VMM, so that one that was broken into can't signal, trace or starve another's.
 //!
 //! Numbers are taken by files in one directory of the host, locked as long as they are in use. A lock ends with its
-//! holder, however that does; the file goes with the sandbox, or with the clean-up after a crash.
+//! holder, however that does; the file goes with the sandbox, or with the clean-up after a crash. Until that a VMM may
+//! outlive the lock: a number whose file was left is taken only when no process has it.
 
 use crate::error::{Error, Result};
 use rustix::fs::{FlockOperation, flock};
@@ -41,7 +42,13 @@ impl Uid {
         for slot in (0..count).map(|n| (start + n) % count) {
             let number = first + slot as u32;
             let file = directory.join(number.to_string());
-            if let Some(lock) = lock(&file).map_err(Error::path("take a uid by", &file))? {
+            let is_left = file.exists();
+            let Some(lock) = lock(&file).map_err(Error::path("take a uid by", &file))? else {
+                continue;
+            };
+            if !is_left
+                || !has_process(number).map_err(Error::path("look for a uid in", "/proc"))?
+            {
                 return Ok(Self { number, file, _lock: lock });
             }
         }
@@ -75,6 +82,22 @@ impl Drop for Uid {
             tracing::warn!("free the uid {}: {error}", self.number);
         }
     }
+}
+
+/// Whether a process of the host has the uid, as any of its four.
+fn has_process(uid: u32) -> io::Result<bool> {
+    let uid = uid.to_string();
+    let has = |status: &str| {
+        let uids = status.lines().find_map(|line| line.strip_prefix("Uid:"));
+        uids.is_some_and(|uids| uids.split_ascii_whitespace().any(|one| one == uid))
+    };
+    for entry in fs::read_dir("/proc")? {
+        // What has no such file is no process, or has ended.
+        if fs::read_to_string(entry?.path().join("status")).is_ok_and(|status| has(&status)) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// The file at this path, locked; none: it is another's.
@@ -120,6 +143,16 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("7"), "").unwrap();
         assert_eq!(Uid::take_in(dir.path(), &(7..=7)).unwrap().number(), 7);
+    }
+
+    #[test]
+    fn what_a_process_still_has_after_a_crash_is_taken() {
+        let dir = tempfile::tempdir().unwrap();
+        let own = rustix::process::getuid().as_raw();
+        let take = || Uid::take_in(dir.path(), &(own..=own));
+        fs::write(dir.path().join(own.to_string()), "").unwrap();
+        assert!(take().unwrap_err().to_string().contains("jail.uids"));
+        assert!(dir.path().join(own.to_string()).exists(), "it is the clean-up's to remove");
     }
 
     #[test]
