@@ -54,11 +54,6 @@ impl Source {
     fn open_path(path: &Path) -> Result<(Self, StdinHold)> {
         let failed = || Error::path("open standard input", path);
         // Non-blocking, the read end of a FIFO opens without a writer, and the write end then has a reader.
-        let nonblocking = || {
-            let mut options = OpenOptions::new();
-            options.custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC);
-            options
-        };
         let file = nonblocking().read(true).open(path).map_err(failed())?;
         if !is_fifo(&file).map_err(failed())? {
             return Ok(Self::of_file(file));
@@ -112,7 +107,6 @@ impl Sink {
             Endpoint::Path(path) => (path, false),
             Endpoint::Append(path) => (path, true),
         };
-        let failed = || Error::path("open the output", &path);
         let named = path.clone();
         let file = blocking("open the output", &path, move || {
             open_file(&named, make).map_err(Error::path("open the output", named))
@@ -120,13 +114,9 @@ impl Sink {
         if let Some(file) = file.await? {
             return Ok(Some(Self::File(tokio::fs::File::from_std(file))));
         }
-        let write_end = open_with_reader(&path).await.map_err(failed())?;
-        let read_end = OpenOptions::new()
-            .read(true)
-            .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
-            .open(&path)
-            .map_err(failed())?;
-        let sender = pipe::Sender::from_file(write_end).map_err(failed())?;
+        let (write_end, read_end) = open_with_reader(&path).await?;
+        let failed = Error::path("open the output", &path);
+        let sender = pipe::Sender::from_file(write_end).map_err(failed)?;
         Ok(Some(Self::Fifo(sender, read_end)))
     }
 
@@ -177,24 +167,41 @@ fn open_file(path: &Path, make: bool) -> io::Result<Option<File>> {
     options.open(path).map(Some)
 }
 
-/// The write end of a FIFO that has a reader. Asked again and again: a thread in a blocking `open(2)` could not
-/// be called back.
-async fn open_with_reader(path: &Path) -> io::Result<File> {
+/// Both ends of a FIFO that has a reader, the write end first. Asked again and again: a thread in a blocking `open(2)`
+/// could not be called back.
+async fn open_with_reader(path: &Path) -> Result<(File, File)> {
     let end = Instant::now() + READER_PATIENCE;
     let mut pause = Duration::from_millis(1);
     loop {
-        let mut options = OpenOptions::new();
-        options.write(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC);
-        match options.open(path) {
-            Err(error) if error.raw_os_error() == Some(libc::ENXIO) => {}
-            other => return other,
+        let named = path.to_owned();
+        let ends = blocking("open the output", path, move || {
+            open_ends(&named).map_err(Error::path("open the output", named))
+        });
+        if let Some(ends) = ends.await? {
+            return Ok(ends);
         }
         if Instant::now() > end {
-            return Err(io::Error::new(io::ErrorKind::TimedOut, "nobody has opened it to read"));
+            let error = io::Error::new(io::ErrorKind::TimedOut, "nobody has opened it to read");
+            return Err(Error::path("open the output", path)(error));
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(Duration::from_millis(50));
     }
+}
+
+/// None: there is no reader.
+fn open_ends(path: &Path) -> io::Result<Option<(File, File)>> {
+    match nonblocking().write(true).open(path) {
+        Ok(write_end) => Ok(Some((write_end, nonblocking().read(true).open(path)?))),
+        Err(error) if error.raw_os_error() == Some(libc::ENXIO) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn nonblocking() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC);
+    options
 }
 
 fn is_fifo(file: &File) -> io::Result<bool> {

@@ -5,6 +5,7 @@
 
 use super::Sink;
 use crate::error::{Error, Result};
+use crate::host::blocking::blocking;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
@@ -92,8 +93,14 @@ impl Logger {
         let raw = given.each_ref().map(AsRawFd::as_raw_fd);
         // SAFETY: between fork and exec the closure makes system calls only; the descriptors are open.
         unsafe { command.pre_exec(move || place(raw)) };
-        let child = command.spawn().map_err(failed)?;
-        drop(given);
+        // To execute a program on a file system that hangs waits for it.
+        let named = self.program.clone();
+        let spawn = move || {
+            let child = command.spawn().map_err(Error::path("start the logging program", named));
+            drop(given);
+            child
+        };
+        let child = blocking("start the logging program", &self.program, spawn).await?;
         let mut is_ready = pipe::Receiver::from_owned_fd(is_ready.into()).map_err(failed)?;
         let mut nothing = [0];
         let ready = tokio::time::timeout(READY_PATIENCE, is_ready.read(&mut nothing));
@@ -199,5 +206,24 @@ mod tests {
     async fn a_program_that_is_not_there_is_named() {
         let error = open("binary:///nowhere/logger").await.unwrap_err().chain();
         assert!(error.contains("/nowhere/logger"), "{error}");
+    }
+
+    #[test]
+    fn it_is_started_on_a_thread_that_may_hang() {
+        let dir = tempfile::tempdir().unwrap();
+        program(dir.path(), "exec 5>&-; cat <&3 >said");
+        let (program, arguments) = ("./logger".into(), Vec::new());
+        let (id, namespace) = ("c".into(), "ns".into());
+        let logger = Logger { program, arguments, id, namespace, terminal: false };
+        crate::io::tests::only_other_threads_are_in(dir.path(), async {
+            let stdio = super::super::Stdio { logger: Some(logger), ..Default::default() };
+            let open = OpenIo::open(stdio).await.unwrap();
+            let (stdout, mut guest) = UnixStream::pair().unwrap();
+            let io = open.join(GuestStreams { stdout: Some(stdout), ..Default::default() });
+            guest.write_all(b"out").await.unwrap();
+            drop(guest);
+            assert!(io.drained(Duration::from_secs(10)).await);
+        });
+        assert_eq!(std::fs::read(dir.path().join("said")).unwrap(), b"out");
     }
 }

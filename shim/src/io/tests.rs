@@ -22,6 +22,55 @@ async fn output_io(path: &Path) -> (ProcessIo, UnixStream) {
     (open.join(GuestStreams { stdout: Some(ours), ..Default::default() }), guest)
 }
 
+/// Runs `work` where `dir` is the working directory of the thread for blocking calls alone: of a relative path, what is
+/// asked on the runtime's own thread is not found.
+pub(super) fn only_other_threads_are_in(dir: &Path, work: impl Future<Output = ()>) {
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = runtime.enable_all().max_blocking_threads(1).build().unwrap();
+    let dir = dir.to_owned();
+    runtime.block_on(async {
+        let moved = tokio::task::spawn_blocking(move || {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS).unwrap();
+            std::env::set_current_dir(dir).unwrap();
+        });
+        moved.await.unwrap();
+        work.await;
+    });
+}
+
+#[test]
+fn paths_are_opened_on_a_thread_that_may_hang() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = fifo(dir.path(), "out");
+    fifo(dir.path(), "in");
+    let mut reader =
+        OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).unwrap();
+    only_other_threads_are_in(dir.path(), async {
+        let stdio = Stdio {
+            stdin: Endpoint::Path("in".into()),
+            stdout: Endpoint::Path("out".into()),
+            stderr: Endpoint::Append("made/log".into()),
+            ..Default::default()
+        };
+        let open = OpenIo::open(stdio).await.unwrap();
+        let [(stdin, guest_in), (stdout, mut out), (stderr, guest_err)] =
+            [(); 3].map(|()| UnixStream::pair().unwrap());
+        let io = open.join(GuestStreams {
+            stdin: Some(stdin),
+            stdout: Some(stdout),
+            stderr: Some(stderr),
+        });
+        io.begin_input().await.unwrap();
+        out.write_all(b"said").await.unwrap();
+        drop((out, guest_in, guest_err));
+        assert!(io.drained(Duration::from_secs(10)).await);
+    });
+    let mut said = String::new();
+    reader.read_to_string(&mut said).unwrap();
+    assert_eq!(said, "said");
+    assert!(dir.path().join("made/log").exists());
+}
+
 #[tokio::test]
 async fn a_late_and_slow_reader_gets_every_byte() {
     let dir = tempfile::tempdir().unwrap();
