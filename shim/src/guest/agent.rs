@@ -6,6 +6,7 @@ use crate::milestone;
 use protocol::agent as api;
 use protocol::agent_ttrpc::AgentClient;
 use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
 use std::time::Duration;
 use tokio::net::UnixStream;
 use ttrpc::asynchronous::transport::Socket;
@@ -22,6 +23,12 @@ const PAUSE: Duration = Duration::from_secs(15);
 
 /// No deadline, in ttrpc's terms: for a wait that ends with the process or the guest.
 const FOREVER: Duration = Duration::ZERO;
+
+/// Most processes that a guest may tell of: the most that its kernel numbers without `pid_max`.
+const MOST_PROCESSES: usize = 32_768;
+
+/// Most lines of a file of statistics, and devices and sizes of pages, that a guest may tell of.
+const MOST_FIGURES: usize = 1024;
 
 /// Longest error text taken from the guest, bytes.
 const MAX_MESSAGE: usize = 4096;
@@ -247,6 +254,7 @@ impl Agent {
     pub async fn processes(&self, id: &str) -> Result<Vec<Process>> {
         let call = self.client.list_processes(deadline(SHORT), &container(id)).await;
         let answer = checked("ListProcesses", SHORT, call)?;
+        at_most(MOST_PROCESSES, "processes", answer.processes.len())?;
         let process = |p: api::ProcessInfo| Process {
             pid: p.pid,
             exec: p.exec_id,
@@ -306,7 +314,7 @@ impl Agent {
     /// See [`Agent::setup_sandbox`].
     pub async fn stats(&self, id: &str) -> Result<api::ContainerStatsResponse> {
         let call = self.client.container_stats(deadline(SHORT), &container(id)).await;
-        checked("ContainerStats", SHORT, call)
+        checked("ContainerStats", SHORT, call).and_then(few)
     }
 
     /// Sets the size of a process's terminal.
@@ -391,6 +399,23 @@ fn checked<T>(call: &'static str, limit: Duration, answer: ttrpc::Result<T>) -> 
     })
 }
 
+/// Statistics of a size that a kernel could have told: every figure is copied several times on its way.
+fn few(stats: api::ContainerStatsResponse) -> Result<api::ContainerStatsResponse> {
+    let files = [&stats.cpu, &stats.memory, &stats.memory_events, &stats.single];
+    let devices = stats.io.iter().map(|device| device.values.len());
+    let others = [stats.io.len(), stats.pressure.len(), stats.huge_pages.len()];
+    let most = files.map(HashMap::len).into_iter().chain(devices).chain(others).max();
+    at_most(MOST_FIGURES, "figures of one kind", most.unwrap_or(0))?;
+    Ok(stats)
+}
+
+fn at_most(most: usize, what: &str, count: usize) -> Result<()> {
+    if count <= most {
+        return Ok(());
+    }
+    Err(Error::FailedPrecondition(format!("the guest tells of {count} {what}")))
+}
+
 /// Text of the guest's, short and without control characters.
 fn bounded(text: &str) -> String {
     let clean = |c: char| if c.is_control() { ' ' } else { c };
@@ -407,6 +432,19 @@ fn bounded(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_no_kernel_would_tell_is_refused() {
+        assert!(at_most(MOST_PROCESSES, "processes", MOST_PROCESSES).is_ok());
+        assert!(at_most(MOST_PROCESSES, "processes", MOST_PROCESSES + 1).is_err());
+        let mut stats = api::ContainerStatsResponse::default();
+        stats.io = vec![api::IoUse::default(); MOST_FIGURES];
+        assert!(few(stats.clone()).is_ok());
+        stats.io[0].values = (0..=MOST_FIGURES).map(|n| (n.to_string(), 1)).collect();
+        assert!(few(stats.clone()).is_err());
+        stats.io = vec![api::IoUse::default(); MOST_FIGURES + 1];
+        assert!(few(stats).is_err());
+    }
 
     #[test]
     fn error_text_of_the_guest_is_short_and_printable() {

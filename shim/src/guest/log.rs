@@ -66,8 +66,8 @@ pub async fn forward(who: &str, id: &str, stream: impl AsyncRead + Unpin, tail: 
             return;
         }
         tail.push(&text);
-        if is_boot_chatter(&text) {
-            tracing::debug!("{who} id={id}: {text}");
+        let is_chatter = is_boot_chatter(&text);
+        if is_chatter && !tracing::enabled!(tracing::Level::DEBUG) {
             continue;
         }
         match limit.allow(text.len(), Instant::now()) {
@@ -81,7 +81,10 @@ pub async fn forward(who: &str, id: &str, stream: impl AsyncRead + Unpin, tail: 
             }
             Verdict::Drop => continue,
         }
-        tracing::info!("{who} id={id}: {text}");
+        match is_chatter {
+            true => tracing::debug!("{who} id={id}: {text}"),
+            false => tracing::info!("{who} id={id}: {text}"),
+        }
     }
 }
 
