@@ -10,6 +10,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsRawFd as _;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 const DEVICE: &str = "/dev/ptp0";
@@ -45,17 +46,24 @@ fn device() -> Option<&'static File> {
     CLOCK.get_or_init(open).as_ref()
 }
 
-/// Whether the agent looks at the host's clock itself.
+/// Whether the last look at the host's clock failed, as each does once the host's own time source has changed.
+static FAILED: AtomicBool = AtomicBool::new(false);
+
+/// Whether the agent looks at the host's clock itself, and can.
 pub fn is_followed() -> bool {
-    device().is_some()
+    device().is_some() && !FAILED.load(Ordering::Relaxed)
 }
 
 /// Follows the host's clock for ever, where the guest is given it.
 pub async fn follow() {
     let Some(device) = device() else { return };
     loop {
-        if let Err(error) = look_at(device) {
-            tracing::warn!(%error, "following the host's clock");
+        let looked = look_at(device);
+        let failed_before = FAILED.swap(looked.is_err(), Ordering::Relaxed);
+        if let Err(error) = looked
+            && !failed_before
+        {
+            tracing::warn!(%error, "following the host's clock; the host tells the time instead");
         }
         tokio::time::sleep(INTERVAL).await;
     }
