@@ -21,6 +21,9 @@ pub fn serve(socket: BorrowedFd<'_>, machine: &mut Machine) -> ExitReason {
     reason
 }
 
+/// Most events of devices that are handed on before what else there is to do.
+const EVENTS_A_TURN: usize = 64;
+
 /// The loop. What ends the machine comes as a value; an error is the socket's.
 fn run(socket: BorrowedFd<'_>, machine: &mut Machine) -> Result<ExitReason, ControlError> {
     loop {
@@ -32,7 +35,9 @@ fn run(socket: BorrowedFd<'_>, machine: &mut Machine) -> Result<ExitReason, Cont
             machine.console().drain();
         }
         if ready.devices {
-            while let Some(event) = machine.events().next() {
+            // A guest that makes more of them all the time must not keep commands waiting.
+            for _ in 0..EVENTS_A_TURN {
+                let Some(event) = machine.events().next() else { break };
                 forward(socket, event)?;
             }
         }

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EFD_SEMAPHORE, EventFd};
 
 /// Most events that wait; the sender is told when one does not fit.
 const CAPACITY: usize = 256;
@@ -59,7 +59,8 @@ pub struct EventReceiver {
 /// # Errors
 /// When no more descriptors can be opened.
 pub fn channel() -> io::Result<(EventSender, EventReceiver)> {
-    let wake = Arc::new(EventFd::new(EFD_NONBLOCK)?);
+    // It counts what waits, so that it stays readable as long as something does.
+    let wake = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_SEMAPHORE)?);
     let (sender, receiver) = sync_channel(CAPACITY);
     Ok((EventSender { queue: sender, wake: wake.clone() }, EventReceiver { queue: receiver, wake }))
 }
@@ -80,7 +81,7 @@ impl EventSender {
 }
 
 impl EventReceiver {
-    /// The next event, or `None`. Take all of them each time the descriptor is readable.
+    /// The next event, or `None`.
     pub fn next(&self) -> Option<DeviceEvent> {
         let _ = self.wake.read();
         self.queue.try_recv().ok()
@@ -98,6 +99,27 @@ impl AsFd for EventReceiver {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn is_readable(receiver: &EventReceiver) -> bool {
+        use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+        poll(&mut [PollFd::new(receiver.as_fd(), PollFlags::POLLIN)], PollTimeout::ZERO).unwrap()
+            > 0
+    }
+
+    #[test]
+    fn a_receiver_that_takes_some_is_told_of_the_rest() {
+        let (sender, receiver) = channel().unwrap();
+        assert!(!is_readable(&receiver));
+        for port in 0..3 {
+            let stream = std::fs::File::open("/dev/null").unwrap().into();
+            sender.send(DeviceEvent::Accepted { port, stream }).unwrap();
+        }
+        for _ in 0..3 {
+            assert!(is_readable(&receiver));
+            receiver.next().unwrap();
+        }
+        assert!(!is_readable(&receiver) && receiver.next().is_none());
+    }
 
     #[test]
     fn a_full_queue_gives_the_event_back() {

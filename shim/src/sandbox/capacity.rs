@@ -171,7 +171,7 @@ impl Capacity {
             [one] => Some((one.quota, one.period())),
             // Of several the sum, in the kernel's own period.
             _ => Some((
-                all().map(Limits::cpus).fold(0, u64::saturating_add) * (PERIOD / 1000),
+                all().map(Limits::cpus).fold(0, u64::saturating_add).saturating_mul(PERIOD / 1000),
                 PERIOD,
             )),
         };
@@ -335,6 +335,8 @@ mod tests {
         let all = r#"{"memory": {"limit": 9223372036854775807},
             "cpu": {"quota": 9223372036854775807, "period": 1}}"#;
         assert_eq!(needed(&[all, all]), (4, 7 * 128));
+        let capacity = capacity(&[all, all]);
+        assert_eq!(capacity.of_host(capacity.needed()).cpu, Some((u64::MAX, PERIOD)));
     }
 
     #[test]

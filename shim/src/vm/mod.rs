@@ -250,6 +250,20 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn one_that_never_stops_talking_is_stopped() {
+        let (control, vmm) = Control::pair().unwrap();
+        let (vm, _messages) = Vm::played(control);
+        let flood = tokio::task::spawn_blocking(move || {
+            let event = protocol::control::Event::Paused;
+            while protocol::packet::send(&vmm, &event, &[]).is_ok() {}
+        });
+        vm.stop("enough");
+        assert!(vm.ended().await.reason.contains("enough"));
+        drop(vm);
+        flood.await.unwrap();
+    }
+
+    #[tokio::test]
     async fn whatever_is_asked_at_once_comes_after_the_boot_message() {
         let dir = tempfile::tempdir().unwrap();
         let image = dir.path().join("image");

@@ -101,7 +101,11 @@ async fn watch(
         tokio::select! {
             biased;
             message = control.receive() => match message {
-                Ok((event, fds)) => if let Some(cause) = heard(event, fds, outlets) { return cause },
+                Ok((event, fds)) => {
+                    if let Some(cause) = heard(event, fds, outlets) { return cause }
+                    // A VMM that never stops talking is stopped all the same.
+                    if let Ok(why) = stop.try_recv() { return Cause::Asked(why) }
+                }
                 Err(PacketError::Closed) => return Cause::Silent(None),
                 Err(error) => return Cause::Silent(Some(error)),
             },
