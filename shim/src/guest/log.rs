@@ -81,9 +81,10 @@ pub async fn forward(who: &str, id: &str, stream: impl AsyncRead + Unpin, tail: 
             }
             Verdict::Drop => continue,
         }
-        match is_chatter {
-            true => tracing::debug!("{who} id={id}: {text}"),
-            false => tracing::info!("{who} id={id}: {text}"),
+        if is_chatter {
+            tracing::debug!("{who} id={id}: {text}");
+        } else {
+            tracing::info!("{who} id={id}: {text}");
         }
     }
 }
