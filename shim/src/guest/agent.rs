@@ -437,8 +437,8 @@ mod tests {
     fn what_no_kernel_would_tell_is_refused() {
         assert!(at_most(MOST_PROCESSES, "processes", MOST_PROCESSES).is_ok());
         assert!(at_most(MOST_PROCESSES, "processes", MOST_PROCESSES + 1).is_err());
-        let mut stats = api::ContainerStatsResponse::default();
-        stats.io = vec![api::IoUse::default(); MOST_FIGURES];
+        let io = vec![api::IoUse::default(); MOST_FIGURES];
+        let mut stats = api::ContainerStatsResponse { io, ..Default::default() };
         assert!(few(stats.clone()).is_ok());
         stats.io[0].values = (0..=MOST_FIGURES).map(|n| (n.to_string(), 1)).collect();
         assert!(few(stats.clone()).is_err());
