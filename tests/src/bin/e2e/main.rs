@@ -16,6 +16,7 @@ mod containerd_api;
 mod context;
 mod crash;
 mod deadline;
+mod destinations;
 mod disks;
 mod exec;
 mod hardware;
@@ -236,6 +237,7 @@ fn choose(arguments: &Arguments) -> Result<Vec<(Version, Case)>> {
         limits::cases,
         i386::cases,
         clock::cases,
+        destinations::cases,
         disks::cases,
         leaks::cases,
         hardware::cases,
