@@ -166,6 +166,23 @@ async fn a_worker_that_hangs_is_given_up_and_does_no_harm_later() {
     agent.assert_nothing_left().await;
 }
 
+/// Its caller is told while it waits, and then nothing is left of it.
+#[tokio::test]
+async fn a_create_that_hangs_is_given_up_as_a_whole() {
+    let agent = start();
+    let zygote = agent.zygote();
+    kill(zygote, Signal::SIGSTOP).unwrap();
+    let streams = Streams::new(&agent.prefix);
+    let patience = ttrpc::context::with_timeout(3_000_000_000);
+    let parts = json!({ "process": shell("true") });
+    let (code, text) = code(agent.create_within(patience, "c", parts, streams).await.map(drop));
+    assert!(code == Code::UNAVAILABLE && text.contains("did not answer within 2 s"), "{text}");
+    kill(zygote, Signal::SIGCONT).unwrap();
+    agent.assert_nothing_left().await;
+    assert_eq!(agent.run("c", "echo hello").await, (0, "hello\n".to_owned()));
+    agent.assert_nothing_left().await;
+}
+
 #[tokio::test]
 async fn a_signal_to_all_reaches_all() {
     let agent = start();

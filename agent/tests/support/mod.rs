@@ -132,6 +132,18 @@ impl Agent {
         parts: Value,
         streams: Streams,
     ) -> ttrpc::Result<(String, Streams)> {
+        let patience = ttrpc::context::Context::default();
+        self.create_within(patience, name, parts, streams).await
+    }
+
+    /// As [`Agent::create_whole`], by a caller with that patience.
+    pub async fn create_within(
+        &self,
+        context: ttrpc::context::Context,
+        name: &str,
+        parts: Value,
+        streams: Streams,
+    ) -> ttrpc::Result<(String, Streams)> {
         let id = self.id(name);
         let root = format!("/run/kata-like/{id}-root");
         let request = CreateContainerRequest {
@@ -146,7 +158,7 @@ impl Agent {
             stdio: Some(streams.stdio.clone()).into(),
             ..CreateContainerRequest::default()
         };
-        self.client.create_container(ttrpc::context::Context::default(), &request).await?;
+        self.client.create_container(context, &request).await?;
         Ok((id, streams))
     }
 

@@ -20,6 +20,8 @@ use ttrpc::asynchronous::{Server, TtrpcContext};
 #[derive(Default)]
 struct Guest {
     exits: Mutex<HashMap<String, Arc<Exiting>>>,
+    /// Containers that take longer to make than their callers wait; whether they are made by now.
+    late: Mutex<HashMap<String, bool>>,
 }
 
 #[derive(Default)]
@@ -55,8 +57,14 @@ impl AgentService for Guest {
         request: api::CreateContainerRequest,
     ) -> ttrpc::Result<api::ProcessStarted> {
         let spec: Spec = serde_json::from_slice(&request.spec_json).unwrap();
-        if spec.process().as_ref().unwrap().args().as_ref().unwrap()[0] == "missing" {
-            return refused(ttrpc::Code::INVALID_ARGUMENT, "exec: \"missing\": not found");
+        match spec.process().as_ref().unwrap().args().as_ref().unwrap()[0].as_str() {
+            "missing" => refused(ttrpc::Code::INVALID_ARGUMENT, "exec: \"missing\": not found")?,
+            "late" => {
+                self.late.lock().unwrap().insert(request.container_id, false);
+                // What the caller's side says when its time is over.
+                refused(ttrpc::Code::DEADLINE_EXCEEDED, "")?;
+            }
+            _ => {}
         }
         Ok(api::ProcessStarted { pid: 9, ..Default::default() })
     }
@@ -121,8 +129,14 @@ impl AgentService for Guest {
     async fn delete_container(
         &self,
         _: &TtrpcContext,
-        _: api::ContainerRef,
+        request: api::ContainerRef,
     ) -> ttrpc::Result<api::Empty> {
+        let mut late = self.late.lock().unwrap();
+        if let Some(made @ false) = late.get_mut(&request.container_id) {
+            *made = true;
+            return refused(ttrpc::Code::FAILED_PRECONDITION, "it is being created");
+        }
+        late.remove(&request.container_id);
         Ok(api::Empty::new())
     }
 
@@ -188,6 +202,7 @@ struct Fixture {
     events: mpsc::UnboundedReceiver<SandboxEvent>,
     vmm: OwnedFd,
     _server: Server,
+    guest: Arc<Guest>,
     dir: tempfile::TempDir,
 }
 
@@ -200,7 +215,8 @@ async fn fixture() -> Fixture {
     let dir = tempfile::tempdir().unwrap();
     let rpc = dir.path().join("rpc");
     let listener = UnixListener::bind(&rpc).unwrap();
-    let server = Server::new().register_service(create_agent(Arc::new(Guest::default())));
+    let guest = Arc::new(Guest::default());
+    let server = Server::new().register_service(create_agent(guest.clone()));
     let mut server = server.add_listener(listener.try_into().unwrap());
     server.start().await.unwrap();
 
@@ -222,7 +238,7 @@ async fn fixture() -> Fixture {
         sender,
     );
     sandbox.clone().boot(messages, "host".into(), Duration::from_secs(20));
-    Fixture { sandbox, events, vmm, _server: server, dir }
+    Fixture { sandbox, events, vmm, _server: server, guest, dir }
 }
 
 fn process(program: &str) -> Vec<u8> {
@@ -322,6 +338,19 @@ async fn a_refused_create_leaves_nothing_and_says_why() {
     let f = fixture().await;
     let error = f.sandbox.create(f.container("c", "missing")).await.unwrap_err();
     assert_eq!(error.to_string(), "OCI runtime create failed: exec: \"missing\": not found");
+    assert!(!f.sandbox.0.paths.container("c").exists());
+    assert!(f.sandbox.is_empty());
+    f.sandbox.create(f.container("c", "sh")).await.unwrap();
+    f.sandbox.stop().await;
+}
+
+/// Nor is it left in the guest, which did not know that nobody waited any more.
+#[tokio::test]
+async fn a_create_that_takes_too_long_is_none_on_either_side() {
+    let f = fixture().await;
+    let error = f.sandbox.create(f.container("c", "late")).await.unwrap_err();
+    assert!(matches!(error, Error::Deadline { call: "CreateContainer", .. }), "{error}");
+    assert!(f.guest.late.lock().unwrap().is_empty());
     assert!(!f.sandbox.0.paths.container("c").exists());
     assert!(f.sandbox.is_empty());
     f.sandbox.create(f.container("c", "sh")).await.unwrap();
