@@ -63,7 +63,8 @@ fn main() -> anyhow::Result<()> {
             other => println!("{at:9.2} ms {other:?}"),
         }
     }
-    println!("VMM: {}", vmm.wait()?);
+    let status = vmm.wait()?;
+    println!("{:9.2} ms VMM: {status}", ms(now()?.saturating_sub(started)));
     print!("{}", std::fs::read_to_string(console)?);
     Ok(())
 }

@@ -9,7 +9,11 @@ const WORDS: [(&str, &str); 10] = [
     ("console=ttyS0", "a panic must reach the host even when nothing else in the guest works"),
     ("quiet", "a line on the serial port costs an exit a byte; the log goes by vsock"),
     ("panic=-1", "after a panic reboot at once: that is how the host learns of the end"),
-    ("reboot=k", "reset by the keyboard controller, which we emulate: the guest's only way out"),
+    (
+        "reboot=k,f",
+        "reset by the keyboard controller, which we emulate: the guest's only way out; by force: an IO-APIC that \
+         ends with the machine is not masked first, which takes hundreds of exits",
+    ),
     ("8250.nr_uarts=1", "there is one serial port: look for no others"),
     ("tsc=reliable", "KVM keeps the TSC steady: no watchdog, no calibration against other clocks"),
     ("no_timer_check", "the timer's interrupt works under KVM: don't spend 10 ticks to see it"),
@@ -60,7 +64,7 @@ mod tests {
     fn devices_come_after_our_words_and_the_callers_words_last() {
         let device = VirtioWindow { address: 0xd000_1000, len: 4096, irq: 6 };
         let line = build(2, &[device], "a b=c").unwrap();
-        assert!(line.starts_with("console=ttyS0 quiet panic=-1 reboot=k "));
+        assert!(line.starts_with("console=ttyS0 quiet panic=-1 reboot=k,f "));
         assert!(line.ends_with(" maxcpus=2 virtio_mmio.device=4K@0xd0001000:6 a b=c"), "{line}");
     }
 
