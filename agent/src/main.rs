@@ -29,6 +29,11 @@ fn main() -> ExitCode {
     if let Some(code) = id_maps::run() {
         return code;
     }
+    if std::process::id() != 1 {
+        // On a host it would put an empty root over the host's own.
+        eprintln!("kata-like-agent: this is the first process of a guest, and of no use elsewhere");
+        return ExitCode::FAILURE;
+    }
     logging::install_panic_hook();
     if let Err(error) = run() {
         // PID 1 that returns is a kernel panic anyway: this way its text is on the console.

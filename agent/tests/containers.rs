@@ -5,6 +5,7 @@ mod support;
 use nix::sys::signal::{Signal, kill};
 use serde_json::json;
 use std::io::Read as _;
+use std::process::Command;
 use support::{Streams, code, command, container, context, process_ref, shell, start};
 use ttrpc::Code;
 
@@ -14,6 +15,16 @@ async fn a_container_runs_and_nothing_is_left() {
     let (status, output) = agent.run("c", "echo pid $$; hostname >/dev/null; exit 42").await;
     assert_eq!((status, output.as_str()), (42, "pid 1\n"));
     agent.assert_nothing_left().await;
+}
+
+/// It has mounts of its own here, so that it would do no harm.
+#[test]
+fn started_on_a_host_it_refuses_and_changes_nothing() {
+    let mut agent = Command::new("timeout");
+    agent.args(["20", "unshare", "--mount", env!("CARGO_BIN_EXE_kata-like-agent")]);
+    let said = agent.output().unwrap();
+    let text = String::from_utf8(said.stderr).unwrap();
+    assert!(said.status.code() == Some(1) && text.contains("first process of a guest"), "{text}");
 }
 
 #[tokio::test]
