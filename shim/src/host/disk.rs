@@ -4,8 +4,9 @@ use crate::error::{Error, Result};
 use crate::oci::plan::disks::{Disk, Host, Kind, MountOf, Numbers};
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::stat::{major, minor};
-use std::fs::{self, File};
+use std::fs::{self, File, Metadata};
 use std::io::{self, Seek, SeekFrom};
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -19,11 +20,7 @@ pub struct ThisHost;
 
 impl Host for ThisHost {
     fn kind(&self, path: &Path) -> Kind {
-        match fs::metadata(path) {
-            Ok(meta) if meta.is_file() => Kind::File,
-            Ok(meta) if meta.file_type().is_block_device() => Kind::Block(numbers(meta.rdev())),
-            _ => Kind::Other,
-        }
+        fs::metadata(path).map_or(Kind::Other, |meta| kind(&meta))
     }
 
     fn block_device(&self, (major, minor): Numbers) -> Option<PathBuf> {
@@ -76,6 +73,16 @@ fn escaped(path: &[u8]) -> Vec<u8> {
     text
 }
 
+fn kind(meta: &Metadata) -> Kind {
+    if meta.is_file() {
+        Kind::File
+    } else if meta.file_type().is_block_device() {
+        Kind::Block(numbers(meta.rdev()))
+    } else {
+        Kind::Other
+    }
+}
+
 fn numbers(device: u64) -> Numbers {
     (major(device) as u32, minor(device) as u32)
 }
@@ -103,10 +110,12 @@ pub fn open(disk: &Disk) -> Result<OpenDisk> {
         )),
         _ => Error::path("open the disk", path)(error),
     };
-    let kind = ThisHost.kind(path);
     let invalid = |what: &str| Error::InvalidArgument(format!("disk {}: {what}", path.display()));
+    // From here on it is this one, whatever takes its place at the path.
+    let found = File::options().read(true).custom_flags(libc::O_PATH).open(path).map_err(failed)?;
+    let kind = kind(&found.metadata().map_err(failed)?);
     // To open something else may block, or do what nobody asked for.
-    if kind == Kind::Other && path.exists() {
+    if kind == Kind::Other {
         return Err(invalid("it is neither a file nor a block device"));
     }
     let claim = disk.exclusive && !disk.read_only && kind != Kind::File;
@@ -114,7 +123,7 @@ pub fn open(disk: &Disk) -> Result<OpenDisk> {
         .read(true)
         .write(!disk.read_only)
         .custom_flags(if claim { libc::O_EXCL } else { 0 })
-        .open(path)
+        .open(format!("/proc/self/fd/{}", found.as_raw_fd()))
         .map_err(failed)?;
     if kind == Kind::File && disk.exclusive {
         lock(&file, disk.read_only).map_err(failed)?;
@@ -198,5 +207,29 @@ mod tests {
             assert!(error.contains(what) && error.contains(path.to_str().unwrap()), "{error}");
         }
         assert!(open(&disk(&dir.path().join("none"), true, true)).is_err());
+    }
+
+    #[test]
+    fn what_takes_the_place_of_an_image_meanwhile_is_not_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        let [path, other] = ["image", "other"].map(|name| dir.path().join(name));
+        fs::write(&path, [0; 512]).unwrap();
+        // To open it would wait for a writer.
+        nix::unistd::mkfifo(&other, nix::sys::stat::Mode::S_IRUSR).unwrap();
+        let looked_at = disk(&path, true, true);
+        let opener = std::thread::spawn(move || {
+            for _ in 0..5000 {
+                if let Err(error) = open(&looked_at) {
+                    assert!(error.to_string().contains("neither"), "{}", error.chain());
+                }
+            }
+        });
+        let end = std::time::Instant::now() + std::time::Duration::from_secs(60);
+        while !opener.is_finished() {
+            let (cwd, exchange) = (rustix::fs::CWD, rustix::fs::RenameFlags::EXCHANGE);
+            rustix::fs::renameat_with(cwd, &path, cwd, &other, exchange).unwrap();
+            assert!(std::time::Instant::now() < end, "it waits for a writer");
+        }
+        opener.join().unwrap();
     }
 }
