@@ -10,11 +10,11 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
-use tokio::io::AsyncWriteExt;
-use tokio::process::Command;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::process::{ChildStderr, Command};
 
-/// Most of a hook's standard error that is told.
-const MAX_TOLD: usize = 4096;
+/// Most of a hook's standard error that is kept and told, bytes.
+const MAX_TOLD: u64 = 4096;
 
 /// A container's hooks, and what they are told of it.
 #[derive(Debug, Clone, Default)]
@@ -119,16 +119,29 @@ async fn run_one(hook: &Hook, state: &[u8]) -> Result<(), String> {
     // To execute a program on a file system that hangs waits for it.
     let spawn = move || command.spawn().map_err(Error::system("start it"));
     let mut child = blocking("hook", hook.path(), spawn).await.map_err(|e| e.chain())?;
-    if let Some(mut stdin) = child.stdin.take() {
-        // One that does not read it is free to.
-        let _ = stdin.write_all(state).await;
-    }
-    let output = child.wait_with_output().await.map_err(|e| e.to_string())?;
-    if output.status.success() {
+    let (stdin, stderr) = (child.stdin.take(), child.stderr.take());
+    // Both at once: one may speak before it listens.
+    let (said, ()) = tokio::join!(read_told(stderr), async {
+        if let Some(mut stdin) = stdin {
+            // One that does not read it is free to.
+            let _ = stdin.write_all(state).await;
+        }
+    });
+    let status = child.wait().await.map_err(|e| e.to_string())?;
+    if status.success() {
         return Ok(());
     }
-    let said = &output.stderr[..output.stderr.len().min(MAX_TOLD)];
-    Err(format!("{}: {}", output.status, String::from_utf8_lossy(said).trim()))
+    Err(format!("{status}: {}", String::from_utf8_lossy(&said).trim()))
+}
+
+/// Reads to the end, and keeps what is told.
+async fn read_told(stderr: Option<ChildStderr>) -> Vec<u8> {
+    let mut said = Vec::new();
+    if let Some(mut stderr) = stderr {
+        let _ = (&mut stderr).take(MAX_TOLD).read_to_end(&mut said).await;
+        let _ = tokio::io::copy(&mut stderr, &mut tokio::io::sink()).await;
+    }
+    said
 }
 
 #[cfg(test)]
@@ -199,5 +212,17 @@ mod tests {
         let sleep = json!([{"path": "/bin/sleep", "args": ["sleep", "100"], "timeout": 1}]);
         let error = outcome(sleep).await.unwrap_err().to_string();
         assert!(error.contains("not done within 1 s"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn one_that_says_much_before_it_reads_its_state_ends_and_is_told_in_part() {
+        let script = "head -c 300000 /dev/zero | tr '\\0' x >&2; wc -c >&2; exit 3";
+        let hook = json!([{"path": "/bin/sh", "args": ["sh", "-c", script]}]);
+        let hooks = serde_json::from_value(json!({"prestart": hook})).unwrap();
+        let annotations = [("a".to_owned(), "b".repeat(300_000))].into();
+        let hooks = ContainerHooks { hooks, annotations, ..ContainerHooks::default() };
+        let outcome = tokio::time::timeout(Duration::from_secs(20), hooks.creating()).await;
+        let error = outcome.expect("neither waits for the other").unwrap_err().to_string();
+        assert!(error.contains("exit status: 3: xxx") && error.len() < 5000, "{}", error.len());
     }
 }
