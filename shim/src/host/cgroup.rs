@@ -68,12 +68,28 @@ impl Placement {
 pub struct Limits {
     /// Bytes.
     pub memory: Option<u64>,
-    /// Microseconds of processor time, and of the period for which they are.
-    pub cpu: Option<(u64, u64)>,
+    /// Processor time.
+    pub cpu: Bandwidth,
     /// From 1 to 10,000; more is the most.
     pub weight: Option<u64>,
     /// Whether it runs only when nobody else does.
     pub idle: Option<bool>,
+}
+
+/// Processor time by periods.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bandwidth {
+    /// Microseconds of it in each period. None: no limit.
+    pub quota: Option<u64>,
+    /// Microseconds.
+    pub period: u64,
+}
+
+impl Default for Bandwidth {
+    /// The kernel's.
+    fn default() -> Self {
+        Self { quota: None, period: 100_000 }
+    }
 }
 
 /// What a clean-up after a crash needs to know of a cgroup.
@@ -348,13 +364,9 @@ fn as_files(limits: &Limits) -> Result<LinuxResources, oci_spec::OciSpecError> {
     let mut files = HashMap::new();
     let mut set = |name: &str, value: String| drop(files.insert(name.to_owned(), value));
     set("memory.max", limits.memory.map_or("max".into(), |bytes| bytes.to_string()));
-    set(
-        "cpu.max",
-        match limits.cpu {
-            Some((quota, period)) => format!("{quota} {period}"),
-            None => "max".into(),
-        },
-    );
+    let Bandwidth { quota, period } = limits.cpu;
+    let quota = quota.map_or("max".into(), |quota| quota.to_string());
+    set("cpu.max", format!("{quota} {period}"));
     // One that is idle takes no weight.
     if let Some(weight) = limits.weight
         && limits.idle != Some(true)
@@ -401,7 +413,8 @@ fn as_resources(limits: &Limits) -> Result<LinuxResources, oci_spec::OciSpecErro
     let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
     let memory = LinuxMemoryBuilder::default().limit(limits.memory.map_or(-1, number)).build()?;
     let mut cpu = LinuxCpuBuilder::default();
-    if let Some((quota, period)) = limits.cpu {
+    let Bandwidth { quota, period } = limits.cpu;
+    if let Some(quota) = quota {
         cpu = cpu.quota(number(quota)).period(period);
     }
     if let Some(weight) = limits.weight {

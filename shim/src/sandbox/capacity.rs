@@ -166,24 +166,25 @@ impl Capacity {
         let all = || self.limits.values();
         let guest = self.initial_mib + size.added_mib;
         let memory = (guest + guest / OVERHEAD_PART + OVERHEAD_MIB) << 20;
-        let cpu = match &all().collect::<Vec<_>>()[..] {
-            [] => None,
-            [one] => Some((one.quota, one.period())),
+        let (quota, period) = match &all().collect::<Vec<_>>()[..] {
+            [one] => (one.quota, one.period()),
             // Of several the sum, in the kernel's own period.
-            _ => Some((
+            _ => (
                 all().map(Limits::cpus).fold(0, u64::saturating_add).saturating_mul(PERIOD / 1000),
                 PERIOD,
-            )),
+            ),
         };
+        // One without a quota: there is none for all.
+        let quota = all().all(|l| l.quota > 0).then_some(quota).filter(|&quota| quota > 0);
+        let cpu =
+            cgroup::Bandwidth { quota: quota.map(|quota| quota.max(period / LEAST_CPU)), period };
         let weight = all().any(|l| l.weight > 0).then(|| {
             let default = |l: &Limits| if l.weight == 0 { DEFAULT_WEIGHT } else { l.weight };
             all().map(default).fold(0, u64::saturating_add)
         });
         cgroup::Limits {
             memory: all().any(|l| l.memory > 0).then_some(memory),
-            cpu: cpu
-                .filter(|_| all().all(|l| l.quota > 0))
-                .map(|(quota, period)| (quota.max(period / LEAST_CPU), period)),
+            cpu,
             weight,
             idle: all().any(|l| l.idle.is_some()).then(|| all().all(|l| l.idle == Some(true))),
         }
@@ -336,7 +337,7 @@ mod tests {
             "cpu": {"quota": 9223372036854775807, "period": 1}}"#;
         assert_eq!(needed(&[all, all]), (4, 7 * 128));
         let capacity = capacity(&[all, all]);
-        assert_eq!(capacity.of_host(capacity.needed()).cpu, Some((u64::MAX, PERIOD)));
+        assert_eq!(capacity.of_host(capacity.needed()).cpu.quota, Some(u64::MAX));
     }
 
     #[test]
@@ -351,14 +352,14 @@ mod tests {
         let limited = r#"{"memory": {"limit": 134217728}, "cpu": {"quota": 75000, "period": 50000, "shares": 512}}"#;
         let one = cgroup::Limits {
             memory: mib(256 + 4 + 64),
-            cpu: Some((75_000, 50_000)),
+            cpu: cgroup::Bandwidth { quota: Some(75_000), period: 50_000 },
             weight: Some(59),
             idle: None,
         };
         assert_eq!(host(&[limited]), one);
         let two = cgroup::Limits {
             memory: mib(384 + 6 + 64),
-            cpu: Some((300_000, 100_000)),
+            cpu: cgroup::Bandwidth { quota: Some(300_000), period: 100_000 },
             weight: Some(2 * 59),
             idle: None,
         };
@@ -366,11 +367,13 @@ mod tests {
         // One without limits: there is none for both.
         let mixed = host(&[limited, "{}"]);
         assert_eq!(
-            (mixed.memory, mixed.cpu, mixed.weight),
+            (mixed.memory, mixed.cpu.quota, mixed.weight),
             (mib(256 + 4 + 64), None, Some(59 + 100))
         );
         let tiny = host(&[r#"{"cpu": {"quota": 1000, "period": 100000}}"#]);
-        assert_eq!(tiny.cpu, Some((10_000, 100_000)), "the guest sees to the rest");
+        assert_eq!(tiny.cpu.quota, Some(10_000), "the guest sees to the rest");
+        let period = host(&[r#"{"cpu": {"period": 900000}}"#]);
+        assert_eq!(period.cpu, cgroup::Bandwidth { quota: None, period: 900_000 });
         let idle = r#"{"cpu": {"idle": 1}}"#;
         assert_eq!(host(&[idle]).idle, Some(true));
         assert_eq!(host(&[idle, "{}"]).idle, Some(false));

@@ -45,7 +45,7 @@ fn a_cgroup_that_is_in_use_or_frozen_is_refused() {
 fn limits_as_files_and_as_properties() {
     let limits = Limits {
         memory: Some(7 << 20),
-        cpu: Some((50_000, 100_000)),
+        cpu: Bandwidth { quota: Some(50_000), period: 100_000 },
         weight: Some(100),
         idle: Some(false),
     };
@@ -58,7 +58,7 @@ fn limits_as_files_and_as_properties() {
     let idle = as_files(&Limits { idle: Some(true), ..limits }).unwrap().unified().clone().unwrap();
     assert!(!idle.contains_key("cpu.weight"), "the kernel takes none then");
     let none = as_files(&Limits::default()).unwrap().unified().clone().unwrap();
-    assert_eq!((none["memory.max"].as_str(), none["cpu.max"].as_str()), ("max", "max"));
+    assert_eq!((none["memory.max"].as_str(), none["cpu.max"].as_str()), ("max", "max 100000"));
     assert!(!none.contains_key("cpu.weight"));
 
     let resources = as_resources(&limits).unwrap();
