@@ -76,6 +76,9 @@ pub fn open(own_descriptors: File) -> Result<Files> {
         // would read it anew.
         cache_policy: CachePolicy::Always,
         root_dir: "/".into(),
+        // The server takes setuid and setgid from a file that is written. Otherwise the guest would ask for the
+        // attribute of capabilities before each write, and of files it does not cache take nothing.
+        killpriv_v2: true,
         xattr: true,
         posix_acl: NegotiationMode::Auto,
         proc_sfd_rawfd: Some(own_descriptors),

@@ -302,6 +302,27 @@ fn no_room_for_an_answer_is_survived_in_every_operation() {
 }
 
 #[test]
+fn what_is_written_loses_setuid_and_setgid_where_the_guest_says_so() {
+    const KILL_SUIDGID: u32 = 1 << 2;
+    const HANDLE_KILLPRIV_V2: u32 = 1 << 28;
+    let shared = scratch();
+    let path = shared.shared.join("program");
+    fs::write(&path, "old").unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o6777)).unwrap();
+    let mut machine = Machine::start(&shared.shared);
+    // InitOut: two numbers of the version, the read-ahead, the features.
+    let features = fuse::u32_at(&machine.init(), 12);
+    assert_ne!(features & HANDLE_KILLPRIV_V2, 0, "Linux asks before each write, or says nothing");
+    let node = machine.lookup(ROOT, "program").unwrap().node;
+    let handle = machine.open(node, libc::O_WRONLY).unwrap();
+    let mode = || fs::metadata(&path).unwrap().mode() & 0o7777;
+    machine.write_file(node, handle, 0, b"new").unwrap();
+    assert_eq!(mode(), 0o6777);
+    machine.write_file(node, handle, KILL_SUIDGID, b"new").unwrap();
+    assert_eq!(mode(), 0o777);
+}
+
+#[test]
 fn an_offset_that_no_file_has_is_refused() {
     let scratch = scratch();
     let mut machine = Machine::start(&scratch.shared);

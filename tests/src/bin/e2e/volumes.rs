@@ -1,5 +1,6 @@
 //! Bind mounts are live: what one side does, the other sees with its very next look.
 
+use crate::command;
 use crate::context::Context;
 use anyhow::{Context as _, Result, bail};
 use std::fs::{self, File};
@@ -13,6 +14,7 @@ crate::cases!(
     what_the_host_does_is_seen_by_the_next_look_of_the_guest,
     what_the_guest_does_is_seen_by_the_next_look_of_the_host,
     a_file_that_is_mapped_into_memory_is_written_to_the_host,
+    a_program_that_another_user_writes_loses_its_rights,
 );
 
 const ROUNDS: usize = 20;
@@ -200,4 +202,26 @@ fn a_file_that_is_mapped_into_memory_is_written_to_the_host(context: &Context) -
         bail!("the host sees {seen:?}");
     }
     Ok(())
+}
+
+fn a_program_that_another_user_writes_loses_its_rights(context: &Context) -> Result<()> {
+    let volume = Volume::new(context)?;
+    let [directory, file] = volume.flags();
+    let container = context.container().flag(directory).flag(file).detached(&["sleep", "1000"])?;
+    for path in ["/volume/program", "/program"] {
+        container
+            .exec(&["sh", "-c", &format!("echo old > {path}; chmod 6777 {path}")])?
+            .expect_code(0)?;
+        let write = format!("printf new 1<> {path}; stat -c %a {path}; cat {path}");
+        let mut other = container.exec_command(&["--user", "7:7"], &["sh", "-c", &write]);
+        let said = command::output(&mut other)?.text();
+        if said != "777\nnew" {
+            bail!("{path}: {said:?}");
+        }
+    }
+    let mode = fs::metadata(volume.directory.join("program"))?.permissions().mode();
+    if mode & 0o7777 != 0o777 {
+        bail!("the host sees {mode:o}");
+    }
+    container.remove()
 }
