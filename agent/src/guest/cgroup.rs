@@ -117,8 +117,15 @@ impl Cgroup {
     /// Sets the limits that are named, and leaves the others.
     ///
     /// # Errors
-    /// What the kernel refuses; those before it are set.
+    /// What the kernel refuses; those before it are set. None is where less memory is asked for than is used and the
+    /// caller wants that checked.
     pub fn limit(&self, resources: &LinuxResources) -> io::Result<()> {
+        if let Some(memory) = resources.memory()
+            && memory.check_before_update() == Some(true)
+        {
+            let used = self.read("memory.current")?.trim().parse().unwrap_or_default();
+            check_memory(memory.limit(), used)?;
+        }
         let config = CgroupConfig {
             cgroup_path: Path::new("/").join(self.0.strip_prefix(ROOT).unwrap_or(&self.0)),
             systemd_cgroup: false,
@@ -236,9 +243,27 @@ fn is_gone(error: &io::Error) -> bool {
     error.kind() == ErrorKind::NotFound || error.raw_os_error() == Some(libc::ENODEV)
 }
 
+/// Whether memory may be limited to so many bytes, -1 for no limit, while so many are used.
+fn check_memory(limit: Option<i64>, used: i64) -> io::Result<()> {
+    match limit {
+        Some(limit) if (0..used).contains(&limit) => {
+            Err(io::Error::other(format!("memory limit {limit} is below the {used} bytes in use")))
+        }
+        _ => Ok(()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn less_memory_than_is_used_is_refused() {
+        assert!(check_memory(Some(1024), 1025).is_err());
+        for fine in [None, Some(-1), Some(1025), Some(2000)] {
+            assert!(check_memory(fine, 1025).is_ok());
+        }
+    }
 
     #[test]
     fn parents_come_before_their_children() {
