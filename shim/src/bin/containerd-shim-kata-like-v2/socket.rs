@@ -4,11 +4,14 @@
 //! as soon as its container is gone, which may be before its server is.
 
 use anyhow::{Context, bail};
+use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
+use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr};
 use std::fs::{self, File};
 use std::io::ErrorKind;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 /// Until it is dropped nobody else looks for sockets in the directory.
@@ -18,6 +21,18 @@ fn lock(socket: &Path) -> anyhow::Result<Flock<File>> {
     made.with_context(|| format!("make {}", dir.display()))?;
     let dir = File::open(dir).with_context(|| format!("open {}", dir.display()))?;
     Flock::lock(dir, FlockArg::LockExclusive).map_err(|(_, e)| e).context("lock the sockets")
+}
+
+/// Whether somebody listens there. Never waits: all sandboxes' starts and ends wait for who holds the lock.
+fn is_served(path: &Path) -> bool {
+    let (family, kind) = (AddressFamily::Unix, SockType::Stream);
+    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+    let connected = UnixAddr::new(path).and_then(|address| {
+        let client = socket::socket(family, kind, flags, None)?;
+        socket::connect(client.as_raw_fd(), &address)
+    });
+    // As many as may wait for the server to accept them do so already.
+    matches!(connected, Ok(()) | Err(Errno::EAGAIN))
 }
 
 /// The sandbox's socket, or `None` if somebody serves it already.
@@ -32,7 +47,7 @@ pub fn listen(socket: &Path) -> anyhow::Result<Option<UnixListener>> {
                 return Ok(Some(listener));
             }
             Err(error) if error.kind() == ErrorKind::AddrInUse => {
-                if UnixStream::connect(socket).is_ok() {
+                if is_served(socket) {
                     return Ok(None);
                 }
                 // Left by a server that was killed.
@@ -49,7 +64,7 @@ pub fn listen(socket: &Path) -> anyhow::Result<Option<UnixListener>> {
 /// Removes a socket that nobody serves.
 pub fn remove_dead(socket: &Path) {
     if let Ok(_lock) = lock(socket)
-        && UnixStream::connect(socket).is_err()
+        && !is_served(socket)
     {
         let _ = fs::remove_file(socket);
     }
@@ -87,6 +102,8 @@ impl Socket {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nix::sys::socket::Backlog;
+    use std::os::unix::net::UnixStream;
 
     #[test]
     fn a_served_socket_is_found_and_a_dead_one_replaced() {
@@ -113,5 +130,25 @@ mod tests {
         let _next = listen(&path).unwrap().expect("the dying one is not found");
         of_dying.withdraw();
         assert!(UnixStream::connect(&path).is_ok(), "the next one's socket is still there");
+    }
+
+    #[test]
+    fn a_server_that_accepts_nobody_holds_nobody_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let listener = listen(&path).unwrap().unwrap();
+        socket::listen(&listener, Backlog::new(1).unwrap()).unwrap();
+        let waiting = [(); 2].map(|()| UnixStream::connect(&path).unwrap());
+        let (done, is_done) = std::sync::mpsc::channel();
+        let of_server = path.clone();
+        std::thread::spawn(move || {
+            let found = listen(&of_server).unwrap();
+            remove_dead(&of_server);
+            done.send(found.is_none()).unwrap();
+        });
+        let is_found = is_done.recv_timeout(std::time::Duration::from_secs(20));
+        assert_eq!(is_found, Ok(true));
+        assert!(path.exists(), "it is alive");
+        drop(waiting);
     }
 }
