@@ -3,6 +3,7 @@
 
 mod bootstrap;
 mod cleanup;
+mod connections;
 mod flags;
 mod info;
 mod log;

@@ -1,5 +1,6 @@
 //! The long-lived process of one sandbox: serves the task API, in both of its versions, on the inherited socket.
 
+use crate::connections;
 use crate::flags::Flags;
 use crate::publisher::Publisher;
 use crate::sandbox_api;
@@ -13,7 +14,8 @@ use sandbox::cgroup::Placement;
 use sandbox::{milestone, storage};
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::{AsFd as _, RawFd};
+use std::os::fd::{AsFd as _, FromRawFd as _, RawFd};
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,7 +42,8 @@ const TASK_V2: &str = "containerd.task.v2.Task";
 /// unless it is killed between them.
 const ABANDONED: Duration = Duration::from_secs(120);
 
-/// How long containerd may take from the answer of `start` to its first Create, which it calls at once.
+/// How long containerd may stay away before its first Create: it connects when it has the answer of `start`, stays
+/// connected until then, and may be slow meanwhile.
 const UNCALLED: Duration = Duration::from_secs(20);
 
 /// How long events may take to get out at the end.
@@ -111,7 +114,10 @@ async fn serve(flags: &Flags, socket: &Socket) -> anyhow::Result<()> {
     let server = Server::new().register_service(services(&service));
     let server = server.register_service(sandbox_api::service(service.clone()));
     // SAFETY: `start` left the listening socket at this number for this process alone.
-    let mut server = unsafe { server.add_unix_listener(LISTENER_FD) }?;
+    let listener = unsafe { UnixListener::from_raw_fd(LISTENER_FD) };
+    listener.set_nonblocking(true)?;
+    let (listener, connected) = connections::counted(listener.try_into()?);
+    let mut server = server.add_listener(listener);
     server.start().await?;
     milestone::mark("shim-serving", &flags.id);
 
@@ -122,8 +128,8 @@ async fn serve(flags: &Flags, socket: &Socket) -> anyhow::Result<()> {
         () = unanswered(start) => {
             tracing::warn!("the start was ended before containerd had its answer: ending");
         }
-        () = service.uncalled(UNCALLED) => {
-            tracing::warn!("containerd asked for nothing within {} s: ending", UNCALLED.as_secs());
+        () = service.uncalled(UNCALLED, connected) => {
+            tracing::warn!("containerd stayed away for {} s: ending", UNCALLED.as_secs());
         }
         () = service.abandoned(ABANDONED) => {
             tracing::warn!("no container for {} s: ending", ABANDONED.as_secs());
@@ -169,8 +175,8 @@ fn services(service: &Arc<TaskService>) -> HashMap<String, Service> {
 mod tests {
     use super::*;
     use protobuf::Message;
-    use std::os::unix::net::UnixListener;
     use tokio::io::AsyncWriteExt as _;
+    use tokio::sync::watch;
     use ttrpc::asynchronous::Client;
     use ttrpc::{Code, Request};
 
@@ -180,17 +186,42 @@ mod tests {
 
     #[tokio::test]
     async fn a_shim_without_containers_is_abandoned() {
-        let (events, _told) = mpsc::unbounded_channel();
-        let slot = Slot::launch(owner(), Some("/nowhere/config.toml".into()), events);
-        let service = TaskService::new(
-            slot,
-            Containers::default(),
-            Socket::at(Path::new("/nowhere/s")),
-            Arc::default(),
-        );
+        let service = failed_service();
         let (patience, end) = (Duration::from_millis(40), Duration::from_secs(10));
         tokio::time::timeout(end, service.abandoned(patience)).await.unwrap();
-        tokio::time::timeout(end, service.uncalled(patience)).await.unwrap();
+        let (_count, nobody) = watch::channel(0);
+        tokio::time::timeout(end, service.uncalled(patience, nobody)).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn one_that_is_connected_may_be_slow_and_one_that_goes_away_has_given_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("s");
+        let listener = UnixListener::bind(&socket).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let (listener, connected) = connections::counted(listener.try_into().unwrap());
+        let service = failed_service();
+        let server = Server::new().register_service(services(&service));
+        let mut server = server.add_listener(listener);
+        server.start().await.unwrap();
+        let client = Client::connect(&format!("unix://{}", socket.display())).await.unwrap();
+        assert_eq!(call(&client, TASK_V3, "Connect", Vec::new()).await.0, Code::OK);
+        let (patience, end) = (Duration::from_millis(50), Duration::from_secs(10));
+        let given_up = || service.uncalled(patience, connected.clone());
+        assert!(tokio::time::timeout(patience * 6, given_up()).await.is_err());
+        drop(client);
+        tokio::time::timeout(end, given_up()).await.unwrap();
+        let client = Client::connect(&format!("unix://{}", socket.display())).await.unwrap();
+        assert_eq!(call(&client, TASK_V3, "Create", Vec::new()).await.0, Code::UNKNOWN);
+        drop(client);
+        assert!(tokio::time::timeout(patience * 6, given_up()).await.is_err(), "it had called");
+    }
+
+    fn failed_service() -> Arc<TaskService> {
+        let (events, _told) = mpsc::unbounded_channel();
+        let slot = Slot::launch(owner(), Some("/nowhere/config.toml".into()), events);
+        let (containers, socket) = (Containers::default(), Socket::at(Path::new("/nowhere/s")));
+        Arc::new(TaskService::new(slot, containers, socket, Arc::default()))
     }
 
     /// A server whose sandbox could not be launched, and a client of it.

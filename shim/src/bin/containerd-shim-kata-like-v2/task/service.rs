@@ -26,7 +26,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use tokio::sync::{Mutex, Notify};
+use tokio::sync::{Mutex, Notify, watch};
 use ttrpc::asynchronous::TtrpcContext;
 
 /// Serves one sandbox.
@@ -83,12 +83,21 @@ impl TaskService {
         }
     }
 
-    /// When containerd has not asked for a container by then: it gave this shim up between its start and that.
-    pub async fn uncalled(&self, patience: Duration) {
-        tokio::time::sleep(patience).await;
-        if self.called.load(Ordering::Relaxed) {
-            std::future::pending::<()>().await;
+    /// When containerd has not asked for a container and nobody has been connected for so long: it gave this shim up
+    /// between its start and that.
+    pub async fn uncalled(&self, patience: Duration, mut connected: watch::Receiver<usize>) {
+        // Fails when nobody can connect any more: the server is ending.
+        while connected.wait_for(|count| *count == 0).await.is_ok() {
+            let back = connected.wait_for(|count| *count > 0);
+            let outcome = tokio::time::timeout(patience, back).await.map(|back| back.is_ok());
+            if self.called.load(Ordering::Relaxed) || outcome == Ok(false) {
+                break;
+            }
+            if outcome.is_err() {
+                return;
+            }
         }
+        std::future::pending::<()>().await;
     }
 
     async fn create_task(&self, request: CreateTaskRequest) -> Result<CreateTaskResponse> {
