@@ -162,8 +162,8 @@ mod tests {
             .map(|_| {
                 let dir = dir.path().to_owned();
                 std::thread::spawn(move || {
-                    (0..50).map(|_| drop(Uid::take_in(&dir, &(1..=9)).unwrap())).count();
-                    Uid::take_in(&dir, &(1..=9)).unwrap()
+                    (0..50).map(|_| drop(Uid::take_in(&dir, &(5001..=5009)).unwrap())).count();
+                    Uid::take_in(&dir, &(5001..=5009)).unwrap()
                 })
             })
             .collect();
