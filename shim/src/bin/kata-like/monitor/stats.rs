@@ -276,10 +276,12 @@ fn block_io(used: &ContainerStatsResponse, [read, write]: [&str; 2]) -> Vec<Bloc
 
 fn psi(used: &ContainerStatsResponse, of: &str) -> Option<Psi> {
     let data = |kind: &str| used.pressure.get(&format!("{of} {kind}"));
+    // JSON has no others, and the guest may say any.
+    let finite = |average: f64| if average.is_finite() { average } else { 0.0 };
     let told = |stalls: &Stalls| PsiData {
-        avg10: stalls.avg10,
-        avg60: stalls.avg60,
-        avg300: stalls.avg300,
+        avg10: finite(stalls.avg10),
+        avg60: finite(stalls.avg60),
+        avg300: finite(stalls.avg300),
         total: stalls.total,
     };
     let some = told(data("some")?);
@@ -339,5 +341,16 @@ mod tests {
         // It travels from the monitor to the command.
         let back: Stats = serde_json::from_str(&text).unwrap();
         assert_eq!(serde_json::to_string(&back).unwrap(), text);
+    }
+
+    #[test]
+    fn what_a_guest_says_that_is_no_number_travels_as_zero() {
+        let mut used = ContainerStatsResponse::default();
+        let stalls =
+            Stalls { avg10: f64::NAN, avg60: f64::INFINITY, avg300: 1e300, ..Stalls::default() };
+        used.pressure.insert("cpu some".into(), stalls);
+        let text = serde_json::to_string(&as_runc(&used)).unwrap();
+        assert!(text.contains(r#""avg10":0,"avg60":0,"#), "{text}");
+        assert!(serde_json::from_str::<Stats>(&text).is_ok(), "{text}");
     }
 }
