@@ -5,7 +5,9 @@
 //! - A seccomp section without an action and without rules is none.
 //! - Capabilities that are not known are ignored, with a warning, as runc does.
 //! - Scheduling flags that `oci-spec` spells in its own way have the runtime-spec's names.
-//! - Text that is no UTF-8, members that are there twice, and what follows the value.
+//! - An item that is null is the empty value of what its list holds.
+//! - A limit of huge pages that is more than `oci-spec` takes is no limit, as the kernel has it.
+//! - Text that is no UTF-8, halves of surrogate pairs, members that are there twice, and what follows the value.
 //!
 //! A wrong value of a known name stays an error, as it is one to runc: a type of namespace, a seccomp action.
 
@@ -180,12 +182,64 @@ const SCHEDULING_FLAGS: [(&str, &str); 2] = [
     ("SCHED_FLAG_DL_OVERRUN", "SCHED_FLAG_D_L_OVERRUN"),
 ];
 
+/// Lists of texts, of which none has the name of another list.
+const TEXT_LISTS: [&str; 14] = [
+    "ambient",
+    "architectures",
+    "args",
+    "bounding",
+    "effective",
+    "env",
+    "flags",
+    "inheritable",
+    "maskedPaths",
+    "names",
+    "options",
+    "permitted",
+    "readonlyPaths",
+    "schemata",
+];
+
 /// Reads the first JSON value of a text.
 ///
 /// # Errors
 /// There is none.
 pub fn parse(text: &[u8]) -> serde_json::Result<Value> {
-    Value::deserialize(&mut serde_json::Deserializer::from_str(&String::from_utf8_lossy(text)))
+    let text = whole_surrogates(&String::from_utf8_lossy(text));
+    Value::deserialize(&mut serde_json::Deserializer::from_str(&text))
+}
+
+/// The same JSON with U+FFFD for each half of a surrogate pair that stands alone.
+fn whole_surrogates(text: &str) -> String {
+    const LENGTH: usize = "\\uXXXX".len();
+    let unit = |at: usize| {
+        let digits = text.get(at..at + LENGTH)?.strip_prefix("\\u")?;
+        u16::from_str_radix(digits, 16).ok()
+    };
+    let mut whole = String::with_capacity(text.len());
+    let (mut done, mut at) = (0, 0);
+    while let Some(found) = text[at..].find('\\') {
+        at += found;
+        let Some(first) = unit(at) else {
+            // Whatever is escaped, it may be a backslash.
+            at += 1 + text[at + 1..].chars().next().map_or(0, char::len_utf8);
+            continue;
+        };
+        let is_pair =
+            |first, second| char::decode_utf16([first, second]).next().is_some_and(|c| c.is_ok());
+        if !(0xd800..0xe000).contains(&first) {
+            at += LENGTH;
+        } else if unit(at + LENGTH).is_some_and(|second| is_pair(first, second)) {
+            at += 2 * LENGTH;
+        } else {
+            whole.push_str(&text[done..at]);
+            whole.push_str("\\ufffd");
+            at += LENGTH;
+            done = at;
+        }
+    }
+    whole.push_str(&text[done..]);
+    whole
 }
 
 /// Makes a `config.json` one that `oci-spec` reads.
@@ -224,6 +278,10 @@ fn names(value: &mut Value) {
                 if value.is_null() {
                     continue;
                 }
+                for item in value.as_array_mut().into_iter().flatten().filter(|item| item.is_null())
+                {
+                    *item = empty_item(&name);
+                }
                 match value.as_object_mut().filter(|_| MAPS.contains(&&*name)) {
                     Some(map) => of_users(map),
                     None => names(&mut value),
@@ -232,6 +290,15 @@ fn names(value: &mut Value) {
             }
         }
         _ => {}
+    }
+}
+
+/// What null stands for in a list of this name.
+fn empty_item(list: &str) -> Value {
+    match list {
+        "additionalGids" => json!(0),
+        list if TEXT_LISTS.contains(&list) => json!(""),
+        _ => json!({}),
     }
 }
 
@@ -301,6 +368,12 @@ fn complete_linux(linux: &mut Map<String, Value>) {
 
 /// A rule for devices of no type is for all of them.
 fn complete_resources(resources: &mut Value) {
+    let pages = resources.get_mut("hugepageLimits").and_then(Value::as_array_mut);
+    for limit in pages.into_iter().flatten().filter_map(|pages| pages.get_mut("limit")) {
+        if limit.as_u64().is_some_and(|bytes| i64::try_from(bytes).is_err()) {
+            *limit = json!(i64::MAX);
+        }
+    }
     let rules = resources.get_mut("devices").and_then(Value::as_array_mut);
     for rule in rules.into_iter().flatten().filter_map(Value::as_object_mut) {
         if rule.get("type").is_some_and(|kind| kind == "") {

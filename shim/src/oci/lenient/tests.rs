@@ -146,6 +146,58 @@ fn what_is_there_twice_what_follows_and_what_is_no_text_is_no_error() {
 }
 
 #[test]
+fn half_a_surrogate_pair_stands_for_what_it_is_to_go() {
+    for (text, read) in [
+        (r"\ud800", "\u{fffd}"),
+        (r"a\udc00\n", "a\u{fffd}\n"),
+        (r"\uD83D\uDE00", "\u{1f600}"),
+        (r"\ud800\ud83d\ude00x", "\u{fffd}\u{1f600}x"),
+        (r"\ud800\u0041", "\u{fffd}A"),
+        (r"\\ud800", r"\ud800"),
+        (r"\\\ud800é", "\\\u{fffd}é"),
+    ] {
+        let value = parse(format!("\"{text}\"").as_bytes());
+        assert_eq!(value.unwrap_or_else(|error| panic!("{error}: {text}")), json!(read));
+    }
+    for wrong in [r#""\ud8"#, r#""\ud80é""#, r#""\"#, r#""\é""#, r#""\u+123""#] {
+        assert!(parse(wrong.as_bytes()).is_err(), "{wrong}");
+    }
+}
+
+#[test]
+fn null_in_a_list_is_the_empty_value() {
+    let text = r#"{"process": {"args": ["a", null], "env": [null], "user": {"additionalGids": [null, 5]},
+        "capabilities": {"bounding": [null, "CAP_CHOWN"]}},
+        "hooks": {"poststop": [{"path": "/x", "args": [null]}]},
+        "mounts": [{"destination": "/x", "options": [null, "ro"]}],
+        "linux": {"maskedPaths": [null], "resources": {"devices": [null]}}}"#;
+    let spec = read(text).unwrap();
+    let process = spec.process().as_ref().unwrap();
+    assert_eq!(process.args().as_deref(), Some(&["a".to_owned(), String::new()][..]));
+    assert_eq!(process.user().additional_gids().as_deref(), Some(&[0, 5][..]));
+    let options = spec.mounts().as_ref().unwrap()[0].options().clone();
+    assert_eq!(options.as_deref(), Some(&[String::new(), "ro".to_owned()][..]));
+    for wrong in [
+        r#"{"mounts": [null]}"#,
+        r#"{"linux": {"seccomp": {"defaultAction": "SCMP_ACT_ALLOW",
+        "syscalls": [{"names": ["x"], "action": "SCMP_ACT_ALLOW", "args": [null]}]}}}"#,
+    ] {
+        assert!(read(wrong).is_err(), "{wrong}");
+    }
+}
+
+#[test]
+fn a_limit_of_huge_pages_may_be_any_that_go_reads() {
+    for limit in [u64::MAX, 1 << 63, 5] {
+        let mut value = json!({"hugepageLimits": [{"pageSize": "2MB", "limit": limit}]});
+        resources(&mut value);
+        let resources: LinuxResources = serde_json::from_value(value).unwrap();
+        let read = resources.hugepage_limits().as_ref().unwrap()[0].limit();
+        assert_eq!(read, i64::try_from(limit).unwrap_or(i64::MAX));
+    }
+}
+
+#[test]
 fn what_is_wrong_to_runc_is_wrong() {
     for text in [
         r#"{"process": []}"#,
