@@ -17,8 +17,8 @@ use nix::fcntl::OFlag;
 use nix::unistd::pipe2;
 use oci_spec::runtime::{PosixRlimit, PosixRlimitType};
 use sandbox::event::Exit;
-use sandbox::limits;
 use sandbox::vm::Control;
+use sandbox::{lenient, limits};
 use serde_json::{Value, json};
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
@@ -241,8 +241,11 @@ fn process(arguments: &Arguments, record: &Record) -> Result<Value> {
         bail!("--preserve-fds: a descriptor of the host's can't be had in the guest");
     }
     if let Some(path) = &arguments.process {
-        let text = std::fs::read(path).with_context(|| path.display().to_string())?;
-        let process = serde_json::from_slice(&text).with_context(|| path.display().to_string())?;
+        let named = || path.display().to_string();
+        let text = std::fs::read(path).with_context(named)?;
+        let mut process = lenient::parse(&text).with_context(named)?;
+        // As the monitor reads it: both have to see the same terminal and limits in it.
+        lenient::process(&mut process);
         let mut process = whole(process)?;
         inherit_limits(&mut process, &record.process, &limits::own());
         return Ok(process);
@@ -388,6 +391,29 @@ mod tests {
         let expected = json!({"args": ["ls", "-l"], "cwd": "/", "terminal": false, "env": ["A=1"],
             "user": {"uid": 5, "gid": 6, "additionalGids": [7]}});
         assert_eq!(asked(&["c", "ls", "-l"]).unwrap(), expected);
+    }
+
+    #[test]
+    fn a_file_is_read_as_gos_json_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("process.json");
+        let read = |text: &[u8]| {
+            std::fs::write(&path, text).unwrap();
+            process(&parsed(&["--process", path.to_str().unwrap(), "c"]).unwrap(), &record())
+        };
+        let core = r#""Rlimits":[{"Type":"RLIMIT_CORE","Soft":1,"Hard":2}]"#;
+        let text = format!(r#"{{"Args":["true"],"Cwd":"/","Terminal":true,"Env":null,{core}}} x"#);
+        let process = read(text.as_bytes()).unwrap();
+        assert_eq!(process["args"], json!(["true"]));
+        assert_eq!(process["terminal"], json!(true));
+        let limits = process["rlimits"].as_array().unwrap();
+        let core = json!({"type": "RLIMIT_CORE", "soft": 1, "hard": 2});
+        let cores: Vec<_> = limits.iter().filter(|limit| limit["type"] == core["type"]).collect();
+        assert_eq!(cores, [&core]);
+        assert!(read(b"{\"args\": [\"\xff\"], \"cwd\": \"/\"}").is_ok());
+        for wrong in [&b"null"[..], b"[]", b"{", b"{}"] {
+            assert!(read(wrong).is_err());
+        }
     }
 
     #[test]
