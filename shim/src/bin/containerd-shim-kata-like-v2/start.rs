@@ -4,6 +4,7 @@ use crate::bootstrap::{self, MAX_INPUT, Start};
 use crate::flags::Flags;
 use crate::{server, socket};
 use anyhow::Context;
+use sandbox::lenient;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
@@ -76,7 +77,12 @@ struct Sandbox {
 fn sandbox_of(config: &Path, id: &str) -> anyhow::Result<Sandbox> {
     let name = config.display();
     let text = std::fs::read(config).with_context(|| format!("read {name}"))?;
-    let spec: LookedAt = serde_json::from_slice(&text).with_context(|| format!("parse {name}"))?;
+    // As the server will read it.
+    let spec = lenient::parse(&text).and_then(|mut spec| {
+        lenient::spec(&mut spec);
+        LookedAt::deserialize(spec)
+    });
+    let spec = spec.with_context(|| format!("parse {name}"))?;
     let annotations = spec.annotations.unwrap_or_default();
     let group = GROUP_ANNOTATIONS.iter().find_map(|name| annotations.get(*name));
     let sandbox = group.map_or(id, String::as_str);
@@ -160,6 +166,21 @@ mod tests {
         assert!(sandbox(r#"{"annotations":{"io.kubernetes.cri.sandbox-id":"../x"}}"#).is_err());
         let broken = format!("{:#}", sandbox("{").unwrap_err());
         assert!(broken.contains("config.json"), "{broken}");
+    }
+
+    #[test]
+    fn a_spec_is_read_as_gos_json_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = dir.path().join("config.json");
+        let sandbox = |text: &[u8]| {
+            std::fs::write(&config, text).unwrap();
+            sandbox_of(&config, "c1").unwrap()
+        };
+        let text =
+            br#"{"Annotations":{"a":null,"io.kubernetes.cri.sandbox-id":"pod1"},"hostname":"a",
+            "hostname":"b","Linux":{"CgroupsPath":"/c"}} and more"#;
+        assert_eq!(sandbox(text), Sandbox { id: "pod1".into(), cgroup: Some("/c".into()) });
+        assert_eq!(sandbox(b"{\"hostname\":\"\xff\"}").id, "c1");
     }
 
     #[test]
