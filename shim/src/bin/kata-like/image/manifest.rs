@@ -20,6 +20,9 @@ const MAX_DEPTH: usize = 4;
 /// Most layers of an image; overlayfs takes 500.
 const MAX_LAYERS: usize = 500;
 
+/// What the guest's kernel runs, the better first.
+const ARCHITECTURES: [Arch; 2] = [Arch::Amd64, Arch::i386];
+
 const TAG: &str = "org.opencontainers.image.ref.name";
 
 /// An entry of a docker-archive's `manifest.json`.
@@ -52,7 +55,8 @@ pub(super) fn read(store: Store, tag: Option<&str>) -> Result<Image> {
         diff_ids.len()
     );
     ensure!(*config.os() == Os::Linux, "it is for {}", config.os());
-    ensure!(*config.architecture() == Arch::default(), "it is for {}", config.architecture());
+    let architecture = config.architecture();
+    ensure!(ARCHITECTURES.contains(architecture), "it is for {architecture}");
     Ok(Image { config, layers: blobs.into_iter().zip(diff_ids).collect(), store })
 }
 
@@ -99,12 +103,14 @@ fn choose<'a>(manifests: &'a [Descriptor], tag: Option<&str>) -> Option<&'a Desc
         let tags = descriptor.annotations().as_ref().and_then(|annotations| annotations.get(TAG));
         tag.is_none_or(|wanted| tags.is_some_and(|tag| tag == wanted || ends_with(tag, wanted)))
     };
-    let fits = |descriptor: &Descriptor| {
+    let fits = |descriptor: &Descriptor, architecture: &Arch| {
         descriptor.platform().as_ref().is_none_or(|platform| {
-            *platform.os() == Os::Linux && *platform.architecture() == Arch::default()
+            *platform.os() == Os::Linux && platform.architecture() == architecture
         })
     };
-    manifests.iter().find(|descriptor| has_tag(descriptor) && fits(descriptor))
+    ARCHITECTURES.iter().find_map(|architecture| {
+        manifests.iter().find(|descriptor| has_tag(descriptor) && fits(descriptor, architecture))
+    })
 }
 
 /// Docker's "manifest list" is an index by another media type.
@@ -142,4 +148,54 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
 /// A digest as it is written.
 pub(super) fn hex(digest: &[u8]) -> String {
     digest.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+    use std::fs;
+    use std::path::Path;
+
+    /// Adds a blob: its descriptor.
+    fn blob(layout: &Path, kind: &str, content: &Value) -> Value {
+        let text = content.to_string();
+        let digest = hex(&Sha256::digest(&text));
+        let blobs = layout.join("blobs/sha256");
+        fs::create_dir_all(&blobs).unwrap();
+        fs::write(blobs.join(&digest), &text).unwrap();
+        let media_type = format!("application/vnd.oci.image.{kind}.v1+json");
+        let digest = format!("sha256:{digest}");
+        json!({"mediaType": media_type, "digest": digest, "size": text.len()})
+    }
+
+    /// For which architecture of a layout's is chosen; in the index they are named, or not.
+    fn chosen(architectures: &[&str], named: bool) -> Result<Arch> {
+        let layout = tempfile::tempdir().unwrap();
+        let manifests = architectures.iter().map(|architecture| {
+            let config = json!({"architecture": architecture, "os": "linux",
+                "rootfs": {"type": "layers", "diff_ids": []}});
+            let config = blob(layout.path(), "config", &config);
+            let manifest = json!({"schemaVersion": 2, "config": config, "layers": []});
+            let mut manifest = blob(layout.path(), "manifest", &manifest);
+            if named {
+                manifest["platform"] = json!({"architecture": architecture, "os": "linux"});
+            }
+            manifest
+        });
+        let index = json!({"schemaVersion": 2, "manifests": manifests.collect::<Vec<_>>()});
+        fs::write(layout.path().join("index.json"), index.to_string()).unwrap();
+        let image = read(Store::open(layout.path()).unwrap(), None)?;
+        Ok(image.config.architecture().clone())
+    }
+
+    #[test]
+    fn an_image_of_32_bits_is_taken_where_there_is_none_of_64() {
+        assert_eq!(chosen(&["386", "arm64", "amd64"], true).unwrap(), Arch::Amd64);
+        assert_eq!(chosen(&["arm64", "386"], true).unwrap(), Arch::i386);
+        assert_eq!(chosen(&["386"], false).unwrap(), Arch::i386);
+        let error = chosen(&["arm64"], false).unwrap_err().to_string();
+        assert_eq!(error, "it is for arm64");
+        assert!(chosen(&["arm64"], true).is_err());
+    }
 }
