@@ -59,17 +59,20 @@ impl Arguments {
 
     /// Says why the command failed: in the log, and in any case on standard error.
     pub(crate) fn fatal(&self, error: &anyhow::Error) {
+        use std::io::Write as _;
         let message = chain(error);
         let line = line(self.log_format, Level::ERROR, &message);
-        let logged = self.log.as_deref().map(|path| {
-            use std::io::Write as _;
-            append(path).and_then(|mut file| Ok(file.write_all(line.as_bytes())?))
-        });
-        match logged {
-            Some(Ok(())) => eprintln!("{message}"),
-            Some(Err(error)) => eprintln!("{message}\n{error:#}"),
-            None => eprint!("{line}"),
-        }
+        let logged = self
+            .log
+            .as_deref()
+            .map(|path| append(path).and_then(|mut file| Ok(file.write_all(line.as_bytes())?)));
+        let said = match logged {
+            Some(Ok(())) => format!("{message}\n"),
+            Some(Err(error)) => format!("{message}\n{error:#}\n"),
+            None => line,
+        };
+        // Where nobody reads it there is nobody to tell.
+        let _ = std::io::stderr().write_all(said.as_bytes());
     }
 }
 

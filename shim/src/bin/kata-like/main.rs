@@ -215,10 +215,10 @@ fn dispatch(command: Command, globals: &Globals) -> anyhow::Result<u8> {
         Command::Logs(id) => logs::main(&id.id, globals),
         Command::Features => features::main(),
         Command::Version => {
-            println!("kata-like {VERSION}");
+            command::out::print(&format!("kata-like {VERSION}\n"))?;
             Ok(0)
         }
-        Command::Completion(arguments) => Ok(manual::completion(&arguments)),
+        Command::Completion(arguments) => manual::completion(&arguments),
         Command::Man(arguments) => manual::man(&arguments),
         Command::Check(_) | Command::Run(_) => Ok(0),
     }

@@ -1,14 +1,13 @@
 //! `events`: what a container uses, now or at intervals, and that it ran out of memory.
 
 use crate::Globals;
-use crate::command::json;
+use crate::command::{json, out};
 use crate::monitor::call::{self, Answer, Call, Status};
 use crate::monitor::stats::Stats;
 use crate::record::Home;
 use anyhow::{Result, bail};
 use clap::Args;
 use serde::Serialize;
-use std::io::Write as _;
 use std::time::{Duration, Instant};
 
 /// How often it is looked whether the container ran out of memory.
@@ -114,9 +113,7 @@ struct Event<'a> {
 }
 
 fn tell(event: &Event<'_>) -> Result<()> {
-    let mut out = std::io::stdout().lock();
-    writeln!(out, "{}", json::line(event)?)?;
-    Ok(out.flush()?)
+    out::print(&format!("{}\n", json::line(event)?))
 }
 
 #[cfg(test)]

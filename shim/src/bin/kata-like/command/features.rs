@@ -1,6 +1,6 @@
 //! `features`: the OCI runtime-spec's "Features Structure" (features.md), of what the guest really does.
 
-use crate::command::json;
+use crate::command::{json, out};
 use anyhow::Result;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -192,6 +192,6 @@ pub(crate) fn main() -> Result<u8> {
         annotations: BTreeMap::from([("io.kata-like.version", env!("CARGO_PKG_VERSION"))]),
         potentially_unsafe_config_annotations: [],
     };
-    println!("{}", json::pretty(&document, "    ")?);
+    out::print(&format!("{}\n", json::pretty(&document, "    ")?))?;
     Ok(0)
 }

@@ -2,11 +2,11 @@
 
 use super::state::{self, State};
 use crate::Globals;
-use crate::command::json;
+use crate::command::{json, out};
 use crate::record::Home;
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Write as _};
 
 /// List containers
 #[derive(Debug, Args)]
@@ -38,10 +38,13 @@ pub(crate) fn main(arguments: &Arguments, globals: &Globals) -> Result<u8> {
     }
     let states = states(&Home::all(globals.root()));
     match arguments.format {
-        _ if arguments.quiet => states.iter().for_each(|state| println!("{}", state.id)),
+        _ if arguments.quiet => {
+            let ids = states.iter().map(|state| format!("{}\n", state.id));
+            out::print(&ids.collect::<String>())?;
+        }
         // As runc.
-        Format::Json if states.is_empty() => println!("null"),
-        Format::Json => println!("{}", json::line(&states)?),
+        Format::Json if states.is_empty() => out::print("null\n")?,
+        Format::Json => out::print(&format!("{}\n", json::line(&states)?))?,
         Format::Table => {
             let mut rows =
                 vec![["ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER"].map(str::to_owned)];
@@ -50,7 +53,7 @@ pub(crate) fn main(arguments: &Arguments, globals: &Globals) -> Result<u8> {
                 let bundle = bundle.display().to_string();
                 [id, pid.to_string(), status.to_owned(), bundle, created, owner.to_owned()]
             }));
-            table(&rows);
+            out::print(&(lines(&rows).join("\n") + "\n"))?;
         }
     }
     Ok(0)
@@ -72,7 +75,7 @@ fn states(homes: &[Home]) -> Vec<State> {
     let answers = homes.chunks(AT_ONCE).flat_map(ask);
     let told = answers.map(|(state, error)| {
         if let Some(error) = error {
-            eprintln!("status for {}: {error}", state.id);
+            let _ = writeln!(std::io::stderr(), "status for {}: {error}", state.id);
         }
         state
     });
@@ -82,13 +85,7 @@ fn states(homes: &[Home]) -> Vec<State> {
 /// Narrowest column, and the space after the widest field.
 const COLUMN: (usize, usize) = (12, 3);
 
-/// Prints rows in columns, of the widths that runc's have.
-pub(super) fn table<const N: usize>(rows: &[[String; N]]) {
-    for row in lines(rows) {
-        println!("{row}");
-    }
-}
-
+/// Rows in columns, of the widths that runc's have.
 fn lines<const N: usize>(rows: &[[String; N]]) -> Vec<String> {
     let width = |column: usize| {
         let widest = rows.iter().map(|row| row[column].chars().count()).max();

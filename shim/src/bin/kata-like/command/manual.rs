@@ -1,5 +1,6 @@
 //! Completions and manual pages, from the definitions of the command line itself.
 
+use super::out;
 use anyhow::{Context, Result};
 use clap::{Args, CommandFactory};
 use clap_complete::Shell;
@@ -19,10 +20,12 @@ pub(crate) struct Man {
     directory: PathBuf,
 }
 
-pub(crate) fn completion(arguments: &Completion) -> u8 {
+pub(crate) fn completion(arguments: &Completion) -> Result<u8> {
     let mut command = crate::CommandLine::command();
-    clap_complete::generate(arguments.shell, &mut command, "kata-like", &mut std::io::stdout());
-    0
+    let mut script = Vec::new();
+    clap_complete::generate(arguments.shell, &mut command, "kata-like", &mut script);
+    out::print(&String::from_utf8(script)?)?;
+    Ok(0)
 }
 
 pub(crate) fn man(arguments: &Man) -> Result<u8> {

@@ -10,6 +10,7 @@ pub(crate) mod kill;
 pub(crate) mod list;
 pub(crate) mod logs;
 pub(crate) mod manual;
+pub(crate) mod out;
 pub(crate) mod ps;
 pub(crate) mod spec;
 pub(crate) mod state;

@@ -5,7 +5,7 @@ mod options;
 
 use super::list::Format;
 use crate::Globals;
-use crate::command::json;
+use crate::command::{json, out};
 use crate::monitor::call::{self, Answer, Call};
 use crate::record::Home;
 use anyhow::{Result, bail};
@@ -37,15 +37,14 @@ pub(crate) fn main(arguments: &Arguments, globals: &Globals) -> Result<u8> {
     };
     match arguments.format {
         // As runc.
-        Format::Json if processes.is_empty() => println!("null"),
+        Format::Json if processes.is_empty() => out::print("null\n")?,
         Format::Json => {
             let pids: Vec<_> = processes.iter().map(|process| process.pid).collect();
-            println!("{}", json::line(&pids)?);
+            out::print(&format!("{}\n", json::line(&pids)?))?;
         }
         Format::Table => {
-            for line in table(&columns, &processes, &Users::of_the_host()) {
-                println!("{line}");
-            }
+            let lines = table(&columns, &processes, &Users::of_the_host());
+            out::print(&(lines.join("\n") + "\n"))?;
         }
     }
     Ok(0)

@@ -1,6 +1,6 @@
 //! `state`: the OCI runtime-spec's "State", with what runc adds.
 
-use crate::command::json;
+use crate::command::{json, out};
 use crate::monitor::call::{self, CallError, Status};
 use crate::record::{Home, Record};
 use anyhow::Result;
@@ -29,7 +29,7 @@ pub(crate) fn main(home: &Home) -> Result<u8> {
     let record = home.load()?;
     let status = call::status(home, &record)?;
     // Neither with a line's end after it, as runc's.
-    print!("{}", json::pretty(&of(home, record, Some(status), ""), "  ")?);
+    out::print(&json::pretty(&of(home, record, Some(status), ""), "  ")?)?;
     Ok(0)
 }
 

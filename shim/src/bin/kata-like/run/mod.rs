@@ -21,6 +21,7 @@ use sandbox::settings::Settings;
 use sandbox::storage;
 use scratch::Scratch;
 use source::Source;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use tokio::runtime;
@@ -112,7 +113,7 @@ pub(crate) fn main(arguments: Arguments, globals: &Globals) -> ExitCode {
             ExitCode::FAILURE
         }
         Err(error) => {
-            eprintln!("kata-like: {}", crate::log::chain(&error));
+            let _ = writeln!(std::io::stderr(), "kata-like: {}", crate::log::chain(&error));
             ExitCode::from(foreground::status_of(&error).unwrap_or(FAILED))
         }
     }
