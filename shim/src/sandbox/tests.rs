@@ -203,7 +203,27 @@ struct Fixture {
     vmm: OwnedFd,
     _server: Server,
     guest: Arc<Guest>,
-    dir: tempfile::TempDir,
+    dir: Scratch,
+}
+
+/// A directory that is removed with what is mounted in it: a sandbox that is dropped has not ended.
+struct Scratch(tempfile::TempDir);
+
+impl Scratch {
+    fn path(&self) -> &std::path::Path {
+        self.0.path()
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+        let targets = mounts.lines().filter_map(|line| line.split(' ').nth(1));
+        for target in targets.filter(|target| std::path::Path::new(target).starts_with(self.path()))
+        {
+            let _ = nix::mount::umount2(target, nix::mount::MntFlags::MNT_DETACH);
+        }
+    }
 }
 
 /// A sandbox whose guest has reported in.
@@ -212,7 +232,7 @@ async fn fixture() -> Fixture {
         nix::unistd::Uid::effective().is_root(),
         "this test makes mounts and namespaces: run it as root"
     );
-    let dir = tempfile::tempdir().unwrap();
+    let dir = Scratch(tempfile::tempdir().unwrap());
     let rpc = dir.path().join("rpc");
     let listener = UnixListener::bind(&rpc).unwrap();
     let guest = Arc::new(Guest::default());
