@@ -6,6 +6,7 @@ use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use protocol::control::{self, ControlError};
 use serde::{Deserialize, Serialize};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// What the process in the background tells the one that waits for it.
@@ -34,6 +35,19 @@ impl Reporter {
             // Who waited may have been killed; that changes nothing here.
             let _ = control::send(&socket, report, &[]);
         }
+    }
+}
+
+/// A path that a command in the background was given, as that process finds it: the descriptors that its caller means
+/// are those of the process that waits for it.
+pub(crate) fn as_called(path: &Path) -> PathBuf {
+    let of = |directory| path.strip_prefix(directory).ok();
+    match of("/dev/fd").or_else(|| of("/proc/self/fd")) {
+        Some(number) => {
+            let waiting = nix::unistd::getppid().to_string();
+            Path::new("/proc").join(waiting).join("fd").join(number)
+        }
+        None => path.to_owned(),
     }
 }
 
@@ -81,5 +95,19 @@ fn start() -> Result<()> {
             bail!("the process in the background ended without a word: {}", child.wait()?)
         }
         Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn descriptors_are_those_of_the_process_that_waits() {
+        let theirs = format!("/proc/{}/fd/63", std::os::unix::process::parent_id());
+        for path in ["/dev/fd/63", "/proc/self/fd/63"] {
+            assert_eq!(as_called(Path::new(path)), Path::new(&theirs));
+        }
+        assert_eq!(as_called(Path::new("fd/63")), Path::new("fd/63"));
     }
 }

@@ -241,6 +241,7 @@ fn process(arguments: &Arguments, record: &Record) -> Result<Value> {
         bail!("--preserve-fds: a descriptor of the host's can't be had in the guest");
     }
     if let Some(path) = &arguments.process {
+        let path = &if arguments.detach { background::as_called(path) } else { path.clone() };
         let named = || path.display().to_string();
         let text = std::fs::read(path).with_context(named)?;
         let mut process = lenient::parse(&text).with_context(named)?;

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixListener;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 crate::cases!(
@@ -23,6 +23,7 @@ crate::cases!(
     an_exec_keeps_the_groups_of_the_container,
     a_terminal_in_the_foreground_has_plain_newlines,
     an_execs_terminal_has_the_size_that_its_file_asks_for,
+    a_process_comes_by_a_descriptor_also_in_the_background,
     a_run_that_is_kept_stays_until_it_is_deleted,
     a_pidfd_is_of_the_process_that_stands_for_it,
 );
@@ -58,6 +59,23 @@ fn an_exec_joins_a_container_that_waits_for_its_start(context: &Context) -> Resu
     if said != "sh" {
         bail!("after its start pid 1 is {said:?}");
     }
+    Ok(())
+}
+
+/// As a shell does it: `--process <(…)`.
+fn a_process_comes_by_a_descriptor_also_in_the_background(context: &Context) -> Result<()> {
+    let container = Container::new(context, WAITS)?;
+    container.run()?;
+    let process = json!({"args": ["touch", "/tmp/made"], "cwd": "/", "env": ["PATH=/bin"]});
+    fs::write(container.file("process"), process.to_string())?;
+    let script = format!(
+        "cat {} | {{ exec 9<&0 </dev/null; kata-like exec -d --process /proc/self/fd/9 {}; }}",
+        container.file("process").display(),
+        container.id
+    );
+    command::output(Command::new("sh").args(["-c", &script]))?.expect_code(0)?;
+    let look = "until [ -e /tmp/made ]; do sleep 0.1; done";
+    container.say("exec", &["timeout", "10", "sh", "-c", look])?.expect_code(0)?;
     Ok(())
 }
 
