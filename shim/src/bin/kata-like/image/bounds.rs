@@ -4,6 +4,8 @@ use anyhow::{Result, ensure};
 use std::cell::Cell;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::iter::FusedIterator;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// What a file, however small, takes of a disk, bytes: a block.
 const FILE: u64 = 4096;
@@ -19,29 +21,60 @@ const MAX_LOGICAL: u64 = 1 << 40;
 pub(crate) struct Allowance {
     bytes: u64,
     left: Cell<u64>,
+    files: u64,
+    files_left: Cell<u64>,
     logical: Cell<u64>,
+    stop: Arc<AtomicBool>,
 }
 
-/// The image has more in it than it may take.
+/// Why no more of an image is unpacked.
 #[derive(Debug, thiserror::Error)]
-#[error("the image unpacks to more than {} MiB; see --max-image-mib", .0 >> 20)]
-struct TooLarge(u64);
+enum Spent {
+    /// It has more in it than it may take.
+    #[error("the image unpacks to more than {} MiB; see --max-image-mib", .0 >> 20)]
+    Bytes(u64),
+    /// It would leave the disk no inodes.
+    #[error("the image has more than {0} files, nine tenths of what its disk can take")]
+    Files(u64),
+    /// It was told to stop.
+    #[error("unpacking was interrupted")]
+    Stopped,
+}
 
 impl Allowance {
+    /// So many bytes, and any number of files.
     pub(crate) fn new(bytes: u64) -> Self {
-        Self { bytes, left: Cell::new(bytes), logical: Cell::new(MAX_LOGICAL) }
+        let (files, stop) = (u64::MAX, Arc::default());
+        let (left, files_left) = (Cell::new(bytes), Cell::new(files));
+        Self { bytes, left, files, files_left, logical: Cell::new(MAX_LOGICAL), stop }
+    }
+
+    /// The same with so many files and directories at most.
+    pub(crate) fn with_files(self, files: u64) -> Self {
+        Self { files, files_left: Cell::new(files), ..self }
+    }
+
+    /// The same until this is set.
+    pub(crate) fn until(self, stop: Arc<AtomicBool>) -> Self {
+        Self { stop, ..self }
     }
 
     /// Takes so many bytes of it.
-    fn take(&self, bytes: u64) -> Result<(), TooLarge> {
-        let left = self.left.get().checked_sub(bytes).ok_or(TooLarge(self.bytes))?;
+    fn take(&self, bytes: u64) -> Result<(), Spent> {
+        if self.stop.load(Ordering::Relaxed) {
+            return Err(Spent::Stopped);
+        }
+        let left = self.left.get().checked_sub(bytes).ok_or(Spent::Bytes(self.bytes))?;
         self.left.set(left);
         Ok(())
     }
 
     /// Takes what a file or directory that is made costs, whatever is in it.
     pub(super) fn take_file(&self) -> Result<()> {
-        Ok(self.take(FILE)?)
+        self.take(FILE)?;
+        let left = self.files_left.get().checked_sub(1).ok_or(Spent::Files(self.files))?;
+        self.files_left.set(left);
+        Ok(())
     }
 
     /// Notes a file that is so long, with its holes.
@@ -53,7 +86,7 @@ impl Allowance {
     }
 
     /// A reader of which every byte takes one.
-    pub(super) fn of<R: Read>(&self, inner: R) -> impl Read {
+    pub(crate) fn of<R: Read>(&self, inner: R) -> impl Read {
         Counted { inner, allowance: self }
     }
 }

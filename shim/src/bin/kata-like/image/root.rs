@@ -50,6 +50,12 @@ impl Root {
         Ok(system.f_bavail.saturating_mul(system.f_frsize))
     }
 
+    /// How many files a user may still make on its file system; any number where these are not counted.
+    pub(crate) fn free_files(&self) -> Result<u64> {
+        let system = rustix::fs::fstatvfs(self.directory()?)?;
+        Ok(if system.f_files == 0 { u64::MAX } else { system.f_favail })
+    }
+
     /// Where the entry of this name belongs; directories on the way are made, and paid for. `None`: the root itself.
     pub(super) fn place(&self, name: &[u8], allowance: &Allowance) -> Result<Option<Place>> {
         place(name, |parts| self.make(parts, allowance))
@@ -166,6 +172,15 @@ mod tests {
         // Looking for something makes nothing.
         assert!(root.find(b"usr/bin/tool").unwrap().is_some() && root.find(b"a/b").is_err());
         assert!(!inside.join("a").exists());
+    }
+
+    #[test]
+    fn files_that_can_still_be_made_are_counted() {
+        let scratch = tempfile::tempdir().unwrap();
+        let free = Root::open(scratch.path()).unwrap().free_files().unwrap();
+        assert!(free > 0);
+        // Of no inodes, and with as many files as there is memory.
+        assert_eq!(Root::open(Path::new("/proc")).unwrap().free_files().unwrap(), u64::MAX);
     }
 
     #[test]

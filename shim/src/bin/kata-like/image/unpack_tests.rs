@@ -255,6 +255,10 @@ fn files_that_take_more_than_they_may_are_refused() {
     let error = scratch.refused(&many);
     assert!(error.contains("more than 1 MiB; see --max-image-mib"), "{error}");
     assert!(scratch.has("0") && !scratch.has("299"));
+    // Empty ones take inodes.
+    scratch.allowance = Allowance::new(64 << 20).with_files(200);
+    let error = scratch.refused(&many);
+    assert!(error.contains("more than 200 files"), "{error}");
     scratch.allowance = Allowance::new(1 << 20);
     let deep = b"d/".repeat(300);
     let error = scratch.refused(&[entry(b'L', &deep, |_| {}), entry(b'5', b"", |_| {})].concat());

@@ -6,6 +6,7 @@ use super::signals::{Action, Signals};
 use super::source::Source;
 use super::spec;
 use super::terminal::{Output, RawTerminal};
+use super::unpacking::{self, Worker};
 use crate::image::{self, Allowance};
 use crate::monitor;
 use crate::record::Reservation;
@@ -27,8 +28,9 @@ pub(super) async fn run(
     let keep = arguments.keep;
     let console_socket = arguments.oci.console_socket.clone();
     let bundle = std::path::absolute(&arguments.source)?;
+    let (unpacking, worker) = unpacking::pair();
     let made = async {
-        let spec = prepare(source, scratch, arguments).await?;
+        let spec = prepare(source, (scratch, worker), arguments).await?;
         let tty = monitor::has_terminal(&spec);
         monitor::check_console(tty, console_socket.as_deref(), false)?;
         let mut stdio = monitor::own_stdio(interactive, tty)?;
@@ -37,9 +39,14 @@ pub(super) async fn run(
         monitor::create(sandbox, reservation, (&spec, bundle), stdio, !keep).await?;
         Ok::<_, anyhow::Error>(tty)
     };
-    let tty = tokio::select! {
-        tty = made => tty?,
-        number = interruption(&mut signals) => {
+    let made = tokio::select! {
+        tty = made => Ok(tty?),
+        number = interruption(&mut signals) => Err(number),
+    };
+    let tty = match made {
+        Ok(tty) => tty,
+        Err(number) => {
+            unpacking.end().await;
             return Ok(128 + number as u8);
         }
     };
@@ -70,7 +77,11 @@ async fn interruption(signals: &mut Signals) -> i32 {
     }
 }
 
-async fn prepare(source: Source, scratch: &Scratch, arguments: Arguments) -> Result<Spec> {
+async fn prepare(
+    source: Source,
+    (scratch, worker): (&Scratch, Worker),
+    arguments: Arguments,
+) -> Result<Spec> {
     let image = match source {
         Source::Bundle(mut spec) => {
             spec::adapt_bundle(&mut spec, &arguments)?;
@@ -87,7 +98,9 @@ async fn prepare(source: Source, scratch: &Scratch, arguments: Arguments) -> Res
             Some(most) => most,
             None => root.free_bytes()? / 10 * 9,
         };
-        image.unpack(&root, &mut trash, &Allowance::new(most))?;
+        let allowance = Allowance::new(most).with_files(root.free_files()? / 10 * 9);
+        let allowance = allowance.until(worker.stop());
+        image.unpack(&root, &mut trash, &allowance)?;
         trash.empty()?;
         Ok::<_, anyhow::Error>((image, root))
     });

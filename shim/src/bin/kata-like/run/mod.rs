@@ -10,6 +10,7 @@ pub(crate) mod signals;
 pub(crate) mod source;
 mod spec;
 pub(crate) mod terminal;
+mod unpacking;
 
 use crate::command::create;
 use crate::record::{Home, Reservation};
