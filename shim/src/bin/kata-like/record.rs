@@ -5,6 +5,7 @@
 //!
 //! Who removes it then runs the poststop hooks, as with runc: at most once, whoever is killed when.
 
+use crate::monitor::call;
 use anyhow::{Context, Result, bail};
 use oci_spec::runtime::{Hook, Hooks, Spec};
 use rustix::fs::{CWD, FlockOperation, Mode, OFlags, flock, openat};
@@ -151,11 +152,11 @@ impl Home {
     }
 
     /// Removes a container whose end has been seen to, or asked for by a kill: waits for its processes, and
-    /// kills those that stay. Then come its poststop hooks.
-    pub(crate) fn remove(&self) -> Result<()> {
+    /// kills those that stay; by force also a monitor that answers. Then come its poststop hooks.
+    pub(crate) fn remove(&self, force: bool) -> Result<()> {
         // Before the lock: one in the foreground has it as long as it lives.
         if let Ok(record) = self.load()
-            && !record.monitor.wait(PATIENCE)
+            && !self.wait_for_monitor(&record, force, PATIENCE)
             // If not, it has removed the container itself, and runs the hooks.
             && self.load().is_ok_and(|now| now.monitor == record.monitor)
         {
@@ -172,6 +173,17 @@ impl Home {
             runtime.block_on(record.hooks(&self.id).gone());
         }
         Ok(())
+    }
+
+    /// Waits for the monitor's end; without force as long as it answers, for it may have output to hand over to a
+    /// slow reader. Whether it has ended.
+    fn wait_for_monitor(&self, record: &Record, force: bool, patience: Duration) -> bool {
+        while !record.monitor.wait(patience) {
+            if force || call::status(self, record).is_err() {
+                return false;
+            }
+        }
+        true
     }
 
     /// Ends by force who makes a container, of which there is no record yet, for longer than it may take.
@@ -358,9 +370,28 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let home = Home::new(root.path(), "c1").unwrap();
         fs::create_dir(home.path()).unwrap();
-        home.remove().unwrap();
+        home.remove(false).unwrap();
         assert!(!home.path().exists() && root.path().exists(), "the root is the caller's");
-        assert_eq!(home.remove().unwrap_err().to_string(), "container does not exist");
+        assert_eq!(home.remove(false).unwrap_err().to_string(), "container does not exist");
+    }
+
+    #[test]
+    fn only_force_ends_a_monitor_that_answers() {
+        use crate::monitor::call::{Answer, Status};
+        let root = tempfile::tempdir().unwrap();
+        let home = Home::new(root.path(), "c1").unwrap();
+        let reserved = home.clone().reserve().unwrap();
+        reserved.record(&spec(), "/b".into(), false).unwrap();
+        reserved.leave();
+        let mut record = home.load().unwrap();
+        let mut child = std::process::Command::new("sleep").arg("2").spawn().unwrap();
+        record.monitor = ProcessId::of(child.id() as i32).unwrap();
+        call::tests::always_answering(&home, Answer::Status(Status::Stopped));
+        let short = Duration::from_millis(100);
+        assert!(!home.wait_for_monitor(&record, true, short));
+        assert!(record.monitor.lives());
+        assert!(home.wait_for_monitor(&record, false, short));
+        assert!(child.wait().unwrap().success(), "it ended by itself");
     }
 
     /// A container whose poststop hook adds a line to a file, after a look for the container.
@@ -402,7 +433,7 @@ mod tests {
         let removes: Vec<_> = (0..8)
             .map(|_| {
                 let home = home.clone();
-                std::thread::spawn(move || home.remove().is_ok())
+                std::thread::spawn(move || home.remove(false).is_ok())
             })
             .collect();
         assert_eq!(

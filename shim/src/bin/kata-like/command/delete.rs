@@ -58,7 +58,7 @@ pub(crate) fn main(arguments: &Arguments, globals: &Globals) -> Result<u8> {
 
 /// Removes it; by force it is enough that it is gone, whoever was quicker.
 fn remove(home: &Home, force: bool) -> Result<()> {
-    match home.remove() {
+    match home.remove(force) {
         Err(_) if force && !home.path().exists() => Ok(()),
         done => done,
     }

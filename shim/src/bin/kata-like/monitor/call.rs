@@ -308,4 +308,4 @@ impl Listener {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

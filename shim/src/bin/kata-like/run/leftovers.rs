@@ -8,7 +8,7 @@ use std::path::Path;
 /// not this run's.
 pub(super) fn remove(root: &Path) {
     for home in Home::all(root).iter().filter(|home| home.is_abandoned()) {
-        if let Err(error) = home.remove() {
+        if let Err(error) = home.remove(true) {
             tracing::warn!("left over from an earlier run: {error:#}");
         }
     }

@@ -38,6 +38,20 @@ fn answering(listener: OwnedFd, answer: Answer, file: Option<File>) -> JoinHandl
     })
 }
 
+/// Answers whoever asks, until the test ends.
+pub(crate) fn always_answering(home: &Home, answer: Answer) {
+    let listener = listen_at(home);
+    std::thread::spawn(move || {
+        while let Ok(one) = nix::sys::socket::accept(listener.as_raw_fd()) {
+            // SAFETY: accept has just made this descriptor for this process; nothing else owns it.
+            let one = unsafe { OwnedFd::from_raw_fd(one) };
+            let asked: Result<(Call, _), _> = control::receive(&one);
+            assert!(asked.is_ok());
+            control::send(&one, &answer, &[]).unwrap();
+        }
+    });
+}
+
 #[test]
 fn a_monitor_that_is_gone_has_ended_its_container() {
     let (_root, home, mut record) = container();
