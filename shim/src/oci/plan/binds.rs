@@ -143,12 +143,20 @@ const ATIME: [&str; 9] = [
 
 /// Adds the flags of the host's mount to the options of a bind that says nothing of flags; in a user namespace
 /// (`locked`) those that it says nothing of.
+///
+/// When files are noted as read the kernel leaves as it was unless that is spoken of, whatever else is; in a user
+/// namespace it can't be changed from what the guest's own mount has.
 fn inherit(options: &mut Vec<String>, of_host: &[String], locked: bool) {
     let speaks_of = |words: &[&str]| options.iter().any(|option| words.contains(&option.as_str()));
     let silent = !INHERITED.iter().any(|(_, words)| speaks_of(words));
     let flags = INHERITED.iter().filter(|(flag, words)| {
-        let kept = locked && *flag != NOSYMFOLLOW && !speaks_of(words);
-        of_host.iter().any(|option| option == flag) && (silent || kept)
+        let kept = match *flag {
+            _ if speaks_of(words) => false,
+            _ if *words == ATIME => !locked,
+            NOSYMFOLLOW => silent,
+            _ => silent || locked,
+        };
+        kept && of_host.iter().any(|option| option == flag)
     });
     let flags: Vec<String> = flags.map(|(flag, _)| (*flag).to_owned()).collect();
     options.extend(flags);
@@ -207,8 +215,9 @@ mod tests {
             bind(&["rbind", "rprivate"], false),
             "rbind,rprivate,ro,nosuid,relatime,nosymfollow"
         );
-        assert_eq!(bind(&["bind", "dev"], false), "bind,dev");
-        assert_eq!(bind(&["bind", "dev"], true), "bind,dev,ro,nosuid,relatime");
+        assert_eq!(bind(&["bind", "dev"], false), "bind,dev,relatime");
+        assert_eq!(bind(&["bind", "dev"], true), "bind,dev,ro,nosuid");
+        assert_eq!(bind(&["bind"], true), "bind,ro,nosuid,nosymfollow");
         assert_eq!(bind(&["bind", "rw", "noatime"], true), "bind,rw,noatime,nosuid");
     }
 }
