@@ -46,7 +46,7 @@ pub(super) async fn run(
     let tty = match made {
         Ok(tty) => tty,
         Err(number) => {
-            unpacking.end().await;
+            unpacking.end(interruption(&mut signals)).await;
             return Ok(128 + number as u8);
         }
     };

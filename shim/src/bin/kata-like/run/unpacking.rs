@@ -25,11 +25,15 @@ pub(super) fn pair() -> (Unpacking, Worker) {
 }
 
 impl Unpacking {
-    /// Tells the thread to stop, if there is one still, and waits until it has.
-    pub(super) async fn end(mut self) {
+    /// Tells the thread to stop, if there is one still, and waits until it has, or until `insisted`: it may be in a
+    /// read that never ends.
+    pub(super) async fn end(mut self, insisted: impl Future) {
         self.stop.store(true, Ordering::Relaxed);
-        // Nothing is ever sent: this is the worker's end.
-        let _ = self.ended.recv().await;
+        tokio::select! {
+            // Nothing is ever sent: this is the worker's end.
+            _ = self.ended.recv() => {}
+            _ = insisted => tracing::warn!("what was unpacked is left to the next run"),
+        }
     }
 }
 
@@ -44,6 +48,7 @@ impl Worker {
 mod tests {
     use super::*;
     use crate::image::Allowance;
+    use std::future::{pending, ready};
     use std::io::{Read as _, repeat, sink};
     use std::time::Duration;
 
@@ -61,7 +66,7 @@ mod tests {
             endless
         });
         tokio::time::sleep(Duration::from_millis(50)).await;
-        unpacking.end().await;
+        unpacking.end(pending::<()>()).await;
         std::fs::remove_file(scratch.path().join("file")).unwrap();
         assert!(thread.await.unwrap().unwrap_err().to_string().contains("interrupted"));
     }
@@ -70,6 +75,13 @@ mod tests {
     async fn one_that_never_began_or_has_ended_is_not_waited_for() {
         let (unpacking, worker) = pair();
         drop(worker);
-        unpacking.end().await;
+        unpacking.end(pending::<()>()).await;
+    }
+
+    #[tokio::test]
+    async fn who_insists_does_not_wait() {
+        let (unpacking, worker) = pair();
+        unpacking.end(ready(())).await;
+        assert!(worker.stop().load(Ordering::Relaxed));
     }
 }
