@@ -7,6 +7,7 @@ mod mount_options;
 pub mod overhead;
 pub mod paths;
 pub mod persist;
+pub mod replace;
 pub mod storage;
 mod tree;
 pub(crate) mod uid;

@@ -4,6 +4,7 @@ use super::cgroup::Made;
 use super::uid::Uid;
 use crate::error::{Error, Result};
 use crate::host::paths::SandboxPaths;
+use crate::host::replace::replace;
 use crate::host::tree;
 use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
@@ -128,9 +129,7 @@ impl SandboxState {
         let path = paths.state_file();
         let text = serde_json::to_vec(self)
             .map_err(|e| Error::path("encode", &path)(io::Error::from(e)))?;
-        let new = path.with_extension("new");
-        std::fs::write(&new, text).map_err(Error::path("write", &new))?;
-        std::fs::rename(&new, &path).map_err(Error::path("rename to", &path))
+        replace(&path, &text).map_err(Error::path("write", &path))
     }
 
     /// Reads it; `None` if there is none.

@@ -13,7 +13,7 @@ use std::io::{IsTerminal, PipeWriter, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 /// By these annotations containers belong to one sandbox, the first that is there counts.
@@ -142,9 +142,7 @@ fn spawn_server(
 
 /// Where containerd 1.7 looks for the server after a restart.
 fn write_address(address: &str) -> anyhow::Result<()> {
-    let new = PathBuf::from(".address");
-    std::fs::write(&new, address).context("write the file address")?;
-    std::fs::rename(&new, "address").context("write the file address")
+    sandbox::replace(Path::new("address"), address.as_bytes()).context("write the file address")
 }
 
 #[cfg(test)]

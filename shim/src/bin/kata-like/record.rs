@@ -13,6 +13,7 @@ use rustix::io::Errno;
 use sandbox::hooks::ContainerHooks;
 use sandbox::paths::SandboxPaths;
 use sandbox::persist::{self, ProcessId, SandboxState};
+use sandbox::replace;
 use sandbox::storage::remove_tree;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
@@ -307,9 +308,7 @@ impl Reservation {
             foreground,
         };
         let path = self.home.path().join("record.json");
-        let new = self.home.path().join("record.new");
-        let written = fs::write(&new, serde_json::to_vec(&record)?);
-        written.and_then(|()| fs::rename(&new, &path)).with_context(|| path.display().to_string())
+        replace(&path, &serde_json::to_vec(&record)?).with_context(|| path.display().to_string())
     }
 
     /// Leaves the container to later commands.
