@@ -2,6 +2,7 @@
 
 pub mod blocking;
 pub mod cgroup;
+pub mod descriptor;
 pub(crate) mod disk;
 mod mount_options;
 pub mod overhead;

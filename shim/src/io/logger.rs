@@ -6,6 +6,7 @@
 use super::Sink;
 use crate::error::{Error, Result};
 use crate::host::blocking::blocking;
+use crate::host::descriptor;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
@@ -127,10 +128,7 @@ fn place(given: [RawFd; 3]) -> io::Result<()> {
         }
     }
     for (fd, number) in moved.into_iter().zip(NUMBERS) {
-        // SAFETY: as above; the copy is without close-on-exec.
-        if unsafe { libc::dup2(fd, number) } < 0 {
-            return Err(io::Error::last_os_error());
-        }
+        descriptor::place(fd, number)?;
     }
     Ok(())
 }

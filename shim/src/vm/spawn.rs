@@ -1,6 +1,7 @@
 //! Starting the two helper processes of a sandbox.
 
 use crate::error::{Error, Result};
+use crate::host::descriptor::place;
 use nix::sys::signal::Signal;
 use std::ffi::OsStr;
 use std::fs::File;
@@ -48,7 +49,7 @@ pub fn helper(
                 return Err(nix::Error::ESRCH.into());
             }
             procs.map_or(Ok(()), enter)?;
-            place_socket(fd)
+            place(fd, SOCKET_FD)
         });
     }
     let child = command.spawn().map_err(Error::path("start", program))?;
@@ -72,13 +73,4 @@ fn enter(procs: RawFd) -> std::io::Result<()> {
     // SAFETY: writes a byte of a constant; the caller keeps the descriptor open.
     let written = unsafe { libc::write(procs, c"0".as_ptr().cast(), 1) };
     if written < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
-}
-
-/// Gives `fd` the number [`SOCKET_FD`], open across exec.
-fn place_socket(fd: RawFd) -> std::io::Result<()> {
-    // SAFETY: dup2 and fcntl on descriptors of this process; what was at SOCKET_FD is close-on-exec anyway.
-    let done = unsafe {
-        if fd == SOCKET_FD { libc::fcntl(fd, libc::F_SETFD, 0) } else { libc::dup2(fd, SOCKET_FD) }
-    };
-    if done < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
 }

@@ -32,7 +32,7 @@ pub const ACTION: &str = "serve";
 pub const ANSWERED: &[u8] = b"1";
 
 /// Where the listening socket is inherited.
-const LISTENER_FD: RawFd = 3;
+pub const LISTENER_FD: RawFd = 3;
 
 /// The generated service's name, and what it was called before containerd 2.0; they differ in nothing else.
 const TASK_V3: &str = "containerd.task.v3.Task";
@@ -48,19 +48,6 @@ const UNCALLED: Duration = Duration::from_secs(20);
 
 /// How long events may take to get out at the end.
 const FLUSH_PATIENCE: Duration = Duration::from_secs(3);
-
-/// For the child of a fork: gives the listener its number, open across exec.
-pub fn place_listener(fd: RawFd) -> io::Result<()> {
-    // SAFETY: system calls on descriptors of this process, which is about to exec.
-    let done = unsafe {
-        if fd == LISTENER_FD {
-            libc::fcntl(fd, libc::F_SETFD, 0)
-        } else {
-            libc::dup2(fd, LISTENER_FD)
-        }
-    };
-    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
-}
 
 /// Runs the server until its sandbox is shut down.
 pub fn run(flags: &Flags) -> anyhow::Result<()> {

@@ -133,7 +133,7 @@ fn spawn_server(
     unsafe {
         command.pre_exec(move || {
             nix::unistd::setsid()?;
-            server::place_listener(fd)
+            sandbox::place(fd, server::LISTENER_FD)
         });
     }
     command.spawn().context("start the server")?;
