@@ -61,7 +61,7 @@ fn built(program: &str) -> PathBuf {
     target_dir().join(TARGET).join("release").join(program)
 }
 
-/// Builds and installs the programs.
+/// Builds and installs the programs, and the sample of their configuration.
 ///
 /// # Errors
 /// When one doesn't build.
@@ -72,6 +72,9 @@ pub fn programs() -> Result<()> {
         arguments.extend(["-p", package]);
     }
     cargo_static(&arguments, &step)?;
+    let sample = "config.sample.toml";
+    let share = install_dir().join("usr/share/kata-like");
+    install(&workspace().join("shim").join(sample), &share.join(sample))?;
     for (_, binary, folder) in PRODUCT.iter().filter(|(_, _, folder)| !folder.is_empty()) {
         install(&built(binary), &install_dir().join(folder).join(binary))?;
     }

@@ -17,6 +17,7 @@ crate::cases!(
     a_kernel_that_is_none,
     an_unknown_setting,
     a_full_disk_under_the_state_directory,
+    the_sample_that_is_installed_is_right,
     and_the_next_run_works,
 );
 
@@ -78,6 +79,12 @@ fn a_full_disk_under_the_state_directory(context: &Context) -> Result<()> {
     umount(directory.as_str())?;
     fs::remove_dir(&directory)?;
     outcome
+}
+
+fn the_sample_that_is_installed_is_right(context: &Context) -> Result<()> {
+    let sample = "/usr/share/kata-like/config.sample.toml";
+    let run = context.container().flag("--runtime-config-path").flag(sample);
+    run.output(&["true"])?.expect_code(0).map(drop)
 }
 
 fn and_the_next_run_works(context: &Context) -> Result<()> {
