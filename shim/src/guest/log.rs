@@ -17,6 +17,9 @@ const WINDOW: Duration = Duration::from_secs(1);
 /// Most bytes passed on of one stream in a sandbox's life: the log may be kept in memory (`/run`), and for long.
 const MAX_TOTAL: u64 = 16 << 20;
 
+/// What a line costs besides its text, bytes: time, level, and whose it is.
+const FRAME: u64 = 128;
+
 /// Lines kept for the report of an end.
 const KEPT: usize = 30;
 
@@ -169,8 +172,7 @@ impl RateLimit {
             return Verdict::Drop;
         }
         self.passed += 1;
-        // An empty line costs its frame.
-        self.left = self.left.saturating_sub(length as u64 + 1);
+        self.left = self.left.saturating_sub(length as u64 + FRAME);
         if self.left == 0 {
             return Verdict::Last;
         }
@@ -184,6 +186,7 @@ impl RateLimit {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tracing::Level;
 
     #[test]
     fn terminal_escapes_are_not_passed_on() {
@@ -220,10 +223,59 @@ mod tests {
             }
         }
         assert!(
-            bytes > MAX_TOTAL - 4 * MAX_TOTAL / MAX_LINE as u64 && bytes <= MAX_TOTAL,
+            bytes > MAX_TOTAL - 2 * FRAME * MAX_TOTAL / MAX_LINE as u64 && bytes <= MAX_TOTAL,
             "{bytes}"
         );
         assert_eq!(lasts, 1);
+    }
+
+    #[test]
+    fn lines_of_nothing_are_no_way_to_a_longer_log() {
+        let mut now = Instant::now();
+        let mut limit = RateLimit::new(now);
+        let mut lines = 0;
+        while !matches!(limit.allow(0, now), Verdict::Last) {
+            now += WINDOW / MAX_LINES;
+            lines += 1;
+        }
+        assert!(lines <= MAX_TOTAL / FRAME, "{lines}");
+    }
+
+    /// What is logged at all, by the level.
+    #[derive(Clone, Default)]
+    struct Counter(Arc<Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Counter {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn chatter_is_cut_like_all_else_and_costs_nothing_where_it_is_not_logged() {
+        let flood =
+            "kernel: [    0.2] NET: x\n".repeat(3 * MAX_LINES as usize) + "agent: INFO ready\n";
+        for (level, most) in [(Level::DEBUG, MAX_LINES as usize * 2), (Level::INFO, 1)] {
+            let logged = Counter::default();
+            let writer = logged.clone();
+            let log = tracing_subscriber::fmt()
+                .with_max_level(level)
+                .with_ansi(false)
+                .with_writer(move || writer.clone())
+                .finish();
+            let guard = tracing::subscriber::set_default(log);
+            forward("guest", "s", flood.as_bytes(), Tail::default()).await;
+            drop(guard);
+            let text = String::from_utf8(logged.0.lock().unwrap().clone()).unwrap();
+            let lines = text.lines().count();
+            assert!((1..=most).contains(&lines), "{lines} at {level}");
+            assert!(level == Level::DEBUG || text.contains("agent: INFO ready"), "{text}");
+        }
     }
 
     #[tokio::test]

@@ -4,7 +4,9 @@ use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 use std::fmt;
 use std::fs::{File, OpenOptions};
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
@@ -36,9 +38,14 @@ enum Format {
 }
 
 impl Arguments {
-    /// Begins to log. Without `--log`, to the file `otherwise`, or to standard error what is at least a warning.
+    /// Begins to log. Without `--log`, to the file `otherwise`, up to a length, or to standard error what is at least a
+    /// warning.
     pub(crate) fn begin(&self, otherwise: Option<&Path>) -> Result<()> {
-        let file = self.log.as_deref().or(otherwise).map(Appender::new).transpose()?;
+        let file = match (self.log.as_deref(), otherwise) {
+            (Some(path), _) => Some(Appender::new(path, u64::MAX)?),
+            (None, Some(path)) => Some(Appender::new(path, MOST)?),
+            (None, None) => None,
+        };
         let level = match (self.debug, &file) {
             (true, _) => Level::DEBUG,
             (false, Some(_)) => Level::INFO,
@@ -76,13 +83,34 @@ impl Arguments {
     }
 }
 
+/// Longest log that nobody has asked for, bytes: it is in the container's directory, and so in memory.
+const MOST: u64 = 64 << 20;
+
+/// What is said in place of what would be longer.
+const FULL: &str = "the log is full: what comes after is left out";
+
 /// A log that is opened for each line: nothing is held open for a container's life, and it may be moved away.
-struct Appender(PathBuf);
+struct Appender {
+    path: PathBuf,
+    most: u64,
+    /// It was said that it is.
+    full: AtomicBool,
+}
 
 impl Appender {
-    fn new(path: &Path) -> Result<Self> {
+    /// Takes what makes the file no longer than `most` bytes, and a line more.
+    fn new(path: &Path, most: u64) -> Result<Self> {
         append(path)?;
-        Ok(Self(std::path::absolute(path)?))
+        Ok(Self { path: std::path::absolute(path)?, most, full: AtomicBool::new(false) })
+    }
+
+    fn is_full(&self, mut file: &File) -> bool {
+        let full = file.metadata().is_ok_and(|file| file.len() >= self.most);
+        if full && !self.full.swap(true, Ordering::Relaxed) {
+            // Where it can't be written, nothing else can.
+            let _ = file.write_all(line(Format::Text, Level::WARN, FULL).as_bytes());
+        }
+        full
     }
 }
 
@@ -90,7 +118,10 @@ impl<'a> MakeWriter<'a> for Appender {
     type Writer = OptionalWriter<File>;
 
     fn make_writer(&'a self) -> Self::Writer {
-        append(&self.0).map_or_else(|_| OptionalWriter::none(), OptionalWriter::some)
+        match append(&self.path) {
+            Ok(file) if !self.is_full(&file) => OptionalWriter::some(file),
+            _ => OptionalWriter::none(),
+        }
     }
 }
 
@@ -168,17 +199,29 @@ mod tests {
 
     #[test]
     fn a_log_that_is_moved_away_goes_on_in_a_new_file() {
-        use std::io::Write as _;
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("log");
-        let log = Appender::new(&path).unwrap();
+        let log = Appender::new(&path, u64::MAX).unwrap();
         log.make_writer().write_all(b"a").unwrap();
         std::fs::rename(&path, directory.path().join("old")).unwrap();
         log.make_writer().write_all(b"b").unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"b");
-        assert!(Appender::new(&directory.path().join("no/where")).is_err());
+        assert!(Appender::new(&directory.path().join("no/where"), 1).is_err());
         std::fs::remove_dir_all(directory.path()).unwrap();
         log.make_writer().write_all(b"lost").unwrap();
+    }
+
+    #[test]
+    fn a_log_that_is_full_says_so_once_and_grows_no_more() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("log");
+        let log = Appender::new(&path, 100).unwrap();
+        for _ in 0..100 {
+            log.make_writer().write_all(b"twenty bytes of log\n").unwrap();
+        }
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert_eq!(text.matches("twenty").count(), 5, "{text}");
+        assert!(text.lines().last().unwrap().contains(FULL) && text.lines().count() == 6, "{text}");
     }
 
     #[test]
