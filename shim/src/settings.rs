@@ -135,7 +135,7 @@ fn uids(first: u32, count: u32) -> Result<RangeInclusive<u32>> {
 }
 
 /// As many as the host has, but at most 8. Each that a machine could get is paid by all that never do: a thread that
-/// waits and KVM's part of a vCPU on the host, some 100 KiB, and the guest kernel's data of a possible processor. Who
+/// waits and KVM's part of a vCPU on the host, and the guest kernel's data of a possible processor, some 300 KiB. Who
 /// runs larger containers on a larger host raises it.
 fn default_max_vcpus() -> u32 {
     const MOST: usize = 8;
