@@ -1,9 +1,9 @@
 //! The host's cgroup of a sandbox: the one for all of its own processes (owner, VMM, file server), at the
 //! `linux.cgroupsPath` of its first container, where engines look for what a container takes of the host.
 //!
-//! The owner moves itself in before it starts the others, which are born there: every page of theirs is counted. The
-//! file server is born in one below it, whose processes can open no device: what a guest asks of it must not be one,
-//! also where the host mounts something later.
+//! The others are born there: every page of theirs is counted. The owner moves in when they run, since whoever moves
+//! waits for a grace period of the kernel's. The file server is born in one below it, whose processes can open no
+//! device: what a guest asks of it must not be one, also where the host mounts something later.
 //! Only version 2 of cgroups is known. A container's own cgroup, and those of a sandbox's other containers, are in
 //! the guest, with what of `linux.resources` is not named in [`Limits`].
 
@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::fs::File;
 use std::path::{Component, Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use std::{fs, io};
 
@@ -142,23 +143,34 @@ fn missing(directory: &Path) -> Vec<PathBuf> {
     directory.ancestors().take_while(|above| !above.exists()).map(Path::to_owned).collect()
 }
 
-/// A cgroup with this process in it.
+/// Where this process is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum This {
+    /// Where it came from.
+    Before,
+    Inside,
+    /// Out again, for good.
+    Left,
+}
+
+/// A sandbox's cgroup.
 pub struct Cgroup {
     manager: AnyCgroupManager,
+    directory: PathBuf,
     /// Where this process came from.
     before: PathBuf,
+    this: Mutex<This>,
     /// The whole, or what is below one that was there.
     made: Made,
-    /// Takes who is to be in the one for the file server.
-    file_server: PathBuf,
 }
 
 impl Cgroup {
-    /// Makes it where it isn't there, and moves this process into it. `None`: the host has no cgroups of version 2.
+    /// Makes it where it isn't there. systemd makes none without a process: then this one is moved into it. `None`: the
+    /// host has no cgroups of version 2.
     ///
     /// # Errors
-    /// It is not empty, is frozen, or can't be made or entered; it is named.
-    pub fn enter(placement: &Placement, id: &str) -> Result<Option<Self>> {
+    /// It is not empty, is frozen, or can't be made; it is named.
+    pub fn make(placement: &Placement, id: &str) -> Result<Option<Self>> {
         let root = Path::new(DEFAULT_CGROUP_ROOT);
         if !root.join("cgroup.controllers").exists() {
             tracing::warn!(
@@ -168,60 +180,29 @@ impl Cgroup {
             return Ok(None);
         }
         let before = own().map_err(Error::system("find this process's cgroup"))?;
-        let mut made_above = Vec::new();
-        let (manager, mut made) = match placement {
+        let (manager, directory, is_new) = match placement {
             Placement::Path(path) => {
                 let path = below_root(path, &before);
                 let directory = root.join(path.strip_prefix("/").unwrap_or(&path));
-                made_above = missing(&directory);
-                let is_new = !made_above.is_empty();
-                if is_new {
-                    made_above.remove(0);
-                    // The last sandbox of those may take them away before this one is in: they are made anew then.
-                    let nearest = made_above.last().unwrap_or(&directory).clone();
-                    made_above.extend(marked_above(&nearest).map(Path::to_owned));
-                } else {
-                    check_unused(&directory)?;
-                    hand_down(root, &directory);
-                }
+                let is_new = make_directory(root, &directory)?;
                 let manager = Manager::new(root.into(), path).map_err(failed(&directory))?;
-                (manager.any(), is_new.then_some(Made { directory }))
+                (manager.any(), directory, is_new)
             }
             Placement::Scope(scope) => {
-                let refused = |what: &str| {
-                    Error::FailedPrecondition(format!("linux.cgroupsPath: {scope}: {what}"))
-                };
-                if !systemd::booted() {
-                    return Err(refused("systemd is not running on this host"));
-                }
-                let (root, id) = (root.into(), id.to_owned());
-                let manager =
-                    systemd::manager::Manager::new(root, scope.into(), id, true, SYSTEMD_PATIENCE)
-                        .map_err(|e| refused(&e.to_string()))?;
-                (manager.any(), None)
+                (scope_around_this(scope, id)?.any(), own_directory()?, true)
             }
         };
-        let enter = || manager.add_task(nix_of_libcgroups::unistd::getpid());
-        // The last sandbox of those above may have just taken them with it.
-        if let Err(error) = enter().or_else(|_| enter()) {
-            if let Some(Err(error)) = made.map(|made| made.remove()) {
-                tracing::warn!("cgroup: {error}");
-            }
-            return Err(Error::FailedPrecondition(format!("linux.cgroupsPath: {error}")));
-        }
-        let now = own().map_err(Error::system("find this process's cgroup"))?;
-        let directory = root.join(now.strip_prefix("/").unwrap_or(&now));
-        if let Placement::Scope(_) = placement {
-            made = Some(Made { directory: directory.clone() });
-        }
-        mark(&made_above);
+        let this = Mutex::new(match placement {
+            Placement::Path(_) => This::Before,
+            Placement::Scope(_) => This::Inside,
+        });
         let below = directory.join(FILE_SERVER);
-        let made = made.unwrap_or(Made { directory: below.clone() });
+        let made = Made { directory: if is_new { directory.clone() } else { below.clone() } };
+        let cgroup = Self { manager, directory, before, this, made };
         match without_devices(&below) {
-            Ok(()) => Ok(Some(Self { manager, before, made, file_server: below })),
+            Ok(()) => Ok(Some(cgroup)),
             Err(error) => {
-                let left = go(&before).and_then(|()| made.remove());
-                if let Err(error) = left {
+                if let Err(error) = cgroup.leave() {
                     tracing::warn!("cgroup: {error}");
                 }
                 Err(error)
@@ -234,13 +215,26 @@ impl Cgroup {
         &self.made
     }
 
-    /// The `cgroup.procs` of the cgroup for the file server, which can open no device in there.
+    /// The directories of the cgroup itself and of the one for the file server, which can open no device in there.
     ///
     /// # Errors
-    /// It can't be opened, as when somebody has removed it.
-    pub fn file_server(&self) -> Result<File> {
-        let procs = self.file_server.join("cgroup.procs");
-        File::options().write(true).open(&procs).map_err(Error::path("open", procs))
+    /// One can't be opened, as when somebody has removed it.
+    pub fn directories(&self) -> Result<[File; 2]> {
+        let open = |path: PathBuf| File::open(&path).map_err(Error::path("open", path));
+        Ok([open(self.directory.clone())?, open(self.directory.join(FILE_SERVER))?])
+    }
+
+    /// Moves this process into it, unless it has stepped out. Blocks.
+    ///
+    /// # Errors
+    /// The system's answer.
+    pub fn enter(&self) -> Result<()> {
+        let mut this = self.this();
+        if *this == This::Before {
+            move_to(&self.directory).map_err(failed(&self.directory))?;
+            *this = This::Inside;
+        }
+        Ok(())
     }
 
     /// Sets limits.
@@ -265,25 +259,77 @@ impl Cgroup {
         self.manager.apply(&options).map_err(|e| failed(&e))
     }
 
+    /// Takes this process out for good; who is in it otherwise stays. Blocks.
+    ///
+    /// # Errors
+    /// The system's answer.
+    pub fn step_out(&self) -> io::Result<()> {
+        let mut this = self.this();
+        if *this == This::Inside {
+            go(&self.before)?;
+        }
+        *this = This::Left;
+        Ok(())
+    }
+
     /// Takes this process out, and removes what it made.
     ///
     /// # Errors
     /// The system's answer; who is left in it is not touched.
     pub fn leave(&self) -> io::Result<()> {
-        go(&self.before)?;
+        self.step_out()?;
         self.made.remove()
     }
+
+    fn this(&self) -> MutexGuard<'_, This> {
+        self.this.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Makes it with those above it, which hand the controllers down; gives whether it was not there.
+fn make_directory(root: &Path, directory: &Path) -> Result<bool> {
+    let mut above = missing(directory);
+    let is_new = !above.is_empty();
+    if is_new {
+        above.remove(0);
+        // The last sandbox of those may take them away before this one is in: they are made anew then.
+        let nearest = above.last().map_or(directory, PathBuf::as_path).to_owned();
+        above.extend(marked_above(&nearest).map(Path::to_owned));
+        let make = || fs::create_dir_all(directory);
+        make().or_else(|_| make()).map_err(failed(directory))?;
+    } else {
+        check_unused(directory)?;
+    }
+    hand_down(root, directory);
+    mark(&above);
+    Ok(is_new)
+}
+
+/// A scope of systemd's with this process in it.
+fn scope_around_this(scope: &str, id: &str) -> Result<systemd::manager::Manager> {
+    let refused =
+        |what: &str| Error::FailedPrecondition(format!("linux.cgroupsPath: {scope}: {what}"));
+    if !systemd::booted() {
+        return Err(refused("systemd is not running on this host"));
+    }
+    let root = DEFAULT_CGROUP_ROOT.into();
+    let manager =
+        systemd::manager::Manager::new(root, scope.into(), id.to_owned(), true, SYSTEMD_PATIENCE);
+    let manager = manager.map_err(|e| refused(&e.to_string()))?;
+    let this = nix_of_libcgroups::unistd::getpid();
+    manager.add_task(this).map_err(|e| refused(&e.to_string()))?;
+    Ok(manager)
 }
 
 /// Moves this process to a cgroup, given below the root.
 fn go(cgroup: &Path) -> io::Result<()> {
     let root = Path::new(DEFAULT_CGROUP_ROOT);
-    let enter = |path: &Path| {
-        let procs = root.join(path.strip_prefix("/").unwrap_or(path)).join("cgroup.procs");
-        fs::write(procs, std::process::id().to_string())
-    };
     // What it came from may be gone, or have got cgroups below it; the root takes everybody.
-    enter(cgroup).or_else(|_| enter(Path::new("/")))
+    move_to(&root.join(cgroup.strip_prefix("/").unwrap_or(cgroup))).or_else(|_| move_to(root))
+}
+
+fn move_to(directory: &Path) -> io::Result<()> {
+    fs::write(directory.join("cgroup.procs"), std::process::id().to_string())
 }
 
 /// Makes a cgroup whose processes can open no device.
@@ -311,6 +357,12 @@ fn own() -> io::Result<PathBuf> {
     path.map(PathBuf::from).ok_or_else(|| io::Error::other("it is in none of version 2"))
 }
 
+/// Its directory.
+fn own_directory() -> Result<PathBuf> {
+    let own = own().map_err(Error::system("find this process's cgroup"))?;
+    Ok(Path::new(DEFAULT_CGROUP_ROOT).join(own.strip_prefix("/").unwrap_or(&own)))
+}
+
 /// A `cgroupsPath` below the root, whatever it says: `..` leads nowhere.
 fn below_root(path: &Path, own: &Path) -> PathBuf {
     let base = if path.is_absolute() { Path::new("/") } else { own.parent().unwrap_or(own) };
@@ -325,8 +377,7 @@ fn below_root(path: &Path, own: &Path) -> PathBuf {
     base.join(below.strip_prefix("/").unwrap_or(&below))
 }
 
-/// Has those above a cgroup that is there hand the controllers down to it; of one that is made libcgroups does so.
-/// Where one can't be had, that shows when a limit is set.
+/// Has those above a cgroup hand the controllers down to it. Where one can't be had, that shows when a limit is set.
 fn hand_down(root: &Path, directory: &Path) {
     let above = directory.ancestors().skip(1).take_while(|above| above.starts_with(root));
     // From the root down: what one does not have it can't hand down.

@@ -42,15 +42,6 @@ impl ProcessId {
         Self::of(std::process::id() as i32)
     }
 
-    /// A child that has not been waited for.
-    ///
-    /// # Errors
-    /// It has ended.
-    pub fn of_child(child: &tokio::process::Child) -> Result<Self> {
-        let pid = child.id().ok_or_else(|| Error::Machine("a helper ended at once".into()))?;
-        Self::of(pid as i32)
-    }
-
     /// A descriptor of the process if it is still the same one and lives.
     pub(crate) fn open(self) -> Option<OwnedFd> {
         let fd = pidfd_open(self.pid)?;

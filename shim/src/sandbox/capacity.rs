@@ -115,6 +115,11 @@ impl Capacity {
         }
     }
 
+    /// The host's cgroup whose limits follow it.
+    pub(super) fn cgroup(&self) -> Option<Arc<Cgroup>> {
+        self.cgroup.clone()
+    }
+
     /// Whether limits of container `id` are noted.
     #[cfg(test)]
     pub(super) fn knows(&self, id: &str) -> bool {

@@ -16,9 +16,9 @@ use crate::milestone;
 use crate::sandbox::event::SandboxEvent;
 use crate::sandbox::table::Table;
 use crate::settings::Settings;
-use crate::vm::{Message, Vm};
+use crate::vm::{Cgroups, Message, Vm};
 use protocol::ports;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -63,7 +63,7 @@ impl Sandbox {
         persist::claim(&paths, OWNER_PATIENCE)?;
         let removed = paths.clone();
         undo.push("remove the sandbox's directory", move || removed.remove());
-        let cgroup = cgroup.filter(|_| settings.cgroups).map(|to| Cgroup::enter(&to, &id));
+        let cgroup = cgroup.filter(|_| settings.cgroups).map(|to| Cgroup::make(&to, &id));
         let cgroup = cgroup.transpose()?.flatten().map(Arc::new);
         let made = cgroup.as_ref().map(|cgroup| cgroup.made().clone());
         if let Some(cgroup) = cgroup.clone() {
@@ -83,8 +83,12 @@ impl Sandbox {
         };
         state.write(&paths)?;
         storage::make_shared(&paths, &mut undo)?;
-        let file_servers = cgroup.as_ref().map(|cgroup| cgroup.file_server()).transpose()?;
-        let (vm, messages, helpers) = Vm::launch(&settings, &paths, uid, file_servers.as_ref())?;
+        let directories = cgroup.as_ref().map(|cgroup| cgroup.directories()).transpose()?;
+        let cgroups = directories.as_ref().map(|[vmm, file_server]| Cgroups {
+            vmm: vmm.as_fd(),
+            file_server: file_server.as_fd(),
+        });
+        let (vm, messages, helpers) = Vm::launch(&settings, &paths, uid, cgroups)?;
         milestone::mark("vmm-spawned", &id);
         state.helpers = helpers.to_vec();
         state.write(&paths)?;
@@ -115,6 +119,7 @@ impl Sandbox {
             stopped: OnceCell::new(),
             guest_tail: Tail::default(),
             pending_execs: Mutex::default(),
+            cgroup: capacity.cgroup(),
             capacity: capacity.into(),
             disks: Mutex::default(),
         }))
@@ -138,10 +143,8 @@ impl Sandbox {
                     booting.settle(Readiness::Ready(agent));
                 }
                 Ok(Err(error)) => {
-                    booting
-                        .0
-                        .vm
-                        .stop(format!("the guest's agent did not start: {}", error.chain()));
+                    let why = format!("the guest's agent did not start: {}", error.chain());
+                    booting.0.vm.stop(why);
                 }
                 Err(_) => booting.0.vm.stop(format!(
                     "the guest's agent did not report in within {} s",
@@ -169,11 +172,17 @@ impl Sandbox {
         log: tokio::sync::oneshot::Receiver<()>,
         hostname: &str,
     ) -> Result<Agent> {
+        // Meanwhile the guest boots.
+        let cgroup = self.0.cgroup.clone();
+        let entered = cgroup.map(|cgroup| tokio::task::spawn_blocking(move || cgroup.enter()));
         log.await.map_err(|_| Error::Ended("the machine ended before its agent spoke".into()))?;
         milestone::mark("agent-reported", self.id());
         let agent = Agent::new(self.0.vm.connect(ports::RPC).await?);
         agent.setup_sandbox(hostname, ports::SHARED_TAG).await?;
         tokio::spawn(clock::keep(agent.clone()));
+        if let Some(entered) = entered {
+            entered.await.map_err(Error::system("enter the cgroup"))??;
+        }
         Ok(agent)
     }
 

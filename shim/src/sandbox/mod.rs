@@ -16,6 +16,7 @@ pub(crate) mod table;
 use crate::error::{Error, Result};
 use crate::guest::agent::Agent;
 use crate::guest::log::Tail;
+use crate::host::cgroup::Cgroup;
 use crate::host::overhead::{self, Overhead};
 use crate::host::paths::SandboxPaths;
 use crate::host::persist::ProcessId;
@@ -90,6 +91,7 @@ struct Inner {
     stopped: OnceCell<()>,
     guest_tail: Tail,
     pending_execs: Mutex<PendingExecs>,
+    cgroup: Option<Arc<Cgroup>>,
     capacity: tokio::sync::Mutex<capacity::Capacity>,
     /// Numbers of the devices, by container.
     disks: Mutex<BTreeMap<String, Vec<u32>>>,

@@ -36,7 +36,16 @@ impl Sandbox {
             }
         }
         self.0.vm.stop("the sandbox was stopped");
-        self.0.vm.ended().await;
+        // Both take their time.
+        let step_out = async {
+            if let Some(cgroup) = self.0.cgroup.clone() {
+                let stepped = tokio::task::spawn_blocking(move || cgroup.step_out()).await;
+                if let Err(error) = stepped.unwrap_or_else(|e| Err(e.into())) {
+                    tracing::warn!("leave the cgroup: {error}");
+                }
+            }
+        };
+        tokio::join!(self.0.vm.ended(), step_out);
         let undo = self.0.undo.lock().unwrap_or_else(PoisonError::into_inner).take();
         for (what, error) in undo.map(crate::host::undo::Undo::run).unwrap_or_default() {
             tracing::warn!("stop: {what}: {error}");

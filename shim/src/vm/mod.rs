@@ -1,5 +1,6 @@
 //! The VMM and the file server of one sandbox: started together, watched together, ended together.
 
+mod child;
 mod control;
 mod spawn;
 mod supervise;
@@ -13,13 +14,13 @@ use crate::settings::Settings;
 pub use control::Control;
 use protocol::control::{BootTimes, Command};
 use protocol::machine::Size;
-use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 pub use supervise::{Ended, Helpers};
 use tokio::net::UnixStream;
+use tokio::net::unix::pipe;
 use tokio::sync::{Mutex, mpsc, watch};
 
 /// How long a machine may take to change: more than its vCPUs and devices have to stop.
@@ -45,7 +46,7 @@ pub enum Message {
         /// Which helper.
         who: &'static str,
         /// Its standard error.
-        stream: tokio::process::ChildStderr,
+        stream: pipe::Receiver,
     },
 }
 
@@ -53,6 +54,15 @@ pub enum Message {
 struct Outlets {
     messages: mpsc::Sender<Message>,
     outcomes: mpsc::Sender<Outcome>,
+}
+
+/// The directories of the cgroups that the two processes are born in.
+#[derive(Debug, Clone, Copy)]
+pub struct Cgroups<'a> {
+    /// The VMM's.
+    pub vmm: BorrowedFd<'a>,
+    /// The file server's.
+    pub file_server: BorrowedFd<'a>,
 }
 
 /// A running machine. Dropping the last clone does not end it: [`Vm::stop`] does.
@@ -68,51 +78,62 @@ pub struct Vm {
 type Outcome = Result<u64, String>;
 
 impl Vm {
-    /// Starts the file server, in a cgroup of its own if one is given, and the VMM as this user; and watches them
-    /// until they have ended.
+    /// Starts the VMM as this user, and the file server; and watches them until they have ended.
     ///
     /// Gives the machine, what it will say, and the two processes.
     ///
     /// # Errors
-    /// A program can't be started, or the system is out of something.
+    /// A program can't be started, or the system is out of something. Neither runs then.
     pub fn launch(
         settings: &Settings,
         paths: &SandboxPaths,
         uid: u32,
-        file_servers: Option<&File>,
+        cgroups: Option<Cgroups<'_>>,
     ) -> Result<(Self, mpsc::Receiver<Message>, [ProcessId; 2])> {
         let (fs_ours, fs_theirs) =
             StdUnixStream::pair().map_err(Error::system("make the file server's socket"))?;
-        let shared = paths.shared();
-        let file_server = spawn::helper(
-            &settings.file_server,
-            &["--shared-dir".as_ref(), shared.as_os_str()],
-            fs_theirs.into(),
-            file_servers,
-        )?;
         let (control, control_theirs) = Control::pair()?;
-        let vmm = spawn::helper(&settings.vmm, &[], control_theirs, None)?;
-        let ids = [ProcessId::of_child(&vmm)?, ProcessId::of_child(&file_server)?];
-        let config = plan::machine(settings, uid, paths.console_log());
-        let boot = Command::Boot(Box::new(config));
+        // The VMM first: its guest needs the file server only when its kernel is up.
+        let cgroup = cgroups.map(|cgroups| cgroups.vmm);
+        let (vmm, vmm_stderr) = spawn::helper(&settings.vmm, &[], control_theirs, cgroup)?;
+        let boot = plan::machine(settings, uid, paths.console_log());
+        let boot = Command::Boot(Box::new(boot));
         if let Err(error) = control.send_first(&boot, &[fs_ours.as_fd()]) {
             // Why the VMM doesn't listen shows in its end.
             tracing::warn!("boot message: {error}");
         }
-        let (vm, messages) = Self::supervised(control, Some(Helpers { vmm, file_server }));
+        let shared = paths.shared();
+        let (file_server, fs_stderr) = spawn::helper(
+            &settings.file_server,
+            &["--shared-dir".as_ref(), shared.as_os_str()],
+            fs_theirs.into(),
+            cgroups.map(|cgroups| cgroups.file_server),
+        )?;
+        let ids = [ProcessId::of(vmm.pid())?, ProcessId::of(file_server.pid())?];
+        let (vm, messages) = Self::supervised(control, Some(Helpers { vmm, file_server }), |say| {
+            for (who, stream) in [("vmm", vmm_stderr), ("fs", fs_stderr)] {
+                let _ = say.try_send(Message::Stderr { who, stream });
+            }
+        });
         Ok((vm, messages, ids))
     }
 
     /// A machine that a test plays behind its control socket.
     #[cfg(test)]
     pub fn played(control: Control) -> (Self, mpsc::Receiver<Message>) {
-        Self::supervised(control, None)
+        Self::supervised(control, None, |_| ())
     }
 
-    fn supervised(control: Control, helpers: Option<Helpers>) -> (Self, mpsc::Receiver<Message>) {
+    /// `first` says what there is to say before the machine does.
+    fn supervised(
+        control: Control,
+        helpers: Option<Helpers>,
+        first: impl FnOnce(&mpsc::Sender<Message>),
+    ) -> (Self, mpsc::Receiver<Message>) {
         let control = Arc::new(control);
         let (stop, stop_requests) = mpsc::channel(1);
         let (messages, messages_out) = mpsc::channel(WAITING);
+        first(&messages);
         let (ended_in, ended) = watch::channel(None);
         let (outcomes_in, outcomes) = mpsc::channel(1);
         let watched = control.clone();

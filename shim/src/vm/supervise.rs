@@ -1,5 +1,6 @@
 //! Watching a machine until it has ended, and saying why it did.
 
+use super::child::Child;
 use super::{Control, Message, Outlets};
 use nix::sys::signal::Signal;
 use protocol::control::{Command, Event, ExitReason};
@@ -8,7 +9,6 @@ use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::time::Duration;
-use tokio::process::Child;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
@@ -58,9 +58,6 @@ pub(super) async fn run(
     mut stop: mpsc::Receiver<String>,
     outlets: Outlets,
 ) -> Ended {
-    if let Some(helpers) = &mut helpers {
-        hand_on_errors(helpers, &outlets.messages);
-    }
     let cause = watch(control, helpers.as_mut(), &mut stop, &outlets).await;
     if let Cause::Asked(_) | Cause::FileServer(_) = cause {
         // The socket may be gone already; the processes are killed below whatever it says.
@@ -75,15 +72,6 @@ pub(super) async fn run(
         cause => cause,
     };
     describe(cause, statuses)
-}
-
-/// Hands on the helpers' standard errors.
-fn hand_on_errors(helpers: &mut Helpers, messages: &mpsc::Sender<Message>) {
-    for (who, child) in [("vmm", &mut helpers.vmm), ("fs", &mut helpers.file_server)] {
-        if let Some(stream) = child.stderr.take() {
-            let _ = messages.try_send(Message::Stderr { who, stream });
-        }
-    }
 }
 
 async fn watch(
