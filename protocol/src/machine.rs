@@ -33,10 +33,10 @@ pub struct MachineConfig {
     /// virtio-fs devices.
     #[serde(default)]
     pub shared_dirs: Vec<FsConfig>,
-    /// How many virtio-blk devices it can have at once, see [`crate::control::Command::AttachDisk`]. Each
-    /// takes an interrupt line, and the guest a look at its start.
+    /// How many disks and network interfaces it can have at once, see [`crate::control::Command::AttachDisk`] and
+    /// [`crate::control::Command::AttachNetwork`]. Each slot takes an interrupt line, and the guest a look at its start.
     #[serde(default)]
-    pub disk_slots: u32,
+    pub slots: u32,
     /// How the VMM confines itself before the guest runs.
     pub jail: JailConfig,
 }

@@ -32,7 +32,7 @@ fn main() -> anyhow::Result<()> {
         initrd: (initrd != "-").then(|| initrd.into()),
         cmdline: words.join(" "),
         console_log: Some(console.clone().into()),
-        disk_slots: 0,
+        slots: 0,
         vsock: Some(VsockConfig { guest_cid: 3, host_ports: vec![protocol::ports::LOG] }),
         shared_dirs: Vec::new(),
         jail: JailConfig { uid: 65_534, gid: 65_534, namespaces, core_scheduling: true },

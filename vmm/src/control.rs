@@ -145,6 +145,20 @@ fn obey(
             let outcome = machine.detach_disk(*device).map(|()| 0).map_err(|e| chain(&e));
             control::send(socket, &Event::Done { outcome }, &[])?;
         }
+        Command::AttachNetwork { mac, mtu } => {
+            let outcome = match fds.into_iter().next() {
+                Some(tap) => machine
+                    .attach_network(tap.into(), *mac, *mtu)
+                    .map(u64::from)
+                    .map_err(|e| chain(&e)),
+                None => Err("no tap came with the command".to_owned()),
+            };
+            control::send(socket, &Event::Done { outcome }, &[])?;
+        }
+        Command::DetachNetwork { device } => {
+            let outcome = machine.detach_network(*device).map(|()| 0).map_err(|e| chain(&e));
+            control::send(socket, &Event::Done { outcome }, &[])?;
+        }
         Command::Counters => {
             control::send(socket, &Event::Counters(machine.counters()), &[])?;
         }

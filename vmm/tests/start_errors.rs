@@ -18,7 +18,7 @@ fn config() -> MachineConfig {
         initrd: None,
         cmdline: String::new(),
         console_log: None,
-        disk_slots: 0,
+        slots: 0,
         vsock: None,
         shared_dirs: Vec::new(),
         jail: JailConfig { uid: 65_534, gid: 65_534, namespaces: false, core_scheduling: true },

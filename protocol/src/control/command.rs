@@ -38,6 +38,19 @@ pub enum Command {
         /// As [`Command::AttachDisk`] gave it.
         device: u32,
     },
+    /// Put a network interface on the tap that comes with this message into an empty slot; answered as
+    /// [`Command::AttachDisk`]. The tap is non-blocking, and its frames have virtio headers of 12 bytes.
+    AttachNetwork {
+        /// What the guest is told to be.
+        mac: [u8; 6],
+        /// Bytes, 68 or more.
+        mtu: u16,
+    },
+    /// Empty the slot with this number, and let go of the tap; answered by [`super::Event::Done`].
+    DetachNetwork {
+        /// As [`Command::AttachNetwork`] gave it.
+        device: u32,
+    },
     /// Ask for [`super::Event::Counters`].
     Counters,
     /// End the machine at once; the VMM answers [`super::Event::Exited`] and exits 0.

@@ -98,7 +98,7 @@ pub fn machine(settings: &Settings, uid: u32, console_log: PathBuf) -> MachineCo
         console_log: Some(console_log),
         vsock: Some(VsockConfig { guest_cid: GUEST_CID, host_ports: vec![ports::LOG] }),
         shared_dirs: vec![FsConfig { tag: ports::SHARED_TAG.into(), socket_fd: 0 }],
-        disk_slots: settings.max_disks,
+        slots: settings.max_disks,
         jail: JailConfig {
             uid,
             gid: uid,

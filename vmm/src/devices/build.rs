@@ -3,7 +3,7 @@
 use super::balloon::Balloon;
 use super::fs::SharedDir;
 use super::rng::Rng;
-use super::slots::{DiskSlots, EmptySlot};
+use super::slots::{EmptySlot, SlotLoops, Slots};
 use super::vsock::{Connector, Vsock};
 use crate::events::{self, EventReceiver, EventSender};
 use crate::virtio::VirtioDevice;
@@ -21,20 +21,29 @@ pub struct Built {
     pub devices: Devices,
     /// The loops of their workers; to be spawned once the process is confined. A worker that is
     /// activated earlier waits.
-    pub loops: Vec<IoLoop>,
+    pub loops: Vec<(Role, IoLoop)>,
+}
+
+/// What the workers of a loop do, which says what system calls its thread may make.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Anything but what follows.
+    Io,
+    /// Network interfaces.
+    Network,
 }
 
 /// The virtio devices of a machine.
 pub struct Devices {
     /// The devices behind their registers, in the order in which they get addresses and interrupts:
-    /// rng, balloon, vsock, shared directories, slots for disks.
+    /// rng, balloon, vsock, shared directories, slots.
     pub transports: Vec<Arc<MmioTransport>>,
     /// What the devices report: streams that the guest opened, and faults.
     pub events: EventReceiver,
     /// Joins sockets to ports of the guest; `None` without a vsock device.
     pub vsock: Option<Connector>,
-    /// Where disks go.
-    pub slots: DiskSlots,
+    /// Where disks and network interfaces go.
+    pub slots: Slots,
 }
 
 /// Why a device can't be built. The display names the thing; see [`BuildError::remedy`].
@@ -86,7 +95,7 @@ pub fn build(
 ) -> Result<Built, BuildError> {
     let (sender, events) = events::channel().map_err(|e| resources("events", e))?;
     let mut builder = Builder { memory, sender, transports: Vec::new(), loops: Vec::new() };
-    let shared = builder.new_loop("io")?;
+    let shared = builder.new_loop(Role::Io, "io")?;
     builder.add("rng", Box::new(Rng), shared)?;
     builder.add("balloon", Box::new(Balloon), shared)?;
     let mut vsock = None;
@@ -105,9 +114,9 @@ pub fn build(
         builder.add_shared_dir(dir, &mut fds)?;
     }
     let first = builder.transports.len();
-    builder.add_slots(config.disk_slots)?;
+    let slot_loops = builder.add_slots(config.slots)?;
     let Builder { transports, loops, .. } = builder;
-    let slots = DiskSlots::new(first as u32, &transports[first..]);
+    let slots = Slots::new(first as u32, &transports[first..], slot_loops);
     Ok(Built { devices: Devices { transports, events, vsock, slots }, loops })
 }
 
@@ -119,14 +128,14 @@ struct Builder<'a> {
     memory: &'a GuestMemoryMmap,
     sender: EventSender,
     transports: Vec<Arc<MmioTransport>>,
-    loops: Vec<IoLoop>,
+    loops: Vec<(Role, IoLoop)>,
 }
 
 impl Builder<'_> {
     /// Adds a loop; returns its index.
-    fn new_loop(&mut self, name: &'static str) -> Result<usize, BuildError> {
+    fn new_loop(&mut self, role: Role, name: &'static str) -> Result<usize, BuildError> {
         let io = IoLoop::new(name, self.sender.clone()).map_err(|e| resources(name, e))?;
-        self.loops.push(io);
+        self.loops.push((role, io));
         Ok(self.loops.len() - 1)
     }
 
@@ -136,7 +145,7 @@ impl Builder<'_> {
         device: Box<dyn VirtioDevice>,
         io: usize,
     ) -> Result<(), BuildError> {
-        let transport = MmioTransport::new(device, self.memory.clone(), self.loops[io].handle())
+        let transport = MmioTransport::new(device, self.memory.clone(), self.loops[io].1.handle())
             .map_err(|e| resources(name, e))?;
         self.transports.push(Arc::new(transport));
         Ok(())
@@ -155,16 +164,19 @@ impl Builder<'_> {
             .ok_or_else(|| refuse("its socket did not come with the configuration"))?;
         let dir = SharedDir::new(&config.tag, socket)
             .ok_or_else(|| refuse("the tag is empty or longer than 36 bytes"))?;
-        let io = self.new_loop("fs")?;
+        let io = self.new_loop(Role::Io, "fs")?;
         self.add("fs", Box::new(dir), io)
     }
 
-    /// Disks have one loop together: their reads and writes block, and few machines have any.
-    fn add_slots(&mut self, count: u32) -> Result<(), BuildError> {
-        if count > 0 {
-            let io = self.new_loop("disks")?;
-            (0..count).try_for_each(|_| self.add("disk slot", Box::new(EmptySlot), io))?;
+    /// Disks have one loop together, and so have interfaces.
+    fn add_slots(&mut self, count: u32) -> Result<Option<SlotLoops>, BuildError> {
+        if count == 0 {
+            return Ok(None);
         }
-        Ok(())
+        let disks = self.new_loop(Role::Io, "disks")?;
+        let network = self.new_loop(Role::Network, "net")?;
+        (0..count).try_for_each(|_| self.add("slot", Box::new(EmptySlot), disks))?;
+        let [disks, network] = [disks, network].map(|io| self.loops[io].1.handle());
+        Ok(Some(SlotLoops { disks, network }))
     }
 }

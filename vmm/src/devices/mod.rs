@@ -6,6 +6,7 @@ pub mod build;
 pub mod console;
 pub mod fs;
 pub mod i8042;
+pub mod net;
 pub mod rng;
 pub mod serial;
 pub mod slots;

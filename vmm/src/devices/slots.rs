@@ -1,17 +1,19 @@
-//! Places for disks that come and go while the machine runs.
+//! Places for devices that come and go while the machine runs: disks and network interfaces.
 //!
 //! A slot is a virtio-mmio device from the start, as its window and interrupt are announced on the kernel's
 //! command line. Empty it has device id 0: a placeholder, which drivers leave alone (virtio 1.3 §4.2.3.1).
-//! The guest binds its driver again, by sysfs, when it is told of a disk.
+//! The guest binds its driver again, by sysfs, when it is told of a device.
 
-use super::blk::{Disk, OddSize, QUEUE_SIZES};
+use super::blk::OddSize;
+use super::net::{self, OddMtu};
 use crate::kvm::KvmError;
-use crate::virtio::io_loop::LoopStuck;
+use crate::virtio::io_loop::{IoHandle, LoopStuck};
 use crate::virtio::mmio::MmioTransport;
 use crate::virtio::{ActivateError, Activation, VirtioDevice, Worker};
+use std::ops::Range;
 use std::sync::Arc;
 
-/// The device without a function; it can be told to be what it becomes only by [`DiskSlots`].
+/// The device without a function; it can be told to be what it becomes only by [`Slots`].
 pub struct EmptySlot;
 
 impl VirtioDevice for EmptySlot {
@@ -19,9 +21,9 @@ impl VirtioDevice for EmptySlot {
         0
     }
 
-    /// As a disk's: its notifications are set up before there is one.
+    /// As many as a network interface, which has the most: notifications are set up before there is a device.
     fn queue_max_sizes(&self) -> &[u16] {
-        &QUEUE_SIZES
+        &net::QUEUE_SIZES
     }
 
     fn features(&self) -> u64 {
@@ -37,48 +39,88 @@ impl VirtioDevice for EmptySlot {
     }
 }
 
-/// Why a disk can't be attached or detached.
+/// Why a device can't be attached or detached.
 #[derive(Debug, thiserror::Error)]
 pub enum SlotError {
-    /// Its size.
+    /// A disk's size.
     #[error(transparent)]
     Size(#[from] OddSize),
-    /// There is a disk in each.
-    #[error("each of the machine's {0} slots for disks is taken: raise machine.max_disks")]
+    /// An interface's MTU.
+    #[error(transparent)]
+    Mtu(#[from] OddMtu),
+    /// There is a device in each.
+    #[error(
+        "each of the machine's {0} slots for disks and network interfaces is taken: raise machine.max_disks"
+    )]
     Full(usize),
-    /// No slot has that number.
-    #[error("device {0} is no disk")]
-    NoDisk(u32),
+    /// No slot has that number, or another kind of device is in it.
+    #[error("device {device} is no {kind}")]
+    Other {
+        /// The number.
+        device: u32,
+        /// What it is not.
+        kind: Kind,
+    },
     /// KVM does not take its interrupt or notifications.
     #[error(transparent)]
     Kvm(#[from] KvmError),
-    /// A request to the disk takes too long; it stays.
+    /// What the device does takes too long; it stays.
     #[error(transparent)]
     Stuck(#[from] LoopStuck),
 }
 
+/// What can be in a slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A disk.
+    Disk,
+    /// A network interface.
+    Network,
+}
+
+impl std::fmt::Display for Kind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Disk => "disk",
+            Self::Network => "network interface",
+        })
+    }
+}
+
+/// In which loop the workers of each kind run.
+#[derive(Clone)]
+pub struct SlotLoops {
+    /// Disks': their reads and writes block, and few machines have any.
+    pub disks: IoHandle,
+    /// Interfaces': nothing blocks, and nothing else shall keep frames waiting.
+    pub network: IoHandle,
+}
+
 /// The slots of a machine.
-pub struct DiskSlots {
+pub struct Slots {
     /// The number of the first of them among all devices.
     first: u32,
+    /// None: there are no slots.
+    loops: Option<SlotLoops>,
     slots: Vec<Slot>,
 }
 
 struct Slot {
     transport: Arc<MmioTransport>,
-    connected: bool,
-    taken: bool,
+    /// How many of its queues are connected; with the first of them its interrupt.
+    connected: usize,
+    holds: Option<Kind>,
 }
 
-impl DiskSlots {
+impl Slots {
     /// Empty ones, which follow `first` other devices.
-    pub fn new(first: u32, slots: &[Arc<MmioTransport>]) -> Self {
+    pub fn new(first: u32, slots: &[Arc<MmioTransport>], loops: Option<SlotLoops>) -> Self {
         let slot = |transport: &Arc<MmioTransport>| Slot {
             transport: transport.clone(),
-            connected: false,
-            taken: false,
+            connected: 0,
+            holds: None,
         };
-        Self { first, slots: slots.iter().map(slot).collect() }
+        Self { first, loops, slots: slots.iter().map(slot).collect() }
     }
 
     /// The number of the first slot.
@@ -86,39 +128,51 @@ impl DiskSlots {
         self.first
     }
 
-    /// Puts `disk` into an empty slot; gives the device's number. Before the first disk of a slot, `connect` is
-    /// to connect its interrupt and notifications, which takes longer than all else of an empty slot.
+    /// Puts `device` into an empty slot; gives the device's number. Before the first device of a slot that has so many
+    /// queues, `connect` is to connect its interrupt, if that is not yet, and the notifications of these queues, which
+    /// takes longer than all else of an empty slot.
     ///
     /// # Errors
     /// [`SlotError::Full`], or `connect`'s.
     pub fn attach(
         &mut self,
-        disk: Disk,
-        connect: impl FnOnce(u32, &MmioTransport) -> Result<(), SlotError>,
+        kind: Kind,
+        device: Box<dyn VirtioDevice>,
+        connect: impl FnOnce(u32, &MmioTransport, Range<usize>) -> Result<(), KvmError>,
     ) -> Result<u32, SlotError> {
         let count = self.slots.len();
         let mut numbered = (self.first..).zip(&mut self.slots);
-        let (number, slot) =
-            numbered.find(|(_, slot)| !slot.taken).ok_or(SlotError::Full(count))?;
-        if !slot.connected {
-            connect(number, &slot.transport)?;
-            slot.connected = true;
+        let free = numbered.find(|(_, slot)| slot.holds.is_none());
+        let (Some((number, slot)), Some(loops)) = (free, &self.loops) else {
+            return Err(SlotError::Full(count));
+        };
+        let queues = device.queue_max_sizes().len();
+        if slot.connected < queues {
+            connect(number, &slot.transport, slot.connected..queues)?;
+            slot.connected = queues;
         }
-        slot.taken = true;
-        slot.transport.replace(Box::new(disk))?;
+        let io = match kind {
+            Kind::Disk => &loops.disks,
+            Kind::Network => &loops.network,
+        };
+        slot.transport.replace(device, io.clone())?;
+        slot.holds = Some(kind);
         Ok(number)
     }
 
-    /// Takes the disk out of the device with this number, and lets go of its file.
+    /// Takes the device with this number out, and lets go of its file.
     ///
     /// # Errors
-    /// [`SlotError::NoDisk`], or [`SlotError::Stuck`] after five seconds, when it stays.
-    pub fn detach(&mut self, number: u32) -> Result<(), SlotError> {
+    /// [`SlotError::Other`], or [`SlotError::Stuck`] after five seconds, when it stays.
+    pub fn detach(&mut self, kind: Kind, number: u32) -> Result<(), SlotError> {
         let index = number.checked_sub(self.first).map(|index| index as usize);
-        let slot = index.and_then(|index| self.slots.get_mut(index)).filter(|slot| slot.taken);
-        let slot = slot.ok_or(SlotError::NoDisk(number))?;
-        slot.transport.replace(Box::new(EmptySlot))?;
-        slot.taken = false;
+        let slot = index.and_then(|index| self.slots.get_mut(index));
+        let slot = slot.filter(|slot| slot.holds == Some(kind));
+        let (Some(slot), Some(loops)) = (slot, &self.loops) else {
+            return Err(SlotError::Other { device: number, kind });
+        };
+        slot.transport.replace(Box::new(EmptySlot), loops.disks.clone())?;
+        slot.holds = None;
         Ok(())
     }
 }
@@ -127,22 +181,30 @@ impl DiskSlots {
 mod tests {
     use super::*;
     use crate::bus::BusDevice;
+    use crate::devices::blk::Disk;
+    use crate::devices::net::Net;
     use crate::events;
     use crate::virtio::io_loop::IoLoop;
     use crate::virtio::mmio::register;
     use crate::virtio::testing::memory;
     use std::fs::File;
 
-    fn disk() -> Disk {
-        Disk::new(File::open("/dev/zero").unwrap(), 512, true).unwrap()
+    fn device(kind: Kind) -> Box<dyn VirtioDevice> {
+        let file = File::open("/dev/zero").unwrap();
+        match kind {
+            Kind::Disk => Box::new(Disk::new(file, 512, true).unwrap()),
+            Kind::Network => Box::new(Net::new(file, [2; 6], 1500).unwrap()),
+        }
     }
 
     #[test]
-    fn a_slot_is_a_placeholder_until_a_disk_is_in_it_and_after() {
-        let io = IoLoop::new("disks", events::channel().unwrap().0).unwrap();
-        let slot = || MmioTransport::new(Box::new(EmptySlot), memory(), io.handle()).unwrap();
+    fn a_slot_is_a_placeholder_until_a_device_is_in_it_and_after() {
+        let new_loop = |name| IoLoop::new(name, events::channel().unwrap().0).unwrap();
+        let (disks, network) = (new_loop("disks"), new_loop("net"));
+        let loops = SlotLoops { disks: disks.handle(), network: network.handle() };
+        let slot = || MmioTransport::new(Box::new(EmptySlot), memory(), disks.handle()).unwrap();
         let transports = [Arc::new(slot()), Arc::new(slot())];
-        let mut slots = DiskSlots::new(4, &transports);
+        let mut slots = Slots::new(4, &transports, Some(loops));
         let ids = || {
             transports.each_ref().map(|transport| {
                 let mut id = [0; 4];
@@ -151,23 +213,42 @@ mod tests {
             })
         };
         let mut connected = Vec::new();
-        let mut attach = |slots: &mut DiskSlots| {
-            slots.attach(disk(), |number, _| {
-                connected.push(number);
+        let mut attach = |slots: &mut Slots, kind| {
+            slots.attach(kind, device(kind), |number, _, queues| {
+                connected.push((number, queues));
                 Ok(())
             })
         };
         assert_eq!(ids(), [0, 0]);
-        assert_eq!(attach(&mut slots).unwrap(), 4);
+        assert_eq!(attach(&mut slots, Kind::Disk).unwrap(), 4);
         assert_eq!(ids(), [2, 0]);
-        assert_eq!(attach(&mut slots).unwrap(), 5);
-        assert!(matches!(attach(&mut slots), Err(SlotError::Full(2))));
-        slots.detach(4).unwrap();
-        assert_eq!(ids(), [0, 2]);
-        for none in [3, 4, 6, u32::MAX] {
-            assert!(matches!(slots.detach(none), Err(SlotError::NoDisk(number)) if number == none));
+        assert_eq!(attach(&mut slots, Kind::Network).unwrap(), 5);
+        assert_eq!(ids(), [2, 1]);
+        assert!(matches!(attach(&mut slots, Kind::Disk), Err(SlotError::Full(2))));
+        for (kind, none) in [
+            (Kind::Disk, 3),
+            (Kind::Disk, 5),
+            (Kind::Network, 4),
+            (Kind::Disk, 6),
+            (Kind::Network, u32::MAX),
+        ] {
+            let refused = slots.detach(kind, none);
+            assert!(matches!(refused, Err(SlotError::Other { device, .. }) if device == none));
         }
-        assert_eq!(attach(&mut slots).unwrap(), 4);
-        assert_eq!(connected, [4, 5]);
+        slots.detach(Kind::Disk, 4).unwrap();
+        assert_eq!(ids(), [0, 1]);
+        assert!(slots.detach(Kind::Disk, 4).is_err());
+        // What is connected stays so.
+        assert_eq!(attach(&mut slots, Kind::Network).unwrap(), 4);
+        slots.detach(Kind::Network, 4).unwrap();
+        assert_eq!(attach(&mut slots, Kind::Disk).unwrap(), 4);
+        assert_eq!(connected, [(4, 0..1), (5, 0..2), (4, 1..2)]);
+    }
+
+    #[test]
+    fn a_machine_without_slots_takes_nothing() {
+        let mut slots = Slots::new(4, &[], None);
+        let attached = slots.attach(Kind::Disk, device(Kind::Disk), |_, _, _| Ok(()));
+        assert!(matches!(attached, Err(SlotError::Full(0))));
     }
 }

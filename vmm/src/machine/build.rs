@@ -190,7 +190,7 @@ struct Placed {
     announced: Vec<VirtioWindow>,
 }
 
-/// Gives each device the next window and interrupt line. Slots for disks are connected when there is one.
+/// Gives each device the next window and interrupt line. Slots are connected when there is a device in them.
 fn place_devices(vm: &VmFd, devices: &Devices) -> Result<Placed, StartError> {
     let (mut mmio, mut announced) = (Bus::default(), Vec::new());
     let asked = devices.transports.len();

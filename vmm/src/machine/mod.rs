@@ -12,15 +12,17 @@ mod wiring;
 
 use crate::arch::x86_64::layout::VirtioWindow;
 use crate::devices::blk::Disk;
-use crate::devices::build::Devices;
+use crate::devices::build::{Devices, Role};
 use crate::devices::console::ConsoleLog;
-use crate::devices::slots::SlotError;
+use crate::devices::net::Net;
+use crate::devices::slots::{Kind, SlotError};
 use crate::error::StartError;
 use crate::events::EventReceiver;
 use crate::exit::ExitNotice;
 use crate::memory::{GuestRam, MemoryError};
 use crate::seccomp::Filters;
 use crate::vcpu::{StuckVcpu, Surroundings, Vcpu};
+use crate::virtio::VirtioDevice;
 use crate::virtio::io_loop::{IoLoop, LoopStuck};
 use kvm_ioctls::VmFd;
 use protocol::control::ExitReason;
@@ -37,7 +39,7 @@ const DEVICES_PATIENCE: Duration = Duration::from_secs(5);
 pub struct Prepared {
     machine: Machine,
     /// Of the devices' workers.
-    loops: Vec<IoLoop>,
+    loops: Vec<(Role, IoLoop)>,
 }
 
 impl Prepared {
@@ -48,8 +50,12 @@ impl Prepared {
     pub fn start(self, filters: &Filters) -> Result<Machine, StartError> {
         let Self { mut machine, loops } = self;
         let around = &machine.around;
-        for io_loop in loops {
-            let (filter, exit) = (filters.io.clone(), around.exit.clone());
+        for (role, io_loop) in loops {
+            let filter = match role {
+                Role::Io => &filters.io,
+                Role::Network => &filters.network,
+            };
+            let (filter, exit) = (filter.clone(), around.exit.clone());
             let confine = move || {
                 // A device without its thread would hang the guest: better an end with a reason.
                 filter.apply().map_err(io::Error::other).inspect_err(|e| {
@@ -200,11 +206,23 @@ impl Machine {
         bytes: u64,
         read_only: bool,
     ) -> Result<u32, SlotError> {
-        let disk = Disk::new(file, bytes, read_only)?;
+        self.attach(Kind::Disk, Box::new(Disk::new(file, bytes, read_only)?))
+    }
+
+    /// Puts a network interface on `tap` into an empty slot; gives the device's number. See [`Net::new`].
+    ///
+    /// # Errors
+    /// See [`SlotError`].
+    pub fn attach_network(&mut self, tap: File, mac: [u8; 6], mtu: u16) -> Result<u32, SlotError> {
+        self.attach(Kind::Network, Box::new(Net::new(tap, mac, mtu)?))
+    }
+
+    fn attach(&mut self, kind: Kind, device: Box<dyn VirtioDevice>) -> Result<u32, SlotError> {
         let Self { vm, devices, .. } = self;
-        devices.slots.attach(disk, |number, transport| {
-            let place = VirtioWindow::of(number).ok_or(SlotError::NoDisk(number))?;
-            Ok(wiring::connect(vm, transport, place)?)
+        devices.slots.attach(kind, device, |number, transport, queues| {
+            // It has a place since the machine was built.
+            let Some(place) = VirtioWindow::of(number) else { return Ok(()) };
+            wiring::connect_queues(vm, transport, place, queues)
         })
     }
 
@@ -213,7 +231,15 @@ impl Machine {
     /// # Errors
     /// See [`SlotError`].
     pub fn detach_disk(&mut self, device: u32) -> Result<(), SlotError> {
-        self.devices.slots.detach(device)
+        self.devices.slots.detach(Kind::Disk, device)
+    }
+
+    /// Takes the network interface out of the device with this number, and with it goes its tap.
+    ///
+    /// # Errors
+    /// See [`SlotError`].
+    pub fn detach_network(&mut self, device: u32) -> Result<(), SlotError> {
+        self.devices.slots.detach(Kind::Network, device)
     }
 
     /// Counters of all parts, by name.

@@ -4,16 +4,33 @@ use crate::arch::x86_64::layout::VirtioWindow;
 use crate::kvm::KvmError;
 use crate::virtio::mmio::{MmioTransport, register};
 use kvm_ioctls::{IoEventAddress, VmFd};
+use std::ops::Range;
 
 /// Makes a device's interrupt an irqfd, and its notifications ioeventfds.
 ///
 /// # Errors
 /// KVM's.
 pub fn connect(vm: &VmFd, transport: &MmioTransport, at: VirtioWindow) -> Result<(), KvmError> {
-    vm.register_irqfd(transport.irq(), at.irq)
-        .map_err(KvmError::call("connect a device's interrupt"))?;
+    connect_queues(vm, transport, at, 0..usize::MAX)
+}
+
+/// The same for these of its queues; with the first of them its interrupt.
+///
+/// # Errors
+/// KVM's.
+pub fn connect_queues(
+    vm: &VmFd,
+    transport: &MmioTransport,
+    at: VirtioWindow,
+    queues: Range<usize>,
+) -> Result<(), KvmError> {
+    if queues.start == 0 {
+        vm.register_irqfd(transport.irq(), at.irq)
+            .map_err(KvmError::call("connect a device's interrupt"))?;
+    }
     let notify = IoEventAddress::Mmio(at.address + register::QUEUE_NOTIFY);
-    for (queue, event) in transport.notifications() {
+    let asked = transport.notifications().filter(|(queue, _)| queues.contains(&(*queue as usize)));
+    for (queue, event) in asked {
         vm.register_ioevent(event, &notify, queue)
             .map_err(KvmError::call("connect a device's notifications"))?;
     }

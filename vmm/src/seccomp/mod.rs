@@ -5,6 +5,7 @@
 
 mod io;
 mod main_thread;
+mod network;
 mod vcpu;
 
 use jail::{CompiledFilter, SeccompError, SyscallFilter};
@@ -17,6 +18,8 @@ pub struct Filters {
     pub vcpu: CompiledFilter,
     /// Threads that run devices' workers.
     pub io: CompiledFilter,
+    /// The one that runs those of network interfaces.
+    pub network: CompiledFilter,
 }
 
 impl Filters {
@@ -30,6 +33,7 @@ impl Filters {
             main_thread: compile(main_thread::filter())?,
             vcpu: compile(vcpu::filter())?,
             io: compile(io::filter())?,
+            network: compile(network::filter())?,
         })
     }
 }

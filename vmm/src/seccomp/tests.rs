@@ -56,7 +56,7 @@ fn a_call_outside_the_list_kills_the_process() {
         libc::SYS_io_uring_setup,
         libc::SYS_getppid,
     ];
-    for filter in [&filters.main_thread, &filters.vcpu, &filters.io] {
+    for filter in [&filters.main_thread, &filters.vcpu, &filters.io, &filters.network] {
         for call in forbidden {
             assert!(killed(fate(filter, call)), "system call {call}");
         }
@@ -77,12 +77,19 @@ fn each_role_has_only_its_own_calls() {
     assert!(killed(fate(&filters.main_thread, libc::SYS_socketpair)));
     assert!(killed(fate(&filters.io, libc::SYS_ftruncate)));
     assert!(survived(fate(&filters.io, libc::SYS_pwritev)));
+    assert!(killed(fate(&filters.io, libc::SYS_writev)));
+    assert!(killed(fate(&filters.network, libc::SYS_pwritev)));
+    assert!(killed(fate(&filters.network, libc::SYS_sendmsg)));
+    assert!(survived(fate(&filters.network, libc::SYS_writev)));
+    let (no_fd, set_offload) = (-1, i64::from(crate::devices::net::TUNSETOFFLOAD));
+    assert!(survived(fate_with(&filters.network, libc::SYS_ioctl, [no_fd, set_offload, 0])));
+    assert!(killed(fate_with(&filters.io, libc::SYS_ioctl, [no_fd, set_offload, 0])));
 }
 
 #[test]
 fn no_thread_makes_executable_memory() {
     let filters = Filters::compile().unwrap();
-    for filter in [&filters.main_thread, &filters.vcpu, &filters.io] {
+    for filter in [&filters.main_thread, &filters.vcpu, &filters.io, &filters.network] {
         // SAFETY: as in `fate`; the mapping is anonymous and is not used.
         let status = match unsafe { fork() }.unwrap() {
             // SAFETY: plain system calls in a process that ends with them.
@@ -102,7 +109,7 @@ fn no_thread_makes_executable_memory() {
 fn signals_go_to_the_own_process_alone() {
     let filters = Filters::compile().unwrap();
     let own = i64::from(std::process::id());
-    for filter in [&filters.main_thread, &filters.vcpu, &filters.io] {
+    for filter in [&filters.main_thread, &filters.vcpu, &filters.io, &filters.network] {
         // No thread has the number 0x7fff_ffff, so what is allowed does nothing.
         let signal = |process| fate_with(filter, libc::SYS_tgkill, [process, 0x7fff_ffff, 0]);
         assert!(survived(signal(own)));

@@ -126,6 +126,28 @@ impl<'a> IoVecs<'a> {
         }
     }
 
+    /// Reads one packet of a tap, as much of it as there is room; a packet has one call. The descriptor is not to block.
+    ///
+    /// # Errors
+    /// The system call's; `WouldBlock` when there is none.
+    pub fn read_packet(self, tap: BorrowedFd<'_>) -> io::Result<usize> {
+        let count = self.pieces.len().min(MAX_PIECES) as i32;
+        // SAFETY: the pieces are writable memory that outlives `'a`; the descriptor is borrowed.
+        let n = unsafe { libc::readv(tap.as_raw_fd(), self.pieces.as_ptr(), count) };
+        usize::try_from(n).map_err(|_| io::Error::last_os_error())
+    }
+
+    /// Writes all pieces, at most [`MAX_PIECES`], to a tap as one packet. The descriptor is not to block.
+    ///
+    /// # Errors
+    /// The system call's.
+    pub fn write_packet(self, tap: BorrowedFd<'_>) -> io::Result<usize> {
+        let count = self.pieces.len().min(MAX_PIECES) as i32;
+        // SAFETY: the pieces are readable memory that outlives `'a`; the descriptor is borrowed.
+        let n = unsafe { libc::writev(tap.as_raw_fd(), self.pieces.as_ptr(), count) };
+        usize::try_from(n).map_err(|_| io::Error::last_os_error())
+    }
+
     fn message(&mut self) -> libc::msghdr {
         // SAFETY: msghdr is plain data, for which all zeroes means "no name, no control data".
         let mut message: libc::msghdr = unsafe { std::mem::zeroed() };

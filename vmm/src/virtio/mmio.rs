@@ -151,15 +151,17 @@ impl MmioTransport {
         self.front().stop_worker(patience)
     }
 
-    /// Puts another device, with as many queues, behind the registers, which are as after power-on then.
+    /// Puts another device, with at most as many queues, behind the registers, which are as after power-on then; its
+    /// workers will run in the loop of `io`.
     ///
     /// # Errors
     /// [`LoopStuck`] when the worker of the former device doesn't let go in time: the device stays.
-    pub fn replace(&self, device: Box<dyn VirtioDevice>) -> Result<(), LoopStuck> {
+    pub fn replace(&self, device: Box<dyn VirtioDevice>, io: IoHandle) -> Result<(), LoopStuck> {
         let mut front = self.front();
         front.reset()?;
         front.queues = empty_queues(device.as_ref());
         front.device = device;
+        front.io = io;
         Ok(())
     }
 

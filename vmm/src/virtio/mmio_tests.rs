@@ -278,7 +278,7 @@ fn a_pause_that_takes_too_long_is_none() {
         let rig = Rig::new();
         let (let_go, told) = std::sync::mpsc::channel();
         let device = StubbornDevice(Some(Stubborn(told)));
-        rig.transport.replace(Box::new(device)).unwrap();
+        rig.transport.replace(Box::new(device), rig.io.clone()).unwrap();
         let queue = TestQueue::new(&rig.memory, 0x10_0000, 16);
         rig.start(&queue.setup());
         assert!(rig.transport.pause(Duration::from_millis(50)).is_err());

@@ -30,7 +30,7 @@ pub fn config(vcpus: u32, console: &str) -> MachineConfig {
         initrd: Some("/usr/share/kata-like/guest.img".into()),
         cmdline: String::new(),
         console_log: Some(PathBuf::from(console)),
-        disk_slots: 0,
+        slots: 0,
         vsock: Some(VsockConfig { guest_cid: 3, host_ports: vec![protocol::ports::LOG] }),
         shared_dirs: Vec::new(),
         jail: JailConfig { uid: 65534, gid: 65534, namespaces: true, core_scheduling: true },

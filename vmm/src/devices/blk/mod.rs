@@ -18,7 +18,7 @@ use worker::BlkWorker;
 const NAME: &str = "blk";
 const DEVICE_ID: u32 = 2;
 /// The queue of requests (§5.2.2).
-pub(super) const QUEUE_SIZES: [u16; 1] = [256];
+const QUEUE_SIZES: [u16; 1] = [256];
 
 /// `VIRTIO_BLK_F_*` (§5.2.3).
 mod feature {
