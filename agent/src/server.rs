@@ -5,6 +5,7 @@ use crate::error::AgentError;
 use crate::guest::capacity;
 use crate::guest::cgroup::Cgroup;
 use crate::guest::clock;
+use crate::guest::network;
 use crate::guest::sandbox;
 use crate::io::transport::Transport;
 use crate::work::deadline::Deadline;
@@ -13,7 +14,8 @@ use protocol::agent::{
     Clock, ClockSet, ContainerRef, ContainerStateResponse, ContainerStatsResponse,
     CreateContainerRequest, Empty, ExecProcessRequest, ListProcessesResponse, OutOfMemory,
     ProcessExit, ProcessRef, ProcessStarted, ResizeTerminalRequest, SandboxCapacity,
-    SetupSandboxRequest, SignalProcessRequest, UpdateContainerRequest, WaitOutOfMemoryRequest,
+    SetupNetworkRequest, SetupSandboxRequest, SignalProcessRequest, UpdateContainerRequest,
+    WaitOutOfMemoryRequest,
 };
 use protocol::agent_ttrpc::{Agent, create_agent};
 use std::future::Future;
@@ -88,6 +90,15 @@ impl Agent for Service {
         request: SandboxCapacity,
     ) -> ttrpc::Result<SandboxCapacity> {
         Ok(blocking(move || capacity::resize(&request)).await?)
+    }
+
+    async fn setup_network(
+        &self,
+        _: &TtrpcContext,
+        request: SetupNetworkRequest,
+    ) -> ttrpc::Result<Empty> {
+        blocking(move || network::setup(&request.interfaces)).await?;
+        Ok(Empty::default())
     }
 
     async fn create_container(

@@ -1,5 +1,6 @@
 //! The one error of a sandbox, and the one map from it to ttrpc codes.
 
+use crate::host::network::NetworkError;
 use std::path::PathBuf;
 use ttrpc::Code;
 
@@ -45,6 +46,9 @@ pub enum Error {
         /// The deadline, seconds.
         seconds: u64,
     },
+    /// The network that was asked for can't be had.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
     /// A system call on a file or directory.
     #[error("{what} {}", path.display())]
     Path {
@@ -108,7 +112,12 @@ impl Error {
             Self::Ended(_) => Code::UNAVAILABLE,
             Self::Agent { code, .. } => *code,
             Self::Deadline { .. } => Code::DEADLINE_EXCEEDED,
-            Self::Machine(_) | Self::Path { .. } | Self::System { .. } => Code::UNKNOWN,
+            Self::Network(NetworkError::Hosts { .. } | NetworkError::NotEthernet { .. }) => {
+                Code::INVALID_ARGUMENT
+            }
+            Self::Machine(_) | Self::Network(_) | Self::Path { .. } | Self::System { .. } => {
+                Code::UNKNOWN
+            }
         }
     }
 }

@@ -5,7 +5,7 @@
 use crate::arch::x86_64::layout::{CMDLINE_MAX, VirtioWindow};
 
 /// What every guest gets, each for a reason.
-const WORDS: [(&str, &str); 10] = [
+const WORDS: [(&str, &str); 11] = [
     ("console=ttyS0", "a panic must reach the host even when nothing else in the guest works"),
     ("quiet", "a line on the serial port costs an exit a byte; the log goes by vsock"),
     ("panic=-1", "after a panic reboot at once: that is how the host learns of the end"),
@@ -19,6 +19,7 @@ const WORDS: [(&str, &str); 10] = [
     ("no_timer_check", "the timer's interrupt works under KVM: don't spend 10 ticks to see it"),
     ("random.trust_cpu=on", "seed from RDRAND: nobody waits for entropy"),
     ("cryptomgr.notests", "no self-tests of ciphers at each start"),
+    ("dummy.numdummies=0", "interfaces are those that a sandbox is given"),
     ("rcupdate.rcu_expedited=1", "grace periods of a start with few CPUs need not be batched"),
 ];
 

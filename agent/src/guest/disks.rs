@@ -1,9 +1,9 @@
 //! Disks that the host has attached to the machine for one container.
 //!
-//! A disk's virtio-mmio device was there from the start, as a placeholder that no driver wanted; bound again,
-//! the driver finds the disk. The container's specification names disks by the host's numbers.
+//! The container's specification names disks by the host's numbers.
 
 use crate::error::AgentError;
+use crate::guest::slots;
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use oci_spec::runtime::{
     LinuxBlockIo, LinuxDeviceType, LinuxResources, LinuxThrottleDevice, LinuxThrottleDeviceBuilder,
@@ -14,12 +14,6 @@ use protocol::ports::DISKS_DIR;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-
-/// Where the kernel shows virtio-mmio devices, by name.
-const DEVICES: &str = "/sys/bus/platform/devices";
-
-/// Their driver.
-const DRIVER: &str = "/sys/bus/platform/drivers/virtio-mmio";
 
 /// Major and minor number.
 type Numbers = (u32, u32);
@@ -47,7 +41,7 @@ impl Disks {
             let node = Path::new(DISKS_DIR).join(id).join(index.to_string());
             if let Err(error) = done.attach_one(disk, &node) {
                 done.detach();
-                let what = format!("taking the disk virtio-mmio.{}", disk.device);
+                let what = format!("taking the disk {}", slots::name(disk.device));
                 return Err(AgentError::io(what, error));
             }
         }
@@ -55,13 +49,8 @@ impl Disks {
     }
 
     fn attach_one(&mut self, disk: &Disk, node: &Path) -> io::Result<()> {
-        let device = format!("virtio-mmio.{}", disk.device);
-        let place = Path::new(DEVICES).join(&device);
-        // What was in the slot when the kernel looked has its driver, and need not be this disk.
-        if place.join("driver").exists() {
-            fs::write(Path::new(DRIVER).join("unbind"), &device)?;
-        }
-        fs::write(Path::new(DRIVER).join("bind"), &device)?;
+        let device = slots::name(disk.device);
+        let place = slots::bind(&device)?;
         let host = (disk.host_major, disk.host_minor);
         self.0.push(Attached { device, node: node.to_owned(), host, guest: (0, 0) });
         let guest = numbers(&place)?;
@@ -77,7 +66,7 @@ impl Disks {
             let _ = fs::remove_file(&node);
             // With the last of them.
             let _ = node.parent().map(fs::remove_dir);
-            if let Err(error) = fs::write(Path::new(DRIVER).join("unbind"), &device) {
+            if let Err(error) = slots::unbind(&device) {
                 tracing::warn!(%error, device, "letting go of a disk");
             }
         }
@@ -161,13 +150,7 @@ fn invalid(error: impl std::fmt::Display) -> AgentError {
 
 /// Of the disk that the device at `place` has become.
 fn numbers(place: &Path) -> io::Result<Numbers> {
-    let only = |path: PathBuf, prefix: &str| -> io::Result<PathBuf> {
-        let mut entries = fs::read_dir(path)?.map_while(io::Result::ok);
-        let found =
-            entries.find(|e| e.file_name().as_encoded_bytes().starts_with(prefix.as_bytes()));
-        found.map(|entry| entry.path()).ok_or_else(|| io::ErrorKind::NotFound.into())
-    };
-    let disk = only(only(place.to_owned(), "virtio")?.join("block"), "")?;
+    let disk = slots::found(place, "block")?;
     parse_numbers(&fs::read_to_string(disk.join("dev"))?)
 }
 

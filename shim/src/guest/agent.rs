@@ -153,6 +153,16 @@ impl Agent {
         checked("ResizeSandbox", LONG, call).map(|answer| (answer.vcpus, answer.added_bytes))
     }
 
+    /// Has the guest take network interfaces and set them up.
+    ///
+    /// # Errors
+    /// See [`Agent::setup_sandbox`].
+    pub async fn setup_network(&self, interfaces: Vec<api::NetworkInterface>) -> Result<()> {
+        let request = api::SetupNetworkRequest { interfaces, ..Default::default() };
+        let call = self.client.setup_network(deadline(LONG), &request);
+        checked("SetupNetwork", LONG, call.await).map(drop)
+    }
+
     /// Makes a container whose init process waits, with what it has on disks; gives its guest pid.
     ///
     /// # Errors

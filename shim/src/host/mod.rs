@@ -5,6 +5,7 @@ pub mod cgroup;
 pub mod descriptor;
 pub(crate) mod disk;
 mod mount_options;
+pub(crate) mod network;
 pub mod overhead;
 pub mod paths;
 pub mod persist;

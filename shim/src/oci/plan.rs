@@ -9,7 +9,8 @@
 //! 3. Namespaces that a host path names can't be joined from the guest. Network, IPC, UTS and time
 //!    belong to the sandbox, so the container shares the guest's own. A user namespace with mappings beside its
 //!    path, as CRI engines write them, becomes one of the same mappings. Any other is refused.
-//!    A new network namespace is dropped too: the guest's only network is the sandbox's.
+//!    A new network namespace is dropped too: the guest's only network is the sandbox's. The interfaces of one that a
+//!    path names are given to the guest.
 //! 4. What names host policy or host hardware is refused or left out ([`policy`]). Left out are also CPU sets,
 //!    limits of network devices and of block devices that are no disks of the container's, RDMA, and nodes of
 //!    devices that not every Linux has.
@@ -28,8 +29,8 @@ use binds::Binds;
 pub use binds::{Bind, Owners};
 use disks::{Disks, Host};
 use oci_spec::runtime::{
-    Hooks, HooksBuilder, Linux, LinuxDevice, LinuxDeviceType, LinuxIdMapping, LinuxNamespaceType,
-    LinuxResources, Process, Spec,
+    Hooks, HooksBuilder, Linux, LinuxDevice, LinuxDeviceType, LinuxIdMapping, LinuxNamespace,
+    LinuxNamespaceType, LinuxResources, Process, Spec,
 };
 use protocol::machine::{FsConfig, JailConfig, MachineConfig, Size, VsockConfig};
 use protocol::ports;
@@ -65,6 +66,8 @@ pub struct Plan {
     pub disks: Disks,
     /// Host files and directories to show in the container's part of the shared directory, by index.
     pub binds: Vec<Bind>,
+    /// The host's network namespace whose interfaces the guest is to have.
+    pub network: Option<PathBuf>,
     /// What is to be run on the host at the turns of the container's life.
     pub hooks: Hooks,
 }
@@ -140,6 +143,9 @@ pub fn container(
     }
     let linux = spec.linux_mut().as_mut().ok_or_else(no_mount_namespace)?;
     disks.take_devices(linux, host);
+    let of_network = |n: &&LinuxNamespace| n.typ() == LinuxNamespaceType::Network;
+    let network = linux.namespaces().iter().flatten().find(of_network);
+    let network = network.and_then(|n| n.path().clone());
     plan_linux(linux, &disks)?;
     let hooks = plan_hooks(&mut spec)?;
     let annotations = spec.annotations().clone().unwrap_or_default();
@@ -155,7 +161,8 @@ pub fn container(
     left_out.retain(|at| {
         !["/hooks", "/mounts", "/annotations"].iter().any(|on_host| at.starts_with(on_host))
     });
-    Ok(Plan { spec, spec_json, annotations, left_out, rootfs, disks, binds: binds.all, hooks })
+    let binds = binds.all;
+    Ok(Plan { spec, spec_json, annotations, left_out, rootfs, disks, binds, network, hooks })
 }
 
 /// Checks one more process of a container: an OCI `process` object, and what of it is for the guest.

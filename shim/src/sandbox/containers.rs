@@ -108,13 +108,14 @@ impl Sandbox {
         numbers.plain_newlines = plain_newlines;
         let io = open.join(streams);
         let disks = (disks, storages(&id, &plan.disks));
-        let Plan { hooks, spec, spec_json, annotations, rootfs, .. } = plan;
+        let Plan { hooks, spec, spec_json, annotations, rootfs, network, .. } = plan;
         // Of a root on a disk the guest alone knows files.
         let read_only = !rootfs.is_empty()
             && spec.root().as_ref().and_then(oci_spec::runtime::Root::readonly).unwrap_or_default();
         let hooks = ContainerHooks { hooks, id: id.clone(), pid: self.pid(), bundle, annotations };
         let made = async {
             hooks.creating().await?;
+            self.join_network(&agent, network.as_deref()).await?;
             agent
                 .create_container(&id, spec_json, numbers, disks)
                 .await

@@ -122,6 +122,7 @@ impl Sandbox {
             cgroup: capacity.cgroup(),
             capacity: capacity.into(),
             disks: Mutex::default(),
+            network: tokio::sync::Mutex::default(),
         }))
     }
 

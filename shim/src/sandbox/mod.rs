@@ -9,6 +9,7 @@ mod capacity;
 mod containers;
 pub mod event;
 mod launch;
+mod network;
 mod processes;
 mod stop;
 pub(crate) mod table;
@@ -95,6 +96,7 @@ struct Inner {
     capacity: tokio::sync::Mutex<capacity::Capacity>,
     /// Numbers of the devices, by container.
     disks: Mutex<BTreeMap<String, Vec<u32>>>,
+    network: tokio::sync::Mutex<network::Network>,
 }
 
 impl Sandbox {

@@ -68,6 +68,7 @@ impl Sandbox {
             io.begin_input().await?;
         }
         let agent = self.agent().await?;
+        self.look_at_network_again(&agent).await?;
         agent.start_container(id).await.map_err(named("start"))?;
         let hooks = self.table().hooks(id);
         let started = hooks.started().await;

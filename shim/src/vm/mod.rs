@@ -14,6 +14,7 @@ use crate::settings::Settings;
 pub use control::Control;
 use protocol::control::{BootTimes, Command};
 use protocol::machine::Size;
+use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::sync::Arc;
@@ -186,6 +187,24 @@ impl Vm {
     pub async fn detach_disk(&self, device: u32) -> Result<()> {
         let outcome = self.change(Command::DetachDisk { device }, &[]).await?;
         outcome.map(drop).map_err(refused("keeps a disk"))
+    }
+
+    /// Puts a network interface on a tap into an empty slot; gives the number of its device.
+    ///
+    /// # Errors
+    /// There is none, or the machine has ended.
+    pub async fn attach_network(&self, tap: &File, mac: [u8; 6], mtu: u16) -> Result<u32> {
+        let outcome = self.change(Command::AttachNetwork { mac, mtu }, &[tap.as_fd()]).await?;
+        outcome.map(|device| device as u32).map_err(refused("takes no network interface"))
+    }
+
+    /// Takes a network interface out.
+    ///
+    /// # Errors
+    /// It was none, is stuck, or the machine has ended.
+    pub async fn detach_network(&self, device: u32) -> Result<()> {
+        let outcome = self.change(Command::DetachNetwork { device }, &[]).await?;
+        outcome.map(drop).map_err(refused("keeps a network interface"))
     }
 
     /// One change at a time; gives the VMM's answer.

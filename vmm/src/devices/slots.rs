@@ -102,7 +102,7 @@ pub struct Slots {
     first: u32,
     /// None: there are no slots.
     loops: Option<SlotLoops>,
-    slots: Vec<Slot>,
+    places: Vec<Slot>,
 }
 
 struct Slot {
@@ -120,7 +120,7 @@ impl Slots {
             connected: 0,
             holds: None,
         };
-        Self { first, loops, slots: slots.iter().map(slot).collect() }
+        Self { first, loops, places: slots.iter().map(slot).collect() }
     }
 
     /// The number of the first slot.
@@ -140,8 +140,8 @@ impl Slots {
         device: Box<dyn VirtioDevice>,
         connect: impl FnOnce(u32, &MmioTransport, Range<usize>) -> Result<(), KvmError>,
     ) -> Result<u32, SlotError> {
-        let count = self.slots.len();
-        let mut numbered = (self.first..).zip(&mut self.slots);
+        let count = self.places.len();
+        let mut numbered = (self.first..).zip(&mut self.places);
         let free = numbered.find(|(_, slot)| slot.holds.is_none());
         let (Some((number, slot)), Some(loops)) = (free, &self.loops) else {
             return Err(SlotError::Full(count));
@@ -166,7 +166,7 @@ impl Slots {
     /// [`SlotError::Other`], or [`SlotError::Stuck`] after five seconds, when it stays.
     pub fn detach(&mut self, kind: Kind, number: u32) -> Result<(), SlotError> {
         let index = number.checked_sub(self.first).map(|index| index as usize);
-        let slot = index.and_then(|index| self.slots.get_mut(index));
+        let slot = index.and_then(|index| self.places.get_mut(index));
         let slot = slot.filter(|slot| slot.holds == Some(kind));
         let (Some(slot), Some(loops)) = (slot, &self.loops) else {
             return Err(SlotError::Other { device: number, kind });

@@ -29,6 +29,7 @@ mod limits;
 mod logs;
 mod machine;
 mod memory;
+mod network;
 mod oci;
 mod odd_files;
 mod outage;
@@ -234,6 +235,7 @@ fn choose(arguments: &Arguments) -> Result<Vec<(Version, Case)>> {
         pause::cases,
         update::cases,
         memory::cases,
+        network::cases,
         limits::cases,
         i386::cases,
         clock::cases,

@@ -1,0 +1,81 @@
+//! The network of a sandbox on the host: each interface of a network namespace is joined to a tap, which the guest is
+//! given in its place.
+//!
+//! What arrives at the interface is redirected to the tap before the namespace's own kernel sees it, and what the guest
+//! sends leaves by the interface: so the guest has its MAC and addresses, and nothing else in the namespace changes.
+
+mod error;
+mod namespace;
+mod redirect;
+mod scan;
+mod tap;
+
+pub use error::NetworkError;
+pub use namespace::Namespace;
+
+use crate::host::undo::Undo;
+use netlink::Client;
+use protocol::agent::NetworkInterface;
+use scan::Found;
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+
+/// An interface that a guest may be given.
+#[derive(Debug)]
+pub struct Tapped {
+    /// What the guest is told of it, but for its device.
+    pub interface: NetworkInterface,
+    /// Its MAC.
+    pub mac: [u8; 6],
+    /// Its MTU.
+    pub mtu: u16,
+    /// Of the guest's frames; non-blocking, with virtio headers of 12 bytes. It goes with its last descriptor.
+    pub tap: File,
+}
+
+/// Joins every interface of `namespace` that is neither a loopback nor one that the kernel makes by itself. The second
+/// undoes it. Blocks.
+///
+/// # Errors
+/// The first that can't be; nothing is changed then.
+pub fn join(namespace: &Arc<Namespace>) -> Result<(Vec<Tapped>, Undo), NetworkError> {
+    let mut undo = Undo::new();
+    let mut tapped = Vec::new();
+    let found = namespace.within(|| scan::interfaces(&mut client()?))??;
+    for found in found {
+        let Found { index, mac, mtu, interface } = found;
+        let name = interface.name.clone();
+        let made = namespace.within(|| {
+            let mut client = client()?;
+            let (tap, tap_index) = tap::make(&mut client, u32::from(mtu))
+                .map_err(NetworkError::interface(&name, "make a tap beside it"))?;
+            redirect::open(&mut client, index).map_err(|e| match e.kind() {
+                io::ErrorKind::AlreadyExists => NetworkError::Taken { name: name.clone() },
+                _ => NetworkError::interface(&name, "see what arrives at it")(e),
+            })?;
+            let joined = redirect::open(&mut client, tap_index)
+                .and_then(|()| redirect::redirect(&mut client, index, tap_index))
+                .and_then(|()| redirect::redirect(&mut client, tap_index, index));
+            joined.map_err(|error| {
+                let _ = redirect::close(&mut client, index);
+                NetworkError::interface(&name, "redirect what arrives at it")(error)
+            })?;
+            Ok(tap)
+        });
+        let tap = made??;
+        let at = namespace.clone();
+        undo.push(format!("give network interface {name} back"), move || {
+            at.within(|| redirect::close(&mut Client::new()?, index)).map_err(io::Error::other)?
+        });
+        tapped.push(Tapped { interface, mac, mtu, tap });
+    }
+    Ok((tapped, undo))
+}
+
+fn client() -> Result<Client, NetworkError> {
+    Client::new().map_err(NetworkError::Look)
+}
+
+#[cfg(test)]
+mod tests;

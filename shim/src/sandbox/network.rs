@@ -1,0 +1,128 @@
+//! The network of a sandbox: the interfaces of the network namespace that its first container names are its guest's.
+
+use super::Sandbox;
+use crate::error::{Error, Result};
+use crate::guest::agent::Agent;
+use crate::host::blocking::blocking;
+use crate::host::network::{self, Namespace, Tapped};
+use crate::host::undo::Undo;
+use protocol::agent::NetworkInterface;
+use std::path::Path;
+use std::sync::{Arc, PoisonError};
+
+/// What the sandbox's network is.
+#[derive(Debug, Default)]
+pub(super) enum Network {
+    /// There has been no container.
+    #[default]
+    Undecided,
+    /// The guest's loopback interface.
+    Loopback,
+    /// The interfaces of a namespace.
+    Namespace {
+        /// Which.
+        namespace: Arc<Namespace>,
+        /// Whether there was any.
+        found: bool,
+    },
+}
+
+impl Sandbox {
+    /// Gives the guest the interfaces of the network namespace at `path`, which a container's spec names; the first
+    /// container of a sandbox decides for all.
+    ///
+    /// # Errors
+    /// It is not the sandbox's, can't be one's, or the machine or the agent fails. Nothing is changed then.
+    pub(super) async fn join_network(&self, agent: &Agent, path: Option<&Path>) -> Result<()> {
+        let mut network = self.0.network.lock().await;
+        let Some(path) = path else {
+            if matches!(*network, Network::Undecided) {
+                *network = Network::Loopback;
+            }
+            return Ok(());
+        };
+        let opened = path.to_owned();
+        let open = blocking("open", path, move || Ok(Namespace::open(&opened)?));
+        let asked = open.await?;
+        let other = |has: &dyn std::fmt::Display| {
+            let path = path.display();
+            let text = format!("network namespace {path}: containers of one sandbox share {has}");
+            Err(Error::InvalidArgument(text))
+        };
+        match &*network {
+            Network::Namespace { namespace, .. } if !namespace.is(&asked) => {
+                other(&namespace.path().display())
+            }
+            Network::Namespace { .. } => Ok(()),
+            Network::Loopback => other(&"its network, which has a loopback interface alone"),
+            Network::Undecided => {
+                let namespace = Arc::new(asked);
+                let found = self.attach_network(agent, &namespace).await?;
+                *network = Network::Namespace { namespace, found };
+                Ok(())
+            }
+        }
+    }
+
+    /// Looks again, before a container starts, where there was no interface: some engines make them only then.
+    ///
+    /// # Errors
+    /// As [`Sandbox::join_network`].
+    pub(super) async fn look_at_network_again(&self, agent: &Agent) -> Result<()> {
+        if let Network::Namespace { namespace, found } = &mut *self.0.network.lock().await
+            && !*found
+        {
+            *found = self.attach_network(agent, namespace).await?;
+        }
+        Ok(())
+    }
+
+    /// Gives whether there was any interface.
+    async fn attach_network(&self, agent: &Agent, namespace: &Arc<Namespace>) -> Result<bool> {
+        let joined = namespace.clone();
+        let join = move || Ok(network::join(&joined)?);
+        let (tapped, undo) = blocking("join", namespace.path(), join).await?;
+        if tapped.is_empty() {
+            return Ok(false);
+        }
+        let mut interfaces = Vec::new();
+        let attached = self.give_to_guest(agent, tapped, &mut interfaces).await;
+        if let Err(error) = attached {
+            for NetworkInterface { device, name, .. } in interfaces {
+                if let Err(error) = self.0.vm.detach_network(device).await {
+                    tracing::warn!("network interface {name}: {}", error.chain());
+                }
+            }
+            let _ = tokio::task::spawn_blocking(move || drop(undo)).await;
+            return Err(error);
+        }
+        self.undo_in_the_end(undo);
+        Ok(true)
+    }
+
+    async fn give_to_guest(
+        &self,
+        agent: &Agent,
+        tapped: Vec<Tapped>,
+        interfaces: &mut Vec<NetworkInterface>,
+    ) -> Result<()> {
+        for Tapped { mut interface, mac, mtu, tap } in tapped {
+            interface.device = self.0.vm.attach_network(&tap, mac, mtu).await?;
+            let (id, name, device) = (self.id(), &interface.name, interface.device);
+            tracing::info!("{id}: network interface {name} is device {device}");
+            interfaces.push(interface);
+        }
+        agent.setup_network(interfaces.clone()).await
+    }
+
+    /// When the machine has ended; or now, if that was.
+    fn undo_in_the_end(&self, undo: Undo) {
+        let mut all = self.0.undo.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(all) = all.as_mut() {
+            all.push("leave the network namespace", move || {
+                drop(undo);
+                Ok(())
+            });
+        }
+    }
+}

@@ -1,0 +1,314 @@
+//! A sandbox whose network is that of a namespace of the host's: the guest has the namespace's interfaces.
+
+use crate::bundle::{Background, Bundle, config};
+use crate::command::{self, DEADLINE, Running};
+use crate::context::{Container, Context};
+use crate::update::update;
+use anyhow::{Context as _, Result, bail};
+use serde_json::json;
+use std::io::{Read as _, Write as _};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::process::Command;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
+
+crate::cases!(
+    crate::Scope::EachContainerd;
+    a_container_has_the_interface_of_its_namespace;
+    crate::Scope::Once;
+    a_lot_goes_each_way_whole,
+    ipv6_goes_as_well,
+    two_interfaces_with_a_small_mtu,
+    a_gateway_that_is_no_neighbour_by_address,
+    interfaces_that_come_after_the_create_are_there_at_the_start,
+    it_lasts_while_the_machine_grows,
+    namespaces_that_can_not_be_a_guests_are_named,
+);
+
+/// Bytes that are sent each way.
+const LOT: usize = 64 << 20;
+
+/// A network namespace with a pair of interfaces to this one for each number; gone in the end.
+struct Net {
+    name: String,
+    /// What the addresses of each interface's network begin with.
+    numbers: Vec<u8>,
+}
+
+/// `ip ARGS…`.
+fn ip(args: &str) -> Result<String> {
+    let mut ip = Command::new("ip");
+    Ok(command::output(ip.args(args.split(' ')))?
+        .expect_code(0)
+        .with_context(|| format!("ip {args}"))?
+        .text())
+}
+
+impl Net {
+    /// Without interfaces.
+    fn empty(context: &Context) -> Result<Self> {
+        let net = Self { name: context.fresh_id(), numbers: Vec::new() };
+        ip(&format!("netns add {}", net.name))?;
+        Ok(net)
+    }
+
+    /// With one interface, eth0, and a default route.
+    fn new(context: &Context) -> Result<Self> {
+        let mut net = Self::empty(context)?;
+        net.add(1500)?;
+        let gateway = net.host(0);
+        net.ip(&format!("route add default via {gateway}"))?;
+        Ok(net)
+    }
+
+    /// Adds the next interface: eth0, eth1.
+    fn add(&mut self, mtu: u32) -> Result<()> {
+        static NEXT: AtomicU8 = AtomicU8::new(1);
+        let (number, index) = (NEXT.fetch_add(1, Ordering::Relaxed), self.numbers.len());
+        let (ours, name) = (format!("e2eveth{number}"), &self.name);
+        ip(&format!(
+            "link add {ours} mtu {mtu} type veth peer name eth{index} mtu {mtu} netns {name}"
+        ))?;
+        self.numbers.push(number);
+        ip(&format!("addr add {}/24 dev {ours}", self.host(index)))?;
+        ip(&format!("addr add fd00:88:{number}::1/64 dev {ours} nodad"))?;
+        ip(&format!("link set {ours} up"))?;
+        self.ip(&format!("addr add {}/24 brd + dev eth{index}", self.guest(index)))?;
+        self.ip(&format!("addr add fd00:88:{number}::2/64 dev eth{index} nodad"))?;
+        self.ip(&format!("link set eth{index} up"))?;
+        Ok(())
+    }
+
+    fn host(&self, index: usize) -> String {
+        format!("10.88.{}.1", self.numbers[index])
+    }
+
+    fn guest(&self, index: usize) -> String {
+        format!("10.88.{}.2", self.numbers[index])
+    }
+
+    /// `ip ARGS…` in the namespace.
+    fn ip(&self, args: &str) -> Result<String> {
+        ip(&format!("-n {} {args}", self.name))
+    }
+
+    fn flag(&self) -> String {
+        format!("--with-ns=network:/run/netns/{}", self.name)
+    }
+
+    /// Of an interface, as Linux writes it.
+    fn mac(&self, interface: &str) -> Result<String> {
+        let said = self.ip(&format!("-o link show {interface}"))?;
+        let mac = said.split("link/ether ").nth(1).and_then(|rest| rest.split(' ').next());
+        Ok(mac.with_context(|| format!("no MAC in {said}"))?.to_owned())
+    }
+
+    /// Removes a container, and sees that the namespace is as it was.
+    fn remove(&self, container: Container<'_>) -> Result<()> {
+        container.remove()?;
+        self.is_clean()
+    }
+
+    fn is_clean(&self) -> Result<()> {
+        let name = &self.name;
+        let clean = || -> Result<bool> {
+            let links = self.ip("-o link")?;
+            let mut tc = Command::new("tc");
+            let qdiscs = command::output(tc.args(["-n", name, "qdisc"]))?.expect_code(0)?.text();
+            Ok(!links.contains("kata-like") && !qdiscs.contains("ingress"))
+        };
+        command::eventually("taps and redirections are gone", Duration::from_secs(10), clean)
+    }
+}
+
+impl Drop for Net {
+    fn drop(&mut self) {
+        for number in &self.numbers {
+            let _ = ip(&format!("link del e2eveth{number}"));
+        }
+        let _ = ip(&format!("netns del {}", self.name));
+    }
+}
+
+fn contains(said: &str, all: &[&str]) -> Result<()> {
+    match all.iter().find(|words| !said.contains(**words)) {
+        Some(words) => bail!("{words:?} is not in {said:?}"),
+        None => Ok(()),
+    }
+}
+
+/// Whether an address answers, from here.
+fn ping(to: &str) -> Result<()> {
+    let mut ping = Command::new("ping");
+    command::output(ping.args(["-c", "3", "-W", "10", to]))?.expect_code(0).map(drop)
+}
+
+fn in_container(container: &Container<'_>, args: &[&str]) -> Result<String> {
+    Ok(container.exec(args)?.expect_code(0)?.text())
+}
+
+fn a_container_has_the_interface_of_its_namespace(context: &Context) -> Result<()> {
+    let net = Net::new(context)?;
+    let (host, guest, mac) = (net.host(0), net.guest(0), net.mac("eth0")?);
+    let container = context.container().flag(net.flag()).detached(&["sleep", "1000000"])?;
+    let link = in_container(&container, &["ip", "addr", "show", "dev", "eth0"])?;
+    contains(&link, &[&mac, "mtu 1500", "UP", &format!("{guest}/24"), "brd 10.88."])?;
+    let routes = in_container(&container, &["ip", "route"])?;
+    contains(&routes, &[&format!("default via {host} dev eth0"), "/24 dev eth0"])?;
+    in_container(&container, &["ping", "-c", "3", "-W", "10", &host])?;
+    ping(&guest)?;
+    let names = in_container(&container, &["ls", "/sys/class/net"])?;
+    if names.split_whitespace().collect::<Vec<_>>() != ["eth0", "lo"] {
+        bail!("the container has {names:?}");
+    }
+    net.remove(container)
+}
+
+/// Numbers that no two places share, so that nothing can be in another's.
+fn bytes() -> Vec<u8> {
+    (0..LOT as u32 / 4).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect()
+}
+
+fn a_lot_goes_each_way_whole(context: &Context) -> Result<()> {
+    let net = Net::new(context)?;
+    let data = bytes();
+    let sum = Running::start(&mut Command::new("sha256sum"), data.clone())?;
+    let sum = sum.finish(DEADLINE)?.expect_code(0)?.text();
+    let container = context.container().flag(net.flag());
+    let running = container.start(&["sh", "-c", "nc -l -p 9000 | sha256sum"])?;
+    let mut stream = None;
+    command::eventually("the container listens", DEADLINE, || {
+        stream = TcpStream::connect((net.guest(0), 9000)).ok();
+        Ok(stream.is_some())
+    })?;
+    let mut stream = stream.context("a stream")?;
+    stream.write_all(&data)?;
+    stream.shutdown(Shutdown::Write)?;
+    let told = running.finish(DEADLINE)?.expect_code(0)?.text();
+    if told != sum {
+        bail!("the guest has received {told}, and was sent {sum}");
+    }
+    // And back what it is given.
+    let listener = TcpListener::bind((net.host(0), 0))?;
+    let (host, port) = (net.host(0), listener.local_addr()?.port());
+    let send = format!("nc {host} {port}");
+    let running = context.container().flag(net.flag()).stdin(data.clone());
+    let running = running.start(&["sh", "-c", &send])?;
+    let (mut stream, _) = listener.accept()?;
+    stream.set_read_timeout(Some(DEADLINE))?;
+    let mut back = vec![0; data.len()];
+    stream.read_exact(&mut back)?;
+    if back != data {
+        bail!("what the guest sent is not what it was given");
+    }
+    drop(stream);
+    running.finish(DEADLINE)?;
+    net.is_clean()
+}
+
+fn ipv6_goes_as_well(context: &Context) -> Result<()> {
+    let net = Net::new(context)?;
+    let prefix = format!("fd00:88:{}:", net.numbers[0]);
+    net.ip(&format!("route add default via {prefix}:1"))?;
+    let container = context.container().flag(net.flag()).detached(&["sleep", "1000000"])?;
+    let link = in_container(&container, &["ip", "-6", "addr", "show", "dev", "eth0"])?;
+    contains(&link, &[&format!("{prefix}:2/64"), "scope link"])?;
+    contains(&in_container(&container, &["ip", "-6", "route"])?, &["default via"])?;
+    in_container(&container, &["ping", "-6", "-c", "3", "-W", "10", &format!("{prefix}:1")])?;
+    ping(&format!("{prefix}:2"))?;
+    net.remove(container)
+}
+
+fn two_interfaces_with_a_small_mtu(context: &Context) -> Result<()> {
+    let mut net = Net::empty(context)?;
+    net.add(1400)?;
+    net.add(9000)?;
+    let container = context.container().flag(net.flag()).detached(&["sleep", "1000000"])?;
+    for (index, mtu) in [(0, 1400), (1, 9000)] {
+        let name = format!("eth{index}");
+        let link = in_container(&container, &["ip", "addr", "show", "dev", &name])?;
+        contains(&link, &[&net.mac(&name)?, &format!("mtu {mtu}"), &net.guest(index)])?;
+        // What just fits arrives whole, and nothing longer is made.
+        let size = (mtu - 28).to_string();
+        in_container(&container, &["ping", "-c", "2", "-W", "10", "-s", &size, &net.host(index)])?;
+        ping(&net.guest(index))?;
+    }
+    net.remove(container)
+}
+
+fn a_gateway_that_is_no_neighbour_by_address(context: &Context) -> Result<()> {
+    let net = Net::new(context)?;
+    let number = net.numbers[0];
+    let said = ip(&format!("-o link show e2eveth{number}"))?;
+    let mac = said.split("link/ether ").nth(1).and_then(|rest| rest.split(' ').next());
+    let mac = mac.context("a MAC")?;
+    net.ip("route del default")?;
+    net.ip("route add 169.254.1.1 dev eth0 scope link")?;
+    net.ip("route add default via 169.254.1.1 dev eth0 metric 50")?;
+    net.ip(&format!("neigh add 169.254.1.1 lladdr {mac} dev eth0 nud permanent"))?;
+    ip(&format!("addr add 192.0.2.{number}/32 dev lo"))?;
+    let tested = || {
+        let container = context.container().flag(net.flag()).detached(&["sleep", "1000000"])?;
+        let routes = in_container(&container, &["ip", "route"])?;
+        contains(
+            &routes,
+            &["default via 169.254.1.1 dev eth0", "metric 50", "169.254.1.1 dev eth0 scope link"],
+        )?;
+        contains(&in_container(&container, &["ip", "neigh"])?, &[mac, "PERMANENT"])?;
+        let far = format!("192.0.2.{number}");
+        in_container(&container, &["ping", "-c", "3", "-W", "10", &far])?;
+        net.remove(container)
+    };
+    let outcome = tested();
+    ip(&format!("addr del 192.0.2.{number}/32 dev lo"))?;
+    outcome
+}
+
+fn interfaces_that_come_after_the_create_are_there_at_the_start(context: &Context) -> Result<()> {
+    let mut net = Net::empty(context)?;
+    let bundle = Bundle::new(context, &[])?;
+    let mut config = config(&["sleep", "1000000"]);
+    let namespaces = config["linux"]["namespaces"].as_array_mut().context("namespaces")?;
+    let path = format!("/run/netns/{}", net.name);
+    namespaces.push(json!({"type": "network", "path": path}));
+    bundle.write_config(&config)?;
+    let container = Background::of(context, "/usr/bin/kata-like", &bundle);
+    container.begin("create", &[])?;
+    net.add(1500)?;
+    container.say("start", &[])?.expect_code(0)?;
+    let tested = ping(&net.guest(0));
+    drop(container);
+    tested.and_then(|()| net.is_clean())
+}
+
+fn it_lasts_while_the_machine_grows(context: &Context) -> Result<()> {
+    let net = Net::new(context)?;
+    let container = context.container().flag(net.flag()).detached(&["sleep", "1000000"])?;
+    ping(&net.guest(0))?;
+    // Memory is added while frames come and go: each device is stopped and goes on.
+    let mut flood = Command::new("ping");
+    flood.args(["-i", "0.05", "-c", "100", "-W", "10", &net.guest(0)]);
+    let flood = Running::start(&mut flood, Vec::new())?;
+    update(context, &container, r#"{"memory": {"limit": 419430400}}"#)?;
+    flood.finish(DEADLINE)?.expect_code(0)?;
+    in_container(&container, &["ping", "-c", "3", "-W", "10", &net.host(0)])?;
+    net.remove(container)
+}
+
+fn namespaces_that_can_not_be_a_guests_are_named(context: &Context) -> Result<()> {
+    for (path, words) in [
+        ("/proc/1/ns/net", "the host's own network namespace"),
+        ("/no/such", "network namespace /no/such"),
+        ("/proc/1/ns/uts", "it is no network namespace"),
+    ] {
+        let run = context.container().flag(format!("--with-ns=network:{path}"));
+        run.output(&["true"])?.expect_error(&[words])?;
+    }
+    // One interface is one guest's.
+    let net = Net::new(context)?;
+    let container = context.container().flag(net.flag()).detached(&["sleep", "1000000"])?;
+    let second = context.container().flag(net.flag()).output(&["true"])?;
+    second.expect_error(&["network interface eth0", "redirected already"])?;
+    ping(&net.guest(0))?;
+    net.remove(container)
+}
