@@ -1,4 +1,4 @@
-//! The registers of virtio-mmio before the entropy device, a disk, its slot or vsock. Reaches the whole
+//! The registers of virtio-mmio before the entropy device, vsock, or a slot, a disk in it or a network interface. Reaches the whole
 //! initialisation, resets, pauses and another device in its place.
 #![no_main]
 
@@ -9,6 +9,7 @@ use libfuzzer_sys::fuzz_target;
 use vm_memory::{Bytes, GuestAddress};
 use vmm::bus::BusDevice;
 use vmm::devices::blk::Disk;
+use vmm::devices::net::Net;
 use vmm::devices::rng::Rng;
 use vmm::devices::slots::EmptySlot;
 use vmm::devices::vsock::Vsock;
@@ -33,7 +34,7 @@ fuzz_target!(init: scratch::limit_process(), |data: &[u8]| {
     let (io, _events) = io_loop();
     let handle = io.handle();
     let thread = io.spawn(Box::new(|| Ok(()))).expect("a thread");
-    let transport = MmioTransport::new(device(kind), memory.clone(), handle.clone()).expect("eventfds");
+    let transport = MmioTransport::new(device(kind, 0), memory.clone(), handle.clone()).expect("eventfds");
     let write = |offset, value: u32| transport.write(offset, &value.to_le_bytes());
     while !input.is_empty() {
         match input.below(8) {
@@ -61,10 +62,8 @@ fuzz_target!(init: scratch::limit_process(), |data: &[u8]| {
                 memory.write_slice(input.bytes(len), GuestAddress(at)).expect("it is in memory");
             }
             6 => {
-                // Of as many queues.
-                let empty = kind % 3 == 1 && input.byte() & 1 != 0;
-                let other = if empty { Box::new(EmptySlot) } else { device(kind) };
-                transport.replace(other).expect("the worker lets go");
+                let other = device(kind, input.byte());
+                transport.replace(other, handle.clone()).expect("the worker lets go");
             }
             _ => {
                 transport.pause(PATIENCE).expect("the worker lets go");
@@ -77,10 +76,15 @@ fuzz_target!(init: scratch::limit_process(), |data: &[u8]| {
     thread.join().expect("the thread does not panic").expect("epoll");
 });
 
-fn device(kind: u8) -> Box<dyn VirtioDevice> {
+/// One of a kind, among which are those that can be in a slot.
+fn device(kind: u8, which: u8) -> Box<dyn VirtioDevice> {
     match kind % 3 {
         0 => Box::new(Rng),
-        1 => Box::new(Disk::new(scratch::disk(), scratch::DISK, false).expect("a disk")),
+        1 => match which % 3 {
+            0 => Box::new(EmptySlot),
+            1 => Box::new(Disk::new(scratch::disk(), scratch::DISK, false).expect("a disk")),
+            _ => Box::new(Net::new(scratch::disk(), [2; 6], 1500).expect("an interface")),
+        },
         _ => {
             let (sender, _events) = channel().expect("an eventfd");
             Box::new(Vsock::new(3, vec![1026], sender).expect("eventfds").0)

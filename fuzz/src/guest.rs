@@ -36,6 +36,16 @@ struct Queue {
 impl Guest {
     /// Brings a device up, with all its queues, as a good driver would.
     pub fn new(device: &mut dyn VirtioDevice, io: IoLoop, event_idx: bool) -> Self {
+        Self::with_features(device, io, event_idx, 0)
+    }
+
+    /// The same, with features of the device's own.
+    pub fn with_features(
+        device: &mut dyn VirtioDevice,
+        io: IoLoop,
+        event_idx: bool,
+        features: u64,
+    ) -> Self {
         let memory = testing::memory();
         let sizes = device.queue_max_sizes().to_vec();
         let queues: Vec<Queue> = (1..).zip(sizes).map(|(n, s)| Queue::new(&memory, n, s)).collect();
@@ -44,7 +54,7 @@ impl Guest {
             memory: memory.clone(),
             queues: queues.iter().map(|q| Some(q.active(event_idx))).collect(),
             interrupt: interrupt.clone(),
-            features: if event_idx { F_EVENT_IDX } else { 0 },
+            features: features | if event_idx { F_EVENT_IDX } else { 0 },
         };
         let worker = device.activate(activation).expect("all queues are there");
         let worker = io.handle().add(worker, interrupt.clone());
