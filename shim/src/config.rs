@@ -36,7 +36,8 @@ pub struct Machine {
     pub max_vcpus: Option<u32>,
     /// The same for memory, MiB.
     pub max_memory_mib: Option<u64>,
-    /// Most disks that a machine has at once: block devices and disk images of its containers.
+    /// Most disks and network interfaces that a machine has at once: block devices, disk images and interfaces of its
+    /// containers.
     pub max_disks: Option<u32>,
     /// Whether guests may run virtual machines of their own.
     pub nested: Option<bool>,

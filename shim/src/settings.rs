@@ -18,7 +18,7 @@ pub struct Settings {
     pub max_vcpus: u32,
     /// The same for memory, MiB.
     pub max_memory_mib: u64,
-    /// Most disks that a machine has at once, at most [`MOST_DISKS`].
+    /// Most disks and network interfaces that a machine has at once, at most [`MOST_DISKS`].
     pub max_disks: u32,
     /// Whether guests may run virtual machines of their own: what they then reach of KVM is more than a guest needs.
     pub nested: bool,

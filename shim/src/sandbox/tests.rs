@@ -1,5 +1,7 @@
 //! A sandbox whose VMM and agent are played by the test: the control socket and the ttrpc service are real.
 
+mod network;
+
 use super::*;
 use crate::io::Endpoint;
 use crate::sandbox::event::SandboxEvent;
@@ -22,6 +24,7 @@ struct Guest {
     exits: Mutex<HashMap<String, Arc<Exiting>>>,
     /// Containers that take longer to make than their callers wait; whether they are made by now.
     late: Mutex<HashMap<String, bool>>,
+    interfaces: Mutex<Vec<api::NetworkInterface>>,
 }
 
 #[derive(Default)]
@@ -48,6 +51,18 @@ impl AgentService for Guest {
         request: api::SetupSandboxRequest,
     ) -> ttrpc::Result<api::Empty> {
         assert!(request.entropy.len() >= 32 && request.entropy != vec![0; 32]);
+        Ok(api::Empty::new())
+    }
+
+    async fn setup_network(
+        &self,
+        _: &TtrpcContext,
+        request: api::SetupNetworkRequest,
+    ) -> ttrpc::Result<api::Empty> {
+        if request.interfaces.iter().any(|interface| interface.name == "bad0") {
+            return refused(ttrpc::Code::INTERNAL, "setting up the network interface bad0");
+        }
+        self.interfaces.lock().unwrap().extend(request.interfaces);
         Ok(api::Empty::new())
     }
 
@@ -153,7 +168,7 @@ impl AgentService for Guest {
 fn play_vmm(socket: &OwnedFd, rpc: &Path) {
     let log = UnixStream::pair().unwrap();
     control::send(socket, &VmEvent::Accepted { port: ports::LOG }, &[log.1.as_fd()]).unwrap();
-    let mut streams = Vec::new();
+    let (mut streams, mut taps) = (Vec::new(), HashMap::new());
     while let Ok((command, fds)) = control::receive::<Command>(socket) {
         match command {
             Command::Connect { port } => {
@@ -161,6 +176,15 @@ fn play_vmm(socket: &OwnedFd, rpc: &Path) {
                 let guest = (port == ports::RPC).then(|| UnixStream::connect(rpc).unwrap());
                 streams.push(host.try_clone().unwrap());
                 join(host, guest);
+            }
+            Command::AttachNetwork { .. } => {
+                let device = 4 + taps.len() as u64;
+                taps.insert(device, fds);
+                control::send(socket, &VmEvent::Done { outcome: Ok(device) }, &[]).unwrap();
+            }
+            Command::DetachNetwork { device } => {
+                taps.remove(&device.into()).unwrap();
+                control::send(socket, &VmEvent::Done { outcome: Ok(0) }, &[]).unwrap();
             }
             Command::Resize(_) => {
                 let outcome = Err("the host has no memory".to_owned());

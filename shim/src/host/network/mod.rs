@@ -9,6 +9,8 @@ mod namespace;
 mod redirect;
 mod scan;
 mod tap;
+#[cfg(test)]
+pub mod testing;
 
 pub use error::NetworkError;
 pub use namespace::Namespace;

@@ -1,0 +1,93 @@
+//! What becomes of the network namespace that a container names.
+
+use super::*;
+use crate::host::network::testing::Space;
+
+impl Fixture {
+    fn in_namespace(&self, id: &str, path: &Path) -> NewContainer {
+        let mut new = self.container(id, "sh");
+        let mut spec = serde_json::to_value(&new.spec).unwrap();
+        let namespaces = spec["linux"]["namespaces"].as_array_mut().unwrap();
+        namespaces.push(serde_json::json!({"type": "network", "path": path}));
+        new.spec = serde_json::from_value(spec).unwrap();
+        new
+    }
+
+    fn names(&self) -> Vec<(String, u32)> {
+        let interfaces = self.guest.interfaces.lock().unwrap();
+        interfaces.iter().map(|interface| (interface.name.clone(), interface.device)).collect()
+    }
+}
+
+fn with_interface(name: &str) -> Space {
+    let space = Space::new();
+    space.add_pair(name, "kata-likepeer", 1500);
+    space
+}
+
+#[tokio::test]
+async fn the_first_container_decides_for_all_and_the_end_undoes_it() {
+    let f = fixture().await;
+    let (space, other) = (with_interface("eth0"), with_interface("eth0"));
+    f.sandbox.create(f.in_namespace("c", &space.path())).await.unwrap();
+    f.sandbox.start("c").await.unwrap();
+    f.sandbox.create(f.in_namespace("d", &space.path())).await.unwrap();
+    f.sandbox.create(f.container("e", "sh")).await.unwrap();
+    assert_eq!(f.names(), [("eth0".to_owned(), 4)]);
+    // The pair, lo and the tap; what arrives at two of them is redirected.
+    assert_eq!(space.counts(), (4, 2));
+    let error = f.sandbox.create(f.in_namespace("x", &other.path())).await.unwrap_err();
+    let (asked, has) = (other.path(), space.path());
+    assert_eq!(
+        error.to_string(),
+        format!(
+            "network namespace {}: containers of one sandbox share {}",
+            asked.display(),
+            has.display()
+        )
+    );
+    assert_eq!(other.counts(), (3, 0));
+    f.sandbox.stop().await;
+    assert_eq!(space.counts(), (3, 0));
+}
+
+#[tokio::test]
+async fn what_is_not_there_at_the_create_is_at_the_start() {
+    let f = fixture().await;
+    let space = Space::new();
+    f.sandbox.create(f.in_namespace("c", &space.path())).await.unwrap();
+    assert!(f.names().is_empty());
+    space.add_pair("eth0", "kata-likepeer", 1500);
+    f.sandbox.start("c").await.unwrap();
+    assert_eq!(f.names(), [("eth0".to_owned(), 4)]);
+    f.sandbox.stop().await;
+}
+
+#[tokio::test]
+async fn a_guest_that_can_not_have_it_leaves_nothing_and_can_be_asked_again() {
+    let f = fixture().await;
+    let space = Space::new();
+    for name in ["eth0", "bad0"] {
+        space.add_pair(name, &format!("kata-like-{name}"), 1500);
+    }
+    let error = f.sandbox.create(f.in_namespace("c", &space.path())).await.unwrap_err();
+    assert!(error.to_string().contains("bad0"), "{error}");
+    assert_eq!(space.counts(), (5, 0));
+    let other = with_interface("eth0");
+    f.sandbox.create(f.in_namespace("c", &other.path())).await.unwrap();
+    f.sandbox.stop().await;
+}
+
+#[tokio::test]
+async fn what_can_not_be_a_guests_is_refused_by_name() {
+    let f = fixture().await;
+    let own = Path::new("/proc/self/ns/net");
+    let error = f.sandbox.create(f.in_namespace("c", own)).await.unwrap_err();
+    assert_eq!(error.code(), ttrpc::Code::INVALID_ARGUMENT);
+    assert!(error.to_string().contains("the host's own network namespace"), "{error}");
+    f.sandbox.create(f.container("c", "sh")).await.unwrap();
+    let space = with_interface("eth0");
+    let error = f.sandbox.create(f.in_namespace("d", &space.path())).await.unwrap_err();
+    assert!(error.to_string().contains("a loopback interface alone"), "{error}");
+    assert_eq!(space.counts(), (3, 0));
+}
