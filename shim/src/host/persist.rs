@@ -3,6 +3,7 @@
 use super::cgroup::Made;
 use super::uid::Uid;
 use crate::error::{Error, Result};
+use crate::host::network::Joined;
 use crate::host::paths::SandboxPaths;
 use crate::host::replace::replace;
 use crate::host::tree;
@@ -109,6 +110,9 @@ pub struct SandboxState {
     /// The VMM's user.
     #[serde(default)]
     pub uid: Option<u32>,
+    /// What of a network namespace is the guest's.
+    #[serde(default)]
+    pub network: Option<Joined>,
 }
 
 impl SandboxState {
@@ -179,6 +183,9 @@ fn clean_up_by(paths: &SandboxPaths, end: impl Fn(ProcessId) -> bool) -> Result<
             let text = format!("process {} of the sandbox does not end", helper.pid);
             return Err(Error::FailedPrecondition(text));
         }
+        if let Some(Err(error)) = state.network.map(|network| network.leave()) {
+            tracing::warn!("leave the network namespace: {error}");
+        }
         if let Some(Err(error)) = state.uid.map(Uid::free) {
             tracing::warn!("free the uid: {error}");
         }
@@ -222,6 +229,7 @@ mod tests {
             helpers: Vec::new(),
             cgroup: None,
             uid: None,
+            network: None,
         };
         state.write(&paths).unwrap();
         assert!(taken(), "its owner lives");
@@ -240,7 +248,9 @@ mod tests {
         let owner = ProcessId { pid: 1, start: 1 };
         let cgroup = Some(Made { directory: dir.path().join("cgroup") });
         std::fs::create_dir(dir.path().join("cgroup")).unwrap();
-        SandboxState { owner, helpers: vec![helper], cgroup, uid: None }.write(&paths).unwrap();
+        let (uid, network) = (None, None);
+        let state = SandboxState { owner, helpers: vec![helper], cgroup, uid, network };
+        state.write(&paths).unwrap();
         // A zombie counts as ended for a pidfd, so the wait needs nobody to reap it.
         clean_up(&paths, Duration::from_secs(10)).unwrap();
         assert_eq!(child.wait().unwrap().code(), None);
@@ -257,7 +267,9 @@ mod tests {
         let directory = dir.path().join("cgroup");
         std::fs::create_dir(&directory).unwrap();
         let cgroup = Some(Made { directory: directory.clone() });
-        let state = SandboxState { owner, helpers: vec![vmm, file_server], cgroup, uid: Some(7) };
+        let (uid, network) = (Some(7), None);
+        let helpers = vec![vmm, file_server];
+        let state = SandboxState { owner, helpers, cgroup, uid, network };
         state.write(&paths).unwrap();
         let asked = std::cell::RefCell::default();
         // As one in a system call that can't be interrupted.

@@ -80,6 +80,7 @@ impl Sandbox {
             helpers: Vec::new(),
             cgroup: made,
             uid: Some(uid),
+            network: None,
         };
         state.write(&paths)?;
         storage::make_shared(&paths, &mut undo)?;

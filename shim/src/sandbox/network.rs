@@ -4,7 +4,8 @@ use super::Sandbox;
 use crate::error::{Error, Result};
 use crate::guest::agent::Agent;
 use crate::host::blocking::blocking;
-use crate::host::network::{self, Namespace, Tapped};
+use crate::host::network::{self, Joined, Namespace, Tapped};
+use crate::host::persist::SandboxState;
 use crate::host::undo::Undo;
 use protocol::agent::NetworkInterface;
 use std::path::Path;
@@ -85,6 +86,7 @@ impl Sandbox {
         if tapped.is_empty() {
             return Ok(false);
         }
+        self.remember(Some(Joined::new(namespace, &tapped)))?;
         let mut interfaces = Vec::new();
         let attached = self.give_to_guest(agent, tapped, &mut interfaces).await;
         if let Err(error) = attached {
@@ -94,10 +96,19 @@ impl Sandbox {
                 }
             }
             let _ = tokio::task::spawn_blocking(move || drop(undo)).await;
+            self.remember(None)?;
             return Err(error);
         }
         self.undo_in_the_end(undo);
         Ok(true)
+    }
+
+    /// For who cleans up if this process is killed.
+    fn remember(&self, joined: Option<Joined>) -> Result<()> {
+        match SandboxState::read(&self.0.paths)? {
+            Some(state) => SandboxState { network: joined, ..state }.write(&self.0.paths),
+            None => Ok(()),
+        }
     }
 
     async fn give_to_guest(
@@ -106,7 +117,7 @@ impl Sandbox {
         tapped: Vec<Tapped>,
         interfaces: &mut Vec<NetworkInterface>,
     ) -> Result<()> {
-        for Tapped { mut interface, mac, mtu, tap } in tapped {
+        for Tapped { mut interface, mac, mtu, tap, .. } in tapped {
             interface.device = self.0.vm.attach_network(&tap, mac, mtu).await?;
             let (id, name, device) = (self.id(), &interface.name, interface.device);
             tracing::info!("{id}: network interface {name} is device {device}");

@@ -19,8 +19,10 @@ use crate::host::undo::Undo;
 use netlink::Client;
 use protocol::agent::NetworkInterface;
 use scan::Found;
+use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 /// An interface that a guest may be given.
@@ -32,8 +34,44 @@ pub struct Tapped {
     pub mac: [u8; 6],
     /// Its MTU.
     pub mtu: u16,
+    /// In its namespace.
+    pub index: u32,
     /// Of the guest's frames; non-blocking, with virtio headers of 12 bytes. It goes with its last descriptor.
     pub tap: File,
+}
+
+/// What is to be given back of a namespace when the one who joined it is gone; the taps went with the machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Joined {
+    path: PathBuf,
+    /// Of the namespace: at its path may be another by now.
+    identity: (u64, u64),
+    interfaces: Vec<u32>,
+}
+
+impl Joined {
+    /// These of the namespace's interfaces.
+    pub fn new(namespace: &Namespace, tapped: &[Tapped]) -> Self {
+        Self {
+            path: namespace.path().to_owned(),
+            identity: namespace.identity(),
+            interfaces: tapped.iter().map(|tapped| tapped.index).collect(),
+        }
+    }
+
+    /// Ends the redirection, if the namespace is still there. Blocks.
+    ///
+    /// # Errors
+    /// The system's; what can be given back is.
+    pub fn leave(&self) -> io::Result<()> {
+        let Some(namespace) = Namespace::again(&self.path, self.identity) else { return Ok(()) };
+        let close = || {
+            let mut client = Client::new()?;
+            let all = self.interfaces.iter().map(|index| redirect::close(&mut client, *index));
+            all.fold(Ok(()), io::Result::and)
+        };
+        namespace.within(close).map_err(io::Error::other)?
+    }
 }
 
 /// Joins every interface of `namespace` that is neither a loopback nor one that the kernel makes by itself. The second
@@ -70,7 +108,7 @@ pub fn join(namespace: &Arc<Namespace>) -> Result<(Vec<Tapped>, Undo), NetworkEr
         undo.push(format!("give network interface {name} back"), move || {
             at.within(|| redirect::close(&mut Client::new()?, index)).map_err(io::Error::other)?
         });
-        tapped.push(Tapped { interface, mac, mtu, tap });
+        tapped.push(Tapped { interface, mac, mtu, index, tap });
     }
     Ok((tapped, undo))
 }

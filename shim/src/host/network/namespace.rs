@@ -43,6 +43,16 @@ impl Namespace {
         Ok(Self { path: path.to_owned(), file, identity })
     }
 
+    /// That there may be another at its path later is no matter: [`Namespace::again`] tells them apart.
+    pub fn identity(&self) -> (u64, u64) {
+        self.identity
+    }
+
+    /// The one at `path` if it is still the one with this identity.
+    pub fn again(path: &Path, identity: (u64, u64)) -> Option<Self> {
+        Self::open(path).ok().filter(|found| found.identity == identity)
+    }
+
     /// Where it was found.
     pub fn path(&self) -> &Path {
         &self.path

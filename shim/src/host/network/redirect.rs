@@ -24,14 +24,16 @@ pub fn open(client: &mut Client, index: u32) -> io::Result<()> {
     client.change(RouteNetlinkMessage::NewQueueDiscipline(qdisc(index)), Change::Add)
 }
 
-/// The opposite of [`open`]: with the qdisc go its filters. An interface that is gone is no error.
+/// The opposite of [`open`]: with the qdisc go its filters. That it or the interface is gone is no error.
 ///
 /// # Errors
 /// The kernel's.
 pub fn close(client: &mut Client, index: u32) -> io::Result<()> {
     let removed = RouteNetlinkMessage::DelQueueDiscipline(qdisc(index));
     match client.change(removed, Change::Existing) {
-        Err(e) if matches!(e.raw_os_error(), Some(libc::ENODEV | libc::ENOENT)) => Ok(()),
+        Err(e) if matches!(e.raw_os_error(), Some(libc::ENODEV | libc::EINVAL | libc::ENOENT)) => {
+            Ok(())
+        }
         outcome => outcome,
     }
 }

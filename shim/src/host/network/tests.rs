@@ -65,7 +65,7 @@ fn frames_go_both_ways_between_an_interface_and_its_tap_and_all_is_undone() {
         wire(index(client, "kata-likepeer").unwrap())
     });
     let (tapped, undo) = join(space.namespace()).unwrap();
-    let [Tapped { interface, mac, mtu: 1400, tap }] = &tapped[..] else { panic!("{tapped:?}") };
+    let [Tapped { interface, mac, mtu: 1400, tap, .. }] = &tapped[..] else { panic!("{tapped:?}") };
     assert_eq!((interface.name.as_str(), &interface.mac[..]), ("eth0", &mac[..]));
     assert!(interface.addresses.iter().any(|address| address.local == [10, 1, 2, 3]));
     assert!(interface.up);
@@ -81,6 +81,29 @@ fn frames_go_both_ways_between_an_interface_and_its_tap_and_all_is_undone() {
     assert_eq!(space.counts(), (3, 0), "lo and the pair are there, and nothing else");
     // And the next sandbox can have it.
     assert_eq!(join(space.namespace()).unwrap().0.len(), 1);
+}
+
+#[test]
+fn what_is_known_of_a_sandbox_that_is_gone_is_enough_to_undo_it() {
+    let (space, other) = (Space::new(), Space::new());
+    for space in [&space, &other] {
+        space.add_pair("eth0", "kata-likepeer", 1500);
+    }
+    let (tapped, undo) = join(space.namespace()).unwrap();
+    let joined = Joined::new(space.namespace(), &tapped);
+    let (_tapped, _undo) = join(other.namespace()).unwrap();
+    std::mem::forget(undo);
+    drop(tapped);
+    assert_eq!(space.counts(), (3, 1));
+    // At its path is another by now: that is left alone.
+    Joined { path: other.path(), ..joined.clone() }.leave().unwrap();
+    Joined { path: "/no/such".into(), ..joined.clone() }.leave().unwrap();
+    assert_eq!((space.counts(), other.counts()), ((3, 1), (4, 2)));
+    let json = serde_json::to_vec(&joined).unwrap();
+    let joined: Joined = serde_json::from_slice(&json).unwrap();
+    joined.leave().unwrap();
+    assert_eq!(space.counts(), (3, 0));
+    joined.leave().unwrap();
 }
 
 #[test]

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 crate::cases!(crate::Scope::Once; catches_a_planted_leak, catches_growing_descriptors);
 
 /// Directories whose entries come and go with sandboxes: path, and how deep the entries lie.
-const WATCHED: [(&str, usize); 11] = [
+const WATCHED: [(&str, usize); 13] = [
     ("/run/kata-like", 2),
     ("/run/kata-like-cli", 1),
     ("/run/kata-like-uids", 1),
@@ -28,6 +28,8 @@ const WATCHED: [(&str, usize); 11] = [
     ("/var/lib/containerd/io.containerd.runtime.v2.task", 2),
     ("/var/lib/containerd-2.4/io.containerd.runtime.v2.task", 2),
     ("/dev/shm", 1),
+    ("/run/netns", 1),
+    ("/sys/class/net", 1),
 ];
 
 /// How long what is going away may take.

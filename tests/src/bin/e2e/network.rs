@@ -3,9 +3,12 @@
 use crate::bundle::{Background, Bundle, config};
 use crate::command::{self, DEADLINE, Running};
 use crate::context::{Container, Context};
+use crate::crash;
 use crate::update::update;
 use anyhow::{Context as _, Result, bail};
-use serde_json::json;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::process::Command;
@@ -22,6 +25,7 @@ crate::cases!(
     a_gateway_that_is_no_neighbour_by_address,
     interfaces_that_come_after_the_create_are_there_at_the_start,
     it_lasts_while_the_machine_grows,
+    a_killed_shim_leaves_the_namespace_as_it_was,
     namespaces_that_can_not_be_a_guests_are_named,
 );
 
@@ -203,7 +207,23 @@ fn a_lot_goes_each_way_whole(context: &Context) -> Result<()> {
     }
     drop(stream);
     running.finish(DEADLINE)?;
-    net.is_clean()
+    net.is_clean()?;
+    segments_are_left_to_the_end(&net)
+}
+
+/// Neither side cuts what it sends into packets, nor sums them up: nothing is between them that would have to.
+fn segments_are_left_to_the_end(net: &Net) -> Result<()> {
+    let said: Value = serde_json::from_str(&net.ip("-s -j link show eth0")?)?;
+    for way in ["rx", "tx"] {
+        let counted = &said[0]["stats64"][way];
+        let of = |what: &str| counted[what].as_u64().context("a number");
+        let (bytes, packets) = (of("bytes")?, of("packets")?);
+        // With as many of them acknowledgements of the other way.
+        if bytes < LOT as u64 || bytes / packets.max(1) < 3000 {
+            bail!("{way}: {packets} packets for {bytes} bytes");
+        }
+    }
+    Ok(())
 }
 
 fn ipv6_goes_as_well(context: &Context) -> Result<()> {
@@ -293,6 +313,24 @@ fn it_lasts_while_the_machine_grows(context: &Context) -> Result<()> {
     flood.finish(DEADLINE)?.expect_code(0)?;
     in_container(&container, &["ping", "-c", "3", "-W", "10", &net.host(0)])?;
     net.remove(container)
+}
+
+fn a_killed_shim_leaves_the_namespace_as_it_was(context: &Context) -> Result<()> {
+    let net = Net::new(context)?;
+    let container = context.container().flag(net.flag()).detached(&["sleep", "1000000"])?;
+    ping(&net.guest(0))?;
+    let shim = crate::confinement::pid_of("containerd-shim-kata-like-v2")?;
+    kill(Pid::from_raw(shim.cast_signed()), Signal::SIGKILL)?;
+    net.is_clean()?;
+    command::eventually("the task is gone or stopped", DEADLINE, || {
+        Ok(container.status()?.is_none_or(|status| status == "STOPPED"))
+    })?;
+    drop(container);
+    crash::remove_fifos_of_ctr()?;
+    // The next sandbox can have it.
+    let said = context.container().flag(net.flag()).output(&["ping", "-c", "1", &net.host(0)])?;
+    said.expect_code(0)?;
+    net.is_clean()
 }
 
 fn namespaces_that_can_not_be_a_guests_are_named(context: &Context) -> Result<()> {
