@@ -5,10 +5,27 @@ use crate::oci::lenient;
 use crate::oci::lost::lost;
 use oci_spec::runtime::{Capabilities, Mount, Spec};
 use serde::Deserialize;
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 
 /// Longest `config.json`, bytes.
 const MAX_CONFIG: u64 = 16 << 20;
+
+/// Reads a `config.json`.
+///
+/// # Errors
+/// It is missing or too long; the text names it.
+pub fn read_config(path: &Path) -> Result<Vec<u8>> {
+    let wrong = |what: &str| Error::InvalidArgument(format!("{}: {what}", path.display()));
+    let mut text = Vec::new();
+    // What is read counts: a device or a file that grows tells no length.
+    let read = File::open(path).and_then(|file| file.take(MAX_CONFIG + 1).read_to_end(&mut text));
+    match read.map_err(|e| wrong(&e.to_string()))? as u64 {
+        ..=MAX_CONFIG => Ok(text),
+        _ => Err(wrong(&format!("it is longer than {MAX_CONFIG} bytes"))),
+    }
+}
 
 /// Reads the spec of a bundle; its root and the sources of its bind mounts become absolute.
 ///
@@ -19,13 +36,7 @@ const MAX_CONFIG: u64 = 16 << 20;
 pub fn read_spec(bundle: &Path) -> Result<Spec> {
     let path = bundle.join("config.json");
     let wrong = |what: &str| Error::InvalidArgument(format!("{}: {what}", path.display()));
-    let read = || -> std::io::Result<Option<Vec<u8>>> {
-        let fits = std::fs::metadata(&path)?.len() <= MAX_CONFIG;
-        fits.then(|| std::fs::read(&path)).transpose()
-    };
-    let text = read()
-        .map_err(|e| wrong(&e.to_string()))?
-        .ok_or_else(|| wrong(&format!("it is longer than {MAX_CONFIG} bytes")))?;
+    let text = read_config(&path)?;
     let not_a_spec = |e: serde_json::Error| wrong(&format!("it is not an OCI spec: {e}"));
     let mut said = lenient::parse(&text).map_err(not_a_spec)?;
     lenient::spec(&mut said);
@@ -84,6 +95,18 @@ mod tests {
         assert!(error().contains("No such file"), "{}", error());
         std::fs::write(dir.path().join("config.json"), "{\"root\": ").unwrap();
         assert!(error().contains("config.json") && error().contains("line 1"), "{}", error());
+    }
+
+    #[test]
+    fn a_config_without_end_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = dir.path().join("config.json");
+        std::os::unix::fs::symlink("/dev/zero", &config).unwrap();
+        let refused = read_spec(dir.path()).unwrap_err().to_string();
+        assert!(refused.contains("config.json: it is longer than 16777216 bytes"), "{refused}");
+        std::fs::remove_file(&config).unwrap();
+        std::fs::write(&config, vec![b' '; MAX_CONFIG as usize]).unwrap();
+        assert_eq!(read_config(&config).unwrap().len() as u64, MAX_CONFIG);
     }
 
     #[test]

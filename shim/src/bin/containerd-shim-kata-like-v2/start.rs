@@ -4,7 +4,7 @@ use crate::bootstrap::{self, MAX_INPUT, Start};
 use crate::flags::Flags;
 use crate::{server, socket};
 use anyhow::Context;
-use sandbox::lenient;
+use sandbox::{bundle, lenient};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
@@ -76,7 +76,7 @@ struct Sandbox {
 /// The sandbox that the task belongs to: of its own id, or of that in an annotation.
 fn sandbox_of(config: &Path, id: &str) -> anyhow::Result<Sandbox> {
     let name = config.display();
-    let text = std::fs::read(config).with_context(|| format!("read {name}"))?;
+    let text = bundle::read_config(config)?;
     // As the server will read it.
     let spec = lenient::parse(&text).and_then(|mut spec| {
         lenient::spec(&mut spec);
@@ -162,6 +162,11 @@ mod tests {
         let pod = r#"{"annotations":{"io.kubernetes.cri.sandbox-id":"pod1"}}"#;
         assert_eq!(sandbox(pod).unwrap(), "pod1");
         assert!(sandbox(r#"{"annotations":{"io.kubernetes.cri.sandbox-id":"../x"}}"#).is_err());
+        std::fs::remove_file(&config).unwrap();
+        std::os::unix::fs::symlink("/dev/zero", &config).unwrap();
+        let endless = sandbox_of(&config, "c1").unwrap_err().to_string();
+        assert!(endless.contains("longer than"), "{endless}");
+        std::fs::remove_file(&config).unwrap();
         let broken = format!("{:#}", sandbox("{").unwrap_err());
         assert!(broken.contains("config.json"), "{broken}");
     }
