@@ -26,8 +26,10 @@ const EVENTS_A_TURN: usize = 64;
 
 /// The loop. What ends the machine comes as a value; an error is the socket's.
 fn run(socket: BorrowedFd<'_>, machine: &mut Machine) -> Result<ExitReason, ControlError> {
+    // The answer to a change that is not done yet.
+    let mut owed = None;
     loop {
-        let ready = wait(socket, machine)?;
+        let ready = wait(socket, machine, owed.is_some())?;
         if ready.exit {
             return Ok(machine.exit().reason().unwrap_or(ExitReason::Stopped));
         }
@@ -43,16 +45,59 @@ fn run(socket: BorrowedFd<'_>, machine: &mut Machine) -> Result<ExitReason, Cont
         }
         if ready.socket {
             match control::receive::<Command>(socket) {
-                Ok((command, fds)) => {
-                    if let Some(reason) = obey(socket, machine, &command, fds)? {
-                        return Ok(reason);
+                Ok((Command::Connect { port }, fds)) => {
+                    if let Some(stream) = fds.into_iter().next() {
+                        machine.connect(port, stream);
                     }
                 }
-                Err(ControlError::Closed) => return Ok(ExitReason::Stopped),
+                Ok((Command::Stop, _)) | Err(ControlError::Closed) => {
+                    return Ok(ExitReason::Stopped);
+                }
+                Ok((command, fds)) => {
+                    // No answer overtakes another.
+                    while owed.is_some() {
+                        settle(socket, machine, &mut owed)?;
+                    }
+                    match obey(socket, machine, &command, fds)? {
+                        Done::Now => {}
+                        Done::Later(outcome) => owed = Some(outcome),
+                        Done::Machine(reason) => return Ok(reason),
+                    }
+                }
                 Err(e) => return Err(e),
             }
         }
+        settle(socket, machine, &mut owed)?;
     }
+}
+
+/// Gives back some memory that the machine has lost; there may be much of it, so that between two turns others have
+/// theirs. The answer comes with the last, for then the host may count on it.
+fn settle(
+    socket: BorrowedFd<'_>,
+    machine: &mut Machine,
+    owed: &mut Option<Outcome>,
+) -> Result<(), ControlError> {
+    if owed.is_some()
+        && !machine.free_some()
+        && let Some(outcome) = owed.take()
+    {
+        control::send(socket, &Event::Done { outcome }, &[])?;
+    }
+    Ok(())
+}
+
+/// What became of a change of the machine.
+type Outcome = Result<u64, String>;
+
+/// What became of a command.
+enum Done {
+    /// It is carried out, and answered.
+    Now,
+    /// There is more to do before this answer.
+    Later(Outcome),
+    /// It ended the machine.
+    Machine(ExitReason),
 }
 
 /// What there is to do.
@@ -63,7 +108,9 @@ struct Ready {
     console: bool,
 }
 
-fn wait(socket: BorrowedFd<'_>, machine: &mut Machine) -> Result<Ready, ControlError> {
+/// Waits for some of it; if there is `more` to do, it only looks.
+fn wait(socket: BorrowedFd<'_>, machine: &mut Machine, more: bool) -> Result<Ready, ControlError> {
+    let patience = if more { PollTimeout::ZERO } else { PollTimeout::NONE };
     // The console's descriptor is borrowed from a part that is otherwise used mutably.
     let machine = &*machine;
     let mut fds = [
@@ -73,7 +120,7 @@ fn wait(socket: BorrowedFd<'_>, machine: &mut Machine) -> Result<Ready, ControlE
         PollFd::new(machine.console_fd(), PollFlags::POLLIN),
     ];
     loop {
-        match poll(&mut fds, PollTimeout::NONE) {
+        match poll(&mut fds, patience) {
             Err(Errno::EINTR) => {}
             Err(e) => return Err(ControlError::Socket(e.into())),
             Ok(_) => break,
@@ -103,19 +150,14 @@ fn forward(socket: BorrowedFd<'_>, event: DeviceEvent) -> Result<(), ControlErro
     }
 }
 
-/// Carries out a command; a reason ends the machine.
+/// Carries out a command.
 fn obey(
     socket: BorrowedFd<'_>,
     machine: &mut Machine,
     command: &Command,
     fds: Vec<OwnedFd>,
-) -> Result<Option<ExitReason>, ControlError> {
+) -> Result<Done, ControlError> {
     match command {
-        Command::Connect { port } => {
-            if let Some(stream) = fds.into_iter().next() {
-                machine.connect(*port, stream);
-            }
-        }
         Command::Pause => {
             let event = match machine.pause() {
                 Ok(()) => Event::Paused,
@@ -128,8 +170,7 @@ fn obey(
             control::send(socket, &Event::Resumed, &[])?;
         }
         Command::Resize(size) => {
-            let outcome = machine.resize(*size).map_err(|e| chain(&e));
-            control::send(socket, &Event::Done { outcome }, &[])?;
+            return Ok(Done::Later(machine.resize(*size).map_err(|e| chain(&e))));
         }
         Command::AttachDisk { bytes, read_only } => {
             let outcome = match fds.into_iter().next() {
@@ -162,10 +203,16 @@ fn obey(
         Command::Counters => {
             control::send(socket, &Event::Counters(machine.counters()), &[])?;
         }
-        Command::Stop => return Ok(Some(ExitReason::Stopped)),
+        // The loop's.
+        Command::Connect { .. } | Command::Stop => {}
         Command::Boot(_) => {
-            return Ok(Some(ExitReason::Internal("a second machine was asked for".into())));
+            let reason = ExitReason::Internal("a second machine was asked for".into());
+            return Ok(Done::Machine(reason));
         }
     }
-    Ok(None)
+    Ok(Done::Now)
 }
+
+#[cfg(test)]
+#[path = "control_tests.rs"]
+mod tests;

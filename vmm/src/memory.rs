@@ -86,6 +86,8 @@ struct Room {
     start: u64,
     /// How much of it is the guest's, bytes; whole blocks, as is its size.
     added: u64,
+    /// How much of it may hold pages of the host, bytes; at least what is the guest's.
+    held: u64,
 }
 
 /// The parts of a memory of `size` bytes, as (guest address, length).
@@ -150,7 +152,7 @@ impl GuestRam {
     }
 
     /// Gives the guest of `vm` so much of the room, bytes (as much as there is, in whole blocks). What it
-    /// loses goes back to the host. vCPUs and devices have to be stopped, and the devices be given
+    /// loses is for [`Self::free_block`]. vCPUs and devices have to be stopped, and the devices be given
     /// [`Self::memory`] anew.
     ///
     /// # Errors
@@ -174,13 +176,26 @@ impl GuestRam {
         }
         for block in (added..before).step_by(BLOCK as usize) {
             room.set_slot(vm, block, 0)?;
-            let at = room.mapping.as_ptr().wrapping_add(block as usize);
-            // SAFETY: the block lies in the mapping, and nobody uses it: neither vCPUs nor devices run.
-            let _ = unsafe { libc::madvise(at.cast(), BLOCK as usize, libc::MADV_REMOVE) };
         }
         room.added = added;
+        room.held = room.held.max(added);
         self.memory = memory;
         Ok(())
+    }
+
+    /// Whether there are blocks that the guest has lost and the host hasn't got back.
+    pub fn has_lost(&self) -> bool {
+        self.room.as_ref().is_some_and(|room| room.held > room.added)
+    }
+
+    /// Gives one of these back to the host, which takes up to tens of milliseconds; the guest may run.
+    pub fn free_block(&mut self) {
+        if let Some(room) = self.room.as_mut().filter(|room| room.held > room.added) {
+            room.held -= BLOCK;
+            let at = room.mapping.as_ptr().wrapping_add(room.held as usize);
+            // SAFETY: the block lies in the mapping, and neither vCPUs nor devices have it in theirs.
+            let _ = unsafe { libc::madvise(at.cast(), BLOCK as usize, libc::MADV_REMOVE) };
+        }
     }
 
     /// Populates a range with huge pages, as far as the host has them and whatever its policy for
@@ -238,7 +253,7 @@ impl Room {
         let mapping = map(&file, offset, size)?;
         advise(&mapping);
         let start = HOLE_END.max(last + 1).next_multiple_of(BLOCK);
-        Ok(Self { file, offset, mapping, start, added: 0 })
+        Ok(Self { file, offset, mapping, start, added: 0, held: 0 })
     }
 
     /// Its first `len` bytes.
@@ -412,8 +427,15 @@ mod tests {
             let at = GuestAddress(HOLE_END + block * BLOCK);
             ram.memory().write_obj(7u64, at).unwrap();
         }
+        let file = ram.memory().iter().next().unwrap().file_offset().unwrap().file().try_clone();
+        let held = || file.as_ref().unwrap().metadata().unwrap().st_blocks() * 512;
+        let before = held();
         ram.set_added(&vm, BLOCK).unwrap();
         assert!(ram.memory().write_obj(7u64, GuestAddress(HOLE_END + BLOCK)).is_err());
+        // That may take long, and nobody stands meanwhile.
+        assert!(ram.has_lost() && held() == before);
+        ram.free_block();
+        assert!(!ram.has_lost() && held() < before);
         // All that there is, and no more.
         ram.set_added(&vm, u64::MAX).unwrap();
         assert_eq!(ram.added(), 3 * BLOCK);
@@ -421,6 +443,16 @@ mod tests {
         assert_eq!([HOLE_END, HOLE_END + BLOCK].map(read), [7, 0]);
         ram.set_added(&vm, 0).unwrap();
         assert_eq!(ram.regions(), layout(5 << 20));
+        let blocks = std::iter::from_fn(|| ram.has_lost().then(|| ram.free_block()));
+        assert_eq!((blocks.count(), held()), (3, 0));
+        // What has become the guest's again is not taken from it.
+        ram.set_added(&vm, 2 * BLOCK).unwrap();
+        ram.set_added(&vm, 0).unwrap();
+        ram.set_added(&vm, BLOCK).unwrap();
+        ram.memory().write_obj(8u64, GuestAddress(HOLE_END)).unwrap();
+        ram.free_block();
+        ram.free_block();
+        assert_eq!(ram.memory().read_obj::<u64>(GuestAddress(HOLE_END)).unwrap(), 8);
     }
 
     #[test]

@@ -231,7 +231,7 @@ impl Sandbox {
     }
 
     async fn grow(&self, agent: &Agent, capacity: &mut Capacity, size: Size) -> Result<()> {
-        capacity.added_at = self.0.vm.resize(size).await?;
+        capacity.added_at = self.0.vm.resize(capacity.now, size).await?;
         capacity.now = size;
         agent.resize_sandbox(size.vcpus, capacity.added_at, size.added_mib << 20).await?;
         tracing::info!("sandbox {} has grown to {size:?}", self.id());
@@ -267,7 +267,7 @@ impl Sandbox {
             let (vcpus, bytes) =
                 agent.resize_sandbox(needed.vcpus, added_at, needed.added_mib << 20).await?;
             let left = capacity.kept(needed, Size { vcpus, added_mib: bytes >> 20 });
-            self.0.vm.resize(left).await.map(|_| left)
+            self.0.vm.resize(now, left).await.map(|_| left)
         };
         match shrunk.await {
             Ok(left) => {

@@ -27,6 +27,10 @@ use tokio::sync::{Mutex, mpsc, watch};
 /// How long a machine may take to change: more than its vCPUs and devices have to stop.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// And more for each GiB of memory that it gives back: the host takes a third of a second for it at most, unless it is
+/// under load.
+const PATIENCE_A_GIB: Duration = Duration::from_secs(1);
+
 /// Most messages that wait to be heard; the guest can have the VMM send them. More are dropped, with their streams.
 const WAITING: usize = 64;
 
@@ -162,12 +166,15 @@ impl Vm {
         Ok(ours)
     }
 
-    /// Lets the machine use so much; gives the guest address of added memory.
+    /// Lets the machine use so much, in place of `before`; gives the guest address of added memory. The host has
+    /// got back then what the guest has lost.
     ///
     /// # Errors
     /// The host has no more to give, or the machine has ended.
-    pub async fn resize(&self, size: Size) -> Result<u64> {
-        self.change(Command::Resize(size), &[]).await?.map_err(refused("can't grow"))
+    pub async fn resize(&self, before: Size, size: Size) -> Result<u64> {
+        let patience = resize_patience(before, size);
+        let outcome = self.change_within(patience, Command::Resize(size), &[]).await?;
+        outcome.map_err(refused("can't grow"))
     }
 
     /// Puts a disk into an empty slot; gives the number of its device.
@@ -207,14 +214,23 @@ impl Vm {
         outcome.map(drop).map_err(refused("keeps a network interface"))
     }
 
-    /// One change at a time; gives the VMM's answer.
     async fn change(&self, command: Command, fds: &[BorrowedFd<'_>]) -> Result<Outcome> {
+        self.change_within(PATIENCE, command, fds).await
+    }
+
+    /// One change at a time; gives the VMM's answer.
+    async fn change_within(
+        &self,
+        patience: Duration,
+        command: Command,
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<Outcome> {
         let mut answers = self.outcomes.lock().await;
         // What was said unasked is no answer to this.
         while answers.try_recv().is_ok() {}
         let sent = self.control.send(&command, fds).await;
         sent.map_err(|error| self.gone(&error))?;
-        match tokio::time::timeout(PATIENCE, answers.recv()).await {
+        match tokio::time::timeout(patience, answers.recv()).await {
             Ok(Some(outcome)) => Ok(outcome),
             Ok(None) => Err(self.gone(&"its VMM does not answer")),
             Err(_) => {
@@ -246,6 +262,11 @@ impl Vm {
             _ => Ended { reason: "the supervisor is gone".into(), expected: false },
         }
     }
+}
+
+fn resize_patience(before: Size, size: Size) -> Duration {
+    let lost = before.added_mib.saturating_sub(size.added_mib).div_ceil(1024);
+    PATIENCE.saturating_add(PATIENCE_A_GIB.saturating_mul(lost.try_into().unwrap_or(u32::MAX)))
 }
 
 /// What a machine that goes on as it was says.
@@ -287,6 +308,13 @@ mod tests {
         vm.ended().await;
         assert_eq!(messages.len(), WAITING);
         assert_eq!(vm.outcomes.lock().await.len(), 1);
+    }
+
+    #[test]
+    fn one_that_gives_back_much_has_time_for_it() {
+        let size = |added_mib| Size { vcpus: 1, added_mib };
+        assert_eq!(resize_patience(size(0), size(100 << 10)), PATIENCE);
+        assert_eq!(resize_patience(size(100 << 10), size(128)).as_secs(), 120);
     }
 
     #[tokio::test]

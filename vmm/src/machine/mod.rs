@@ -8,6 +8,8 @@
 //! thread; the threads of [`Machine`] start with their filters of system calls on.
 
 pub mod build;
+#[cfg(test)]
+pub mod testing;
 mod wiring;
 
 use crate::arch::x86_64::layout::VirtioWindow;
@@ -144,7 +146,7 @@ impl Machine {
     }
 
     /// Lets the machine use so much; gives the guest address of added memory. For a change of memory it
-    /// stops for a moment, so that nothing sees half of it.
+    /// stops for a moment, so that nothing sees half of it. Memory that it loses is for [`Self::free_some`].
     ///
     /// # Errors
     /// See [`ResizeError`].
@@ -166,6 +168,12 @@ impl Machine {
         self.around.gate.admit(vcpus);
         self.vcpus.iter().skip(vcpus).for_each(Vcpu::kick);
         Ok(self.ram.added_at())
+    }
+
+    /// Gives a part of the memory that it has lost back to the host; whether there is more.
+    pub fn free_some(&mut self) -> bool {
+        self.ram.free_block();
+        self.ram.has_lost()
     }
 
     /// How it ends.
