@@ -5,9 +5,12 @@
 
 use crate::error::{Error, Result};
 use crate::host::blocking::blocking;
+use crate::host::persist::ProcessId;
+use crate::host::replace::replace;
+use crate::oci::bundle::read_spec;
 use oci_spec::runtime::{ContainerState, Hook, Hooks, StateBuilder};
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -29,7 +32,12 @@ pub struct ContainerHooks {
     pub bundle: PathBuf,
     /// From its `config.json`.
     pub annotations: HashMap<String, String>,
+    /// Whether its bundle tells others that the poststop hooks are to be run, see [`run_left`].
+    pub noted: bool,
 }
+
+/// In the bundle as long as poststop hooks are to be run: which process is to run them. Who removes it does.
+const DUE: &str = "kata-like-poststop";
 
 impl ContainerHooks {
     /// Before the container's first process is made.
@@ -37,6 +45,14 @@ impl ContainerHooks {
     /// # Errors
     /// [`Error::FailedPrecondition`] names the first that fails, the others are not run.
     pub async fn creating(&self) -> Result<()> {
+        if self.noted && self.has_poststop() {
+            let due = self.bundle.join(DUE);
+            let note = move || {
+                let own = serde_json::to_vec(&ProcessId::own()?).map_err(std::io::Error::other);
+                own.and_then(|own| replace(&due, &own)).map_err(Error::path("write", &due))
+            };
+            blocking("note the hooks in", &self.bundle, note).await?;
+        }
         #[allow(deprecated)] // And still in use.
         let prestart = self.hooks.prestart().as_ref();
         run("prestart", prestart, ContainerState::Creating, self).await?;
@@ -53,8 +69,21 @@ impl ContainerHooks {
         run("poststart", poststart, ContainerState::Running, self).await
     }
 
+    fn has_poststop(&self) -> bool {
+        self.hooks.poststop().as_ref().is_some_and(|list| !list.is_empty())
+    }
+
     /// When the container is gone; a failure is logged.
     pub async fn gone(&self) {
+        if self.noted && self.has_poststop() {
+            let due = self.bundle.join(DUE);
+            let claim = move || std::fs::remove_file(&due).map_err(Error::path("remove", &due));
+            // Without it somebody else has run them.
+            if let Err(error) = blocking("take the note out of", &self.bundle, claim).await {
+                tracing::warn!("container {}: no poststop hooks: {}", self.id, error.chain());
+                return;
+            }
+        }
         let poststop = self.hooks.poststop().as_ref();
         for hook in poststop.into_iter().flatten() {
             let one = vec![hook.clone()];
@@ -63,6 +92,26 @@ impl ContainerHooks {
             }
         }
     }
+}
+
+/// Runs the poststop hooks that a process has left which was killed, for container `id`; it may be on its way out
+/// for as long as `patience`.
+///
+/// # Errors
+/// They can't be read.
+pub async fn run_left(bundle: &Path, id: &str, patience: Duration) -> Result<()> {
+    let due = bundle.join(DUE);
+    let Ok(note) = std::fs::read(&due) else { return Ok(()) };
+    let whose: std::io::Result<ProcessId> = serde_json::from_slice(&note).map_err(Into::into);
+    if !whose.map_err(Error::path("parse", &due))?.wait(patience) {
+        return Ok(());
+    }
+    let spec = read_spec(bundle)?;
+    let annotations = spec.annotations().clone().unwrap_or_default();
+    let hooks = spec.hooks().clone().unwrap_or_default();
+    let (id, bundle) = (id.to_owned(), bundle.to_owned());
+    ContainerHooks { hooks, id, pid: 0, bundle, annotations, noted: true }.gone().await;
+    Ok(())
 }
 
 async fn run(
@@ -153,7 +202,7 @@ mod tests {
         let hooks = serde_json::from_value(json!({"prestart": hooks})).unwrap();
         let annotations = [("a".to_owned(), "b".to_owned())].into();
         let (id, bundle) = ("c1".into(), "/bundle".into());
-        ContainerHooks { hooks, id, pid: 7, bundle, annotations }.creating().await
+        ContainerHooks { hooks, id, pid: 7, bundle, annotations, noted: false }.creating().await
     }
 
     #[tokio::test]
@@ -187,6 +236,53 @@ mod tests {
         let state: serde_json::Value =
             serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
         assert_eq!((&state["status"], &state["pid"]), (&json!("stopped"), &json!(null)));
+    }
+
+    /// A bundle whose poststop hook writes to a file `said`.
+    fn noted(dir: &Path) -> ContainerHooks {
+        let script = format!("cat >> {0}; echo >> {0}", dir.join("said").display());
+        let hooks = json!({"poststop": [{"path": "/bin/sh", "args": ["sh", "-c", script]}]});
+        let spec = json!({"ociVersion": "1.2.0", "annotations": {"a": "b"}, "hooks": hooks});
+        std::fs::write(dir.join("config.json"), spec.to_string()).unwrap();
+        let hooks = serde_json::from_value(hooks).unwrap();
+        ContainerHooks { hooks, bundle: dir.into(), noted: true, ..ContainerHooks::default() }
+    }
+
+    #[tokio::test]
+    async fn poststop_hooks_of_one_that_was_killed_run_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let said = || std::fs::read_to_string(dir.path().join("said")).unwrap_or_default();
+        let left = || run_left(dir.path(), "c1", Duration::ZERO);
+        let hooks = noted(dir.path());
+        left().await.unwrap();
+        hooks.creating().await.unwrap();
+        // Of one that lives they are not left.
+        left().await.unwrap();
+        assert_eq!(said(), "");
+        let mut dead = std::process::Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
+        let of_dead = ProcessId::of(dead.id() as i32).unwrap();
+        dead.kill().unwrap();
+        dead.wait().unwrap();
+        let due = dir.path().join(DUE);
+        std::fs::write(&due, serde_json::to_vec(&of_dead).unwrap()).unwrap();
+        left().await.unwrap();
+        left().await.unwrap();
+        hooks.gone().await;
+        let state: serde_json::Value = serde_json::from_str(&said()).unwrap();
+        assert_eq!((&state["status"], &state["id"]), (&json!("stopped"), &json!("c1")));
+        assert_eq!(state["annotations"]["a"], "b");
+        std::fs::write(&due, "{").unwrap();
+        assert!(left().await.unwrap_err().to_string().contains(DUE));
+    }
+
+    #[tokio::test]
+    async fn what_the_living_one_has_run_is_not_left() {
+        let dir = tempfile::tempdir().unwrap();
+        let hooks = noted(dir.path());
+        hooks.creating().await.unwrap();
+        assert!(dir.path().join(DUE).exists());
+        hooks.gone().await;
+        assert!(!dir.path().join(DUE).exists() && dir.path().join("said").exists());
     }
 
     #[tokio::test]

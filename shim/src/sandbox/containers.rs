@@ -112,7 +112,8 @@ impl Sandbox {
         // Of a root on a disk the guest alone knows files.
         let read_only = !rootfs.is_empty()
             && spec.root().as_ref().and_then(oci_spec::runtime::Root::readonly).unwrap_or_default();
-        let hooks = ContainerHooks { hooks, id: id.clone(), pid: self.pid(), bundle, annotations };
+        let (id_of, pid) = (id.clone(), self.pid());
+        let hooks = ContainerHooks { hooks, id: id_of, pid, bundle, annotations, noted: true };
         let made = async {
             hooks.creating().await?;
             self.join_network(&agent, network.as_deref()).await?;

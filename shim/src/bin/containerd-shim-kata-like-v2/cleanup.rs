@@ -8,6 +8,7 @@ use containerd_shim_protos::api::DeleteResponse;
 use protobuf::Message;
 use sandbox::config::{self, Config};
 use sandbox::event::Exit;
+use sandbox::hooks;
 use sandbox::paths::SandboxPaths;
 use sandbox::persist::{self, SandboxState};
 use sandbox::settings::Settings;
@@ -20,7 +21,12 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Runs `delete`.
 pub fn run(flags: &Flags) -> anyhow::Result<()> {
-    let pid = clean_up(flags)?;
+    let bundle = Path::new(if flags.bundle.is_empty() { "." } else { &flags.bundle });
+    let pid = clean_up(flags, bundle)?;
+    if let Err(error) = run_hooks(flags, bundle) {
+        // containerd logs it.
+        eprintln!("the poststop hooks of container {}: {error:#}", flags.id);
+    }
     let exit = Exit::now(Exit::LOST);
     let response = DeleteResponse {
         pid,
@@ -33,8 +39,7 @@ pub fn run(flags: &Flags) -> anyhow::Result<()> {
 
 /// Removes what is left of the sandbox, unless its owner lives: then it is that one's, as when only one
 /// container of a pod was deleted. Gives the pid that stood for its containers.
-fn clean_up(flags: &Flags) -> anyhow::Result<u32> {
-    let bundle = Path::new(if flags.bundle.is_empty() { "." } else { &flags.bundle });
+fn clean_up(flags: &Flags, bundle: &Path) -> anyhow::Result<u32> {
     let state = slot::state_directory(bundle).unwrap_or_else(state_dir);
     let paths = SandboxPaths::new(&state, &flags.namespace, &flags.id)?;
     let state = SandboxState::read(&paths)?;
@@ -48,6 +53,13 @@ fn clean_up(flags: &Flags) -> anyhow::Result<u32> {
         }
     }
     Ok(pid)
+}
+
+/// Runs the hooks that a server which was killed had yet to run, as runc's shim does.
+fn run_hooks(flags: &Flags, bundle: &Path) -> anyhow::Result<()> {
+    let bundle = std::path::absolute(bundle)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    Ok(runtime.block_on(hooks::run_left(&bundle, &flags.id, PATIENCE))?)
 }
 
 /// Where states are unless the server has said: `delete` isn't told which configuration it had.

@@ -242,7 +242,7 @@ fn poststop(
 ) -> ContainerHooks {
     let mut hooks = Hooks::default();
     hooks.set_poststop(Some(list));
-    ContainerHooks { hooks, id: id.to_owned(), pid: 0, bundle, annotations }
+    ContainerHooks { hooks, id: id.to_owned(), pid: 0, bundle, annotations, noted: false }
 }
 
 /// The time as Go prints it: RFC 3339, UTC, without the zeros at the end of a fraction.

@@ -15,7 +15,8 @@ use std::sync::{Arc, Mutex};
 crate::cases!(
     crate::Scope::EachContainerd;
     the_vmm_is_killed,
-    the_shim_is_killed;
+    the_shim_is_killed,
+    poststop_hooks_run_when_the_shim_was_killed;
     crate::Scope::Once;
     the_file_server_is_killed,
     the_guest_kernel_panics,
@@ -133,6 +134,27 @@ fn the_shim_is_killed(context: &Context) -> Result<()> {
     remove_fifos_of_ctr()
 }
 
+/// As on runc: by containerd's `delete`, and once.
+fn poststop_hooks_run_when_the_shim_was_killed(context: &Context) -> Result<()> {
+    let log = format!("/tmp/{}-hooks.log", context.fresh_id());
+    let script = format!("(cat; echo) >> {log}");
+    let hook = serde_json::json!({"path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/bin:/usr/bin"]});
+    let change =
+        |spec: &mut serde_json::Value| spec["hooks"] = serde_json::json!({"poststop": [hook]});
+    with_spec(context, change, |container| {
+        kill_program("containerd-shim-kata-like-v2")?;
+        command::eventually("the task is gone or stopped", DEADLINE, || {
+            Ok(container.status()?.is_none_or(|status| status == "STOPPED"))
+        })
+    })?;
+    let ran = fs::read_to_string(&log)?;
+    if ran.lines().count() != 1 || !ran.contains("stopped") {
+        bail!("the hook was told {ran:?}");
+    }
+    fs::remove_file(&log)?;
+    remove_fifos_of_ctr()
+}
+
 /// `ctr run --detach` leaves the directory of its FIFOs to `ctr task delete`, which finds no task here.
 ///
 /// # Errors
@@ -168,6 +190,24 @@ pub fn with_the_agent_in_view(
     context: &Context,
     test: impl FnOnce(&Container) -> Result<()>,
 ) -> Result<()> {
+    let change = |spec: &mut serde_json::Value| {
+        for set in ["bounding", "effective", "permitted"] {
+            spec["process"]["capabilities"][set] =
+                serde_json::json!(["CAP_SYS_PTRACE", "CAP_SYS_ADMIN"]);
+        }
+        if let Some(namespaces) = spec["linux"]["namespaces"].as_array_mut() {
+            namespaces.retain(|namespace| namespace["type"] != "pid");
+        }
+    };
+    with_spec(context, change, test)
+}
+
+/// Hands a container of busybox that sleeps, with a changed spec, to a test.
+fn with_spec(
+    context: &Context,
+    change: impl FnOnce(&mut serde_json::Value),
+    test: impl FnOnce(&Container) -> Result<()>,
+) -> Result<()> {
     let path = format!("/tmp/{}.json", context.fresh_id());
     let made = context.ctr(&["oci", "spec"])?.expect_code(0)?.text();
     let mut spec: serde_json::Value = serde_json::from_str(&made)?;
@@ -181,13 +221,7 @@ pub fn with_the_agent_in_view(
     spec["root"] = serde_json::json!({"path": rootfs});
     spec["process"]["args"] = serde_json::json!(["busybox", "sleep", "100000"]);
     spec["process"]["env"] = serde_json::json!(["PATH=/bin"]);
-    for set in ["bounding", "effective", "permitted"] {
-        spec["process"]["capabilities"][set] =
-            serde_json::json!(["CAP_SYS_PTRACE", "CAP_SYS_ADMIN"]);
-    }
-    if let Some(namespaces) = spec["linux"]["namespaces"].as_array_mut() {
-        namespaces.retain(|namespace| namespace["type"] != "pid");
-    }
+    change(&mut spec);
     fs::write(&path, spec.to_string())?;
     let outcome = context.configured(&path).and_then(|container| test(&container));
     fs::remove_file(&path)?;
