@@ -122,6 +122,15 @@ publish() {
   mv "$result.partial" "$result"
 }
 
+# finished: the directory of a result that is there.
+finished() {
+  local deb result
+  deb=$(newest_source)
+  [ -n "$deb" ] || return
+  result=$CACHE/kernel-$(inputs "$(source_version "$deb")")
+  [ -d "$result" ] && echo "$result"
+}
+
 main() {
   local update=no deb version result tree build
   case "${1-}" in
@@ -132,6 +141,8 @@ main() {
   require_tools
   check_reasons "$FRAGMENT"
   mkdir -p "$DOWNLOADS"
+  # Whoever needs nothing built does not wait for somebody who does.
+  if [ $update = no ] && finished; then return; fi
   exec 9> "$CACHE/kernel.lock"
   flock -n 9 || { say "another build is running, waiting for it"; flock 9; }
 
