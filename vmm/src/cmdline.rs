@@ -5,7 +5,7 @@
 use crate::arch::x86_64::layout::{CMDLINE_MAX, VirtioWindow};
 
 /// What every guest gets, each for a reason.
-const WORDS: [(&str, &str); 11] = [
+const WORDS: [(&str, &str); 12] = [
     ("console=ttyS0", "a panic must reach the host even when nothing else in the guest works"),
     ("quiet", "a line on the serial port costs an exit a byte; the log goes by vsock"),
     ("panic=-1", "after a panic reboot at once: that is how the host learns of the end"),
@@ -16,6 +16,10 @@ const WORDS: [(&str, &str); 11] = [
     ),
     ("8250.nr_uarts=1", "there is one serial port: look for no others"),
     ("tsc=reliable", "KVM keeps the TSC steady: no watchdog, no calibration against other clocks"),
+    (
+        "noreplace-smp",
+        "with one vCPU 8,000 LOCK prefixes would be patched out, each by a temporary mapping: it costs more than they do",
+    ),
     ("no_timer_check", "the timer's interrupt works under KVM: don't spend 10 ticks to see it"),
     ("random.trust_cpu=on", "seed from RDRAND: nobody waits for entropy"),
     ("cryptomgr.notests", "no self-tests of ciphers at each start"),
