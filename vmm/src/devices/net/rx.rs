@@ -33,6 +33,10 @@ pub(super) struct Receiver {
     /// Buffers that are taken from the ring and not yet filled, and their bytes.
     waiting: VecDeque<Chain>,
     room: usize,
+    /// So many bytes are read straight into them, and what a frame has more into `spill`: most frames are short, and
+    /// those that are not come in rows.
+    expected: usize,
+    spill: Vec<u8>,
     /// The driver notifies: the ring ran empty.
     listening: bool,
     /// Buffers given back since the driver was last asked whether it wants to hear of it.
@@ -59,6 +63,9 @@ impl Receiver {
             enough: HEADER + frame,
             waiting: VecDeque::new(),
             room: 0,
+            expected: 0,
+            // One that fills it is longer than any.
+            spill: vec![0; HEADER + MAX_FRAME + 1],
             listening: true,
             given: Wrapping(0),
         }
@@ -113,21 +120,36 @@ impl Receiver {
 
     /// Moves one frame; `false` when there is none.
     fn receive(&mut self) -> Result<bool, NetError> {
-        let buffers = if self.merges { self.waiting.len() } else { 1 };
-        let (mut room, mut over) = (0, [0]);
+        let (buffers, most) = if self.merges {
+            (self.waiting.len(), self.room)
+        } else {
+            (1, self.waiting.front().map_or(0, Chain::writable_len))
+        };
+        let (mut straight, mut filled) = (0, 0);
         let mut pieces = IoVecs::default();
         for chain in self.waiting.iter().take(buffers) {
             let len = chain.writable_len();
             chain.writer(&self.memory).gather(len, &mut pieces)?;
-            room += len;
+            straight += len;
+            filled += 1;
+            if straight >= self.expected {
+                break;
+            }
         }
-        // A frame that reaches this byte is longer than there is room.
-        pieces.push(&VolatileSlice::from(&mut over[..]));
+        pieces.push(&VolatileSlice::from(&mut self.spill[..]));
         // A tap that is gone, with its namespace, has no frame either.
         let Ok(len) = pieces.read_packet(self.tap.as_fd()) else { return Ok(false) };
-        if (HEADER..=room).contains(&len) {
-            self.give(len)?;
+        self.expected = len.max(self.expected / 2);
+        if !(HEADER..=most).contains(&len) {
+            return Ok(true);
         }
+        let mut spilled = &self.spill[..len.saturating_sub(straight)];
+        for chain in self.waiting.iter().skip(filled) {
+            let (piece, rest) = spilled.split_at(spilled.len().min(chain.writable_len()));
+            chain.writer(&self.memory).write(piece)?;
+            spilled = rest;
+        }
+        self.give(len)?;
         Ok(true)
     }
 

@@ -152,19 +152,24 @@ fn a_frame_lies_in_as_many_buffers_as_it_needs() {
         let mut rig = Rig::new(FEATURES);
         let buffers = rig.provide(2 * ENOUGH, BUFFER);
         let (small, large) = (frame(60), frame(4000));
-        rig.host.write_all(&with_header(&small)).unwrap();
-        rig.host.write_all(&with_header(&large)).unwrap();
+        // The second time such a frame is expected.
+        for frame in [&small, &large, &large] {
+            rig.host.write_all(&with_header(frame)).unwrap();
+        }
         rig.receive();
         assert_eq!(rig.rx.used().unwrap().1 as usize, HEADER + small.len());
         assert_eq!(rig.rx.read(buffers[0], HEADER), PLAIN);
         assert_eq!(rig.rx.read(buffers[0] + HEADER as u64, 60), small);
         let lengths: Vec<usize> =
             std::iter::from_fn(|| rig.rx.used()).map(|(_, len)| len as usize).collect();
-        assert_eq!(lengths, [BUFFER, BUFFER, HEADER + 4000 - 2 * BUFFER]);
-        let pieces = buffers[1..].iter().zip(lengths);
-        let whole: Vec<u8> = pieces.flat_map(|(at, len)| rig.rx.read(*at, len)).collect();
-        assert_eq!(whole[NUM_BUFFERS_AT..][..2], [3, 0]);
-        assert_eq!(whole[HEADER..], large);
+        let once = [BUFFER, BUFFER, HEADER + 4000 - 2 * BUFFER];
+        assert_eq!(lengths, [once, once].concat());
+        for buffers in [&buffers[1..4], &buffers[4..7]] {
+            let pieces = buffers.iter().zip(once);
+            let whole: Vec<u8> = pieces.flat_map(|(at, len)| rig.rx.read(*at, len)).collect();
+            assert_eq!(whole[NUM_BUFFERS_AT..][..2], [3, 0]);
+            assert_eq!(whole[HEADER..], large);
+        }
         assert_eq!(rig.interrupt.used(), 1);
     });
 }
