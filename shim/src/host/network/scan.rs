@@ -167,7 +167,8 @@ fn address(message: &AddressMessage) -> Option<InterfaceAddress> {
     })
 }
 
-/// With the index of its interface. `None`: of another table, or one that the guest's kernel makes by itself.
+/// With the index of its interface. `None`: of another table, one that the guest's kernel makes by itself, or one that
+/// would be another without what the guest is not told.
 fn route(message: &RouteMessage) -> Option<(u32, Route)> {
     let header = &message.header;
     let mut table = u32::from(header.table);
@@ -187,6 +188,10 @@ fn route(message: &RouteMessage) -> Option<(u32, Route)> {
             RouteAttribute::Gateway(ip) => route.gateway = route_bytes(ip)?,
             RouteAttribute::PrefSource(ip) => route.source = route_bytes(ip)?,
             RouteAttribute::Priority(value) => route.metric = *value,
+            // A gateway of the other family, a tunnel, and a condition on where packets come from.
+            RouteAttribute::Via(_) | RouteAttribute::EncapType(_) | RouteAttribute::Source(_) => {
+                return None;
+            }
             RouteAttribute::Metrics(all) => {
                 let mtu = |metric: &RouteMetric| match metric {
                     RouteMetric::Mtu(mtu) => Some(*mtu),

@@ -1,6 +1,6 @@
 use super::*;
 use netlink::route::address::{AddressHeaderFlags, AddressScope};
-use netlink::route::route::RouteScope;
+use netlink::route::route::{RouteScope, RouteVia};
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 const LINK: u32 = 3;
@@ -182,6 +182,13 @@ fn routes_are_those_that_somebody_made_in_the_main_table() {
         with_route(|r| r.header.kind = RouteType::BlackHole),
         with_route(|r| r.attributes.clear()),
         with_route(|r| r.attributes = vec![RouteAttribute::Oif(LINK + 1)]),
+        // Without its gateway, or its condition, it would lead elsewhere.
+        with_route(|r| {
+            r.attributes.push(RouteAttribute::Via(RouteVia::Inet6(Ipv6Addr::LOCALHOST)));
+        }),
+        with_route(|r| {
+            r.attributes.push(RouteAttribute::Source(Ipv4Addr::new(10, 0, 0, 0).into()));
+        }),
     ];
     let default = Route {
         gateway: gateway.octets().into(),
