@@ -13,6 +13,12 @@ pub const IMAGE_ARCHIVE: &str = "/lab/busybox.tar";
 /// The test image's name.
 pub const IMAGE: &str = "docker.io/library/busybox:lab";
 
+/// The image of the containers that hold a pod's namespaces; in the same archive.
+pub const PAUSE_IMAGE: &str = "docker.io/library/pause:lab";
+
+/// The namespaces of containerd's that have the images: that of `ctr`, and that of the CRI.
+const NAMESPACES: [&str; 2] = ["default", "k8s.io"];
+
 /// A containerd release line; each has its own files, sockets and state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Version {
@@ -91,12 +97,23 @@ impl Version {
     /// Its configuration: as the README says for users, with the places above.
     pub fn config(self) -> String {
         let (root, state, address) = (self.root(), self.state(), self.address());
-        let (version, runtimes) = match self {
-            Self::V1_7 => (2, r#"plugins."io.containerd.grpc.v1.cri".containerd.runtimes"#),
-            Self::V2_4 => (3, r#"plugins."io.containerd.cri.v1.runtime".containerd.runtimes"#),
+        let (version, runtimes, pause) = match self {
+            Self::V1_7 => (
+                2,
+                r#"plugins."io.containerd.grpc.v1.cri".containerd.runtimes"#,
+                "[plugins.\"io.containerd.grpc.v1.cri\".cni]\nbin_dir = \"/opt/cni/bin\"\n\n\
+                 [plugins.\"io.containerd.grpc.v1.cri\"]\nsandbox_image",
+            ),
+            Self::V2_4 => (
+                3,
+                r#"plugins."io.containerd.cri.v1.runtime".containerd.runtimes"#,
+                "[plugins.\"io.containerd.cri.v1.images\".pinned_images]\nsandbox",
+            ),
         };
         format!(
             "version = {version}\nroot = {root:?}\nstate = {state:?}\n\n[grpc]\naddress = {address:?}\n\n\
+             {pause} = {PAUSE_IMAGE:?}\n\n\
+             [{runtimes}.runc]\nruntime_type = \"io.containerd.runc.v2\"\n\n\
              [{runtimes}.kata-like]\nruntime_type = \"io.containerd.kata-like.v2\"\n\n\
              [plugins.\"io.containerd.snapshotter.v1.blockfile\"]\nscratch_file = {:?}\nfs_type = \"ext4\"\n",
             self.scratch_file()
@@ -187,19 +204,21 @@ impl Version {
         lines.into_iter().rev().collect::<Vec<_>>().join("\n")
     }
 
-    /// Imports the test image.
+    /// Imports the test images.
     ///
     /// # Errors
     /// When `ctr` says so.
-    pub fn import_image(self) -> Result<()> {
-        let mut import = self.ctr();
-        let output = import
-            .args(["images", "import", IMAGE_ARCHIVE])
-            .stdin(Stdio::null())
-            .output()
-            .context("run ctr")?;
-        if !output.status.success() {
-            bail!("import the test image: {}", String::from_utf8_lossy(&output.stderr));
+    pub fn import_images(self) -> Result<()> {
+        for namespace in NAMESPACES {
+            let mut import = self.ctr();
+            let output = import
+                .args(["--namespace", namespace, "images", "import", IMAGE_ARCHIVE])
+                .stdin(Stdio::null())
+                .output()
+                .context("run ctr")?;
+            if !output.status.success() {
+                bail!("import the test images: {}", String::from_utf8_lossy(&output.stderr));
+            }
         }
         Ok(())
     }

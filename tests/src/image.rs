@@ -1,6 +1,6 @@
-//! The test image: one layer of busybox, as an OCI archive.
+//! The test images: one layer of busybox, as an OCI archive.
 
-use crate::containerd::IMAGE;
+use crate::containerd::{IMAGE, PAUSE_IMAGE};
 use crate::root::run;
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Raised when what is written below changes.
-pub const RECIPE: &[u8] = b"image 1";
+pub const RECIPE: &[u8] = b"image 2";
 
 /// Commands of the image's busybox.
 const APPLETS: &str = "[ arch ash awk base64 basename cat chmod chown cksum clear cmp comm cp cut date dd df \
@@ -20,7 +20,10 @@ const APPLETS: &str = "[ arch ash awk base64 basename cat chmod chown cksum clea
     sync sysctl tac tail tar tee test time timeout top touch tr true truncate tty umount uname uniq unlink \
     uptime usleep vi watch wc wget which who whoami xargs xxd yes zcat";
 
-/// Writes an archive that holds the image [`IMAGE`], made from a static busybox.
+/// What holds a pod's namespaces: it collects orphans, and ends when it is told to.
+const PAUSE: &str = "trap 'exit 0' TERM INT; while :; do sleep 1000000 & wait $!; done";
+
+/// Writes an archive that holds the images [`IMAGE`] and [`PAUSE_IMAGE`], made from a static busybox.
 ///
 /// # Errors
 /// When a file can't be read or written.
@@ -51,21 +54,30 @@ fn write_layout(layout: &Path, layer: &[u8]) -> Result<()> {
     let blobs = layout.join("blobs/sha256");
     std::fs::create_dir_all(&blobs)?;
     let layer = write_blob(&blobs, layer, "application/vnd.oci.image.layer.v1.tar")?;
-    let config = json!({
-        "architecture": "amd64",
-        "os": "linux",
-        "config": { "Env": ["PATH=/bin"], "Cmd": ["sh"] },
-        "rootfs": { "type": "layers", "diff_ids": [layer["digest"]] },
-    });
-    let config = config.to_string();
-    let config = write_blob(&blobs, config.as_bytes(), "application/vnd.oci.image.config.v1+json")?;
-    let media_type = "application/vnd.oci.image.manifest.v1+json";
-    let manifest =
-        json!({ "schemaVersion": 2, "mediaType": media_type, "config": config, "layers": [layer] });
-    let mut manifest = write_blob(&blobs, manifest.to_string().as_bytes(), media_type)?;
-    manifest["annotations"] =
-        json!({ "io.containerd.image.name": IMAGE, "org.opencontainers.image.ref.name": "lab" });
-    let index = json!({ "schemaVersion": 2, "manifests": [manifest] });
+    let env = ["PATH=/bin"];
+    let images = [
+        (IMAGE, json!({ "Env": env, "Cmd": ["sh"] })),
+        (PAUSE_IMAGE, json!({ "Env": env, "Entrypoint": ["sh", "-c", PAUSE] })),
+    ];
+    let mut manifests = Vec::new();
+    for (name, config) in images {
+        let config = json!({
+            "architecture": "amd64",
+            "os": "linux",
+            "config": config,
+            "rootfs": { "type": "layers", "diff_ids": [layer["digest"]] },
+        });
+        let media_type = "application/vnd.oci.image.config.v1+json";
+        let config = write_blob(&blobs, config.to_string().as_bytes(), media_type)?;
+        let media_type = "application/vnd.oci.image.manifest.v1+json";
+        let manifest = json!({ "schemaVersion": 2, "mediaType": media_type, "config": config,
+            "layers": [layer] });
+        let mut manifest = write_blob(&blobs, manifest.to_string().as_bytes(), media_type)?;
+        manifest["annotations"] = json!({ "io.containerd.image.name": name,
+            "org.opencontainers.image.ref.name": "lab" });
+        manifests.push(manifest);
+    }
+    let index = json!({ "schemaVersion": 2, "manifests": manifests });
     std::fs::write(layout.join("index.json"), index.to_string())?;
     std::fs::write(layout.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#)?;
     Ok(())

@@ -6,8 +6,9 @@ use crate::cache::{self, Step};
 use crate::client::Client;
 use crate::containerd::Version;
 use crate::emulator::Emulator;
+use crate::go::{FOR_PODS, NEWEST_CONTAINERD, Programs};
 use crate::host::{self, Ground};
-use crate::newest_containerd;
+use crate::pods;
 use crate::qemu::{self, Files, Start};
 use crate::qmp::Qmp;
 use crate::root::Root;
@@ -38,9 +39,11 @@ impl Purpose {
         }
     }
 
-    /// The key of the newest containerd, where the lab has it.
-    fn newest_containerd(self) -> Option<String> {
-        (self == Self::Tests).then(newest_containerd::key).flatten()
+    /// Programs that the lab has besides Debian's, where each goes, and its key.
+    fn programs(self) -> impl Iterator<Item = (&'static Programs, &'static str, String)> {
+        let all = [(&NEWEST_CONTAINERD, Version::V2_4.bin_dir()), (&FOR_PODS, pods::BIN_DIR)];
+        let all = all.into_iter().filter(move |_| self == Self::Tests);
+        all.filter_map(|(programs, to)| Some((programs, to, programs.key()?)))
     }
 }
 
@@ -147,7 +150,7 @@ impl Lab {
         host::spawn(root, &self.run, agent)?;
         let client = Client::Host(host::agent_socket(&self.run));
         client.wait_alive(Duration::from_secs(10)).with_context(|| self.said())?;
-        put_newest_containerd(&client, purpose)?;
+        put_programs(&client, purpose)?;
         start_services(&client)?;
         step.end();
         Ok(client)
@@ -253,10 +256,10 @@ fn keep_off_the_disk(client: &Client) -> Result<()> {
     Ok(())
 }
 
-fn put_newest_containerd(client: &Client, purpose: Purpose) -> Result<()> {
-    if let Some(key) = purpose.newest_containerd() {
-        let bin = newest_containerd::prepare(&key)?;
-        client.put(&[(&bin, Path::new(Version::V2_4.bin_dir()))])?;
+fn put_programs(client: &Client, purpose: Purpose) -> Result<()> {
+    for (programs, to, key) in purpose.programs() {
+        let bin = programs.prepare(&key)?;
+        client.put(&[(&bin, Path::new(to))])?;
     }
     Ok(())
 }

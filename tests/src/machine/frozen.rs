@@ -1,9 +1,8 @@
 //! The state of a lab right after it came up, kept so that others resume from it.
 
-use super::{Lab, Purpose, put_newest_containerd, spawn, start_services};
+use super::{Lab, Purpose, put_programs, spawn, start_services};
 use crate::cache::{self, Step};
 use crate::emulator::Emulator;
-use crate::newest_containerd;
 use crate::qemu::{self, Files, Start};
 use crate::qmp::Qmp;
 use crate::root::{Root, run};
@@ -19,11 +18,12 @@ const INITRAMFS_INIT: &[u8] = include_bytes!("../../lab/initramfs-init");
 
 /// What decides the state that is frozen: the agent in it, by its sources, so that a rebuilt but unchanged
 /// agent or another compiler doesn't cost a new freeze.
-const FROZEN_FROM: [&[u8]; 8] = [
+const FROZEN_FROM: [&[u8]; 9] = [
     INIT,
     INITRAMFS_INIT,
     include_bytes!("../wire.rs"),
     include_bytes!("../containerd.rs"),
+    include_bytes!("../pods.rs"),
     include_bytes!("../qemu.rs"),
     include_bytes!("../bin/lab_agent/main.rs"),
     include_bytes!("../bin/lab_agent/exec.rs"),
@@ -65,8 +65,8 @@ impl Frozen {
 
     fn of(root: &Root, purpose: Purpose) -> Self {
         let emulator = purpose.emulator();
-        let containerd = purpose.newest_containerd().unwrap_or_default();
-        let more = [emulator.key(), containerd.as_bytes()];
+        let programs: String = purpose.programs().map(|(_, _, key)| key).collect();
+        let more = [emulator.key(), programs.as_bytes()];
         let key = cache::key(&[&FROZEN_FROM[..], &more].concat());
         Self { dir: root.dir.join(format!("frozen-{key}")), root: root.clone(), emulator }
     }
@@ -99,7 +99,9 @@ fn freeze(dir: &Path, root: &Root, agent: &[u8], purpose: Purpose) -> Result<()>
     let emulator = purpose.emulator();
     let files = Files { root, state: dir, run: &dir.join("run"), emulator };
     emulator.command(root)?;
-    purpose.newest_containerd().as_deref().map(newest_containerd::prepare).transpose()?;
+    for (programs, _, key) in purpose.programs() {
+        programs.prepare(&key)?;
+    }
     let step = Step::begin("lab: boot and freeze", "30 s");
     write_initramfs(&files.initramfs(), root, agent)?;
     run(Command::new("cp")
@@ -118,7 +120,7 @@ fn boot_and_freeze(files: &Files<'_>, purpose: Purpose) -> Result<()> {
     let client = spawn(files, Start::Cold)?;
     client.wait_alive(Duration::from_secs(300))?; // seconds, on a machine that is not overloaded
     client.set_clock()?;
-    put_newest_containerd(&client, purpose)?;
+    put_programs(&client, purpose)?;
     start_services(&client)?;
     client.output(&["sync"])?;
     let mut qmp = Qmp::connect(&qemu::monitor(files.run), Duration::from_secs(10))?;

@@ -9,6 +9,7 @@ mod kept_vms;
 
 use anyhow::{Context, Result, bail};
 use lab::containerd::Version;
+use lab::pods;
 use lab::wire::{self, Connection, Entry, EntryKind, Kind, Request};
 use std::collections::HashMap;
 use std::net::TcpListener;
@@ -74,9 +75,10 @@ fn reap() -> ! {
 }
 
 fn services() -> Result<()> {
+    pods::configure_network()?;
     for version in Version::installed() {
         version.start()?;
-        version.import_image()?;
+        version.import_images()?;
     }
     Ok(())
 }
