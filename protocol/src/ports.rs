@@ -16,6 +16,9 @@ pub const SHARED_DIR: &str = "/run/kata-like/shared";
 /// Where the agent makes the nodes of containers' disks, and mounts what is on them.
 pub const DISKS_DIR: &str = "/run/kata-like/disks";
 
+/// Where the guest has file systems in memory that containers of a pod share.
+pub const MEMORY_DIR: &str = "/run/kata-like/memory";
+
 /// The virtio-fs tag of the sandbox's shared directory.
 pub const SHARED_TAG: &str = "shared";
 

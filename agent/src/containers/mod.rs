@@ -17,7 +17,9 @@ use crate::work::deadline::Deadline;
 use crate::work::job::{Answer, Job, PROCESS_FILE, SPEC_FILE, STATE_DIR};
 use crate::work::zygote::Zygote;
 use container::Container;
-use oci_spec::runtime::{LinuxResources, PosixRlimit};
+use oci_spec::runtime::{
+    LinuxNamespaceBuilder, LinuxNamespaceType, LinuxResources, PosixRlimit, Spec,
+};
 use process::Process;
 use protocol::agent::{
     ContainerStateResponse, ContainerStatsResponse, CreateContainerRequest, ExecProcessRequest,
@@ -93,7 +95,9 @@ impl Containers {
         }
         let bundle = bundle_of(&id);
         let stdio = request.stdio.unwrap_or_default();
-        let made = match storages.disks().translate(request.spec_json) {
+        let translated = storages.disks().translate(request.spec_json);
+        let translated = translated.and_then(|spec| self.join_pids(spec, &request.joins_pids_of));
+        let made = match translated {
             Ok(spec_json) => self.create_in(&id, &spec_json, stdio, deadline).await,
             Err(error) => Err(error),
         };
@@ -113,6 +117,25 @@ impl Containers {
                 Err(error)
             }
         }
+    }
+
+    /// Has a specification name the PID namespace of container `of`, if it is one's.
+    fn join_pids(&self, spec_json: Vec<u8>, of: &str) -> Result<Vec<u8>, AgentError> {
+        if of.is_empty() {
+            return Ok(spec_json);
+        }
+        let invalid =
+            |e: &dyn std::fmt::Display| AgentError::Invalid(format!("specification: {e}"));
+        let path = format!("/proc/{}/ns/pid", self.container(of)?.init().pid());
+        let mut spec: Spec = serde_json::from_slice(&spec_json).map_err(|e| invalid(&e))?;
+        let namespace = LinuxNamespaceBuilder::default().typ(LinuxNamespaceType::Pid).path(path);
+        let namespace = namespace.build().map_err(|e| invalid(&e))?;
+        if let Some(linux) = spec.linux_mut() {
+            let all = linux.namespaces_mut().get_or_insert_default();
+            all.retain(|other| other.typ() != LinuxNamespaceType::Pid);
+            all.push(namespace);
+        }
+        serde_json::to_vec(&spec).map_err(|e| invalid(&e))
     }
 
     async fn create_in(

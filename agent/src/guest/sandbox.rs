@@ -39,7 +39,8 @@ pub fn setup(request: &SetupSandboxRequest) -> Result<(), AgentError> {
             AgentError::io(format!("setting the host name {:?}", request.hostname), e)
         })?;
     }
-    if !request.shared_tag.is_empty() && !is_mounted(SHARED_DIR) {
+    // After a restore it is mounted already.
+    if !request.shared_tag.is_empty() && !storage::is_mounted(SHARED_DIR) {
         storage::mount_one(&Storage {
             source: request.shared_tag.clone(),
             fstype: "virtiofs".to_owned(),
@@ -49,12 +50,6 @@ pub fn setup(request: &SetupSandboxRequest) -> Result<(), AgentError> {
     }
     tracing::info!(ms = begin.elapsed().as_millis(), "sandbox set up");
     Ok(())
-}
-
-/// After a restore the shared directory is mounted already.
-fn is_mounted(path: &str) -> bool {
-    std::fs::read_to_string("/proc/self/mounts")
-        .is_ok_and(|mounts| mounts.lines().any(|line| line.split(' ').nth(1) == Some(path)))
 }
 
 /// The head of `struct rand_pool_info` and the bytes after it (random(4)).

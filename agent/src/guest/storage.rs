@@ -12,6 +12,7 @@ use nix::sys::stat::{Mode, mkdirat};
 use protocol::agent::{Disk, Storage};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 /// Mount points are below this.
 const BASE: &str = "/run/kata-like";
@@ -55,8 +56,13 @@ impl Storages {
         }
         let mut done = Self { disks: Disks::attach(id, disks)?, points: Vec::new() };
         for storage in storages {
-            match mount_one(storage) {
-                Ok(path) => done.points.push(path),
+            let mounted = if storage.of_sandbox {
+                of_sandbox(storage).map(|()| None)
+            } else {
+                mount_one(storage).map(Some)
+            };
+            match mounted {
+                Ok(path) => done.points.extend(path),
                 Err(error) => {
                     done.undo();
                     return Err(error);
@@ -82,6 +88,22 @@ impl Storages {
         }
         self.disks.detach();
     }
+}
+
+/// Mounts what is the sandbox's, unless an earlier container of it had it mounted.
+fn of_sandbox(storage: &Storage) -> Result<(), AgentError> {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _one = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    if is_mounted(&storage.mount_point) {
+        return Ok(());
+    }
+    mount_one(storage).map(drop)
+}
+
+/// Whether something is.
+pub fn is_mounted(path: &str) -> bool {
+    std::fs::read_to_string("/proc/self/mounts")
+        .is_ok_and(|mounts| mounts.lines().any(|line| line.split(' ').nth(1) == Some(path)))
 }
 
 /// Mounts a virtio-fs tag or anything else that needs no options.

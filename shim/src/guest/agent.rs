@@ -53,6 +53,17 @@ impl From<StreamNumbers> for protobuf::MessageField<api::Stdio> {
     }
 }
 
+/// What a container has in its guest besides what the shared directory shows.
+#[derive(Debug, Default)]
+pub struct InGuest {
+    /// Its disks.
+    pub disks: Vec<api::Disk>,
+    /// What is mounted for it.
+    pub storages: Vec<api::Storage>,
+    /// The container whose PID namespace is its; empty: none.
+    pub joins_pids_of: String,
+}
+
 /// A process of a container, as its guest tells of it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Process {
@@ -163,7 +174,7 @@ impl Agent {
         checked("SetupNetwork", LONG, call.await).map(drop)
     }
 
-    /// Makes a container whose init process waits, with what it has on disks; gives its guest pid.
+    /// Makes a container whose init process waits, with what the guest has for it; gives its guest pid.
     ///
     /// # Errors
     /// See [`Agent::setup_sandbox`].
@@ -172,13 +183,14 @@ impl Agent {
         id: &str,
         spec_json: Vec<u8>,
         streams: StreamNumbers,
-        (disks, storages): (Vec<api::Disk>, Vec<api::Storage>),
+        InGuest { disks, storages, joins_pids_of }: InGuest,
     ) -> Result<u32> {
         let request = api::CreateContainerRequest {
             container_id: id.into(),
             spec_json,
             disks,
             storages,
+            joins_pids_of,
             stdio: streams.into(),
             ..Default::default()
         };

@@ -1,5 +1,7 @@
 //! What the guest calls what the host shows it of a container.
 
+use sha2::{Digest, Sha256};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 /// Where the guest finds a container's root file system.
@@ -20,6 +22,13 @@ pub fn disk(container: &str, index: usize) -> PathBuf {
 /// Where the guest mounts what a container has on disks, by its number.
 pub fn disk_mount(container: &str, index: usize) -> PathBuf {
     Path::new(protocol::ports::DISKS_DIR).join(container).join(format!("mount-{index}"))
+}
+
+/// Where the guest has the memory that stands for what the host has at `source`.
+pub fn memory(source: &Path) -> PathBuf {
+    let digest = Sha256::digest(source.as_os_str().as_bytes());
+    let name: String = digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+    Path::new(protocol::ports::MEMORY_DIR).join(name)
 }
 
 fn shared(container: &str) -> PathBuf {

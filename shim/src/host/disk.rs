@@ -2,8 +2,10 @@
 
 use crate::error::{Error, Result};
 use crate::oci::plan::disks::{Disk, Host, Kind, MountOf, Numbers};
+use crate::oci::plan::shared::Memory;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::stat::{major, minor};
+use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 use std::fs::{self, File, Metadata};
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::AsRawFd;
@@ -27,6 +29,20 @@ impl Host for ThisHost {
         let text = fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/uevent")).ok()?;
         let name = text.lines().find_map(|line| line.strip_prefix("DEVNAME="))?;
         Some(Path::new("/dev").join(name))
+    }
+
+    fn memory(&self, path: &Path) -> Option<Memory> {
+        let size = statfs(path).ok().filter(|all| all.filesystem_type() == TMPFS_MAGIC)?;
+        let (meta, above) = (fs::metadata(path).ok()?, fs::metadata(path.join("..")).ok()?);
+        // A directory of one would be in the same file system as the one above it.
+        if !meta.is_dir() || meta.dev() == above.dev() {
+            return None;
+        }
+        Some(Memory {
+            size: size.blocks().saturating_mul(u64::try_from(size.block_size()).ok()?),
+            mode: meta.mode() & 0o7777,
+            owner: (meta.uid(), meta.gid()),
+        })
     }
 
     fn mount_of(&self, path: &Path) -> MountOf {

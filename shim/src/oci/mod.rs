@@ -5,4 +5,5 @@ pub mod hooks;
 pub mod lenient;
 mod lost;
 pub mod plan;
+pub mod pod;
 pub mod seccomp;

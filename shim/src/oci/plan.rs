@@ -19,11 +19,13 @@
 mod binds;
 pub mod disks;
 mod policy;
+pub mod shared;
 
 use crate::error::{Error, Result};
 use crate::guest::paths as guest_paths;
 use crate::oci::lenient;
 use crate::oci::lost::lost;
+use crate::oci::pod::Part;
 use crate::settings::Settings;
 use binds::Binds;
 pub use binds::{Bind, Owners};
@@ -35,6 +37,7 @@ use oci_spec::runtime::{
 use protocol::machine::{FsConfig, JailConfig, MachineConfig, Size, VsockConfig};
 use protocol::ports;
 use serde::Deserialize;
+use shared::{Surroundings, Volume};
 use std::collections::HashMap;
 use std::path::PathBuf;
 
@@ -68,6 +71,12 @@ pub struct Plan {
     pub binds: Vec<Bind>,
     /// The host's network namespace whose interfaces the guest is to have.
     pub network: Option<PathBuf>,
+    /// The guest's memory that it shares with its pod.
+    pub volumes: Vec<Volume>,
+    /// What it is to its sandbox.
+    pub part: Part,
+    /// Its PID namespace is that of its pod's pause container.
+    pub joins_pids: bool,
     /// What is to be run on the host at the turns of the container's life.
     pub hooks: Hooks,
 }
@@ -111,7 +120,8 @@ pub fn machine(settings: &Settings, uid: u32, console_log: PathBuf) -> MachineCo
     }
 }
 
-/// Plans container `id`, whose root file system is what these mounts give.
+/// Plans container `id`, whose root file system is what these mounts give; process `pid` of the host stands for its
+/// sandbox.
 ///
 /// # Errors
 /// [`Error::InvalidArgument`] naming what the spec lacks or asks that can't be had, [`Error::Unimplemented`] what
@@ -120,19 +130,25 @@ pub fn container(
     id: &str,
     mut spec: Spec,
     mut rootfs: Vec<RootfsMount>,
+    pid: u32,
     host: &dyn Host,
 ) -> Result<Plan> {
     let invalid = |what: &str| Error::InvalidArgument(format!("config.json: {what}"));
     let value = |spec: &Spec| serde_json::to_value(spec).map_err(|e| invalid(&e.to_string()));
     let asked = value(&spec)?;
+    let part = spec.annotations().as_ref().map(Part::of).unwrap_or_default();
     let process = spec.process_mut().as_mut().ok_or_else(|| invalid("no process"))?;
     check_process(process, "config.json")?;
     policy::process(process)?;
     let root = spec.root_mut().as_mut().ok_or_else(|| invalid("no root"))?;
-    let mut binds = Binds::new(id, root.path());
+    let mut binds = Binds::new(id, root.path(), part);
     let mut disks = Disks::default();
     let on_disk = disks.take_root(id, &mut rootfs, host);
     root.set_path(on_disk.unwrap_or_else(|| guest_paths::rootfs(id)));
+    if part != Part::Alone {
+        // The guest has been told the pod's.
+        spec.set_hostname(None).set_domainname(None);
+    }
     // For guests that a runtime makes of such a section alone.
     spec.set_vm(None);
     let mapped = binds::user_namespace(&spec);
@@ -145,8 +161,8 @@ pub fn container(
     disks.take_devices(linux, host);
     let of_network = |n: &&LinuxNamespace| n.typ() == LinuxNamespaceType::Network;
     let network = linux.namespaces().iter().flatten().find(of_network);
-    let network = network.and_then(|n| n.path().clone());
-    plan_linux(linux, &disks)?;
+    let network = network.filter(|n| !shared::is_of(n, pid)).and_then(|n| n.path().clone());
+    let joins_pids = plan_linux(linux, &disks, Surroundings { part, pid })?;
     let hooks = plan_hooks(&mut spec)?;
     let annotations = spec.annotations().clone().unwrap_or_default();
     if hooks.start_container().as_ref().is_none_or(Vec::is_empty) {
@@ -159,10 +175,25 @@ pub fn container(
     let mut left_out = lost(&asked, &planned);
     // These are seen to on the host.
     left_out.retain(|at| {
-        !["/hooks", "/mounts", "/annotations"].iter().any(|on_host| at.starts_with(on_host))
+        !["/hooks", "/mounts", "/annotations", "/hostname"]
+            .iter()
+            .any(|on_host| at.starts_with(on_host))
     });
-    let binds = binds.all;
-    Ok(Plan { spec, spec_json, annotations, left_out, rootfs, disks, binds, network, hooks })
+    let Binds { all: binds, volumes, .. } = binds;
+    Ok(Plan {
+        spec,
+        spec_json,
+        annotations,
+        left_out,
+        rootfs,
+        disks,
+        binds,
+        network,
+        volumes,
+        part,
+        joins_pids,
+        hooks,
+    })
 }
 
 /// Checks one more process of a container: an OCI `process` object, and what of it is for the guest.
@@ -234,7 +265,7 @@ fn is_portable(device: &LinuxDevice) -> bool {
     }
 }
 
-fn plan_linux(linux: &mut Linux, disks: &Disks) -> Result<()> {
+fn plan_linux(linux: &mut Linux, disks: &Disks, around: Surroundings) -> Result<bool> {
     policy::linux(linux)?;
     if let Some(devices) = linux.devices_mut() {
         devices.retain(|device| is_portable(device) || disks.has_device(device));
@@ -244,7 +275,7 @@ fn plan_linux(linux: &mut Linux, disks: &Disks) -> Result<()> {
         disks.retain_limits(resources);
         plan_resources(resources);
     }
-    plan_namespaces(linux)
+    plan_namespaces(linux, around)
 }
 
 fn plan_resources(resources: &mut LinuxResources) {
@@ -302,10 +333,11 @@ fn check_sysctls(linux: &Linux) -> Result<()> {
     Ok(())
 }
 
-fn plan_namespaces(linux: &mut Linux) -> Result<()> {
+fn plan_namespaces(linux: &mut Linux, around: Surroundings) -> Result<bool> {
     let some = |all: &Option<Vec<LinuxIdMapping>>| all.as_ref().is_some_and(|all| !all.is_empty());
     let mapped = some(linux.uid_mappings()) && some(linux.gid_mappings());
     let namespaces = linux.namespaces_mut().as_mut().ok_or_else(no_mount_namespace)?;
+    let joins_pids = shared::take_namespaces(namespaces, around)?;
     for namespace in namespaces.iter_mut() {
         use LinuxNamespaceType::{Ipc, Network, Time, User, Uts};
         if namespace.typ() == User && mapped {
@@ -329,7 +361,7 @@ fn plan_namespaces(linux: &mut Linux) -> Result<()> {
         return Err(no_mount_namespace());
     }
     namespaces.retain(|n| n.path().is_none() && n.typ() != LinuxNamespaceType::Network);
-    Ok(())
+    Ok(joins_pids)
 }
 
 /// Its mounts would be the agent's.

@@ -6,6 +6,7 @@ use crate::guest::paths as guest_paths;
 use crate::host::blocking::blocking;
 use crate::host::disk;
 use crate::oci::plan::disks::{Disk, DiskMount, Disks};
+use crate::oci::plan::shared::{Memory, Volume};
 use protocol::agent as api;
 
 impl Sandbox {
@@ -43,6 +44,23 @@ impl Sandbox {
     pub(super) fn has_disks(&self, id: &str) -> bool {
         self.disks().contains_key(id)
     }
+}
+
+/// The memory that containers of a pod share, for the guest to mount where it has not.
+pub(super) fn memory(volumes: &[Volume]) -> impl Iterator<Item = api::Storage> {
+    volumes.iter().map(|Volume { path, memory: Memory { size, mode, owner: (uid, gid) } }| {
+        let mut options =
+            vec![format!("mode={mode:o}"), format!("uid={uid}"), format!("gid={gid}")];
+        options.extend((*size > 0).then(|| format!("size={size}")));
+        api::Storage {
+            source: "tmpfs".into(),
+            fstype: "tmpfs".into(),
+            options,
+            mount_point: path.display().to_string(),
+            of_sandbox: true,
+            ..Default::default()
+        }
+    })
 }
 
 /// What the guest is to mount from the disks of container `id`.

@@ -1,9 +1,9 @@
 //! Making and deleting containers.
 
-use super::attachments::storages;
+use super::attachments::{memory, storages};
 use super::{NewContainer, ProcessState, Sandbox};
 use crate::error::{Error, Result};
-use crate::guest::agent::{Agent, Process, StreamNumbers};
+use crate::guest::agent::{Agent, InGuest, Process, StreamNumbers};
 use crate::host::blocking::blocking;
 use crate::host::disk::ThisHost;
 use crate::host::storage;
@@ -73,10 +73,12 @@ impl Sandbox {
         let NewContainer { id, spec, bundle, rootfs, stdio } = new;
         let rootfs = rootfs_or_directory(rootfs, &spec);
         let planned = id.clone();
+        let pid = self.pid();
         let plan = blocking("look at what is mounted for", &bundle, move || {
-            plan::container(&planned, spec, rootfs, &ThisHost)
+            plan::container(&planned, spec, rootfs, pid, &ThisHost)
         });
         let plan = plan.await?;
+        let joins_pids_of = self.joins_pids_of(&id, &plan)?;
         if !plan.left_out.is_empty() {
             tracing::info!(
                 "{id}: config.json: of no use in the guest, left out: {}",
@@ -107,7 +109,9 @@ impl Sandbox {
         let (mut numbers, streams) = self.streams(open.wanted()).await?;
         numbers.plain_newlines = plain_newlines;
         let io = open.join(streams);
-        let disks = (disks, storages(&id, &plan.disks));
+        let storages =
+            storages(&id, &plan.disks).into_iter().chain(memory(&plan.volumes)).collect();
+        let has = InGuest { disks, storages, joins_pids_of };
         let Plan { hooks, spec, spec_json, annotations, rootfs, network, .. } = plan;
         // Of a root on a disk the guest alone knows files.
         let read_only = !rootfs.is_empty()
@@ -117,10 +121,7 @@ impl Sandbox {
         let made = async {
             hooks.creating().await?;
             self.join_network(&agent, network.as_deref()).await?;
-            agent
-                .create_container(&id, spec_json, numbers, disks)
-                .await
-                .map_err(named("create"))?;
+            agent.create_container(&id, spec_json, numbers, has).await.map_err(named("create"))?;
             if read_only && let Err(error) = self.make_root_read_only(&id).await {
                 abandon(&agent, &id).await;
                 return Err(error);

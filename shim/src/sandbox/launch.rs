@@ -1,12 +1,12 @@
 //! Starting a sandbox: its directory, its two processes, and the agent's first words.
 
 use super::capacity::Capacity;
-use super::{Inner, Readiness, Sandbox};
+use super::{Inner, Readiness, Sandbox, SandboxSpec};
 use crate::error::{Error, Result};
 use crate::guest::agent::Agent;
 use crate::guest::clock;
 use crate::guest::log::{self as guest_log, Tail};
-use crate::host::cgroup::{Cgroup, Placement};
+use crate::host::cgroup::Cgroup;
 use crate::host::paths::SandboxPaths;
 use crate::host::persist::{self, ProcessId, SandboxState};
 use crate::host::storage;
@@ -40,10 +40,8 @@ pub struct Launch {
     pub paths: SandboxPaths,
     /// Everything else.
     pub settings: Settings,
-    /// Where its processes go; none: they stay where their maker is.
-    pub cgroup: Option<Placement>,
-    /// The guest's host name.
-    pub hostname: String,
+    /// What is its own.
+    pub spec: SandboxSpec,
     /// Takes what there is to tell, until [`Sandbox::stop`] is done.
     pub events: mpsc::UnboundedSender<SandboxEvent>,
 }
@@ -57,13 +55,14 @@ impl Sandbox {
     /// # Errors
     /// The directory is taken, a mount fails, or a program can't be started. Nothing is left then.
     pub fn launch(launch: Launch) -> Result<Self> {
-        let Launch { id, paths, settings, cgroup, hostname, events } = launch;
+        let Launch { id, paths, settings, spec, events } = launch;
+        let hostname = spec.hostname(&id);
         milestone::mark("sandbox-launch", &id);
         let mut undo = Undo::new();
         persist::claim(&paths, OWNER_PATIENCE)?;
         let removed = paths.clone();
         undo.push("remove the sandbox's directory", move || removed.remove());
-        let cgroup = cgroup.filter(|_| settings.cgroups).map(|to| Cgroup::make(&to, &id));
+        let cgroup = spec.cgroup.filter(|_| settings.cgroups).map(|to| Cgroup::make(&to, &id));
         let cgroup = cgroup.transpose()?.flatten().map(Arc::new);
         let made = cgroup.as_ref().map(|cgroup| cgroup.made().clone());
         if let Some(cgroup) = cgroup.clone() {
@@ -124,6 +123,7 @@ impl Sandbox {
             capacity: capacity.into(),
             disks: Mutex::default(),
             network: tokio::sync::Mutex::default(),
+            pod: Mutex::default(),
         }))
     }
 

@@ -10,7 +10,9 @@ mod containers;
 pub mod event;
 mod launch;
 mod network;
+mod pod;
 mod processes;
+mod spec;
 mod stop;
 pub(crate) mod table;
 
@@ -38,6 +40,7 @@ use tokio::sync::{OnceCell, watch};
 pub use launch::Launch;
 pub use processes::NewExec;
 use processes::PendingExecs;
+pub use spec::SandboxSpec;
 
 /// A container to be made.
 #[derive(Debug)]
@@ -97,6 +100,7 @@ struct Inner {
     /// Numbers of the devices, by container.
     disks: Mutex<BTreeMap<String, Vec<u32>>>,
     network: tokio::sync::Mutex<network::Network>,
+    pod: Mutex<pod::Pod>,
 }
 
 impl Sandbox {

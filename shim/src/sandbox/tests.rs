@@ -1,6 +1,7 @@
 //! A sandbox whose VMM and agent are played by the test: the control socket and the ttrpc service are real.
 
 mod network;
+mod pods;
 
 use super::*;
 use crate::io::Endpoint;
@@ -74,6 +75,7 @@ impl AgentService for Guest {
         let spec: Spec = serde_json::from_slice(&request.spec_json).unwrap();
         match spec.process().as_ref().unwrap().args().as_ref().unwrap()[0].as_str() {
             "missing" => refused(ttrpc::Code::INVALID_ARGUMENT, "exec: \"missing\": not found")?,
+            "joins" if request.joins_pids_of != "s" => refused(ttrpc::Code::INTERNAL, "alone")?,
             "late" => {
                 self.late.lock().unwrap().insert(request.container_id, false);
                 // What the caller's side says when its time is over.

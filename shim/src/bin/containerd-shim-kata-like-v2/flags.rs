@@ -25,6 +25,8 @@ pub struct Flags {
     pub config: String,
     /// Server only: `linux.cgroupsPath` of the sandbox's first container.
     pub cgroup: String,
+    /// Server only: the host name of the pod that the sandbox is.
+    pub hostname: String,
     /// Server only: path of the socket that it inherits, to be removed at the end.
     pub socket: String,
     /// `start`, `delete`, or the server's own.
@@ -77,6 +79,7 @@ impl Flags {
             "bundle" => self.bundle = value,
             "ttrpc-address" => self.ttrpc_address = value,
             "config" => self.config = value,
+            "hostname" => self.hostname = value,
             "cgroup" => self.cgroup = value,
             "socket" => self.socket = value,
             // The binary that older containerds let shims call to publish events.

@@ -11,7 +11,7 @@ use crate::task::slot::{Owner, Slot};
 use anyhow::Context;
 use containerd_shim_protos::shim_async::create_task;
 use sandbox::cgroup::Placement;
-use sandbox::{milestone, storage};
+use sandbox::{SandboxSpec, milestone, storage};
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd as _, FromRawFd as _, RawFd};
@@ -93,7 +93,9 @@ async fn serve(flags: &Flags, socket: &Socket) -> anyhow::Result<()> {
 
     let config = (!flags.config.is_empty()).then(|| Path::new(&flags.config).to_path_buf());
     let cgroup = (!flags.cgroup.is_empty()).then(|| Placement::told_by(Path::new(&flags.cgroup)));
-    let owner = Owner { namespace: flags.namespace.clone(), id: flags.id.clone(), cgroup };
+    let hostname = (!flags.hostname.is_empty()).then(|| flags.hostname.clone());
+    let spec = SandboxSpec { hostname, cgroup };
+    let owner = Owner { namespace: flags.namespace.clone(), id: flags.id.clone(), spec };
     let slot = Slot::launch(owner, config, sandbox_events);
     let finished = Arc::new(Notify::new());
     let service = Arc::new(TaskService::new(slot, containers, socket.clone(), finished.clone()));
@@ -168,7 +170,7 @@ mod tests {
     use ttrpc::{Code, Request};
 
     fn owner() -> Owner {
-        Owner { namespace: "ns".into(), id: "s".into(), cgroup: None }
+        Owner { namespace: "ns".into(), id: "s".into(), spec: SandboxSpec::default() }
     }
 
     #[tokio::test]

@@ -4,6 +4,7 @@ use crate::bootstrap::{self, MAX_INPUT, Start};
 use crate::flags::Flags;
 use crate::{server, socket};
 use anyhow::Context;
+use sandbox::pod::{self, Part};
 use sandbox::{bundle, lenient};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
@@ -16,10 +17,6 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-/// By these annotations containers belong to one sandbox, the first that is there counts.
-const GROUP_ANNOTATIONS: [&str; 2] =
-    ["io.kubernetes.cri.sandbox-id", "io.containerd.kata-like.v2.group"];
-
 /// Runs `start`.
 pub fn run(flags: &Flags) -> anyhow::Result<()> {
     protocol::ids::check(&flags.id)?;
@@ -29,12 +26,12 @@ pub fn run(flags: &Flags) -> anyhow::Result<()> {
         std::io::stdin().take(MAX_INPUT).read_to_end(&mut input)?;
     }
     let start = Start::read(&input, flags, std::env::var("TTRPC_ADDRESS").ok())?;
-    let Sandbox { id: sandbox, cgroup } = sandbox_of(Path::new("config.json"), &flags.id)?;
-    let socket = start.socket_dir.join(socket_name(&flags.address, &flags.namespace, &sandbox));
+    let sandbox = sandbox_of(Path::new("config.json"), &flags.id)?;
+    let socket = start.socket_dir.join(socket_name(&flags.address, &flags.namespace, &sandbox.id));
     let address = format!("unix://{}", socket.display());
     let mut server = None;
     if let Some(listener) = socket::listen(&socket)? {
-        match spawn_server(flags, &start, (&sandbox, cgroup), &socket, &listener) {
+        match spawn_server(flags, &start, sandbox, &socket, &listener) {
             Ok(waiting) => server = Some(waiting),
             Err(error) => {
                 let _ = std::fs::remove_file(&socket);
@@ -56,6 +53,8 @@ struct LookedAt {
     #[serde(default)]
     annotations: Option<HashMap<String, String>>,
     #[serde(default)]
+    hostname: Option<String>,
+    #[serde(default)]
     linux: Option<Linux>,
 }
 
@@ -71,6 +70,8 @@ struct Sandbox {
     id: String,
     /// Where the task's cgroup would be.
     cgroup: Option<String>,
+    /// Of a pod.
+    hostname: Option<String>,
 }
 
 /// The sandbox that the task belongs to: of its own id, or of that in an annotation.
@@ -84,10 +85,13 @@ fn sandbox_of(config: &Path, id: &str) -> anyhow::Result<Sandbox> {
     });
     let spec = spec.with_context(|| format!("parse {name}"))?;
     let annotations = spec.annotations.unwrap_or_default();
-    let group = GROUP_ANNOTATIONS.iter().find_map(|name| annotations.get(*name));
-    let sandbox = group.map_or(id, String::as_str);
+    let sandbox = pod::sandbox_id(&annotations).unwrap_or(id);
     protocol::ids::check(sandbox)?;
-    Ok(Sandbox { id: sandbox.into(), cgroup: spec.linux.and_then(|linux| linux.cgroups_path) })
+    Ok(Sandbox {
+        id: sandbox.into(),
+        cgroup: spec.linux.and_then(|linux| linux.cgroups_path),
+        hostname: spec.hostname.filter(|_| Part::of(&annotations) == Part::Pause),
+    })
 }
 
 /// Of fixed length, since a socket's path may have 107 bytes only.
@@ -104,7 +108,7 @@ fn socket_name(address: &str, namespace: &str, sandbox: &str) -> String {
 fn spawn_server(
     flags: &Flags,
     start: &Start,
-    (sandbox, cgroup): (&str, Option<String>),
+    sandbox: Sandbox,
     socket: &Path,
     listener: &UnixListener,
 ) -> anyhow::Result<PipeWriter> {
@@ -112,7 +116,7 @@ fn spawn_server(
     let (answered, answer) = std::io::pipe()?;
     let mut command = Command::new(program);
     command
-        .args(["-namespace", &flags.namespace, "-id", sandbox, "-address", &flags.address])
+        .args(["-namespace", &flags.namespace, "-id", &sandbox.id, "-address", &flags.address])
         .args(["-ttrpc-address", &start.ttrpc_address, "-socket"])
         .arg(socket)
         .stdin(answered)
@@ -124,8 +128,10 @@ fn spawn_server(
     if let Some(config) = &start.config {
         command.arg("-config").arg(config);
     }
-    if let Some(cgroup) = cgroup.filter(|path| !path.is_empty()) {
-        command.arg("-cgroup").arg(cgroup);
+    for (flag, value) in [("-cgroup", sandbox.cgroup), ("-hostname", sandbox.hostname)] {
+        if let Some(value) = value.filter(|value| !value.is_empty()) {
+            command.arg(flag).arg(value);
+        }
     }
     command.arg(server::ACTION);
     let fd = listener.as_raw_fd();
@@ -167,6 +173,14 @@ mod tests {
         let endless = sandbox_of(&config, "c1").unwrap_err().to_string();
         assert!(endless.contains("longer than"), "{endless}");
         std::fs::remove_file(&config).unwrap();
+        let named = |kind: &str| {
+            let text = format!(
+                r#"{{"hostname":"web","annotations":{{"io.kubernetes.cri.container-type":"{kind}"}}}}"#
+            );
+            std::fs::write(&config, text).unwrap();
+            sandbox_of(&config, "c1").unwrap().hostname
+        };
+        assert_eq!((named("sandbox").as_deref(), named("container")), (Some("web"), None));
         let broken = format!("{:#}", sandbox("{").unwrap_err());
         assert!(broken.contains("config.json"), "{broken}");
     }
@@ -182,7 +196,10 @@ mod tests {
         let text =
             br#"{"Annotations":{"a":null,"io.kubernetes.cri.sandbox-id":"pod1"},"hostname":"a",
             "hostname":"b","Linux":{"CgroupsPath":"/c"}} and more"#;
-        assert_eq!(sandbox(text), Sandbox { id: "pod1".into(), cgroup: Some("/c".into()) });
+        assert_eq!(
+            sandbox(text),
+            Sandbox { id: "pod1".into(), cgroup: Some("/c".into()), hostname: None }
+        );
         assert_eq!(sandbox(b"{\"hostname\":\"\xff\"}").id, "c1");
     }
 

@@ -9,9 +9,11 @@
 //! - A destination may begin with the path of the container's root.
 
 use super::disks::Host;
+use super::shared::{self, Volume};
 use crate::error::{Error, Result};
 use crate::guest::paths as guest_paths;
 use crate::oci::bundle::is_bind;
+use crate::oci::pod::Part;
 use oci_spec::runtime::{LinuxIdMapping, LinuxNamespaceType, Mount, Spec};
 use std::path::{Component, Path, PathBuf};
 
@@ -49,12 +51,16 @@ pub(super) struct Binds {
     root: PathBuf,
     /// To be shown in the container's part of the shared directory, by index.
     pub all: Vec<Bind>,
+    /// The guest's memory in place of the host's.
+    pub volumes: Vec<Volume>,
+    part: Part,
 }
 
 impl Binds {
     /// None yet, of a container with this root on the host.
-    pub fn new(id: &str, root: &Path) -> Self {
-        Self { id: id.to_owned(), root: root.to_owned(), all: Vec::new() }
+    pub fn new(id: &str, root: &Path, part: Part) -> Self {
+        let (id, root) = (id.to_owned(), root.to_owned());
+        Self { id, root, all: Vec::new(), volumes: Vec::new(), part }
     }
 
     /// Makes a mount of the spec's one of the guest's.
@@ -91,6 +97,12 @@ impl Binds {
         }
         let of_host = host.mount_of(&source);
         inherit(mount.options_mut().get_or_insert_default(), &of_host.options, mapped.is_some());
+        let volume = shared::volume(self.part, mount, &source, host);
+        if let Some(volume) = volume.filter(|_| owners.is_none()) {
+            mount.set_source(Some(volume.path.clone()));
+            self.volumes.push(volume);
+            return Ok(());
+        }
         let has = |option: &str| mount.options().iter().flatten().any(|o| o == option);
         let (recursive, read_only_below) = (has("rbind"), has("rro"));
         let read_only = has("ro") || read_only_below;

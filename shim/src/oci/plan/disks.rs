@@ -8,6 +8,7 @@
 //!   all that the host has, and get none. A rule for a block device that the container does not get is left out.
 
 use super::RootfsMount;
+use super::shared::Memory;
 use crate::error::{Error, Result};
 use crate::guest::paths as guest_paths;
 use crate::oci::bundle::is_bind;
@@ -45,6 +46,8 @@ pub trait Host {
     fn block_device(&self, numbers: Numbers) -> Option<PathBuf>;
     /// The mount that a path is on.
     fn mount_of(&self, path: &Path) -> MountOf;
+    /// What is mounted there, if that is the whole of a file system in memory.
+    fn memory(&self, path: &Path) -> Option<Memory>;
 }
 
 /// Of the host's mount that a path is on.

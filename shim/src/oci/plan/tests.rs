@@ -1,8 +1,12 @@
 use super::disks::{Disk, DiskMount, Kind, MountOf, Numbers};
+use super::shared::Memory;
 use super::*;
 use oci_spec::runtime::LinuxDeviceCgroup;
 use serde_json::json;
 use std::path::Path;
+
+/// The process that stands for the sandbox.
+const VMM: u32 = 4711;
 
 /// A host with a device, 8:16, and an image.
 struct TestHost;
@@ -20,13 +24,18 @@ impl Host for TestHost {
         (numbers == (8, 16)).then(|| "/dev/sdb".into())
     }
 
+    fn memory(&self, path: &Path) -> Option<Memory> {
+        let there = path.starts_with("/tmpfs");
+        there.then_some(Memory { size: 4096, mode: 0o1777, owner: (7, 8) })
+    }
+
     fn mount_of(&self, path: &Path) -> MountOf {
         MountOf { mounts_below: path == Path::new("/mounted"), ..MountOf::default() }
     }
 }
 
 fn container(id: &str, spec: Spec) -> Result<Plan> {
-    super::container(id, spec, Vec::new(), &TestHost)
+    super::container(id, spec, Vec::new(), VMM, &TestHost)
 }
 
 fn spec(change: impl FnOnce(&mut serde_json::Value)) -> Spec {
@@ -395,7 +404,7 @@ fn a_root_on_a_device_or_an_image_is_mounted_in_the_guest() {
             options: words(options),
             ..Default::default()
         };
-        super::container("c1", spec(|_| ()), vec![layer], &TestHost).unwrap()
+        super::container("c1", spec(|_| ()), vec![layer], VMM, &TestHost).unwrap()
     };
     let plan = root("ext4", "/dev/sdb", &["rw", "discard"]);
     assert!(plan.rootfs.is_empty());
@@ -519,4 +528,83 @@ fn limits_of_block_io_are_kept_for_disks() {
     assert!(update(updated.as_bytes()).unwrap().block_io().is_some());
     let refused = update(br#"{"blockIO": {"weight": 10}}"#).unwrap_err().to_string();
     assert!(refused.contains("/blockIO"), "{refused}");
+}
+
+fn of_pod(kind: &str, change: impl FnOnce(&mut serde_json::Value)) -> Result<Plan> {
+    let spec = spec(|v| {
+        v["annotations"] = json!({"io.kubernetes.cri.container-type": kind});
+        v["linux"]["namespaces"] = json!([{"type": "pid"}, {"type": "ipc"}, {"type": "uts"},
+            {"type": "mount"}, {"type": "network", "path": "/run/netns/n"}]);
+        change(v);
+    });
+    container("c1", spec)
+}
+
+fn namespaces(plan: &Plan) -> Vec<String> {
+    let all = plan.spec.linux().as_ref().unwrap().namespaces().iter().flatten();
+    all.map(|namespace| namespace.typ().to_string()).collect()
+}
+
+#[test]
+fn a_pods_pause_container_is_in_the_guests_namespaces_as_the_others_are() {
+    let pause = of_pod("sandbox", |v| v["linux"]["sysctl"]["kernel.shmmni"] = "7".into()).unwrap();
+    assert_eq!(namespaces(&pause), ["pid", "mnt"]);
+    assert_eq!((pause.part, pause.joins_pids), (Part::Pause, false));
+    assert!(pause.spec.hostname().is_none(), "the guest has it");
+    assert!(!pause.left_out.contains(&"/hostname".to_owned()));
+    let path = |kind: &str| json!({"type": kind, "path": format!("/proc/{VMM}/ns/{kind}")});
+    let member = |pid: serde_json::Value| {
+        of_pod("container", |v| {
+            v["linux"]["namespaces"] = json!([pid, {"type": "mount"}, path("ipc"), path("uts"),
+                {"type": "network", "path": format!("/proc/{VMM}/ns/net")}]);
+        })
+    };
+    let own = member(json!({"type": "pid"})).unwrap();
+    assert_eq!((namespaces(&own), own.joins_pids), (words(&["pid", "mnt"]), false));
+    let joined = member(path("pid")).unwrap();
+    assert_eq!(
+        (pause.network.as_deref(), joined.network.as_deref()),
+        (Some(Path::new("/run/netns/n")), None)
+    );
+    assert_eq!((namespaces(&joined), joined.joins_pids), (words(&["mnt"]), true));
+    let others = member(json!({"type": "pid", "path": "/proc/1/ns/pid"})).unwrap_err().to_string();
+    assert!(others.contains("/proc/1/ns/pid"), "{others}");
+}
+
+#[test]
+fn a_pod_in_the_hosts_network_or_ipc_namespace_is_refused() {
+    for (kind, word) in [("network", "network"), ("ipc", "IPC")] {
+        let error = of_pod("sandbox", |v| {
+            let all = v["linux"]["namespaces"].as_array_mut().unwrap();
+            all.retain(|namespace| namespace["type"] != kind);
+        });
+        let error = error.unwrap_err();
+        let text = error.to_string();
+        assert!(matches!(error, Error::Unimplemented(_)) && text.contains(word), "{text}");
+    }
+}
+
+#[test]
+fn memory_of_a_pods_is_the_guests_and_shared_by_its_containers() {
+    let plan = |kind: &str, source: &str, to: &str| {
+        let mount = json!({"destination": to, "type": "bind", "source": source,
+            "options": ["rbind", "ro"]});
+        of_pod(kind, |v| v["mounts"] = json!([mount])).unwrap()
+    };
+    let source = |plan: &Plan| plan.spec.mounts().as_ref().unwrap()[0].source().clone().unwrap();
+    let pause = plan("sandbox", "/tmpfs/shm", "/dev/shm");
+    let member = plan("container", "/tmpfs/shm", "/dev/shm");
+    assert_eq!(source(&pause), source(&member));
+    assert!(source(&pause).starts_with("/run/kata-like/memory"));
+    assert!(member.binds.is_empty() && member.volumes == pause.volumes);
+    assert_eq!(member.volumes[0].memory.size, 4096);
+    let empty_dir = "/tmpfs/volumes/kubernetes.io~empty-dir/cache";
+    let cache = plan("container", empty_dir, "/cache");
+    assert_ne!(source(&cache), source(&member));
+    let others = [
+        plan("container", "/tmpfs/volumes/kubernetes.io~secret/key", "/key"),
+        plan("container", "/disk/volumes/kubernetes.io~empty-dir/cache", "/cache"),
+        plan("neither", "/tmpfs/shm", "/dev/shm"),
+    ];
+    assert!(others.iter().all(|plan| plan.volumes.is_empty() && plan.binds.len() == 1));
 }

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 crate::cases!(crate::Scope::Once; catches_a_planted_leak, catches_growing_descriptors);
 
 /// Directories whose entries come and go with sandboxes: path, and how deep the entries lie.
-const WATCHED: [(&str, usize); 13] = [
+const WATCHED: [(&str, usize); 17] = [
     ("/run/kata-like", 2),
     ("/run/kata-like-cli", 1),
     ("/run/kata-like-uids", 1),
@@ -27,6 +27,10 @@ const WATCHED: [(&str, usize); 13] = [
     ("/run/containerd-2.4/io.containerd.runtime.v2.task", 2),
     ("/var/lib/containerd/io.containerd.runtime.v2.task", 2),
     ("/var/lib/containerd-2.4/io.containerd.runtime.v2.task", 2),
+    ("/run/containerd/io.containerd.grpc.v1.cri", 2),
+    ("/run/containerd-2.4/io.containerd.grpc.v1.cri", 2),
+    ("/var/lib/containerd/io.containerd.grpc.v1.cri", 2),
+    ("/var/lib/containerd-2.4/io.containerd.grpc.v1.cri", 2),
     ("/dev/shm", 1),
     ("/run/netns", 1),
     ("/sys/class/net", 1),
@@ -145,7 +149,10 @@ fn processes(held: &mut BTreeSet<String>) -> Result<()> {
 fn mounts(held: &mut BTreeSet<String>) -> Result<()> {
     for line in fs::read_to_string("/proc/self/mountinfo")?.lines() {
         let point = line.split(' ').nth(4).unwrap_or_default();
-        if point.contains("kata-like") || point.contains("runtime.v2.task") {
+        if point.contains("kata-like")
+            || point.contains("runtime.v2.task")
+            || point.contains("v1.cri")
+        {
             held.insert(format!("mount {point}"));
         }
     }

@@ -34,6 +34,7 @@ mod oci;
 mod odd_files;
 mod outage;
 mod pause;
+mod pods;
 mod programs;
 mod ptrace;
 mod report;
@@ -233,6 +234,7 @@ fn choose(arguments: &Arguments) -> Result<Vec<(Version, Case)>> {
         lifecycle::cases,
         logs::cases,
         pause::cases,
+        pods::cases,
         update::cases,
         memory::cases,
         network::cases,

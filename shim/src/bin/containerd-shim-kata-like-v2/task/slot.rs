@@ -1,28 +1,24 @@
 //! The sandbox of a shim: launched before containerd asks for it, and anew if it asks for another configuration.
 
-use sandbox::cgroup::Placement;
 use sandbox::config::Config;
 use sandbox::event::SandboxEvent;
 use sandbox::paths::SandboxPaths;
 use sandbox::settings::Settings;
-use sandbox::{Error, Launch, Result, Sandbox};
+use sandbox::{Error, Launch, Result, Sandbox, SandboxSpec};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio::sync::mpsc;
 
-/// Longest host name that Linux takes.
-const MAX_HOSTNAME: usize = 64;
-
-/// Whose sandbox it is, and where its processes go.
+/// Whose sandbox it is, and what it has of its own.
 #[derive(Debug, Clone)]
 pub struct Owner {
     /// containerd's namespace.
     pub namespace: String,
     /// The sandbox's id.
     pub id: String,
-    /// The host's cgroup.
-    pub cgroup: Option<Placement>,
+    /// What its first container's spec says of it.
+    pub spec: SandboxSpec,
 }
 
 /// Holds the sandbox.
@@ -151,7 +147,7 @@ fn note(state: &Path) -> Result<()> {
 }
 
 fn launch(
-    Owner { namespace, id, cgroup }: &Owner,
+    Owner { namespace, id, spec }: &Owner,
     config: Option<&PathBuf>,
     events: &mpsc::UnboundedSender<SandboxEvent>,
 ) -> Launched {
@@ -160,10 +156,9 @@ fn launch(
         note(&settings.state)?;
         Sandbox::launch(Launch {
             id: id.clone(),
-            cgroup: cgroup.clone(),
+            spec: spec.clone(),
             paths: SandboxPaths::new(&settings.state, namespace, id)?,
             settings,
-            hostname: id.chars().take(MAX_HOSTNAME).collect(),
             events: events.clone(),
         })
     });

@@ -19,7 +19,7 @@ use oci_spec::runtime::Spec;
 use sandbox::cgroup::Placement;
 use sandbox::io::{Endpoint, Stdio};
 use sandbox::settings::Settings;
-use sandbox::{Launch, NewContainer, Sandbox, storage};
+use sandbox::{Launch, NewContainer, Sandbox, SandboxSpec, storage};
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -27,9 +27,6 @@ use std::time::Duration;
 
 /// How long a killed container may take to end before its sandbox is ended under it.
 const GIVING_UP: Duration = Duration::from_secs(10);
-
-/// Longest host name that Linux takes.
-const MAX_HOSTNAME: usize = 64;
 
 /// A container to be made of a bundle.
 pub(crate) struct Birth {
@@ -88,11 +85,11 @@ pub(crate) fn launch(
     cgroup: Option<Placement>,
 ) -> Result<Sandbox> {
     let id = home.id().to_owned();
-    let hostname = id.chars().take(MAX_HOSTNAME).collect();
     // Nobody to tell: there is one container, and it is waited for.
     let (events, _) = tokio::sync::mpsc::unbounded_channel();
     let paths = home.sandbox()?;
-    Ok(Sandbox::launch(Launch { id, paths, settings, cgroup, hostname, events })?)
+    let spec = SandboxSpec { hostname: None, cgroup };
+    Ok(Sandbox::launch(Launch { id, paths, settings, spec, events })?)
 }
 
 /// Makes a sandbox's one container, to be found and asked for by other commands from here on.

@@ -1,0 +1,96 @@
+//! What the containers of a pod share: their sandbox has it, and so the guest.
+//!
+//! - Network, IPC and UTS are the guest's own; of the pause container, which would make new ones, as well.
+//! - A PID namespace is a container's own, or the pause container's where the spec names that of the process which
+//!   stands for the sandbox on the host.
+//! - Memory of the host's that engines give a pod (`/dev/shm`, an emptyDir in memory) is memory of the guest: what one
+//!   container maps of it the others see. It is as large as the host's, and the host's stays empty. Secrets are in
+//!   memory as well, but have contents: they are shown as any directory.
+
+use super::disks::Host;
+use crate::error::{Error, Result};
+use crate::guest::paths as guest_paths;
+use crate::oci::pod::Part;
+use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Mount};
+use std::path::{Path, PathBuf};
+
+/// What a plan has to know of the container's sandbox.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Surroundings {
+    /// What the container is in it.
+    pub part: Part,
+    /// The host's process that stands for it; 0: nobody knows of one.
+    pub pid: u32,
+}
+
+/// A file system in the host's memory, whole.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Memory {
+    /// Bytes; 0: no limit.
+    pub size: u64,
+    /// Permissions of its root.
+    pub mode: u32,
+    /// Owner and group of its root.
+    pub owner: (u32, u32),
+}
+
+/// Memory of the guest that its containers share.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Volume {
+    /// In the guest.
+    pub path: PathBuf,
+    /// What it is like.
+    pub memory: Memory,
+}
+
+/// Where kubelet keeps emptyDirs.
+const EMPTY_DIR: &str = "kubernetes.io~empty-dir";
+
+/// The volume that stands for the source of a bind mount in a pod, if one does.
+pub(super) fn volume(part: Part, mount: &Mount, source: &Path, host: &dyn Host) -> Option<Volume> {
+    let is_shm = mount.destination() == Path::new("/dev/shm");
+    let is_empty_dir = || source.components().any(|name| name.as_os_str() == EMPTY_DIR);
+    if part == Part::Alone || !(is_shm || is_empty_dir()) {
+        return None;
+    }
+    let memory = host.memory(source)?;
+    Some(Volume { path: guest_paths::memory(source), memory })
+}
+
+/// Whether it is a namespace of the process that stands for the sandbox, so the sandbox's own.
+pub(super) fn is_of(namespace: &LinuxNamespace, pid: u32) -> bool {
+    let files = namespace.path().as_deref().and_then(Path::parent);
+    pid != 0 && files == Some(Path::new(&format!("/proc/{pid}/ns")))
+}
+
+/// Takes the namespaces that the container shares with its sandbox out of those of its spec. Gives whether it joins
+/// the PID namespace of the pause container.
+///
+/// # Errors
+/// [`Error::Unimplemented`] for a pod in the host's own network or IPC namespace.
+pub(super) fn take_namespaces(
+    namespaces: &mut Vec<LinuxNamespace>,
+    around: Surroundings,
+) -> Result<bool> {
+    use LinuxNamespaceType::{Ipc, Network, Pid, Uts};
+    let joins = |n: &LinuxNamespace| n.typ() == Pid && is_of(n, around.pid);
+    let mut joined = false;
+    match around.part {
+        Part::Alone => {}
+        Part::Member => {
+            joined = namespaces.iter().any(joins);
+            namespaces.retain(|namespace| !joins(namespace));
+        }
+        Part::Pause => {
+            for (kind, word) in [(Network, "network"), (Ipc, "IPC")] {
+                if !namespaces.iter().any(|namespace| namespace.typ() == kind) {
+                    return Err(Error::Unimplemented(format!(
+                        "config.json: /linux/namespaces: a pod in a machine can't be in the host's {word} namespace"
+                    )));
+                }
+            }
+            namespaces.retain(|namespace| !matches!(namespace.typ(), Ipc | Uts));
+        }
+    }
+    Ok(joined)
+}

@@ -1,0 +1,223 @@
+//! Pods by way of containerd's CRI: several containers in one machine, as runc has them on one kernel.
+
+mod pod;
+
+use crate::command::DEADLINE;
+use crate::context::Context;
+use crate::{command, leaks};
+use anyhow::{Context as _, Result, bail, ensure};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use pod::{Member, OURS, Pod, RUNC, crictl};
+use serde_json::{Value, json};
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+crate::cases!(
+    crate::Scope::EachContainerd;
+    containers_share_what_a_pod_shares,
+    a_container_comes_and_goes_while_the_pod_lives;
+    crate::Scope::Once;
+    each_has_pids_of_its_own_where_the_pod_says_so,
+    what_is_only_the_hosts_is_refused,
+    the_end_of_any_of_our_processes_is_every_containers,
+    its_processes_are_in_the_pods_cgroup,
+    volumes_are_seen_as_kubelet_changes_them_and_memory_is_shared,
+    many_at_once_leave_nothing,
+);
+
+/// PID namespaces of their own.
+fn own_pids() -> Value {
+    json!({"linux": {"security_context": {"namespace_options": {"pid": 1}}}})
+}
+
+/// Says the same of a pod on both handlers.
+fn same_on_both(context: &Context, look: fn(&Pod) -> Result<String>) -> Result<String> {
+    let mut said = Vec::new();
+    for handler in [RUNC, OURS] {
+        let pod = Pod::run(context, handler, &Value::Null)?;
+        said.push(look(&pod).with_context(|| handler.to_owned())?);
+        pod.remove()?;
+    }
+    ensure!(said[0] == said[1], "runc says {:?}, ours {:?}", said[0], said[1]);
+    Ok(said.remove(0))
+}
+
+fn containers_share_what_a_pod_shares(context: &Context) -> Result<()> {
+    let said = same_on_both(context, |pod| {
+        let serve = "echo on localhost > /dev/shm/file; nc -l -p 80 < /dev/shm/file";
+        let first = pod.start(&["sh", "-c", serve], &Value::Null)?;
+        let second = pod.sleeper()?;
+        // Of the memory that they share, of the network, of processes, and the pod's name.
+        second.await_line("cat /dev/shm/file", "on localhost")?;
+        let mut said = vec![second.sh("nc 127.0.0.1 80 < /dev/null")?];
+        ensure!(first.ended()? == 0);
+        for line in [
+            "hostname; cat /proc/sys/kernel/hostname",
+            "df /dev/shm | awk 'NR > 1 {print $2}'; stat -c %a /dev/shm",
+            "ps | awk '{print $2, $3, $4, $5}' | grep -v -e ps -e awk -e grep",
+            "echo 7 > /proc/sys/kernel/shmmni 2>&1; readlink /proc/1/ns/ipc | wc -l",
+            "id; pwd; cat /etc/hosts; cat /etc/resolv.conf",
+        ] {
+            said.push(second.sh(line)?);
+        }
+        Ok(said.join("\n"))
+    })?;
+    for words in ["on localhost", "in-a-pod\nin-a-pod", "65536\n1777", "sh -c trap"] {
+        ensure!(said.contains(words), "no {words:?}: {said}");
+    }
+    Ok(())
+}
+
+fn a_container_comes_and_goes_while_the_pod_lives(context: &Context) -> Result<()> {
+    let pod = Pod::run(context, OURS, &Value::Null)?;
+    let lived = |container: &Member| container.sh("ps | grep -c '[s]leep 1000000'");
+    for round in 0..2 {
+        // The sole container is restarted: between them there is none but the pause container.
+        let said = format!("round {round}");
+        let container = pod.start(&["sh", "-c", &format!("echo {said}; exit 7")], &Value::Null)?;
+        ensure!(container.ended()? == 7);
+        ensure!(container.log()? == said, "{:?}", container.log()?);
+        container.remove()?;
+    }
+    let (first, second) = (pod.sleeper()?, pod.sleeper()?);
+    let before = lived(&second)?;
+    first.remove()?;
+    let after = lived(&second)?;
+    ensure!((&*before, &*after) == ("4", "3"), "{before} slept, then {after}");
+    let stats = crictl(context, &["stats", "--output", "json", &second.id])?.expect_code(0)?;
+    let stats: Value = serde_json::from_str(&stats.text())?;
+    let used = stats["stats"][0]["memory"]["workingSetBytes"]["value"].as_str();
+    ensure!(used.is_some_and(|bytes| bytes.parse::<u64>().is_ok_and(|b| b > 0)), "{stats}");
+    pod.remove()
+}
+
+fn each_has_pids_of_its_own_where_the_pod_says_so(context: &Context) -> Result<()> {
+    let pod = Pod::run(context, OURS, &own_pids())?;
+    let container = pod.start(&["sleep", "1000000"], &own_pids())?;
+    let first = container.sh("tr '\\0' ' ' < /proc/1/cmdline")?;
+    ensure!(first.trim() == "sleep 1000000", "{first:?}");
+    let target = json!({"linux": {"security_context": {"namespace_options":
+        {"pid": 3, "target_id": container.id}}}});
+    let refused = match pod.start(&["true"], &target) {
+        Ok(_) => bail!("a container joined another's PID namespace"),
+        Err(error) => format!("{error:#}"),
+    };
+    ensure!(refused.contains("another container's can't be joined"), "{refused}");
+    pod.remove()
+}
+
+fn what_is_only_the_hosts_is_refused(context: &Context) -> Result<()> {
+    for (kind, words) in [("network", "host's network namespace"), ("ipc", "host's IPC namespace")]
+    {
+        let options = json!({"linux": {"security_context": {"namespace_options": {kind: 2}}}});
+        match Pod::run(context, OURS, &options) {
+            Ok(_) => bail!("a pod in the {words} was made"),
+            Err(error) => ensure!(format!("{error:#}").contains(words), "{error:#}"),
+        }
+    }
+    Ok(())
+}
+
+/// Three containers, and then none of them; containerd knows what became of each.
+fn the_end_of_any_of_our_processes_is_every_containers(context: &Context) -> Result<()> {
+    for program in ["containerd-shim-kata-like-v2", "kata-like-vmm", "kata-like-fs"] {
+        let pod = Pod::run(context, OURS, &Value::Null)?;
+        let members = [pod.sleeper()?, pod.sleeper()?, pod.sleeper()?];
+        let pid = crate::confinement::pid_of(program)?;
+        kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL)?;
+        for member in &members {
+            let code = member.ended().with_context(|| program.to_owned())?;
+            ensure!(code != 0, "after the end of {program} a container ended with {code}");
+        }
+        command::eventually("the pod is not ready", DEADLINE, || {
+            Ok(pod.state()? != "SANDBOX_READY")
+        })
+        .with_context(|| program.to_owned())?;
+        pod.remove().with_context(|| program.to_owned())?;
+        command::eventually("no process is left", DEADLINE, || {
+            Ok(leaks::our_processes()?.is_empty())
+        })?;
+    }
+    Ok(())
+}
+
+fn its_processes_are_in_the_pods_cgroup(context: &Context) -> Result<()> {
+    let pod = Pod::run(context, OURS, &Value::Null)?;
+    let _container = pod.sleeper()?;
+    let below = format!("/{}/", pod.cgroup().file_name().context("a name")?.display());
+    for (pid, line) in leaks::our_processes()? {
+        let cgroup = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
+        ensure!(cgroup.contains(&below), "{line} is in {cgroup}");
+    }
+    pod.remove()
+}
+
+/// A mount that goes with the test.
+struct Mounted(PathBuf);
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = umount2(&self.0, MntFlags::MNT_DETACH);
+    }
+}
+
+fn volumes_are_seen_as_kubelet_changes_them_and_memory_is_shared(context: &Context) -> Result<()> {
+    let directory = Path::new("/tmp").join(context.fresh_id());
+    let volumes = directory.join("volumes");
+    let (map, cache) = (
+        volumes.join("kubernetes.io~configmap/map"),
+        volumes.join("kubernetes.io~empty-dir/cache"),
+    );
+    for (version, text) in [("..1", "old"), ("..2", "new")] {
+        fs::create_dir_all(map.join(version))?;
+        fs::write(map.join(version).join("key"), text)?;
+    }
+    symlink("..1", map.join("..data"))?;
+    symlink("..data/key", map.join("key"))?;
+    fs::create_dir_all(&cache)?;
+    let flags = MsFlags::empty();
+    mount(Some("tmpfs"), &cache, Some("tmpfs"), flags, Some("size=1m,mode=0777"))?;
+    let mounted = Mounted(cache.clone());
+    // Before it, as kubelet mounts them; the lab's mounts are not told to other namespaces later.
+    let pod = Pod::run(context, OURS, &Value::Null)?;
+    let mounts = json!({"mounts": [
+        {"container_path": "/map", "host_path": map, "readonly": true},
+        {"container_path": "/cache", "host_path": cache},
+    ]});
+    let (first, second) =
+        (pod.start(&["sleep", "1000000"], &mounts)?, pod.start(&["sleep", "1000000"], &mounts)?);
+    let said = first.sh("cat /map/key; echo shared > /cache/file; stat -c %a /cache")?;
+    ensure!(said == "old777", "{said:?}");
+    symlink("..2", map.join("..new"))?;
+    fs::rename(map.join("..new"), map.join("..data"))?;
+    let said = second.sh("cat /map/key /cache/file; df /cache | awk 'NR > 1 {print $2}'")?;
+    ensure!(said == "newshared\n1024", "{said:?}");
+    ensure!(fs::read_dir(&cache)?.count() == 0, "the memory is the host's");
+    // What it holds outlives the containers.
+    first.remove()?;
+    second.remove()?;
+    let third = pod.start(&["cat", "/cache/file"], &mounts)?;
+    ensure!(third.ended()? == 0 && third.log()? == "shared", "{:?}", third.log()?);
+    pod.remove()?;
+    drop(mounted);
+    Ok(fs::remove_dir_all(directory)?)
+}
+
+fn many_at_once_leave_nothing(context: &Context) -> Result<()> {
+    std::thread::scope(|scope| {
+        let life = || {
+            let pod = Pod::run(context, OURS, &Value::Null)?;
+            let containers = [pod.sleeper()?, pod.sleeper()?];
+            let names = containers.iter().map(|one| one.sh("hostname"));
+            let names: Vec<_> = names.collect::<Result<_>>()?;
+            ensure!(names == ["in-a-pod", "in-a-pod"], "{names:?}");
+            pod.remove()
+        };
+        let lives: Vec<_> = (0..context.many.div_ceil(2)).map(|_| scope.spawn(life)).collect();
+        let ends = lives.into_iter().map(|life| life.join().unwrap_or_else(|_| bail!("panicked")));
+        ends.collect::<Result<()>>()
+    })
+}
