@@ -70,6 +70,9 @@ impl AgentError {
     }
 }
 
+/// Most of an error's text that is told, bytes.
+const MAX_TEXT: usize = 8192;
+
 impl From<AgentError> for ttrpc::Error {
     fn from(error: AgentError) -> Self {
         let mut text = error.to_string();
@@ -78,6 +81,10 @@ impl From<AgentError> for ttrpc::Error {
             text = format!("{text}: {cause}");
             source = cause.source();
         }
+        // A spec may have words of any length, and an answer has not.
+        let end = text.char_indices().map(|(at, c)| at + c.len_utf8());
+        let end = end.take_while(|end| *end <= MAX_TEXT).last().unwrap_or_default();
+        text.truncate(end);
         ttrpc::Error::RpcStatus(ttrpc::get_status(error.code(), text))
     }
 }
@@ -85,6 +92,13 @@ impl From<AgentError> for ttrpc::Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_long_text_is_cut() {
+        let error = AgentError::WrongState("é".repeat(MAX_TEXT));
+        let ttrpc::Error::RpcStatus(status) = error.into() else { panic!("not a status") };
+        assert!((MAX_TEXT - 1..=MAX_TEXT).contains(&status.message.len()));
+    }
 
     #[test]
     fn the_caller_gets_the_code_and_the_whole_chain() {

@@ -12,8 +12,8 @@ use crate::work::deadline::Deadline;
 use async_trait::async_trait;
 use protocol::agent::{
     Clock, ClockSet, ContainerRef, ContainerStateResponse, ContainerStatsResponse,
-    CreateContainerRequest, Empty, ExecProcessRequest, ListProcessesResponse, OutOfMemory,
-    ProcessExit, ProcessRef, ProcessStarted, ResizeTerminalRequest, SandboxCapacity,
+    CreateContainerRequest, Empty, ExecProcessRequest, ListProcessesRequest, ListProcessesResponse,
+    OutOfMemory, ProcessExit, ProcessRef, ProcessStarted, ResizeTerminalRequest, SandboxCapacity,
     SetupNetworkRequest, SetupSandboxRequest, SignalProcessRequest, UpdateContainerRequest,
     WaitOutOfMemoryRequest,
 };
@@ -177,10 +177,11 @@ impl Agent for Service {
     async fn list_processes(
         &self,
         _: &TtrpcContext,
-        request: ContainerRef,
+        request: ListProcessesRequest,
     ) -> ttrpc::Result<ListProcessesResponse> {
-        let processes = self.containers.processes(&request.container_id).await?;
-        Ok(ListProcessesResponse { processes, ..ListProcessesResponse::default() })
+        let (id, after) = (&request.container_id, request.after);
+        let (processes, more) = self.containers.processes(id, after).await?;
+        Ok(ListProcessesResponse { processes, more, ..ListProcessesResponse::default() })
     }
 
     async fn pause_container(

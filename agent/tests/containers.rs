@@ -3,6 +3,7 @@
 mod support;
 
 use nix::sys::signal::{Signal, kill};
+use protocol::agent::ListProcessesRequest;
 use serde_json::json;
 use std::io::Read as _;
 use std::process::Command;
@@ -122,6 +123,10 @@ async fn what_libcontainer_fails_at_is_named() {
     assert!(text.contains("kernel.shmmax=no number"), "{text}");
 }
 
+fn all_of(id: &str) -> ListProcessesRequest {
+    ListProcessesRequest { container_id: id.into(), ..ListProcessesRequest::default() }
+}
+
 #[tokio::test]
 async fn execs_are_listed_signalled_and_deleted() {
     let agent = start();
@@ -135,11 +140,15 @@ async fn execs_are_listed_signalled_and_deleted() {
     assert_eq!(&here, b"here\n");
     let again = agent.exec(&id, "e", shell("true"), &streams).await;
     assert_eq!(code(again).0, Code::ALREADY_EXISTS);
-    let list = agent.client.list_processes(context(), &container(&id)).await.unwrap();
+    let list = agent.client.list_processes(context(), &all_of(&id)).await.unwrap();
     assert_eq!(list.processes.len(), 2);
     let named: Vec<_> = list.processes.iter().filter(|p| p.exec_id == "e").collect();
     assert_eq!(named.len(), 1);
     assert_eq!(named[0].pid, pid);
+    let mut rest = all_of(&id);
+    rest.after = list.processes[0].pid;
+    let rest = agent.client.list_processes(context(), &rest).await.unwrap();
+    assert_eq!((rest.processes.len(), rest.processes[0].pid, rest.more), (1, pid, false));
     let running = agent.client.delete_process(context(), &process_ref(&id, "e")).await;
     assert_eq!(code(running).0, Code::FAILED_PRECONDITION);
     agent.signal(&id, "e", 15).await.unwrap();
@@ -169,7 +178,7 @@ async fn a_worker_that_hangs_is_given_up_and_does_no_harm_later() {
     assert_eq!(code, Code::UNAVAILABLE, "{text}");
     assert!(text.contains("did not answer within 3 s: it never began"), "{text}");
     agent.exec(&id, "e", command(&["sleep", "100"]), &streams).await.unwrap();
-    let list = agent.client.list_processes(context(), &container(&id)).await.unwrap();
+    let list = agent.client.list_processes(context(), &all_of(&id)).await.unwrap();
     assert_eq!(list.processes.len(), 2);
     agent.signal(&id, "", 9).await.unwrap();
     agent.wait(&id, "").await;

@@ -10,6 +10,9 @@ pub const STDIO: u32 = 1025;
 /// host learns that it is ready, and then writes its log and the guest kernel's, as lines of text.
 pub const LOG: u32 = 1026;
 
+/// The longest message of the agent's that the host takes, bytes.
+pub const MAX_ANSWER: u64 = 128 << 10;
+
 /// Where the agent mounts the sandbox's shared directory.
 pub const SHARED_DIR: &str = "/run/kata-like/shared";
 

@@ -231,12 +231,13 @@ impl Container {
         Ok(())
     }
 
-    /// The processes in the cgroup, those that were asked for by their exec id.
+    /// The processes in the cgroup with pids above `after`, those that were asked for by their exec id; as many as
+    /// one answer takes, and whether there are further ones.
     ///
     /// # Errors
     /// When the cgroup cannot be read.
-    pub async fn processes(&self) -> Result<Vec<ProcessInfo>, AgentError> {
-        let mut processes = self.processes_by_name()?;
+    pub async fn processes(&self, after: u32) -> Result<(Vec<ProcessInfo>, bool), AgentError> {
+        let (mut processes, more) = self.processes_by_name(after)?;
         let pids = processes.iter().map(|process| process.pid as i32).collect();
         let commands = self.commands.of(pids, ps::command).await.unwrap_or_default();
         for (process, command) in processes.iter_mut().zip(commands) {
@@ -244,14 +245,20 @@ impl Container {
                 process.command = command;
             }
         }
-        Ok(processes)
+        let fit = ps::that_fit(&processes);
+        let more = more || fit < processes.len();
+        processes.truncate(fit);
+        Ok((processes, more))
     }
 
-    fn processes_by_name(&self) -> Result<Vec<ProcessInfo>, AgentError> {
+    fn processes_by_name(&self, after: u32) -> Result<(Vec<ProcessInfo>, bool), AgentError> {
         let mut pids = Cgroup::of(&self.id)
             .processes()
             .map_err(|e| AgentError::io("reading the cgroup", e))?;
+        pids.retain(|pid| *pid as u32 > after);
         pids.sort_unstable();
+        let more = pids.len() > ps::MOST_AT_ONCE;
+        pids.truncate(ps::MOST_AT_ONCE);
         let execs = lock(&self.execs);
         let named: HashMap<i32, &String> = execs
             .iter()
@@ -261,7 +268,7 @@ impl Container {
             exec_id: named.get(&pid).map(ToString::to_string).unwrap_or_default(),
             ..ps::describe(pid)
         };
-        Ok(pids.into_iter().map(info).collect())
+        Ok((pids.into_iter().map(info).collect(), more))
     }
 
     /// Whether it may be deleted.

@@ -290,12 +290,17 @@ impl Containers {
         })
     }
 
-    /// The processes in a container's cgroup.
+    /// The processes in a container's cgroup with pids above `after`, as many as one answer takes, and whether there
+    /// are further ones.
     ///
     /// # Errors
     /// [`AgentError::NotFound`], or when the cgroup cannot be read.
-    pub async fn processes(&self, id: &str) -> Result<Vec<ProcessInfo>, AgentError> {
-        self.container(id)?.processes().await
+    pub async fn processes(
+        &self,
+        id: &str,
+        after: u32,
+    ) -> Result<(Vec<ProcessInfo>, bool), AgentError> {
+        self.container(id)?.processes(after).await
     }
 
     /// Stops a running container's processes, or lets those of a paused one go on.

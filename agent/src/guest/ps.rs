@@ -3,12 +3,30 @@
 use nix::sys::signal::{Signal, kill};
 use nix::time::ClockId;
 use nix::unistd::Pid;
+use protobuf::Message as _;
 use protocol::agent::ProcessInfo;
+use protocol::ports::MAX_ANSWER;
 use std::fs::File;
 use std::io::Read as _;
 
 /// Most bytes of a command line that are told.
 const MAX_COMMAND: u64 = 4096;
+
+/// Most processes that are looked at for one answer.
+pub const MOST_AT_ONCE: usize = 512;
+
+/// How many of the first go into one answer: one does in any case, as three times [`MAX_COMMAND`] does, which a command
+/// that is no UTF-8 becomes.
+pub fn that_fit(processes: &[ProcessInfo]) -> usize {
+    let sizes = processes.iter().scan(0, |sum, process| {
+        *sum += process.compute_size() + ITEM_HEAD;
+        Some(*sum)
+    });
+    sizes.take_while(|sum| *sum <= MAX_ANSWER / 2).count().max(1)
+}
+
+/// What stands before an item of a list in a message, at most, bytes.
+const ITEM_HEAD: u64 = 4;
 
 /// Describes a process, in place of its command its name; of one that has ended meanwhile only the pid is known.
 /// Nothing of its memory is read, which can take as long as the process wants.
@@ -185,6 +203,20 @@ mod tests {
         }
         child.wait().unwrap();
         assert_eq!(describe(pid).command, "");
+    }
+
+    #[test]
+    fn a_list_is_cut_where_an_answer_is_full() {
+        let long = ProcessInfo {
+            command: String::from_utf8_lossy(&[0xff; MAX_COMMAND as usize]).into_owned(),
+            ..ProcessInfo::default()
+        };
+        let fit = that_fit(&vec![long.clone(); MOST_AT_ONCE]);
+        assert_eq!((fit, that_fit(std::slice::from_ref(&long)), that_fit(&[])), (5, 1, 1));
+        let mut list = protocol::agent::ListProcessesResponse::new();
+        list.processes = vec![long; fit];
+        assert!(list.compute_size() <= MAX_ANSWER / 2);
+        assert_eq!(that_fit(&vec![describe(1); 500]), 500);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Calls to the guest's agent. Every call has a deadline; what comes back is checked.
 
+use super::frames::BoundedFrames;
 use super::limits;
 use crate::error::{Error, Result};
 use crate::milestone;
@@ -7,7 +8,7 @@ use protocol::agent as api;
 use protocol::agent_ttrpc::AgentClient;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::net::UnixStream;
 use ttrpc::asynchronous::transport::Socket;
 use ttrpc::context;
@@ -116,7 +117,7 @@ pub struct Agent {
 impl Agent {
     /// Speaks over a stream to the guest's port RPC.
     pub fn new(stream: UnixStream) -> Self {
-        let client = ttrpc::asynchronous::Client::new(Socket::from(stream));
+        let client = ttrpc::asynchronous::Client::new(Socket::new(BoundedFrames::new(stream)));
         Self { client: AgentClient::new(client) }
     }
 
@@ -274,9 +275,32 @@ impl Agent {
     /// # Errors
     /// See [`Agent::setup_sandbox`].
     pub async fn processes(&self, id: &str) -> Result<Vec<Process>> {
-        let call = self.client.list_processes(deadline(SHORT), &container(id)).await;
+        let mut all = Vec::new();
+        let end = Instant::now() + LONG;
+        loop {
+            let after = all.last().map_or(0, |process: &Process| process.pid);
+            let (part, more) = self.processes_after(id, after).await?;
+            all.extend(part);
+            at_most(MOST_PROCESSES, "processes", all.len())?;
+            if !more {
+                return Ok(all);
+            }
+            if Instant::now() >= end {
+                return Err(Error::Deadline { call: "ListProcesses", seconds: LONG.as_secs() });
+            }
+        }
+    }
+
+    /// Some of them, and whether there are more.
+    async fn processes_after(&self, id: &str, after: u32) -> Result<(Vec<Process>, bool)> {
+        let container_id = id.into();
+        let request = api::ListProcessesRequest { container_id, after, ..Default::default() };
+        let call = self.client.list_processes(deadline(SHORT), &request).await;
         let answer = checked("ListProcesses", SHORT, call)?;
-        at_most(MOST_PROCESSES, "processes", answer.processes.len())?;
+        if answer.more && answer.processes.last().is_none_or(|last| last.pid <= after) {
+            let what = "the guest tells of processes without end".to_owned();
+            return Err(Error::FailedPrecondition(what));
+        }
         let process = |p: api::ProcessInfo| Process {
             pid: p.pid,
             exec: p.exec_id,
@@ -295,7 +319,7 @@ impl Agent {
             nice: p.nice,
             threads: p.threads,
         };
-        Ok(answer.processes.into_iter().map(process).collect())
+        Ok((answer.processes.into_iter().map(process).collect(), answer.more))
     }
 
     /// Stops every process of a running container.

@@ -2,6 +2,7 @@
 
 pub mod agent;
 pub(crate) mod clock;
+mod frames;
 pub mod limits;
 #[doc(hidden)]
 pub mod log;

@@ -55,6 +55,20 @@ impl AgentService for Guest {
         Ok(api::Empty::new())
     }
 
+    /// Of three processes two at once; of container `endless` the same ones again and again.
+    async fn list_processes(
+        &self,
+        _: &TtrpcContext,
+        request: api::ListProcessesRequest,
+    ) -> ttrpc::Result<api::ListProcessesResponse> {
+        let after = if request.container_id == "endless" { 0 } else { request.after };
+        let pids = [5u32, 7, 9].into_iter().filter(|pid| *pid > after).take(2);
+        let process = |pid| api::ProcessInfo { pid, ..Default::default() };
+        let processes: Vec<_> = pids.map(process).collect();
+        let more = processes.last().is_some_and(|last| last.pid < 9);
+        Ok(api::ListProcessesResponse { processes, more, ..Default::default() })
+    }
+
     async fn setup_network(
         &self,
         _: &TtrpcContext,
@@ -414,6 +428,16 @@ async fn a_refused_exec_can_be_deleted() {
     f.sandbox.delete("c", "e").await.unwrap();
     assert_eq!(f.sandbox.state("c", "e").unwrap_err().code(), ttrpc::Code::NOT_FOUND);
     f.sandbox.stop().await;
+}
+
+#[tokio::test]
+async fn processes_are_asked_for_in_parts() {
+    let fixture = fixture().await;
+    let agent = fixture.sandbox.agent().await.unwrap();
+    let pids: Vec<_> = agent.processes("c").await.unwrap().iter().map(|p| p.pid).collect();
+    assert_eq!(pids, [5, 7, 9]);
+    let refused = agent.processes("endless").await.unwrap_err().to_string();
+    assert!(refused.contains("without end"), "{refused}");
 }
 
 #[tokio::test]
