@@ -9,7 +9,7 @@ mod metrics;
 use fuzz::choices::Choices;
 use fuzz::scratch;
 use libfuzzer_sys::fuzz_target;
-use sandbox::agent::{Agent, StreamNumbers};
+use sandbox::agent::{Agent, InGuest, StreamNumbers};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -86,7 +86,7 @@ async fn call(agent: Agent, which: u8) -> Option<()> {
     match which % 17 {
         0 => agent.setup_sandbox("host", "shared").await.ok(),
         1 => agent
-            .create_container("id", Vec::new(), streams, (Vec::new(), Vec::new()))
+            .create_container("id", Vec::new(), streams, InGuest::default())
             .await
             .ok()
             .map(drop),

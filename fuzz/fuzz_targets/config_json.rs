@@ -4,10 +4,14 @@
 use fuzz::scratch;
 use libfuzzer_sys::fuzz_target;
 use sandbox::plan::disks::{Host, Kind, MountOf, Numbers};
+use sandbox::plan::shared::Memory;
 use sandbox::{bundle, plan};
 use std::path::{Path, PathBuf};
 
-/// Every path is a block device, or a directory with mounts below it.
+/// The process that stands for the sandbox.
+const PID: u32 = 7;
+
+/// Every path is a block device, a file system in memory, or a directory with mounts below it.
 struct Disks;
 
 impl Host for Disks {
@@ -22,6 +26,10 @@ impl Host for Disks {
     fn mount_of(&self, _: &Path) -> MountOf {
         MountOf { options: vec!["nosuid".to_owned()], mounts_below: true }
     }
+
+    fn memory(&self, _: &Path) -> Option<Memory> {
+        Some(Memory { size: 4096, mode: 0o1777, owner: (0, 0) })
+    }
 }
 
 fuzz_target!(|data: &[u8]| {
@@ -29,7 +37,7 @@ fuzz_target!(|data: &[u8]| {
     std::fs::write(&path, data).expect("a file");
     if let Some(directory) = path.parent()
         && let Ok(spec) = bundle::read_spec(directory)
-        && let Ok(plan) = plan::container("id", spec, Vec::new(), &Disks)
+        && let Ok(plan) = plan::container("id", spec, Vec::new(), PID, &Disks)
     {
         let sent = serde_json::to_vec(&plan.spec).expect("a spec is JSON");
         serde_json::from_slice::<oci_spec::runtime::Spec>(&sent).expect("the agent can read it");
