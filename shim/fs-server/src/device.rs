@@ -147,6 +147,7 @@ impl VhostUserBackendReqHandlerMut for Device {
         let mut mapped = Vec::with_capacity(regions.len());
         let mut mappings = Vec::with_capacity(regions.len());
         for (region, file) in regions.iter().zip(files) {
+            check_length(region, &file)?;
             let start = GuestAddress(region.guest_phys_addr);
             let region_map = GuestRegionMmap::new(region.mmap_region(file)?, start);
             mapped.push(region_map.ok_or(Error::InvalidParam)?);
@@ -300,5 +301,33 @@ impl VhostUserBackendReqHandlerMut for Device {
 
     fn set_log_base(&mut self, _: &VhostUserLog, _: File) -> Result<()> {
         not_offered()
+    }
+}
+
+/// A map may reach beyond the end of its file; who looks there is killed.
+fn check_length(region: &VhostUserMemoryRegion, file: &File) -> Result<()> {
+    let has = file.metadata().map_err(|_| Error::InvalidParam)?.len();
+    let end = region.mmap_offset.checked_add(region.memory_size).ok_or(Error::InvalidParam)?;
+    if end <= has { Ok(()) } else { Err(Error::InvalidParam) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_all_in_its_file() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(0x3000).unwrap();
+        let is_there = |mmap_offset, memory_size| {
+            let region = VhostUserMemoryRegion {
+                memory_size,
+                mmap_offset,
+                ..VhostUserMemoryRegion::default()
+            };
+            check_length(&region, &file).is_ok()
+        };
+        assert!(is_there(0, 0x3000) && is_there(0x1000, 0x2000));
+        assert!(!is_there(0, 0x3001) && !is_there(0x2000, 0x2000) && !is_there(u64::MAX, 2));
     }
 }
