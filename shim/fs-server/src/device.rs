@@ -5,6 +5,7 @@
 use crate::file_system::Files;
 use crate::memory::Memory;
 use crate::queue::{Progress, RequestQueue};
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use std::fs::File;
 use std::io::{self, Read};
 use vhost::vhost_user::message::{
@@ -210,6 +211,7 @@ impl VhostUserBackendReqHandlerMut for Device {
     }
 
     fn set_vring_kick(&mut self, index: u8, file: Option<File>) -> Result<()> {
+        let file = file.map(never_blocking).transpose()?;
         let queue = self.queue(index)?;
         // A queue starts when it is given its notifier.
         queue.ring.set_ready(file.is_some());
@@ -218,6 +220,7 @@ impl VhostUserBackendReqHandlerMut for Device {
     }
 
     fn set_vring_call(&mut self, index: u8, file: Option<File>) -> Result<()> {
+        let file = file.map(never_blocking).transpose()?;
         self.queue(index)?.call = file;
         Ok(())
     }
@@ -311,9 +314,38 @@ fn check_length(region: &VhostUserMemoryRegion, file: &File) -> Result<()> {
     if end <= has { Ok(()) } else { Err(Error::InvalidParam) }
 }
 
+/// A notifier that can't hold up the only thread: what was seen to be notified another queue may have taken since.
+fn never_blocking(file: File) -> Result<File> {
+    let flags = fcntl_getfl(&file).map_err(|_| Error::InvalidParam)?;
+    fcntl_setfl(&file, flags | OFlags::NONBLOCK).map_err(|_| Error::InvalidParam)?;
+    Ok(file)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustix::event::{EventfdFlags, eventfd};
+    use std::io::Write;
+
+    #[test]
+    fn notifiers_never_block() {
+        let event = || File::from(eventfd(0, EventfdFlags::CLOEXEC).unwrap());
+        let shared = event();
+        let mut device =
+            Device::new(crate::open(crate::own_descriptors().unwrap()).unwrap()).unwrap();
+        for index in 0..2 {
+            let kick = shared.try_clone().unwrap();
+            device.set_vring_kick(index, Some(kick)).unwrap();
+            device.set_vring_call(index, Some(event())).unwrap();
+            device.set_vring_enable(index.into(), true).unwrap();
+        }
+        (&shared).write_all(&1u64.to_ne_bytes()).unwrap();
+        // Both were seen to be notified; the second finds that the first has taken it.
+        assert!(device.serve(0, true).is_ok() && device.serve(1, true).is_ok());
+        let call = device.queues()[0].call.as_ref().unwrap();
+        (&*call).write_all(&(u64::MAX - 1).to_ne_bytes()).unwrap();
+        assert_eq!((&*call).write(&[1; 8]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+    }
 
     #[test]
     fn memory_is_all_in_its_file() {
