@@ -30,6 +30,19 @@ command -v cargo > /dev/null ||
 [ "${1-}" != tests ] || command -v go > /dev/null ||
   stop "no go found: install Go 1.26.6 or newer (for the newest containerd in the lab), then start again"
 
+# room: whether the disk has it, before an hour's work ends for want of it. From nothing the caches need most of it.
+room() {
+  local cache=${KATA_LIKE_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/kata-like} need=3 place free
+  [ -e target/install ] && [ -e "$cache" ] || need=$1
+  mkdir -p "$cache"
+  for place in . "$cache"; do
+    free=$(df --output=avail -BG "$place" | tail -n 1 | tr -dc 0-9)
+    [ "$free" -ge "$need" ] ||
+      stop "$(cd "$place" && pwd) has $free GB of room, and $need are needed: make room, then start again"
+  done
+}
+room "$([ "${1-}" = tests ] && echo 25 || echo 10)"
+
 # own_commands: compiles `cargo xtask` where that takes a while, so that cargo shows how far it is.
 own_commands() {
   [ ! -e target/debug/xtask ] || return 0

@@ -18,7 +18,7 @@ pub fn dir() -> Result<PathBuf> {
     let dir = var("KATA_LIKE_CACHE")
         .or_else(|| Some(var("XDG_CACHE_HOME")?.join("kata-like")))
         .or_else(|| Some(var("HOME")?.join(".cache/kata-like")))
-        .context("set KATA_LIKE_CACHE to a folder with 8 GB of room: neither it nor HOME is set")?;
+        .context("set KATA_LIKE_CACHE to a folder with 15 GB of room: HOME is not set")?;
     std::fs::create_dir_all(&dir).with_context(|| dir.display().to_string())?;
     Ok(dir)
 }
@@ -50,7 +50,31 @@ pub fn once(dir: &Path, make: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     remove(&part)?;
     std::fs::create_dir_all(&part)?;
     make(&part)?;
-    std::fs::rename(&part, dir).with_context(|| dir.display().to_string())
+    std::fs::rename(&part, dir).with_context(|| dir.display().to_string())?;
+    forget_older(dir)
+}
+
+/// How many of a kind are kept: checkouts of different age share a cache, and each needs its own.
+const KEPT: usize = 3;
+
+/// Forgets all but the newest of the folder's kind, which is its name up to the key: each may be gigabytes. Who still
+/// has one open goes on with it.
+fn forget_older(dir: &Path) -> Result<()> {
+    let name = dir.file_name().unwrap_or_default().to_string_lossy();
+    let (Some((kind, _)), Some(parent)) = (name.rsplit_once('-'), dir.parent()) else {
+        return Ok(());
+    };
+    let mut all = Vec::new();
+    for entry in std::fs::read_dir(parent)? {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.rsplit_once('-').is_some_and(|(of, key)| of == kind && !key.contains('.')) {
+            all.push((entry.metadata()?.modified()?, entry.path()));
+        }
+    }
+    all.sort();
+    let surplus = all.len().saturating_sub(KEPT);
+    all.into_iter().take(surplus).try_for_each(|(_, path)| remove(&path))
 }
 
 fn beside(dir: &Path, suffix: &str) -> PathBuf {
@@ -160,6 +184,22 @@ mod tests {
         once(&thing, |part| Ok(std::fs::write(part.join("whole"), "")?)).unwrap();
         once(&thing, |_| unreachable!("it is there")).unwrap();
         assert!(thing.join("whole").exists() && !thing.join("half").exists());
+        remove(&dir).unwrap();
+    }
+
+    #[test]
+    fn only_the_newest_of_a_kind_are_kept() {
+        let dir = std::env::temp_dir().join(format!("lab-cache-kinds-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        for name in ["big-1", "big-2", "big-3", "other-1", "big-4", "big-5"] {
+            once(&dir.join(name), |part| Ok(std::fs::write(part.join("file"), "")?)).unwrap();
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let there: Vec<_> = ["big-1", "big-2", "big-3", "big-4", "big-5", "other-1"]
+            .into_iter()
+            .filter(|name| dir.join(name).exists())
+            .collect();
+        assert_eq!(there, ["big-3", "big-4", "big-5", "other-1"]);
         remove(&dir).unwrap();
     }
 

@@ -52,14 +52,10 @@ impl Frozen {
             return Ok(tests);
         }
         let frozen = Self::of(&root, purpose);
-        let fresh = !frozen.dir.exists();
         cache::once(&frozen.dir, |part| {
             let agent = std::fs::read(agent).with_context(|| agent.display().to_string())?;
             freeze(part, &root, &agent, purpose)
         })?;
-        if fresh {
-            forget_older(&root.dir)?;
-        }
         Ok(frozen)
     }
 
@@ -75,24 +71,6 @@ impl Frozen {
     pub fn files<'a>(&'a self, run: &'a Path) -> Files<'a> {
         Files { root: &self.root, state: &self.dir, run, emulator: self.emulator }
     }
-}
-
-/// How many frozen states are kept: checkouts of different age share a cache, and each needs its own.
-const KEPT: usize = 3;
-
-/// Frozen states are over a gigabyte each: forgets all but the newest (labs that run keep theirs open).
-fn forget_older(root: &Path) -> Result<()> {
-    let mut states = Vec::new();
-    for entry in std::fs::read_dir(root)? {
-        let path = entry?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        if name.starts_with("frozen-") && path.extension().is_none() {
-            states.push((path.metadata()?.modified()?, path));
-        }
-    }
-    states.sort();
-    let surplus = states.len().saturating_sub(KEPT);
-    states.into_iter().take(surplus).try_for_each(|(_, path)| cache::remove(&path))
 }
 
 fn freeze(dir: &Path, root: &Root, agent: &[u8], purpose: Purpose) -> Result<()> {
