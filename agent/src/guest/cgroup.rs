@@ -247,7 +247,10 @@ fn is_gone(error: &io::Error) -> bool {
 fn check_memory(limit: Option<i64>, used: i64) -> io::Result<()> {
     match limit {
         Some(limit) if (0..used).contains(&limit) => {
-            Err(io::Error::other(format!("memory limit {limit} is below the {used} bytes in use")))
+            // runc's words, which callers look for.
+            Err(io::Error::other(format!(
+                "rejecting memory limit {limit}: {used} bytes are in use"
+            )))
         }
         _ => Ok(()),
     }
@@ -259,7 +262,8 @@ mod tests {
 
     #[test]
     fn less_memory_than_is_used_is_refused() {
-        assert!(check_memory(Some(1024), 1025).is_err());
+        let refused = check_memory(Some(1024), 1025).unwrap_err().to_string();
+        assert!(refused.starts_with("rejecting memory limit 1024"), "{refused}");
         for fine in [None, Some(-1), Some(1025), Some(2000)] {
             assert!(check_memory(fine, 1025).is_ok());
         }

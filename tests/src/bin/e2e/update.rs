@@ -59,7 +59,10 @@ fn what_the_guest_cannot_be_given_is_named(context: &Context) -> Result<()> {
     for (resources, name) in [
         (r#"{"cpu": {"cpus": "0-1"}}"#, "/cpu/cpus"),
         (r#"{"blockIO": {"weight": 10}}"#, "/blockIO"),
-        (r#"{"memory": {"limit": 1024, "checkBeforeUpdate": true}}"#, "memory limit 1024 is below"),
+        (
+            r#"{"memory": {"limit": 1024, "checkBeforeUpdate": true}}"#,
+            "rejecting memory limit 1024",
+        ),
         ("7", "linux.resources"),
     ] {
         match update(context, &container, resources) {

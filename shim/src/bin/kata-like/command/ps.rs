@@ -50,7 +50,7 @@ pub(crate) fn main(arguments: &Arguments, globals: &Globals) -> Result<u8> {
     Ok(0)
 }
 
-/// The lines: each column is as wide as its widest field, numbers at its right.
+/// The lines: each column is as wide as its widest field or wider, numbers at its right.
 fn table(columns: &[Column], processes: &[Process], users: &Users) -> Vec<String> {
     let mut rows = vec![columns.iter().map(|column| column.title.clone()).collect::<Vec<_>>()];
     rows.extend(
@@ -58,8 +58,10 @@ fn table(columns: &[Column], processes: &[Process], users: &Users) -> Vec<String
             columns.iter().map(|column| column.kind.field(process, users)).collect()
         }),
     );
-    let width = |at: usize| rows.iter().map(|row| row[at].chars().count()).max();
-    let widths: Vec<_> = (0..columns.len()).map(|at| width(at).unwrap_or_default()).collect();
+    let widest = |at: usize| rows.iter().map(|row| row[at].chars().count()).max();
+    let widths = columns.iter().enumerate();
+    let widths = widths.map(|(at, column)| widest(at).unwrap_or_default().max(column.kind.width()));
+    let widths: Vec<_> = widths.collect();
     let line = |row: &Vec<String>| {
         let cells = row.iter().zip(columns).zip(&widths).map(|((cell, column), &width)| {
             if column.kind.is_number() {
@@ -102,8 +104,8 @@ mod tests {
     #[test]
     fn the_usual_options_have_their_columns() {
         let full = [
-            "UID  PID PPID  C STIME TTY       TIME CMD",
-            "root   7    1 61 Sep09 pts/0 00:01:01 sleep 9",
+            "UID      PID    PPID  C STIME TTY       TIME CMD",
+            "root       7       1 61 Sep09 pts/0 00:01:01 sleep 9",
         ];
         assert_eq!(shown(&[]), full);
         assert_eq!(shown(&["-ef"]), full);
@@ -111,16 +113,16 @@ mod tests {
         assert_eq!(
             shown(&["aux"]),
             [
-                "USER PID %CPU %MEM  VSZ  RSS TTY   STAT START TIME COMMAND",
-                "root   7 61.5  1.5 4096 1024 pts/0 Ss   Sep09 1:01 sleep 9",
+                "USER     PID %CPU %MEM  VSZ  RSS TTY   STAT START TIME COMMAND",
+                "root       7 61.5  1.5 4096 1024 pts/0 Ss   Sep09 1:01 sleep 9",
             ]
         );
-        let short = ["PID TTY   STAT TIME COMMAND", "  7 pts/0 Ss   1:01 sleep 9"];
+        let short = ["    PID TTY   STAT TIME COMMAND", "      7 pts/0 Ss   1:01 sleep 9"];
         assert_eq!(shown(&["-e", "-x"]), short);
         assert_eq!(shown(&["ax"]), short);
-        assert_eq!(shown(&["-A"]), ["PID TTY       TIME CMD", "  7 pts/0 00:01:01 sleep"]);
-        assert_eq!(shown(&["-o", "pid,comm"]), ["PID COMMAND", "  7 sleep"]);
-        assert_eq!(shown(&["-opid=P,args"]), ["P COMMAND", "7 sleep 9"]);
+        assert_eq!(shown(&["-A"]), ["    PID TTY       TIME CMD", "      7 pts/0 00:01:01 sleep"]);
+        assert_eq!(shown(&["-o", "pid,comm"]), ["    PID COMMAND", "      7 sleep"]);
+        assert_eq!(shown(&["-opid=P,args"]), ["      P COMMAND", "      7 sleep 9"]);
     }
 
     #[test]

@@ -125,6 +125,11 @@ impl Kind {
         })
     }
 
+    /// Characters that it has at least: a pid, as many as the greatest, as ps(1) has it.
+    pub(super) fn width(self) -> usize {
+        if matches!(self, Self::Pid | Self::Parent) { 7 } else { 0 }
+    }
+
     /// Whether it is written at the right.
     pub(super) fn is_number(self) -> bool {
         !matches!(
