@@ -17,6 +17,7 @@ use anyhow::Context as _;
 use containers::Containers;
 use guest::reaper::Reaper;
 use guest::{boot, clock, logging};
+use io::forward;
 use io::streams::{self, Streams};
 use io::transport::Transport;
 use spec::id_maps;
@@ -70,7 +71,10 @@ async fn serve(zygote: Zygote, log: Arc<logging::Log>) -> anyhow::Result<()> {
     });
     let streams = Arc::new(Streams::default());
     let stdio = transport.listen(protocol::ports::STDIO).context("listening for streams")?;
-    tokio::spawn(streams::accept(stdio, Arc::clone(&streams)));
+    tokio::spawn(streams::accept_numbered(stdio, Arc::clone(&streams)));
+    let forwarded =
+        transport.listen(protocol::ports::FORWARD).context("listening for connections")?;
+    tokio::spawn(streams::accept(forwarded, forward::serve));
     let containers = Arc::new(Containers::new(zygote, reaper, streams));
     let _server = server::start(&transport, containers).await.context("serving the API")?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "ready");

@@ -3,10 +3,14 @@
 mod support;
 
 use protocol::agent::ResizeTerminalRequest;
+use protocol::ports::{FORWARD, ForwardPreamble};
 use serde_json::json;
 use std::io::{Read as _, Write as _};
+use std::net::{Shutdown, TcpListener};
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::net::{SocketAddr, UnixStream};
 use std::time::Duration;
-use support::{Streams, context, shell, start};
+use support::{Agent, Streams, context, shell, start};
 
 /// Bytes sent through a process in one test.
 const TOTAL: usize = 64 << 20;
@@ -139,4 +143,40 @@ async fn a_terminal_that_is_closed_and_opened_again_goes_on() {
     assert_eq!(agent.wait(&id, "").await.exit_status, 0);
     let text = String::from_utf8(output.join().unwrap()).unwrap();
     assert_eq!(text, "before\r\nafter\r\nlast\r\n");
+}
+
+#[tokio::test]
+async fn a_forwarded_connection_reaches_whoever_listens_on_localhost() {
+    let agent = start();
+    for at in ["127.0.0.1:0", "[::1]:0"] {
+        let listener = TcpListener::bind(at).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let echo = std::thread::spawn(move || {
+            let (mut connection, _) = listener.accept().unwrap();
+            let mut all = Vec::new();
+            connection.read_to_end(&mut all).unwrap();
+            connection.write_all(&all).unwrap();
+        });
+        // The other family is tried first.
+        let v6_first = at.starts_with("127");
+        let mut stream = forwarded(&agent, ForwardPreamble { port, v6_first });
+        let sent: Vec<u8> = (0..1 << 20).map(|i: u32| (i % 251) as u8).collect();
+        stream.read_exact(&mut [0]).unwrap();
+        stream.write_all(&sent).unwrap();
+        stream.shutdown(Shutdown::Write).unwrap();
+        let mut back = Vec::new();
+        stream.read_to_end(&mut back).unwrap();
+        assert!(back == sent, "{} bytes came back", back.len());
+        echo.join().unwrap();
+        // Now nobody does.
+        let mut refused = forwarded(&agent, ForwardPreamble { port, v6_first });
+        assert_eq!(refused.read(&mut [0]).unwrap(), 0);
+    }
+}
+
+fn forwarded(agent: &Agent, to: ForwardPreamble) -> UnixStream {
+    let address = SocketAddr::from_abstract_name(format!("{}-{FORWARD}", agent.prefix)).unwrap();
+    let mut stream = UnixStream::connect_addr(&address).unwrap();
+    stream.write_all(&to.to_bytes()).unwrap();
+    stream
 }

@@ -10,6 +10,13 @@ pub const STDIO: u32 = 1025;
 /// host learns that it is ready, and then writes its log and the guest kernel's, as lines of text.
 pub const LOG: u32 = 1026;
 
+/// The guest listens: connections to its own localhost. The host sends a [`ForwardPreamble`], the guest answers with the
+/// byte [`FORWARDED`] once it is connected, then raw bytes flow; it ends the stream if nobody listens there.
+pub const FORWARD: u32 = 1027;
+
+/// See [`FORWARD`].
+pub const FORWARDED: u8 = 1;
+
 /// The longest message of the agent's that the host takes, bytes.
 pub const MAX_ANSWER: u64 = 128 << 10;
 
@@ -43,5 +50,45 @@ impl StreamPreamble {
     /// From the wire form.
     pub fn from_bytes(bytes: [u8; Self::LEN]) -> Self {
         Self(u64::from_le_bytes(bytes))
+    }
+}
+
+/// First bytes of a stream to [`FORWARD`]: where to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ForwardPreamble {
+    /// Of TCP.
+    pub port: u16,
+    /// Whether ::1 is tried first, and 127.0.0.1 only if nobody listens there; else the other way round.
+    pub v6_first: bool,
+}
+
+impl ForwardPreamble {
+    /// Length on the wire, bytes.
+    pub const LEN: usize = 3;
+
+    /// The wire form: little-endian.
+    pub fn to_bytes(self) -> [u8; Self::LEN] {
+        let [low, high] = self.port.to_le_bytes();
+        [low, high, self.v6_first.into()]
+    }
+
+    /// From the wire form.
+    pub fn from_bytes([low, high, v6_first]: [u8; Self::LEN]) -> Self {
+        Self { port: u16::from_le_bytes([low, high]), v6_first: v6_first != 0 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_a_connection_goes_is_said_in_three_bytes() {
+        for preamble in [
+            ForwardPreamble { port: 8080, v6_first: false },
+            ForwardPreamble { port: 0xfffe, v6_first: true },
+        ] {
+            assert_eq!(ForwardPreamble::from_bytes(preamble.to_bytes()), preamble);
+        }
     }
 }

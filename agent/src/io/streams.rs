@@ -87,16 +87,19 @@ impl Streams {
     }
 }
 
-/// Accepts streams for ever.
-pub async fn accept(listener: OwnedFd, streams: Arc<Streams>) {
+/// Accepts streams for ever, each of which `serve` gets.
+pub async fn accept<F>(listener: OwnedFd, serve: impl Fn(Stream) -> F)
+where
+    F: Future<Output = ()> + Send + 'static,
+{
     let listener = match transport::pollable(listener) {
         Ok(listener) => listener,
-        Err(error) => return tracing::error!(%error, "no standard streams"),
+        Err(error) => return tracing::error!(%error, "no streams"),
     };
     loop {
         match transport::accept(&listener).await {
             Ok(stream) => {
-                tokio::spawn(introduce(stream, Arc::clone(&streams)));
+                tokio::spawn(serve(stream));
             }
             Err(error) => {
                 // Out of descriptors or memory: what is open goes on, and may be closed meanwhile.
@@ -107,13 +110,26 @@ pub async fn accept(listener: OwnedFd, streams: Arc<Streams>) {
     }
 }
 
+/// Accepts numbered streams for ever.
+pub async fn accept_numbered(listener: OwnedFd, streams: Arc<Streams>) {
+    accept(listener, move |stream| introduce(stream, Arc::clone(&streams))).await;
+}
+
 async fn introduce(stream: Stream, streams: Arc<Streams>) {
-    let mut preamble = [0; StreamPreamble::LEN];
-    match timeout(PREAMBLE_TIMEOUT, stream.read_exact(&mut preamble)).await {
-        Ok(Ok(())) => streams.connected(StreamPreamble::from_bytes(preamble).0, stream),
-        Ok(Err(error)) => tracing::warn!(%error, "a stream ended before its number"),
-        Err(_) => tracing::warn!("a stream did not send its number"),
+    if let Some(preamble) = preamble::<{ StreamPreamble::LEN }>(&stream).await {
+        streams.connected(StreamPreamble::from_bytes(preamble).0, stream);
     }
+}
+
+/// The bytes with which the host begins a stream, if it does.
+pub async fn preamble<const LEN: usize>(stream: &Stream) -> Option<[u8; LEN]> {
+    let mut preamble = [0; LEN];
+    match timeout(PREAMBLE_TIMEOUT, stream.read_exact(&mut preamble)).await {
+        Ok(Ok(())) => return Some(preamble),
+        Ok(Err(error)) => tracing::warn!(%error, "a stream ended before it said what it is"),
+        Err(_) => tracing::warn!("a stream did not say what it is"),
+    }
+    None
 }
 
 /// Carries a process's output to the host until its end.
@@ -191,7 +207,7 @@ mod tests {
         let name = format!("kata-like-streams-{name}-{}", std::process::id());
         let listener = Transport::Unix(name.clone()).listen(1).unwrap();
         let streams = Arc::new(Streams::default());
-        tokio::spawn(accept(listener, Arc::clone(&streams)));
+        tokio::spawn(accept_numbered(listener, Arc::clone(&streams)));
         let connect = move |number: u64| {
             let address = SocketAddr::from_abstract_name(format!("{name}-1")).unwrap();
             let mut stream = UnixStream::connect_addr(&address).unwrap();

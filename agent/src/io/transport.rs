@@ -100,7 +100,11 @@ pub async fn accept(listener: &AsyncFd<OwnedFd>) -> io::Result<Stream> {
 pub struct Stream(AsyncFd<OwnedFd>);
 
 impl Stream {
-    fn new(fd: OwnedFd) -> io::Result<Self> {
+    /// Of a connected socket that does not block.
+    ///
+    /// # Errors
+    /// When it cannot be polled.
+    pub fn new(fd: OwnedFd) -> io::Result<Self> {
         Ok(Self(pollable(fd)?))
     }
 

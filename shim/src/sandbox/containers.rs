@@ -12,6 +12,7 @@ use crate::io::{GuestStreams, OpenIo, ProcessIo};
 use crate::milestone;
 use crate::oci::hooks::ContainerHooks;
 use crate::oci::plan::{self, Plan, RootfsMount};
+use crate::oci::pod::Part;
 use crate::sandbox::event::Exit;
 use crate::sandbox::table::Phase;
 use protocol::ports::{self, StreamPreamble};
@@ -112,7 +113,7 @@ impl Sandbox {
         let storages =
             storages(&id, &plan.disks).into_iter().chain(memory(&plan.volumes)).collect();
         let has = InGuest { disks, storages, joins_pids_of };
-        let Plan { hooks, spec, spec_json, annotations, rootfs, network, .. } = plan;
+        let Plan { hooks, spec, spec_json, annotations, rootfs, network, part, .. } = plan;
         // Of a root on a disk the guest alone knows files.
         let read_only = !rootfs.is_empty()
             && spec.root().as_ref().and_then(oci_spec::runtime::Root::readonly).unwrap_or_default();
@@ -134,6 +135,9 @@ impl Sandbox {
             }
             hooks.gone().await;
             return Err(error);
+        }
+        if part == Part::Pause {
+            self.forward_localhost().await;
         }
         milestone::mark("container-created", &id);
         self.table().created(&id, self.pid(), io, undo, hooks);

@@ -21,9 +21,9 @@ use protocol::ports;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use tokio::net::UnixStream;
-use tokio::sync::{OnceCell, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 
 /// How long the last owner of this id may take to end.
 const OWNER_PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
@@ -116,7 +116,7 @@ impl Sandbox {
             next_stream: AtomicU64::new(1),
             undo: Mutex::new(Some(undo)),
             stopping: AtomicBool::new(false),
-            stopped: OnceCell::new(),
+            stopped: OnceLock::new(),
             guest_tail: Tail::default(),
             pending_execs: Mutex::default(),
             cgroup: capacity.cgroup(),

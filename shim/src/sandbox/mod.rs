@@ -8,6 +8,7 @@ mod attachments;
 mod capacity;
 mod containers;
 pub mod event;
+mod forward;
 mod launch;
 mod network;
 mod pod;
@@ -34,8 +35,8 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use tokio::sync::{OnceCell, watch};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use tokio::sync::watch;
 
 pub use launch::Launch;
 pub use processes::NewExec;
@@ -92,7 +93,8 @@ struct Inner {
     next_stream: AtomicU64,
     undo: Mutex<Option<Undo>>,
     stopping: AtomicBool,
-    stopped: OnceCell<()>,
+    /// Closed when the sandbox has ended.
+    stopped: OnceLock<watch::Receiver<()>>,
     guest_tail: Tail,
     pending_execs: Mutex<PendingExecs>,
     cgroup: Option<Arc<Cgroup>>,

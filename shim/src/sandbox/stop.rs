@@ -6,6 +6,7 @@ use crate::milestone;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
+use tokio::sync::watch;
 
 /// How long the guest may take to sync and power off.
 const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(2);
@@ -13,9 +14,20 @@ const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(2);
 impl Sandbox {
     /// Ends the sandbox: the guest syncs and powers off, or is ended; then nothing of it is left.
     ///
-    /// Any number of callers; all return when it is done.
+    /// Any number of callers; all return when it is done, and it is also if none of them waits.
     pub async fn stop(&self) {
-        self.0.stopped.get_or_init(|| self.end()).await;
+        let end = || {
+            let (done, told) = watch::channel(());
+            let sandbox = self.clone();
+            tokio::spawn(async move {
+                sandbox.end().await;
+                drop(done);
+            });
+            told
+        };
+        let mut told = self.0.stopped.get_or_init(end).clone();
+        // Nothing is sent: it is closed.
+        while told.changed().await.is_ok() {}
     }
 
     async fn end(&self) {

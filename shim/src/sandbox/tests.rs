@@ -553,3 +553,25 @@ async fn a_path_that_is_no_stream_is_named() {
     assert!(error.chain().contains("/nowhere/stdin"), "{}", error.chain());
     f.sandbox.stop().await;
 }
+
+#[tokio::test]
+async fn an_end_that_has_begun_comes_though_nobody_waits_for_it() {
+    let (control, _vmm) = Control::pair().unwrap();
+    let (vm, _messages) = Vm::played(control);
+    let dir = tempfile::tempdir().unwrap();
+    let paths = SandboxPaths::new(dir.path(), "ns", "s").unwrap();
+    let (undone, told) = std::sync::mpsc::channel();
+    let mut undo = Undo::new();
+    undo.push("tell", move || undone.send(()).map_err(std::io::Error::other));
+    let (sender, _events) = mpsc::unbounded_channel();
+    let parts = (vm, [ProcessId { pid: 1, start: 1 }; 2], capacity::Capacity::default());
+    let sandbox = Sandbox::around("s".into(), paths, parts, undo, sender);
+    tokio::select! {
+        biased;
+        () = sandbox.stop() => panic!("it takes a moment"),
+        () = std::future::ready(()) => {} // the caller's deadline
+    }
+    let undone = tokio::task::spawn_blocking(move || told.recv_timeout(Duration::from_secs(20)));
+    undone.await.unwrap().unwrap();
+    sandbox.stop().await;
+}

@@ -13,11 +13,20 @@ use sandbox::paths::SandboxPaths;
 use sandbox::persist::{self, SandboxState};
 use sandbox::settings::Settings;
 use std::io::Write;
+use std::os::unix::process::CommandExt as _;
 use std::path::Path;
-use std::time::Duration;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 /// How long a server that is on its way out, and then each of its helpers, may take.
 const PATIENCE: Duration = Duration::from_secs(2);
+
+/// The action by which `delete` leaves to another process what it has no time for: containerd waits for seconds only,
+/// and on a busy host a killed machine may take longer to end.
+pub const LATER: &str = "clean-up";
+
+/// How long that one tries.
+const LAST_PATIENCE: Duration = Duration::from_secs(600);
 
 /// Runs `delete`.
 pub fn run(flags: &Flags) -> anyhow::Result<()> {
@@ -40,19 +49,47 @@ pub fn run(flags: &Flags) -> anyhow::Result<()> {
 /// Removes what is left of the sandbox, unless its owner lives: then it is that one's, as when only one
 /// container of a pod was deleted. Gives the pid that stood for its containers.
 fn clean_up(flags: &Flags, bundle: &Path) -> anyhow::Result<u32> {
-    let state = slot::state_directory(bundle).unwrap_or_else(state_dir);
-    let paths = SandboxPaths::new(&state, &flags.namespace, &flags.id)?;
+    let states = slot::state_directory(bundle).unwrap_or_else(state_dir);
+    let paths = SandboxPaths::new(&states, &flags.namespace, &flags.id)?;
     let state = SandboxState::read(&paths)?;
     let pid = state.as_ref().and_then(|s| s.helpers.first()).map_or(0, |vmm| vmm.pid as u32);
     match state {
         Some(state) if !state.owner.wait(PATIENCE) => {}
         _ if !paths.root().exists() => {}
         _ => {
-            persist::clean_up(&paths, PATIENCE)?;
             remove_socket(bundle);
+            if let Err(error) = persist::clean_up(&paths, PATIENCE) {
+                go_on(flags, &states).context("clean up in the background")?;
+                return Err(error).context("it is tried again in the background");
+            }
         }
     }
     Ok(pid)
+}
+
+/// Starts a process that goes on with the clean-up.
+fn go_on(flags: &Flags, states: &Path) -> anyhow::Result<()> {
+    let mut program = Command::new(std::env::current_exe()?);
+    program.args(["-namespace", &flags.namespace, "-id", &flags.id, "-states"]).arg(states);
+    program.arg(LATER).current_dir("/").process_group(0);
+    program.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    program.spawn().map(drop).map_err(Into::into)
+}
+
+/// Runs `clean-up`: until nothing is left, or the id is another sandbox's.
+pub fn run_later(flags: &Flags) -> anyhow::Result<()> {
+    let paths = SandboxPaths::new(Path::new(&flags.states), &flags.namespace, &flags.id)?;
+    let end = Instant::now() + LAST_PATIENCE;
+    loop {
+        match SandboxState::read(&paths)? {
+            Some(state) if !state.owner.wait(Duration::ZERO) => return Ok(()),
+            _ => {}
+        }
+        match persist::clean_up(&paths, PATIENCE) {
+            Err(_) if Instant::now() < end => {}
+            outcome => return Ok(outcome?),
+        }
+    }
 }
 
 /// Runs the hooks that a server which was killed had yet to run, as runc's shim does.

@@ -29,7 +29,9 @@ pub struct Flags {
     pub hostname: String,
     /// Server only: path of the socket that it inherits, to be removed at the end.
     pub socket: String,
-    /// `start`, `delete`, or the server's own.
+    /// Clean-up only: where sandboxes' states are.
+    pub states: String,
+    /// `start`, `delete`, or one of our own.
     pub action: String,
 }
 
@@ -77,6 +79,7 @@ impl Flags {
             "id" => self.id = value,
             "address" => self.address = value,
             "bundle" => self.bundle = value,
+            "states" => self.states = value,
             "ttrpc-address" => self.ttrpc_address = value,
             "config" => self.config = value,
             "hostname" => self.hostname = value,

@@ -46,6 +46,7 @@ fn run() -> anyhow::Result<()> {
     match flags.action.as_str() {
         "start" => start::run(&flags),
         "delete" => cleanup::run(&flags),
+        cleanup::LATER => cleanup::run_later(&flags),
         server::ACTION => server::run(&flags),
         other => anyhow::bail!("unknown action {other:?}: it is start or delete"),
     }

@@ -29,6 +29,9 @@ pub enum NetworkError {
     /// The kernel does not tell what is in it.
     #[error("look at what is in the network namespace")]
     Look(#[source] io::Error),
+    /// Nobody can hear connections to its localhost.
+    #[error("listen at localhost in the network namespace")]
+    Localhost(#[source] io::Error),
     /// One interface.
     #[error("network interface {name}: {what}")]
     Interface {

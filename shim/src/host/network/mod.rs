@@ -5,14 +5,17 @@
 //! sends leaves by the interface: so the guest has its MAC and addresses, and nothing else in the namespace changes.
 
 mod error;
+mod forward;
 mod namespace;
 mod redirect;
 mod scan;
+mod sk_lookup;
 mod tap;
 #[cfg(test)]
 pub mod testing;
 
 pub use error::NetworkError;
+pub use forward::{Localhost, listen};
 pub use namespace::Namespace;
 
 use crate::host::undo::Undo;

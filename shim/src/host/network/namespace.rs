@@ -4,7 +4,7 @@ use super::error::NetworkError;
 use nix::sched::{CloneFlags, setns};
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd as _, AsRawFd, BorrowedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -56,6 +56,11 @@ impl Namespace {
     /// Where it was found.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// It, open.
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
     }
 
     /// Whether both are the same one.

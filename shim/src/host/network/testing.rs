@@ -61,13 +61,14 @@ impl Space {
         self.within(|client| {
             client.change(RouteNetlinkMessage::NewLink(link), Change::Add).unwrap();
             for name in [name, peer] {
-                let mut up = LinkMessage::default();
-                up.header.index = index(client, name).unwrap();
-                up.header.flags = LinkFlags::Up;
-                up.header.change_mask = LinkFlags::Up;
-                client.change(RouteNetlinkMessage::SetLink(up), Change::Existing).unwrap();
+                up(client, name);
             }
         });
+    }
+
+    /// Brings its loopback interface up.
+    pub fn loopback_up(&self) {
+        self.within(|client| up(client, "lo"));
     }
 
     /// How many interfaces it has, and how many of them have an ingress qdisc.
@@ -84,6 +85,14 @@ impl Space {
             (links(client).len(), qdiscs.iter().filter(|qdisc| is_ingress(qdisc)).count())
         })
     }
+}
+
+fn up(client: &mut Client, name: &str) {
+    let mut up = LinkMessage::default();
+    up.header.index = index(client, name).unwrap();
+    up.header.flags = LinkFlags::Up;
+    up.header.change_mask = LinkFlags::Up;
+    client.change(RouteNetlinkMessage::SetLink(up), Change::Existing).unwrap();
 }
 
 fn path(file: &File) -> PathBuf {

@@ -229,12 +229,16 @@ impl Runner {
 fn choose(arguments: &Arguments) -> Result<Vec<(Version, Case)>> {
     let topics: &[fn() -> Vec<Case>] = &[
         run::cases,
+        // The longest: begun last, they would keep one lab at work while the other has nothing to do.
+        boot::cases,
+        throughput::cases,
         exec::cases,
         terminal::cases,
         lifecycle::cases,
         logs::cases,
         pause::cases,
         pods::cases,
+        pods::forward::cases,
         update::cases,
         memory::cases,
         network::cases,
@@ -265,8 +269,6 @@ fn choose(arguments: &Arguments) -> Result<Vec<(Version, Case)>> {
         shim::cases,
         residue::cases,
         programs::cases,
-        throughput::cases,
-        boot::cases,
     ];
     let only = match (arguments.containerd.as_str(), Version::from_name(&arguments.containerd)) {
         ("both", _) => None,

@@ -31,7 +31,7 @@ use ttrpc::asynchronous::TtrpcContext;
 
 /// Serves one sandbox.
 pub struct TaskService {
-    slot: Slot,
+    slot: Arc<Slot>,
     containers: Containers,
     socket: Socket,
     finished: Arc<Notify>,
@@ -47,7 +47,7 @@ impl TaskService {
     /// `finished` is told when the shim is to end.
     pub fn new(slot: Slot, containers: Containers, socket: Socket, finished: Arc<Notify>) -> Self {
         Self {
-            slot,
+            slot: Arc::new(slot),
             containers,
             socket,
             finished,
@@ -218,16 +218,25 @@ impl TaskService {
         Ok(StatsResponse { stats, ..Default::default() })
     }
 
+    /// A task of its own: whoever asked has a deadline, and what has begun to end must not stay half ended.
     async fn end(&self, now: bool) {
-        if !now {
-            drop(self.creating.lock().await);
+        let (slot, socket) = (self.slot.clone(), self.socket.clone());
+        let (creating, finished) = (self.creating.clone(), self.finished.clone());
+        let ended = tokio::spawn(async move {
+            if !now {
+                drop(creating.lock().await);
+            }
+            // A shim that still has containers is shared with them, unless the call says now.
+            if !now && slot.get().is_ok_and(|sandbox| !sandbox.is_empty()) {
+                return;
+            }
+            socket.withdraw();
+            slot.stop().await;
+            finished.notify_one();
+        });
+        if let Err(error) = ended.await {
+            tracing::error!("shutdown: {error}");
         }
-        // A shim that still has containers is shared with them, unless the call says now.
-        if !now && self.slot.get().is_ok_and(|sandbox| !sandbox.is_empty()) {
-            return;
-        }
-        self.stop().await;
-        self.finished.notify_one();
     }
 }
 

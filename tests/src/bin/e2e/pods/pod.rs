@@ -36,12 +36,17 @@ pub struct Member<'a> {
 
 /// Runs `crictl ARGS…` against the containerd under test.
 pub fn crictl(context: &Context, args: &[&str]) -> Result<Output> {
+    command::output(&mut crictl_command(context, args))
+}
+
+/// The same, to be run.
+pub fn crictl_command(context: &Context, args: &[&str]) -> Command {
     let socket = format!("unix://{}", context.containerd.address());
     let mut crictl = Command::new(CRICTL);
     crictl.args(["--runtime-endpoint", &socket, "--image-endpoint", &socket, "--timeout", "50s"]);
     // Elsewhere it looks for a configuration, and warns that it has none.
     crictl.args(["--config", "/dev/null"]).args(args);
-    command::output(&mut crictl)
+    crictl
 }
 
 fn merge(into: &mut Value, more: &Value) {
@@ -75,6 +80,11 @@ impl<'a> Pod<'a> {
         let output = crictl(context, &["runp", "--runtime", handler, &file])?.expect_code(0)?;
         pod.id = output.text();
         Ok(pod)
+    }
+
+    /// Where it runs.
+    pub fn context(&self) -> &Context {
+        self.context
     }
 
     /// The cgroup that its processes are to be below, as kubelet makes one.
