@@ -37,33 +37,39 @@ fn forwarded<T>(pod: &Pod, port: u16, mut talk: impl FnMut(TcpStream) -> Result<
     said
 }
 
+/// There and back, through the port on which somebody gives back what he is sent.
+fn echoed(mut connection: TcpStream) -> Result<()> {
+    let sent: Vec<u8> = (0..SENT).map(|at| (at % 251) as u8).collect();
+    let (mut there, bytes) = (connection.try_clone()?, sent.clone());
+    let writing = std::thread::spawn(move || {
+        there.write_all(&bytes)?;
+        there.shutdown(Shutdown::Write)
+    });
+    let mut back = vec![0; SENT];
+    connection.read_exact(&mut back)?;
+    ensure!(back == sent, "what came back is not what was sent");
+    Ok(writing.join().unwrap_or(Ok(()))?)
+}
+
 fn a_port_is_forwarded_and_one_where_nobody_listens_is_reset(context: &Context) -> Result<()> {
-    same_on_both(context, |pod| {
-        let listens = "nc -lk -s 127.0.0.1 -p 8080 -e cat & nc -lk -s ::1 -p 8081 -e cat & wait";
-        let container = pod.start(&["sh", "-c", listens], &Value::Null)?;
+    let said = same_on_both(context, |pod| {
+        let serve = "echo by IPv6 > /tmp/file; httpd -p [::1]:8081 -h /tmp; nc -ll -p 8080 -e cat";
+        let container = pod.start(&["sh", "-c", serve], &Value::Null)?;
         container.await_line("netstat -ltn | grep -c -e :8080 -e :8081", "2")?;
-        let sent: Vec<u8> = (0..SENT).map(|at| (at % 251) as u8).collect();
-        for port in [8080, 8081] {
-            forwarded(pod, port, |mut connection| {
-                let mut there = connection.try_clone()?;
-                let bytes = sent.clone();
-                let writing = std::thread::spawn(move || {
-                    there.write_all(&bytes)?;
-                    there.shutdown(Shutdown::Write)
-                });
-                let mut back = vec![0; SENT];
-                connection.read_exact(&mut back).with_context(|| format!("port {port}"))?;
-                ensure!(back == sent, "port {port}: what came back is not what was sent");
-                Ok(writing.join().unwrap_or(Ok(()))?)
-            })?;
-        }
+        forwarded(pod, 8080, echoed)?;
+        let page = forwarded(pod, 8081, |mut connection| {
+            connection.write_all(b"GET /file HTTP/1.0\r\n\r\n")?;
+            let mut page = String::new();
+            connection.read_to_string(&mut page)?;
+            Ok(page.lines().last().unwrap_or_default().to_owned())
+        })?;
         let nobody = forwarded(pod, 8082, |mut connection| {
             connection.write_all(b"is anybody there?")?;
             // How a forwarder tells of it is its own affair; bytes there are none.
             Ok(connection.read(&mut [0]).unwrap_or_default())
         })?;
-        ensure!(nobody == 0, "nobody listens, and something was said");
-        container.sh("netstat -ltn | grep -c -e :8080 -e :8081")
-    })
-    .map(drop)
+        Ok(format!("{page} {nobody}"))
+    })?;
+    ensure!(said == "by IPv6 0", "{said:?}");
+    Ok(())
 }
