@@ -5,6 +5,7 @@
 mod lifecycle;
 mod memory;
 mod phases;
+mod pods;
 mod timing;
 
 use anyhow::{Context, Result};
@@ -36,6 +37,7 @@ fn main() -> Result<()> {
     }
     drop(containers);
     rows.extend(lifecycle::rows(runs.div_ceil(2))?);
+    rows.extend(pods::rows(runs.div_ceil(2))?);
     compare_to_runc(&mut rows);
     let report = Report { machine: machine()?, runs, rows, phases };
     println!("{}", serde_json::to_string(&report)?);

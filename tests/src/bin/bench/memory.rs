@@ -20,9 +20,8 @@ const PROGRAMS: [(&str, &str); 4] = [
 pub fn rows(container: &Container) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     let (mut guest, mut total) = (0.0, 0.0);
-    for (what, pid) in processes(container)? {
-        let smaps = fs::read_to_string(format!("/proc/{pid}/smaps")).context("smaps")?;
-        let (own, of_guest) = proportional_mib(&smaps);
+    for (what, pid) in processes(&container.id)? {
+        let (own, of_guest) = of_process(pid)?;
         rows.extend(row(container, &format!("memory, idle: {what}"), own));
         guest += of_guest;
         total += own + of_guest;
@@ -34,12 +33,23 @@ pub fn rows(container: &Container) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
+/// All that the sandbox of this id takes, MiB.
+pub fn whole(id: &str) -> Result<f64> {
+    let each = processes(id)?.into_iter().map(|(_, pid)| of_process(pid));
+    each.map(|mib| mib.map(|(own, guest)| own + guest)).sum()
+}
+
+fn of_process(pid: u32) -> Result<(f64, f64)> {
+    let smaps = fs::read_to_string(format!("/proc/{pid}/smaps")).context("smaps")?;
+    Ok(proportional_mib(&smaps))
+}
+
 fn row(container: &Container, name: &str, mib: f64) -> Option<Row> {
     Row::of(name, "MiB", container.runtime.name(), &[mib])
 }
 
 /// The sandbox's processes: its shim, found by the id on its command line, and all below it.
-fn processes(container: &Container) -> Result<Vec<(String, u32)>> {
+fn processes(id: &str) -> Result<Vec<(String, u32)>> {
     let mut all = Vec::new();
     for entry in fs::read_dir("/proc")?.flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<u32>().ok()) else {
@@ -54,8 +64,8 @@ fn processes(container: &Container) -> Result<Vec<(String, u32)>> {
     }
     let shim = all
         .iter()
-        .find(|(_, _, c)| c.contains("containerd-shim") && c.contains(&container.id))
-        .with_context(|| format!("no shim of {}", container.id))?;
+        .find(|(_, _, c)| c.contains("containerd-shim") && c.contains(id))
+        .with_context(|| format!("no shim of {id}"))?;
     let mut family = vec![shim.0];
     let mut next = 0;
     while let Some(&parent) = family.get(next) {

@@ -16,6 +16,7 @@ mod containerd_api;
 mod context;
 mod crash;
 mod deadline;
+mod deploy;
 mod destinations;
 mod disks;
 mod exec;
@@ -245,6 +246,7 @@ fn choose(arguments: &Arguments) -> Result<Vec<(Version, Case)>> {
         limits::cases,
         i386::cases,
         clock::cases,
+        deploy::cases,
         destinations::cases,
         disks::cases,
         leaks::cases,

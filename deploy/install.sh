@@ -1,0 +1,104 @@
+#!/bin/sh
+# Installs kata-like on a node, or removes it without a trace.
+#
+#   install.sh install [FROM]   FROM: a folder with usr/, by default the one beside this script, else ../target/install
+#   install.sh remove
+#
+# Places the files, and adds the handler `kata-like` to containerd's configuration, between two lines that mark it; tells
+# what is left to do. Environment:
+#   ROOT               where the node's root is (/)
+#   CONTAINERD_CONFIG  below it (/etc/containerd/config.toml); empty: leave containerd alone
+set -eu
+
+root=${ROOT:-}
+root=${root%/}
+config=${CONTAINERD_CONFIG-/etc/containerd/config.toml}
+[ -z "$config" ] || config=$root$config
+# What was installed, a file a line.
+list=$root/usr/share/kata-like/installed
+begin='# kata-like begin: removed by kata-like'\''s install.sh'
+end='# kata-like end'
+
+stop() { echo "install.sh: $*" >&2; exit 1; }
+
+source_of() {
+  for from in "$@"; do
+    [ ! -x "$from/usr/bin/containerd-shim-kata-like-v2" ] || { echo "$from"; return; }
+  done
+  stop "no usr/bin/containerd-shim-kata-like-v2 in $*: build it with \`cargo xtask build\`, or name the folder it is in"
+}
+
+# Each file is replaced in one step: what runs goes on with the old one.
+place() {
+  (cd "$1" && find usr/bin/kata-like usr/bin/containerd-shim-kata-like-v2 usr/libexec/kata-like usr/share/kata-like \
+    -type f ! -name installed) | while read -r file; do
+    mkdir -p "$root/$(dirname "$file")"
+    cp -p "$1/$file" "$root/$file.new"
+    mv -f "$root/$file.new" "$root/$file"
+    echo "$file"
+  done > "$list.new"
+  # What an older version had and this one has not.
+  [ ! -e "$list" ] || grep -vxF -f "$list.new" "$list" | while read -r file; do rm -f "$root/$file"; done
+  mv "$list.new" "$list"
+}
+
+# The table of the CRI's runtimes in a configuration of that version.
+runtimes() {
+  case $1 in
+    2) echo 'plugins."io.containerd.grpc.v1.cri".containerd.runtimes' ;;
+    3 | 4) echo "plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes" ;;
+    *) stop "$config: version $1 is none that this knows (2 to 4): add the handler by hand, see the README" ;;
+  esac
+}
+
+forget_handler() {
+  [ -e "$config" ] || return 0
+  grep -qxF "$begin" "$config" || return 0
+  # With the empty line before it.
+  awk -v begin="$begin" -v end="$end" '
+    $0 == begin { skip = 1; held = 0 }
+    !skip { if (held) print ""; held = ($0 == ""); if (!held) print }
+    $0 == end { skip = 0 }
+    END { if (held) print "" }' "$config" > "$config.new"
+  cat "$config.new" > "$config"
+  rm "$config.new"
+  # One that was not there before.
+  [ "$(cat "$config")" != 'version = 2' ] || rm "$config"
+}
+
+add_handler() {
+  forget_handler
+  if [ ! -e "$config" ]; then
+    mkdir -p "$(dirname "$config")"
+    echo 'version = 2' > "$config"
+  fi
+  version=$(sed -n 's/^ *version *= *\([0-9]*\).*/\1/p' "$config" | head -n 1)
+  table=$(runtimes "${version:-1}")
+  if tr -d "\"' " < "$config" | grep -qF '.containerd.runtimes.kata-like]'; then
+    echo "$config has a handler kata-like already: left as it is"
+    return
+  fi
+  printf '\n%s\n[%s.kata-like]\nruntime_type = "io.containerd.kata-like.v2"\n%s\n' "$begin" "$table" "$end" >> "$config"
+  echo "$config: handler kata-like added; it counts once containerd is restarted (systemctl restart containerd)"
+}
+
+case ${1-} in
+  install)
+    here=$(cd "$(dirname "$0")" && pwd)
+    if [ -n "${2-}" ]; then from=$(source_of "$2"); else from=$(source_of "$here" "$here/../target/install"); fi
+    mkdir -p "$(dirname "$list")"
+    place "$from"
+    [ -z "$config" ] || add_handler
+    ;;
+  remove)
+    [ -e "$list" ] || stop "$list is not there: nothing was installed by this script"
+    ! pgrep -f "^$root/usr/(bin/containerd-shim-kata-like-v2|libexec/kata-like/)" > /dev/null ||
+      stop "there are still sandboxes on this node: drain it, then start again"
+    while read -r file; do rm -f "$root/$file"; done < "$list"
+    rm "$list"
+    rmdir "$root/usr/share/kata-like" "$root/usr/libexec/kata-like" 2> /dev/null || true
+    [ -z "$config" ] || forget_handler
+    echo "removed; containerd forgets the handler once it is restarted"
+    ;;
+  *) sed -n '2,/^set/s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+esac

@@ -1,0 +1,95 @@
+//! The node installer: what it adds to containerd's configuration, and that it takes all of it away again.
+
+use crate::command;
+use crate::context::Context;
+use anyhow::{Context as _, Result, ensure};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+crate::cases!(
+    crate::Scope::EachContainerd;
+    a_node_gets_the_handler_and_is_as_before_without_it;
+    crate::Scope::Once;
+    what_it_can_not_do_is_named,
+);
+
+const SCRIPT: &str = include_str!("../../../../deploy/install.sh");
+
+/// A node's root in a folder, with a script to install from this machine.
+struct Node(PathBuf);
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+impl Node {
+    fn new(context: &Context) -> Result<Self> {
+        let node = Self(Path::new("/tmp").join(context.fresh_id()));
+        fs::create_dir_all(node.path("etc/containerd"))?;
+        fs::write(node.path("install.sh"), SCRIPT)?;
+        Ok(node)
+    }
+
+    fn path(&self, of: &str) -> PathBuf {
+        self.0.join(of)
+    }
+
+    fn run(&self, args: &[&str]) -> Result<command::Output> {
+        let mut sh = Command::new("sh");
+        command::output(sh.arg(self.path("install.sh")).args(args).env("ROOT", &self.0))
+    }
+
+    /// What is in it but for the script and the configuration.
+    fn files(&self) -> Result<String> {
+        let mut find = Command::new("find");
+        Ok(command::output(find.arg(self.path("usr")).args(["-type", "f"]))?.text())
+    }
+}
+
+fn a_node_gets_the_handler_and_is_as_before_without_it(context: &Context) -> Result<()> {
+    let node = Node::new(context)?;
+    let config = node.path("etc/containerd/config.toml");
+    let without = context.containerd.config().replace(".kata-like]", ".other]");
+    fs::write(&config, &without)?;
+    let dump = || {
+        let containerd = Path::new(context.containerd.bin_dir()).join("containerd");
+        let mut dump = Command::new(containerd);
+        let dump = dump.arg("--config").arg(&config).args(["config", "dump"]);
+        Ok::<_, anyhow::Error>(command::output(dump)?.expect_code(0)?.text())
+    };
+    let before = dump()?;
+    ensure!(!before.contains("runtimes.kata-like]"), "{before}");
+    // Twice is as once.
+    for _ in 0..2 {
+        node.run(&["install", "/"])?.expect_code(0)?;
+    }
+    let after = dump()?;
+    ensure!(after.contains("runtimes.kata-like]") && after.contains("runtimes.other]"), "{after}");
+    for file in ["bin/containerd-shim-kata-like-v2", "libexec/kata-like/kata-like-vmm"] {
+        let placed = fs::read(node.path(&format!("usr/{file}")))?;
+        ensure!(placed == fs::read(format!("/usr/{file}"))?, "{file} is another");
+    }
+    node.run(&["remove"])?.expect_code(0)?;
+    ensure!(fs::read_to_string(&config)? == without, "the configuration is another");
+    ensure!(node.files()?.is_empty(), "left: {}", node.files()?);
+    Ok(())
+}
+
+fn what_it_can_not_do_is_named(context: &Context) -> Result<()> {
+    let node = Node::new(context)?;
+    node.run(&["remove"])?.expect_error(&["nothing was installed"])?;
+    node.run(&["install", "/nowhere"])?.expect_error(&["/nowhere", "cargo xtask build"])?;
+    let config = node.path("etc/containerd/config.toml");
+    fs::write(&config, "root = \"/var/lib/containerd\"\n").context("a configuration")?;
+    node.run(&["install", "/"])?.expect_error(&["config.toml", "version 1"])?;
+    // One that was not there is made, and goes.
+    fs::remove_file(&config)?;
+    node.run(&["install", "/"])?.expect_code(0)?;
+    ensure!(fs::read_to_string(&config)?.contains("kata-like.v2"), "no handler");
+    node.run(&["remove"])?.expect_code(0)?;
+    ensure!(!config.exists(), "the configuration is left");
+    Ok(())
+}
