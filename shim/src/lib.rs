@@ -28,6 +28,7 @@ pub use guest::limits;
 pub use guest::log as guest_log;
 pub use host::blocking::blocking;
 pub use host::descriptor::place;
+pub use host::network::probe as network_probe;
 pub use host::replace::replace;
 pub use host::{cgroup, overhead, paths, persist, storage};
 pub use oci::{bundle, hooks, lenient, plan, pod, seccomp};

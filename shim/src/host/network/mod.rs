@@ -7,6 +7,7 @@
 mod error;
 mod forward;
 mod namespace;
+pub mod probe;
 mod redirect;
 mod scan;
 mod sk_lookup;

@@ -48,7 +48,7 @@ fn an_interactive_run_has_a_terminal(_: &Context) -> Result<()> {
 /// The lab is a host that is fit; `check` says so line by line.
 fn this_host_is_found_fit(_: &Context) -> Result<()> {
     let said = command::output(Command::new("/usr/bin/kata-like").arg("check"))?;
-    for word in ["KVM", "containerd", "kernel"] {
+    for word in ["KVM", "containerd", "kernel", "ok       network", "ok       port-forwarding"] {
         if !said.stdout.windows(word.len()).any(|window| window == word.as_bytes()) {
             bail!("check says nothing of {word}: {}", said.text());
         }

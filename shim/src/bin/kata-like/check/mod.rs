@@ -3,6 +3,7 @@
 mod containerd;
 mod host;
 mod kvm;
+mod network;
 mod parts;
 mod report;
 
@@ -46,6 +47,7 @@ fn findings(config: &Path) -> Vec<Finding> {
         }
         Err(error) => findings.push(parts::bad_configuration(&error)),
     }
+    findings.extend(network::network());
     findings.extend(containerd::containerd());
     findings
 }
