@@ -16,7 +16,7 @@ mod work;
 use anyhow::Context as _;
 use containers::Containers;
 use guest::reaper::Reaper;
-use guest::{boot, clock, logging};
+use guest::{boot, clock, logging, pod_init};
 use io::forward;
 use io::streams::{self, Streams};
 use io::transport::Transport;
@@ -27,7 +27,7 @@ use std::time::Duration;
 use work::zygote::Zygote;
 
 fn main() -> ExitCode {
-    if let Some(code) = id_maps::run() {
+    if let Some(code) = id_maps::run().or_else(pod_init::run) {
         return code;
     }
     if std::process::id() != 1 {

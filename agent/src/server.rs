@@ -7,6 +7,7 @@ use crate::guest::cgroup::Cgroup;
 use crate::guest::clock;
 use crate::guest::network;
 use crate::guest::sandbox;
+use crate::guest::sysctl;
 use crate::io::transport::Transport;
 use crate::work::deadline::Deadline;
 use async_trait::async_trait;
@@ -14,8 +15,8 @@ use protocol::agent::{
     Clock, ClockSet, ContainerRef, ContainerStateResponse, ContainerStatsResponse,
     CreateContainerRequest, Empty, ExecProcessRequest, ListProcessesRequest, ListProcessesResponse,
     OutOfMemory, ProcessExit, ProcessRef, ProcessStarted, ResizeTerminalRequest, SandboxCapacity,
-    SetupNetworkRequest, SetupSandboxRequest, SignalProcessRequest, UpdateContainerRequest,
-    WaitOutOfMemoryRequest,
+    SetSysctlsRequest, SetupNetworkRequest, SetupSandboxRequest, SignalProcessRequest,
+    UpdateContainerRequest, WaitOutOfMemoryRequest,
 };
 use protocol::agent_ttrpc::{Agent, create_agent};
 use std::future::Future;
@@ -98,6 +99,15 @@ impl Agent for Service {
         request: SetupNetworkRequest,
     ) -> ttrpc::Result<Empty> {
         blocking(move || network::setup(&request.interfaces)).await?;
+        Ok(Empty::default())
+    }
+
+    async fn set_sysctls(
+        &self,
+        _: &TtrpcContext,
+        request: SetSysctlsRequest,
+    ) -> ttrpc::Result<Empty> {
+        blocking(move || sysctl::set_of_pod(&request.sysctls)).await?;
         Ok(Empty::default())
     }
 

@@ -5,6 +5,7 @@
 mod commands;
 mod container;
 mod oom;
+mod pids;
 mod process;
 mod stats;
 
@@ -17,9 +18,7 @@ use crate::work::deadline::Deadline;
 use crate::work::job::{Answer, Job, PROCESS_FILE, SPEC_FILE, STATE_DIR};
 use crate::work::zygote::Zygote;
 use container::Container;
-use oci_spec::runtime::{
-    LinuxNamespaceBuilder, LinuxNamespaceType, LinuxResources, PosixRlimit, Spec,
-};
+use oci_spec::runtime::{LinuxResources, PosixRlimit};
 use process::Process;
 use protocol::agent::{
     ContainerStateResponse, ContainerStatsResponse, CreateContainerRequest, ExecProcessRequest,
@@ -29,6 +28,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
+use tokio::sync::OnceCell;
 
 /// Most containers at once.
 const MAX_CONTAINERS: usize = 128;
@@ -44,6 +44,8 @@ pub struct Containers {
     streams: Arc<Streams>,
     by_id: Mutex<HashMap<String, Entry>>,
     limits: Mutex<Vec<PosixRlimit>>,
+    /// The first process of the pod, once a container has joined its PID namespace.
+    pod_init: OnceCell<i32>,
 }
 
 #[derive(Debug, Clone)]
@@ -56,7 +58,8 @@ enum Entry {
 impl Containers {
     /// None yet.
     pub fn new(zygote: Zygote, reaper: Arc<Reaper>, streams: Arc<Streams>) -> Self {
-        Self { zygote, reaper, streams, by_id: Mutex::default(), limits: Mutex::default() }
+        let (by_id, limits, pod_init) = (Mutex::default(), Mutex::default(), OnceCell::new());
+        Self { zygote, reaper, streams, by_id, limits, pod_init }
     }
 
     /// Takes the limits of processes that set none, an OCI `process.rlimits`.
@@ -96,8 +99,13 @@ impl Containers {
         let bundle = bundle_of(&id);
         let stdio = request.stdio.unwrap_or_default();
         let translated = storages.disks().translate(request.spec_json);
-        let translated = translated.and_then(|spec| self.join_pids(spec, &request.joins_pids_of));
-        let made = match translated {
+        let joined = match translated {
+            Ok(spec) => {
+                self.join_pids(spec, &request.joins_pids_of, request.joins_pids_of_pod).await
+            }
+            Err(error) => Err(error),
+        };
+        let made = match joined {
             Ok(spec_json) => self.create_in(&id, &spec_json, stdio, deadline).await,
             Err(error) => Err(error),
         };
@@ -117,25 +125,6 @@ impl Containers {
                 Err(error)
             }
         }
-    }
-
-    /// Has a specification name the PID namespace of container `of`, if it is one's.
-    fn join_pids(&self, spec_json: Vec<u8>, of: &str) -> Result<Vec<u8>, AgentError> {
-        if of.is_empty() {
-            return Ok(spec_json);
-        }
-        let invalid =
-            |e: &dyn std::fmt::Display| AgentError::Invalid(format!("specification: {e}"));
-        let path = format!("/proc/{}/ns/pid", self.container(of)?.init().pid());
-        let mut spec: Spec = serde_json::from_slice(&spec_json).map_err(|e| invalid(&e))?;
-        let namespace = LinuxNamespaceBuilder::default().typ(LinuxNamespaceType::Pid).path(path);
-        let namespace = namespace.build().map_err(|e| invalid(&e))?;
-        if let Some(linux) = spec.linux_mut() {
-            let all = linux.namespaces_mut().get_or_insert_default();
-            all.retain(|other| other.typ() != LinuxNamespaceType::Pid);
-            all.push(namespace);
-        }
-        serde_json::to_vec(&spec).map_err(|e| invalid(&e))
     }
 
     async fn create_in(

@@ -22,10 +22,9 @@ mod place;
 pub mod privileges;
 pub mod seccomp;
 
-use crate::guest::cgroup;
+use crate::guest::{cgroup, sysctl};
 use oci_spec::runtime::{
-    Hook, Linux, LinuxDeviceCgroup, LinuxNamespace, LinuxNamespaceType, LinuxResources, Process,
-    Spec,
+    Hook, Linux, LinuxDeviceCgroup, LinuxNamespace, LinuxResources, Process, Spec,
 };
 use privileges::Privileges;
 use seccomp::{Compiled, UnsupportedFilter};
@@ -143,26 +142,11 @@ fn take_late_limits(resources: &mut LinuxResources) -> LinuxResources {
 fn take_guests_sysctls(linux: &mut Linux) -> HashMap<String, String> {
     let own: Vec<_> = linux.namespaces().iter().flatten().map(LinuxNamespace::typ).collect();
     let is_guests =
-        |name: &str| sysctl_namespace(name).is_some_and(|namespace| !own.contains(&namespace));
+        |name: &str| sysctl::namespace(name).is_some_and(|namespace| !own.contains(&namespace));
     let all = linux.sysctl().clone().unwrap_or_default();
     let (guests, containers) = all.into_iter().partition(|(name, _)| is_guests(name));
     linux.set_sysctl(Some(containers));
     guests
-}
-
-/// The namespace that a sysctl belongs to, of those that a sandbox's containers may share.
-fn sysctl_namespace(name: &str) -> Option<LinuxNamespaceType> {
-    let name = name.replace('/', ".");
-    match name.strip_prefix("kernel.") {
-        _ if name.starts_with("net.") => Some(LinuxNamespaceType::Network),
-        _ if name.starts_with("fs.mqueue.") => Some(LinuxNamespaceType::Ipc),
-        Some(
-            "msgmax" | "msgmnb" | "msgmni" | "sem" | "shmall" | "shmmax" | "shmmni"
-            | "shm_rmid_forced",
-        ) => Some(LinuxNamespaceType::Ipc),
-        Some("domainname") => Some(LinuxNamespaceType::Uts),
-        _ => None,
-    }
 }
 
 fn adapt(process: &mut Process, linux: &Linux, spec: &Spec) -> Result<Privileges, InvalidSpec> {

@@ -3,7 +3,7 @@
 //! The worker makes the pipes or takes the terminal, and hands the agent's ends back with the pid.
 
 use crate::guest::cgroup::Cgroup;
-use crate::guest::logging;
+use crate::guest::{logging, sysctl};
 use crate::io::stdio;
 use crate::spec::dev_nodes;
 use crate::spec::device_rules;
@@ -27,9 +27,8 @@ use oci_spec::runtime::{LinuxDeviceCgroup, LinuxResources, Process, Spec};
 use protocol::control;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use std::collections::HashMap;
 use std::fmt::Write as _;
-use std::io::{ErrorKind, Read, Write as _};
+use std::io::{ErrorKind, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Component, Path};
@@ -131,7 +130,7 @@ fn prepare(job: &Job) -> Result<Plan, Failure> {
                 .map_err(|e| Failure::internal("clearing /dev", &e))?;
         }
         let Own { privileges, devices, sysctls, late_limits, hooks } = own;
-        set_sysctls(&sysctls)?;
+        sysctl::set(&sysctls).map_err(|message| Failure { kind: FailureKind::Invalid, message })?;
         let mounts = LateMounts::take_over(&mut spec, &job.bundle)
             .map_err(|e| Failure::internal("preparing the mounts", &e))?;
         store(Path::new(CONFIG_FILE), &spec)?;
@@ -176,20 +175,6 @@ fn take_limits(process: &mut Process, job: &Job) -> Result<Limits, Failure> {
 
 fn has_terminal(process: Option<&Process>) -> bool {
     process.and_then(Process::terminal).unwrap_or(false)
-}
-
-/// In the namespaces of the guest, where this process is.
-fn set_sysctls(sysctls: &HashMap<String, String>) -> Result<(), Failure> {
-    for (name, value) in sysctls {
-        let path = Path::new("/proc/sys").join(name.replace('.', "/"));
-        let set =
-            || std::fs::OpenOptions::new().write(true).open(&path)?.write_all(value.as_bytes());
-        set().map_err(|e| Failure {
-            kind: FailureKind::Invalid,
-            message: format!("linux.sysctl {name}={value}: {e}"),
-        })?;
-    }
-    Ok(())
 }
 
 fn with_pipes(job: &Job, process: NewProcess) -> Result<(i32, Vec<OwnedFd>), Failure> {

@@ -1,0 +1,34 @@
+//! PID namespaces that containers share.
+
+use super::{Containers, blocking};
+use crate::error::AgentError;
+use crate::guest::pod_init;
+use oci_spec::runtime::{LinuxNamespaceBuilder, LinuxNamespaceType, Spec};
+
+impl Containers {
+    /// Has a specification name the PID namespace of container `of`, if it is one's, or that of the pod.
+    pub(super) async fn join_pids(
+        &self,
+        spec_json: Vec<u8>,
+        of: &str,
+        of_pod: bool,
+    ) -> Result<Vec<u8>, AgentError> {
+        let pid = match (of, of_pod) {
+            ("", false) => return Ok(spec_json),
+            ("", true) => *self.pod_init.get_or_try_init(|| blocking(pod_init::start)).await?,
+            (of, _) => self.container(of)?.init().pid(),
+        };
+        let invalid =
+            |e: &dyn std::fmt::Display| AgentError::Invalid(format!("specification: {e}"));
+        let path = format!("/proc/{pid}/ns/pid");
+        let mut spec: Spec = serde_json::from_slice(&spec_json).map_err(|e| invalid(&e))?;
+        let namespace = LinuxNamespaceBuilder::default().typ(LinuxNamespaceType::Pid).path(path);
+        let namespace = namespace.build().map_err(|e| invalid(&e))?;
+        if let Some(linux) = spec.linux_mut() {
+            let all = linux.namespaces_mut().get_or_insert_default();
+            all.retain(|other| other.typ() != LinuxNamespaceType::Pid);
+            all.push(namespace);
+        }
+        serde_json::to_vec(&spec).map_err(|e| invalid(&e))
+    }
+}
