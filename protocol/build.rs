@@ -1,14 +1,18 @@
-//! Generates the agent's ttrpc code from `agent.proto`, without protoc.
+//! Generates the agent's ttrpc code, and what is lacking of containerd's, from the `.proto` files, without protoc.
 
 use std::path::{Path, PathBuf};
 
+const PROTOS: [&str; 3] = ["src/agent.proto", "src/cri.proto", "src/sandbox_update.proto"];
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    println!("cargo:rerun-if-changed=src/agent.proto");
+    for proto in PROTOS {
+        println!("cargo:rerun-if-changed={proto}");
+    }
     let out = PathBuf::from(std::env::var("OUT_DIR")?).join("agent_api");
     std::fs::create_dir_all(&out)?;
     ttrpc_codegen::Codegen::new()
         .out_dir(&out)
-        .inputs(["src/agent.proto"])
+        .inputs(PROTOS)
         .include("src")
         .rust_protobuf()
         .customize(ttrpc_codegen::Customize {

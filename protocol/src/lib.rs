@@ -1,6 +1,7 @@
 //! What the processes of kata-like say to each other.
 //!
 //! - [`agent`]: shim → agent, ttrpc over vsock (`agent.proto`).
+//! - [`cri`] and [`sandbox_update`]: what containerd says of a pod, as far as no crate has it.
 //! - [`machine`] and [`control`]: shim ↔ VMM.
 //! - [`packet`]: JSON datagrams on a unix socket, file descriptors beside them; what carries [`control`] and others.
 //! - [`ports`]: vsock ports and the preamble of a standard stream.
@@ -16,6 +17,18 @@ pub mod ports;
 #[allow(warnings, clippy::all, clippy::pedantic)]
 pub mod agent {
     include!(concat!(env!("OUT_DIR"), "/agent_api/agent.rs"));
+}
+
+/// Generated from `cri.proto`.
+#[allow(warnings, clippy::all, clippy::pedantic)]
+pub mod cri {
+    include!(concat!(env!("OUT_DIR"), "/agent_api/cri.rs"));
+}
+
+/// Generated from `sandbox_update.proto`.
+#[allow(warnings, clippy::all, clippy::pedantic)]
+pub mod sandbox_update {
+    include!(concat!(env!("OUT_DIR"), "/agent_api/sandbox_update.rs"));
 }
 
 /// Generated from `agent.proto`: the ttrpc service `Agent` and its client.

@@ -34,4 +34,5 @@ pub use host::{cgroup, overhead, paths, persist, storage};
 pub use oci::{bundle, hooks, lenient, plan, pod, seccomp};
 pub use sandbox::event;
 pub use sandbox::table::Phase;
-pub use sandbox::{Launch, NewContainer, NewExec, ProcessState, Sandbox, SandboxSpec};
+pub use sandbox::{Launch, NewContainer, NewExec, ProcessState, Sandbox};
+pub use sandbox::{PodFile, PodSize, PodSpec, SandboxSpec};

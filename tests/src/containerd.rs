@@ -110,11 +110,19 @@ impl Version {
                 "[plugins.\"io.containerd.cri.v1.images\".pinned_images]\nsandbox",
             ),
         };
+        let by_sandbox_api = match self {
+            Self::V1_7 => String::new(),
+            Self::V2_4 => format!(
+                "[{runtimes}.kata-like-sandbox]\nruntime_type = \"io.containerd.kata-like.v2\"\n\
+                 sandboxer = \"shim\"\ndisable_pause_image_pull = true\n\n"
+            ),
+        };
         format!(
             "version = {version}\nroot = {root:?}\nstate = {state:?}\n\n[grpc]\naddress = {address:?}\n\n\
              {pause} = {PAUSE_IMAGE:?}\n\n\
              [{runtimes}.runc]\nruntime_type = \"io.containerd.runc.v2\"\n\n\
              [{runtimes}.kata-like]\nruntime_type = \"io.containerd.kata-like.v2\"\n\n\
+             {by_sandbox_api}\
              [plugins.\"io.containerd.snapshotter.v1.blockfile\"]\nscratch_file = {:?}\nfs_type = \"ext4\"\n",
             self.scratch_file()
         )

@@ -7,7 +7,7 @@ use crate::milestone;
 use protocol::agent as api;
 use protocol::agent_ttrpc::AgentClient;
 use serde::{Deserialize, Serialize};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 use tokio::net::UnixStream;
 use ttrpc::asynchronous::transport::Socket;
@@ -61,8 +61,20 @@ pub struct InGuest {
     pub disks: Vec<api::Disk>,
     /// What is mounted for it.
     pub storages: Vec<api::Storage>,
-    /// The container whose PID namespace is its; empty: none.
-    pub joins_pids_of: String,
+    /// Its PID namespace.
+    pub pids: PidsOf,
+}
+
+/// Whose PID namespace a container has.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub enum PidsOf {
+    /// What its specification says.
+    #[default]
+    Its,
+    /// That of another.
+    Container(String),
+    /// That of the pod, which no container stands for.
+    Pod,
 }
 
 /// A process of a container, as its guest tells of it.
@@ -175,6 +187,17 @@ impl Agent {
         checked("SetupNetwork", LONG, call.await).map(drop)
     }
 
+    /// Sets kernel parameters of the guest.
+    ///
+    /// # Errors
+    /// See [`Agent::setup_sandbox`].
+    pub async fn set_sysctls(&self, sysctls: &BTreeMap<String, String>) -> Result<()> {
+        let sysctls = sysctls.iter().map(|(name, value)| (name.clone(), value.clone())).collect();
+        let request = api::SetSysctlsRequest { sysctls, ..Default::default() };
+        let call = self.client.set_sysctls(deadline(SHORT), &request);
+        checked("SetSysctls", SHORT, call.await).map(drop)
+    }
+
     /// Makes a container whose init process waits, with what the guest has for it; gives its guest pid.
     ///
     /// # Errors
@@ -184,14 +207,17 @@ impl Agent {
         id: &str,
         spec_json: Vec<u8>,
         streams: StreamNumbers,
-        InGuest { disks, storages, joins_pids_of }: InGuest,
+        InGuest { disks, storages, pids }: InGuest,
     ) -> Result<u32> {
+        let joins_pids_of_pod = pids == PidsOf::Pod;
+        let joins_pids_of = if let PidsOf::Container(of) = pids { of } else { String::new() };
         let request = api::CreateContainerRequest {
             container_id: id.into(),
             spec_json,
             disks,
             storages,
             joins_pids_of,
+            joins_pids_of_pod,
             stdio: streams.into(),
             ..Default::default()
         };

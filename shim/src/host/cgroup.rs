@@ -30,7 +30,7 @@ const FILE_SERVER: &str = "file-server";
 const SYSTEMD_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Where a sandbox's processes go.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Placement {
     /// A path below the root of the host's cgroups; a relative one is below the caller's parent, as with runc.
     Path(PathBuf),

@@ -44,6 +44,11 @@ impl SandboxPaths {
         self.shared().join(id)
     }
 
+    /// Files that its containers share.
+    pub fn files(&self) -> PathBuf {
+        self.root.join("files")
+    }
+
     /// The serial console's log, written by the VMM.
     pub fn console_log(&self) -> PathBuf {
         self.root.join("console.log")

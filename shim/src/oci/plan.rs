@@ -38,7 +38,7 @@ use protocol::machine::{FsConfig, JailConfig, MachineConfig, Size, VsockConfig};
 use protocol::ports;
 use serde::Deserialize;
 use shared::{Surroundings, Volume};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 
 /// The context id of every guest: vsock is private to one VMM, so they can all have the same.
@@ -71,6 +71,8 @@ pub struct Plan {
     pub binds: Vec<Bind>,
     /// The host's network namespace whose interfaces the guest is to have.
     pub network: Option<PathBuf>,
+    /// Kernel parameters of the pod whose pause container it is: the guest's.
+    pub sysctls: BTreeMap<String, String>,
     /// The guest's memory that it shares with its pod.
     pub volumes: Vec<Volume>,
     /// What it is to its sandbox.
@@ -163,6 +165,11 @@ pub fn container(
     let network = linux.namespaces().iter().flatten().find(of_network);
     let network = network.filter(|n| !shared::is_of(n, pid)).and_then(|n| n.path().clone());
     let joins_pids = plan_linux(linux, &disks, Surroundings { part, pid })?;
+    let mut sysctls = BTreeMap::new();
+    if part == Part::Pause {
+        sysctls.extend(linux.sysctl().clone().unwrap_or_default());
+        linux.set_sysctl(None);
+    }
     let hooks = plan_hooks(&mut spec)?;
     let annotations = spec.annotations().clone().unwrap_or_default();
     if hooks.start_container().as_ref().is_none_or(Vec::is_empty) {
@@ -175,7 +182,7 @@ pub fn container(
     let mut left_out = lost(&asked, &planned);
     // These are seen to on the host.
     left_out.retain(|at| {
-        !["/hooks", "/mounts", "/annotations", "/hostname"]
+        !["/hooks", "/mounts", "/annotations", "/hostname", "/linux/sysctl"]
             .iter()
             .any(|on_host| at.starts_with(on_host))
     });
@@ -189,6 +196,7 @@ pub fn container(
         disks,
         binds,
         network,
+        sysctls,
         volumes,
         part,
         joins_pids,

@@ -3,7 +3,7 @@
 //! The VMM decides what the guest can use; so when it grows the VMM comes first, and when it gives back the
 //! guest does.
 
-use super::Sandbox;
+use super::{PodSize, Sandbox};
 use crate::error::{Error, Result};
 use crate::guest::agent::Agent;
 use crate::host::cgroup::{self, Cgroup};
@@ -41,6 +41,8 @@ pub(super) struct Capacity {
     /// The guest address of added memory, once there is any.
     added_at: u64,
     limits: HashMap<String, Limits>,
+    /// What there is to be room for in any case.
+    promised: Limits,
     /// Of the host's, for our processes.
     cgroup: Option<Arc<Cgroup>>,
 }
@@ -100,9 +102,15 @@ impl Limits {
     }
 }
 
+impl From<PodSize> for Limits {
+    fn from(PodSize { memory, cpu_quota: quota, cpu_period: period }: PodSize) -> Self {
+        Self { memory, quota, period, ..Self::default() }
+    }
+}
+
 impl Capacity {
     /// Of a machine that has just been started.
-    pub(super) fn new(settings: &Settings, cgroup: Option<Arc<Cgroup>>) -> Self {
+    pub(super) fn new(settings: &Settings, size: PodSize, cgroup: Option<Arc<Cgroup>>) -> Self {
         let &Settings { vcpus, memory_mib, max_vcpus, max_memory_mib, .. } = settings;
         Self {
             initial_vcpus: vcpus,
@@ -111,6 +119,7 @@ impl Capacity {
             now: Size { vcpus, added_mib: 0 },
             added_at: 0,
             limits: HashMap::new(),
+            promised: size.into(),
             cgroup,
         }
     }
@@ -138,8 +147,8 @@ impl Capacity {
     fn needed(&self) -> Size {
         let sum =
             |of: fn(&Limits) -> u64| self.limits.values().map(of).fold(0, u64::saturating_add);
-        let (memory, cpus) =
-            (sum(|l| l.memory).div_ceil(1 << 20), sum(Limits::cpus).div_ceil(1000));
+        let memory = sum(|l| l.memory).max(self.promised.memory).div_ceil(1 << 20);
+        let cpus = sum(Limits::cpus).max(self.promised.cpus()).div_ceil(1000);
         let vcpus = u32::try_from(cpus).unwrap_or(u32::MAX).min(self.max.vcpus);
         let lacking = match memory {
             0 => 0,
@@ -216,18 +225,50 @@ impl Sandbox {
         let mut capacity = self.0.capacity.lock().await;
         let before = capacity.limits.get(id).copied();
         capacity.set(id, Some(before.unwrap_or_default().changed(resources)));
-        let size = larger(capacity.now, capacity.needed());
-        let mut grown = limit_host(&capacity, size).await;
-        if grown.is_ok() && size != capacity.now {
-            grown = self.grow(agent, &mut capacity, size).await;
-        }
-        if let Err(error) = grown {
+        if let Err(error) = self.fit(agent, &mut capacity).await {
             // They are not to be had, so nothing later may grow for them.
             capacity.set(id, before);
             settle_host(&capacity).await;
             return Err(error);
         }
         Ok(before)
+    }
+
+    /// Lets the machine have what all containers of a pod together may use, from now on, and give back what is more.
+    ///
+    /// # Errors
+    /// The host or the guest fails to.
+    pub async fn promise(&self, size: PodSize) -> Result<()> {
+        let agent = self.agent().await?;
+        let sandbox = self.clone();
+        Self::detached(async move {
+            let mut capacity = sandbox.0.capacity.lock().await;
+            let before = std::mem::replace(&mut capacity.promised, size.into());
+            if let Err(error) = sandbox.fit(&agent, &mut capacity).await {
+                capacity.promised = before;
+                settle_host(&capacity).await;
+                return Err(error);
+            }
+            sandbox.shrink(&mut capacity).await;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Lets the machine have what was promised before it had a container.
+    pub(super) async fn keep_promise(&self, agent: &Agent) -> Result<()> {
+        let mut capacity = self.0.capacity.lock().await;
+        self.fit(agent, &mut capacity).await
+    }
+
+    /// Lets the machine grow to what is needed.
+    async fn fit(&self, agent: &Agent, capacity: &mut Capacity) -> Result<()> {
+        let size = larger(capacity.now, capacity.needed());
+        limit_host(capacity, size).await?;
+        if size == capacity.now {
+            return Ok(());
+        }
+        self.grow(agent, capacity, size).await
     }
 
     async fn grow(&self, agent: &Agent, capacity: &mut Capacity, size: Size) -> Result<()> {
@@ -334,6 +375,21 @@ mod tests {
         assert_eq!(needed(&[one]), (1, 128));
         assert_eq!(needed(&[one, one]), (2, 256));
         assert_eq!(needed(&[one, r#"{"cpu": {"quota": 5000, "period": 2500}}"#]), (3, 128));
+    }
+
+    #[test]
+    fn a_promise_is_room_for_all_containers_and_not_beside_theirs() {
+        let promised = |size: PodSize, limits: &[&str]| {
+            let Size { vcpus, added_mib } =
+                Capacity { promised: size.into(), ..capacity(limits) }.needed();
+            (vcpus, added_mib)
+        };
+        let size = PodSize { memory: 256 << 20, cpu_quota: 300_000, cpu_period: 100_000 };
+        assert_eq!(promised(size, &[]), (3, 256));
+        let one = r#"{"memory": {"limit": 134217728}, "cpu": {"quota": 75000}}"#;
+        assert_eq!(promised(size, &[one, one]), (3, 256));
+        assert_eq!(promised(size, &[one, one, one]), (3, 384));
+        assert_eq!(promised(PodSize::default(), &[one]), (1, 128));
     }
 
     #[test]

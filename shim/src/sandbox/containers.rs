@@ -1,7 +1,7 @@
 //! Making and deleting containers.
 
 use super::attachments::{memory, storages};
-use super::{NewContainer, ProcessState, Sandbox};
+use super::{NewContainer, ProcessState, Sandbox, files};
 use crate::error::{Error, Result};
 use crate::guest::agent::{Agent, InGuest, Process, StreamNumbers};
 use crate::host::blocking::blocking;
@@ -71,7 +71,10 @@ impl Sandbox {
     }
 
     async fn make(&self, new: NewContainer, called_off: &Notify) -> Result<u32> {
-        let NewContainer { id, spec, bundle, rootfs, stdio } = new;
+        let NewContainer { id, mut spec, bundle, rootfs, stdio } = new;
+        if let Some(pod) = &self.0.told {
+            files::show(&self.0.paths, &pod.files, &mut spec)?;
+        }
         let rootfs = rootfs_or_directory(rootfs, &spec);
         let planned = id.clone();
         let pid = self.pid();
@@ -79,7 +82,7 @@ impl Sandbox {
             plan::container(&planned, spec, rootfs, pid, &ThisHost)
         });
         let plan = plan.await?;
-        let joins_pids_of = self.joins_pids_of(&id, &plan)?;
+        let pids = self.pids_of(&id, &plan)?;
         if !plan.left_out.is_empty() {
             tracing::info!(
                 "{id}: config.json: of no use in the guest, left out: {}",
@@ -112,8 +115,8 @@ impl Sandbox {
         let io = open.join(streams);
         let storages =
             storages(&id, &plan.disks).into_iter().chain(memory(&plan.volumes)).collect();
-        let has = InGuest { disks, storages, joins_pids_of };
-        let Plan { hooks, spec, spec_json, annotations, rootfs, network, part, .. } = plan;
+        let has = InGuest { disks, storages, pids };
+        let Plan { hooks, spec, spec_json, annotations, rootfs, network, sysctls, part, .. } = plan;
         // Of a root on a disk the guest alone knows files.
         let read_only = !rootfs.is_empty()
             && spec.root().as_ref().and_then(oci_spec::runtime::Root::readonly).unwrap_or_default();
@@ -121,7 +124,7 @@ impl Sandbox {
         let hooks = ContainerHooks { hooks, id: id_of, pid, bundle, annotations, noted: true };
         let made = async {
             hooks.creating().await?;
-            self.join_network(&agent, network.as_deref()).await?;
+            self.become_pod(&agent, network.as_deref(), &sysctls).await?;
             agent.create_container(&id, spec_json, numbers, has).await.map_err(named("create"))?;
             if read_only && let Err(error) = self.make_root_read_only(&id).await {
                 abandon(&agent, &id).await;
@@ -242,7 +245,7 @@ impl Sandbox {
             }
             sandbox.forget_execs(&id, &exec);
             let deleted = sandbox.table().deleted(&id, &exec);
-            if sandbox.is_empty() {
+            if sandbox.is_empty() && sandbox.0.told.is_none() {
                 // Nothing comes after the last container: the machine may go while the caller reads this.
                 tokio::spawn(async move { sandbox.stop().await });
             } else if exec.is_empty() {
@@ -260,7 +263,8 @@ impl Sandbox {
         }
         self.drain(id, "").await;
         // With the last container goes the guest, which syncs before; file systems on disks shall be unmounted.
-        let gone_with_guest = self.table().is_last(id) && !self.has_disks(id);
+        let gone_with_guest =
+            self.0.told.is_none() && self.table().is_last(id) && !self.has_disks(id);
         if !gone_with_guest
             && let Ok(agent) = self.agent().await
             && let Err(error) = agent.delete_container(id).await

@@ -1,7 +1,7 @@
 //! Starting a sandbox: its directory, its two processes, and the agent's first words.
 
 use super::capacity::Capacity;
-use super::{Inner, Readiness, Sandbox, SandboxSpec};
+use super::{Inner, PodSpec, Readiness, Sandbox, SandboxSpec, files};
 use crate::error::{Error, Result};
 use crate::guest::agent::Agent;
 use crate::guest::clock;
@@ -62,7 +62,8 @@ impl Sandbox {
         persist::claim(&paths, OWNER_PATIENCE)?;
         let removed = paths.clone();
         undo.push("remove the sandbox's directory", move || removed.remove());
-        let cgroup = spec.cgroup.filter(|_| settings.cgroups).map(|to| Cgroup::make(&to, &id));
+        let cgroup = spec.cgroup.as_ref().filter(|_| settings.cgroups);
+        let cgroup = cgroup.map(|to| Cgroup::make(to, &id));
         let cgroup = cgroup.transpose()?.flatten().map(Arc::new);
         let made = cgroup.as_ref().map(|cgroup| cgroup.made().clone());
         if let Some(cgroup) = cgroup.clone() {
@@ -83,6 +84,9 @@ impl Sandbox {
         };
         state.write(&paths)?;
         storage::make_shared(&paths, &mut undo)?;
+        if let Some(pod) = &spec.pod {
+            files::write(&paths, &pod.files)?;
+        }
         let directories = cgroup.as_ref().map(|cgroup| cgroup.directories()).transpose()?;
         let cgroups = directories.as_ref().map(|[vmm, file_server]| Cgroups {
             vmm: vmm.as_fd(),
@@ -92,8 +96,8 @@ impl Sandbox {
         milestone::mark("vmm-spawned", &id);
         state.helpers = helpers.to_vec();
         state.write(&paths)?;
-        let capacity = Capacity::new(&settings, cgroup);
-        let sandbox = Self::around(id, paths, (vm, helpers, capacity), undo, events);
+        let capacity = Capacity::new(&settings, spec.size, cgroup);
+        let sandbox = Self::around(id, paths, (vm, helpers, capacity), (spec.pod, undo), events);
         sandbox.clone().boot(messages, hostname, settings.start_timeout);
         Ok(sandbox)
     }
@@ -103,7 +107,7 @@ impl Sandbox {
         id: String,
         paths: SandboxPaths,
         (vm, helpers, capacity): (Vm, [ProcessId; 2], Capacity),
-        undo: Undo,
+        (told, undo): (Option<PodSpec>, Undo),
         events: mpsc::UnboundedSender<SandboxEvent>,
     ) -> Self {
         Self(Arc::new(Inner {
@@ -123,6 +127,7 @@ impl Sandbox {
             capacity: capacity.into(),
             disks: Mutex::default(),
             network: tokio::sync::Mutex::default(),
+            told,
             pod: Mutex::default(),
         }))
     }

@@ -8,6 +8,7 @@ mod attachments;
 mod capacity;
 mod containers;
 pub mod event;
+mod files;
 mod forward;
 mod launch;
 mod network;
@@ -34,14 +35,14 @@ use oci_spec::runtime::Spec;
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use tokio::sync::watch;
 
 pub use launch::Launch;
 pub use processes::NewExec;
 use processes::PendingExecs;
-pub use spec::SandboxSpec;
+pub use spec::{PodFile, PodSize, PodSpec, SandboxSpec};
 
 /// A container to be made.
 #[derive(Debug)]
@@ -102,6 +103,8 @@ struct Inner {
     /// Numbers of the devices, by container.
     disks: Mutex<BTreeMap<String, Vec<u32>>>,
     network: tokio::sync::Mutex<network::Network>,
+    /// What was told of the pod, if it has no container of its own.
+    told: Option<PodSpec>,
     pod: Mutex<pod::Pod>,
 }
 
@@ -179,6 +182,15 @@ impl Sandbox {
             Ok(Readiness::Ended(reason)) => Err(Error::Ended(reason.clone())),
             _ => Err(Error::Ended("it is being dropped".into())),
         }
+    }
+
+    /// Waits for its end, which somebody wanted or not. Gives whether it was wanted.
+    pub async fn ended(&self) -> bool {
+        let mut ready = self.0.ready.subscribe();
+        let ended = |ready: &Readiness| matches!(ready, Readiness::Failed(_) | Readiness::Ended(_));
+        // Fails when the sandbox is dropped, which is its end as well.
+        let _ = ready.wait_for(ended).await;
+        self.0.stopping.load(Ordering::Relaxed)
     }
 
     /// Runs `work` to its end, whether or not the caller waits for it.

@@ -26,6 +26,7 @@ struct Guest {
     /// Containers that take longer to make than their callers wait; whether they are made by now.
     late: Mutex<HashMap<String, bool>>,
     interfaces: Mutex<Vec<api::NetworkInterface>>,
+    sysctls: Mutex<HashMap<String, String>>,
 }
 
 #[derive(Default)]
@@ -81,6 +82,15 @@ impl AgentService for Guest {
         Ok(api::Empty::new())
     }
 
+    async fn set_sysctls(
+        &self,
+        _: &TtrpcContext,
+        request: api::SetSysctlsRequest,
+    ) -> ttrpc::Result<api::Empty> {
+        self.sysctls.lock().unwrap().extend(request.sysctls);
+        Ok(api::Empty::new())
+    }
+
     async fn create_container(
         &self,
         _: &TtrpcContext,
@@ -90,6 +100,7 @@ impl AgentService for Guest {
         match spec.process().as_ref().unwrap().args().as_ref().unwrap()[0].as_str() {
             "missing" => refused(ttrpc::Code::INVALID_ARGUMENT, "exec: \"missing\": not found")?,
             "joins" if request.joins_pids_of != "s" => refused(ttrpc::Code::INTERNAL, "alone")?,
+            "joins-pod" if !request.joins_pids_of_pod => refused(ttrpc::Code::INTERNAL, "alone")?,
             "late" => {
                 self.late.lock().unwrap().insert(request.container_id, false);
                 // What the caller's side says when its time is over.
@@ -268,6 +279,11 @@ impl Drop for Scratch {
 
 /// A sandbox whose guest has reported in.
 async fn fixture() -> Fixture {
+    fixture_of(None).await
+}
+
+/// The same, of a pod that was told of.
+async fn fixture_of(told: Option<PodSpec>) -> Fixture {
     assert!(
         nix::unistd::Uid::effective().is_root(),
         "this test makes mounts and namespaces: run it as root"
@@ -293,8 +309,12 @@ async fn fixture() -> Fixture {
     let sandbox = Sandbox::around(
         "s".into(),
         paths,
-        (vm, [ProcessId { pid: 77, start: 1 }; 2], capacity::Capacity::new(&settings, None)),
-        Undo::new(),
+        (
+            vm,
+            [ProcessId { pid: 77, start: 1 }; 2],
+            capacity::Capacity::new(&settings, PodSize::default(), None),
+        ),
+        (told, Undo::new()),
         sender,
     );
     sandbox.clone().boot(messages, "host".into(), Duration::from_secs(20));
@@ -532,7 +552,7 @@ async fn what_a_failed_start_says_reaches_the_creator() {
         "s".into(),
         paths,
         (vm, [ProcessId { pid: 1, start: 1 }; 2], capacity::Capacity::default()),
-        Undo::new(),
+        (None, Undo::new()),
         sender,
     );
     sandbox.clone().boot(messages, String::new(), Duration::from_secs(20));
@@ -565,7 +585,7 @@ async fn an_end_that_has_begun_comes_though_nobody_waits_for_it() {
     undo.push("tell", move || undone.send(()).map_err(std::io::Error::other));
     let (sender, _events) = mpsc::unbounded_channel();
     let parts = (vm, [ProcessId { pid: 1, start: 1 }; 2], capacity::Capacity::default());
-    let sandbox = Sandbox::around("s".into(), paths, parts, undo, sender);
+    let sandbox = Sandbox::around("s".into(), paths, parts, (None, undo), sender);
     tokio::select! {
         biased;
         () = sandbox.stop() => panic!("it takes a moment"),

@@ -23,10 +23,8 @@ pub struct Flags {
     pub ttrpc_address: String,
     /// Server only: the configuration file to start with.
     pub config: String,
-    /// Server only: `linux.cgroupsPath` of the sandbox's first container.
-    pub cgroup: String,
-    /// Server only: the host name of the pod that the sandbox is.
-    pub hostname: String,
+    /// Server only: what its first container's spec says of the sandbox, as JSON; empty: the sandbox API will.
+    pub sandbox: String,
     /// Server only: path of the socket that it inherits, to be removed at the end.
     pub socket: String,
     /// Clean-up only: where sandboxes' states are.
@@ -82,8 +80,7 @@ impl Flags {
             "states" => self.states = value,
             "ttrpc-address" => self.ttrpc_address = value,
             "config" => self.config = value,
-            "hostname" => self.hostname = value,
-            "cgroup" => self.cgroup = value,
+            "sandbox" => self.sandbox = value,
             "socket" => self.socket = value,
             // The binary that older containerds let shims call to publish events.
             "publish-binary" => {}

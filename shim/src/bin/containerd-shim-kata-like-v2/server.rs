@@ -10,8 +10,7 @@ use crate::task::service::TaskService;
 use crate::task::slot::{Owner, Slot};
 use anyhow::Context;
 use containerd_shim_protos::shim_async::create_task;
-use sandbox::cgroup::Placement;
-use sandbox::{SandboxSpec, milestone, storage};
+use sandbox::{milestone, storage};
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd as _, FromRawFd as _, RawFd};
@@ -38,7 +37,7 @@ pub const LISTENER_FD: RawFd = 3;
 const TASK_V3: &str = "containerd.task.v3.Task";
 const TASK_V2: &str = "containerd.task.v2.Task";
 
-/// How long a shim lives without a container. containerd calls Create at once and Shutdown after the last Delete,
+/// How long a shim lives without a container, unless the sandbox API says that it is a pod's. containerd calls Create at once and Shutdown after the last Delete,
 /// unless it is killed between them.
 const ABANDONED: Duration = Duration::from_secs(120);
 
@@ -92,9 +91,8 @@ async fn serve(flags: &Flags, socket: &Socket) -> anyhow::Result<()> {
     tokio::spawn(events::forward(sandbox_told, containers.clone(), notices));
 
     let config = (!flags.config.is_empty()).then(|| Path::new(&flags.config).to_path_buf());
-    let cgroup = (!flags.cgroup.is_empty()).then(|| Placement::told_by(Path::new(&flags.cgroup)));
-    let hostname = (!flags.hostname.is_empty()).then(|| flags.hostname.clone());
-    let spec = SandboxSpec { hostname, cgroup };
+    let spec = (!flags.sandbox.is_empty()).then(|| serde_json::from_str(&flags.sandbox));
+    let spec = spec.transpose().context("parse -sandbox")?;
     let owner = Owner { namespace: flags.namespace.clone(), id: flags.id.clone(), spec };
     let slot = Slot::launch(owner, config, sandbox_events);
     let finished = Arc::new(Notify::new());
@@ -164,13 +162,14 @@ fn services(service: &Arc<TaskService>) -> HashMap<String, Service> {
 mod tests {
     use super::*;
     use protobuf::Message;
+    use sandbox::SandboxSpec;
     use tokio::io::AsyncWriteExt as _;
     use tokio::sync::watch;
     use ttrpc::asynchronous::Client;
     use ttrpc::{Code, Request};
 
     fn owner() -> Owner {
-        Owner { namespace: "ns".into(), id: "s".into(), spec: SandboxSpec::default() }
+        Owner { namespace: "ns".into(), id: "s".into(), spec: Some(SandboxSpec::default()) }
     }
 
     #[tokio::test]

@@ -4,8 +4,9 @@ use crate::bootstrap::{self, MAX_INPUT, Start};
 use crate::flags::Flags;
 use crate::{server, socket};
 use anyhow::Context;
+use sandbox::cgroup::Placement;
 use sandbox::pod::{self, Part};
-use sandbox::{bundle, lenient};
+use sandbox::{PodSize, SandboxSpec, bundle, lenient};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
@@ -31,7 +32,7 @@ pub fn run(flags: &Flags) -> anyhow::Result<()> {
     let address = format!("unix://{}", socket.display());
     let mut server = None;
     if let Some(listener) = socket::listen(&socket)? {
-        match spawn_server(flags, &start, sandbox, &socket, &listener) {
+        match spawn_server(flags, &start, &sandbox, &socket, &listener) {
             Ok(waiting) => server = Some(waiting),
             Err(error) => {
                 let _ = std::fs::remove_file(&socket);
@@ -58,6 +59,13 @@ struct LookedAt {
     linux: Option<Linux>,
 }
 
+/// What CRI engines note of a pod in the spec of its pause container, decimal.
+const SIZE: [&str; 3] = [
+    "io.kubernetes.cri.sandbox-memory",
+    "io.kubernetes.cri.sandbox-cpu-quota",
+    "io.kubernetes.cri.sandbox-cpu-period",
+];
+
 #[derive(Deserialize)]
 struct Linux {
     #[serde(default, rename = "cgroupsPath")]
@@ -68,15 +76,17 @@ struct Linux {
 #[derive(Debug, PartialEq, Eq)]
 struct Sandbox {
     id: String,
-    /// Where the task's cgroup would be.
-    cgroup: Option<String>,
-    /// Of a pod.
-    hostname: Option<String>,
+    /// None: the sandbox API will say it.
+    spec: Option<SandboxSpec>,
 }
 
-/// The sandbox that the task belongs to: of its own id, or of that in an annotation.
+/// The sandbox that the task belongs to: of its own id, or of that in an annotation. Without a spec it is no task but a
+/// sandbox that is to be made by the sandbox API.
 fn sandbox_of(config: &Path, id: &str) -> anyhow::Result<Sandbox> {
     let name = config.display();
+    if !config.try_exists().with_context(|| format!("look for {name}"))? {
+        return Ok(Sandbox { id: id.into(), spec: None });
+    }
     let text = bundle::read_config(config)?;
     // As the server will read it.
     let spec = lenient::parse(&text).and_then(|mut spec| {
@@ -87,11 +97,17 @@ fn sandbox_of(config: &Path, id: &str) -> anyhow::Result<Sandbox> {
     let annotations = spec.annotations.unwrap_or_default();
     let sandbox = pod::sandbox_id(&annotations).unwrap_or(id);
     protocol::ids::check(sandbox)?;
-    Ok(Sandbox {
-        id: sandbox.into(),
-        cgroup: spec.linux.and_then(|linux| linux.cgroups_path),
-        hostname: spec.hostname.filter(|_| Part::of(&annotations) == Part::Pause),
-    })
+    let is_pause = Part::of(&annotations) == Part::Pause;
+    let number = |name| annotations.get(name).filter(|_| is_pause)?.parse().ok();
+    let [memory, cpu_quota, cpu_period] = SIZE.map(|name| number(name).unwrap_or_default());
+    let cgroup = spec.linux.and_then(|linux| linux.cgroups_path).filter(|path| !path.is_empty());
+    let spec = SandboxSpec {
+        hostname: spec.hostname.filter(|name| is_pause && !name.is_empty()),
+        cgroup: cgroup.map(|path| Placement::told_by(Path::new(&path))),
+        size: PodSize { memory, cpu_quota, cpu_period },
+        pod: None,
+    };
+    Ok(Sandbox { id: sandbox.into(), spec: Some(spec) })
 }
 
 /// Of fixed length, since a socket's path may have 107 bytes only.
@@ -108,7 +124,7 @@ fn socket_name(address: &str, namespace: &str, sandbox: &str) -> String {
 fn spawn_server(
     flags: &Flags,
     start: &Start,
-    sandbox: Sandbox,
+    sandbox: &Sandbox,
     socket: &Path,
     listener: &UnixListener,
 ) -> anyhow::Result<PipeWriter> {
@@ -128,10 +144,8 @@ fn spawn_server(
     if let Some(config) = &start.config {
         command.arg("-config").arg(config);
     }
-    for (flag, value) in [("-cgroup", sandbox.cgroup), ("-hostname", sandbox.hostname)] {
-        if let Some(value) = value.filter(|value| !value.is_empty()) {
-            command.arg(flag).arg(value);
-        }
+    if let Some(spec) = &sandbox.spec {
+        command.arg("-sandbox").arg(serde_json::to_string(spec)?);
     }
     command.arg(server::ACTION);
     let fd = listener.as_raw_fd();
@@ -173,14 +187,19 @@ mod tests {
         let endless = sandbox_of(&config, "c1").unwrap_err().to_string();
         assert!(endless.contains("longer than"), "{endless}");
         std::fs::remove_file(&config).unwrap();
-        let named = |kind: &str| {
+        assert_eq!(sandbox_of(&config, "s1").unwrap(), Sandbox { id: "s1".into(), spec: None });
+        let said = |kind: &str| {
             let text = format!(
-                r#"{{"hostname":"web","annotations":{{"io.kubernetes.cri.container-type":"{kind}"}}}}"#
+                r#"{{"hostname":"web","annotations":{{"io.kubernetes.cri.container-type":"{kind}",
+                "io.kubernetes.cri.sandbox-memory":"1024","io.kubernetes.cri.sandbox-cpu-quota":"-1",
+                "io.kubernetes.cri.sandbox-cpu-period":"5"}}}}"#
             );
             std::fs::write(&config, text).unwrap();
-            sandbox_of(&config, "c1").unwrap().hostname
+            sandbox_of(&config, "c1").unwrap().spec.unwrap()
         };
-        assert_eq!((named("sandbox").as_deref(), named("container")), (Some("web"), None));
+        let size = PodSize { memory: 1024, cpu_quota: 0, cpu_period: 5 };
+        let pod = SandboxSpec { hostname: Some("web".into()), size, ..SandboxSpec::default() };
+        assert_eq!((said("sandbox"), said("container")), (pod, SandboxSpec::default()));
         let broken = format!("{:#}", sandbox("{").unwrap_err());
         assert!(broken.contains("config.json"), "{broken}");
     }
@@ -196,10 +215,9 @@ mod tests {
         let text =
             br#"{"Annotations":{"a":null,"io.kubernetes.cri.sandbox-id":"pod1"},"hostname":"a",
             "hostname":"b","Linux":{"CgroupsPath":"/c"}} and more"#;
-        assert_eq!(
-            sandbox(text),
-            Sandbox { id: "pod1".into(), cgroup: Some("/c".into()), hostname: None }
-        );
+        let cgroup = Some(Placement::Path("/c".into()));
+        let spec = Some(SandboxSpec { cgroup, ..SandboxSpec::default() });
+        assert_eq!(sandbox(text), Sandbox { id: "pod1".into(), spec });
         assert_eq!(sandbox(b"{\"hostname\":\"\xff\"}").id, "c1");
     }
 

@@ -76,6 +76,10 @@ impl Binds {
         if let Some(below) = self.below_root(mount.destination()) {
             mount.set_destination(Path::new("/").join(below));
         }
+        if let Some(volume) = shared::take_shm(self.part, mount) {
+            self.volumes.push(volume);
+            return Ok(());
+        }
         if !is_bind(mount) {
             return Ok(());
         }

@@ -48,13 +48,55 @@ const EMPTY_DIR: &str = "kubernetes.io~empty-dir";
 
 /// The volume that stands for the source of a bind mount in a pod, if one does.
 pub(super) fn volume(part: Part, mount: &Mount, source: &Path, host: &dyn Host) -> Option<Volume> {
-    let is_shm = mount.destination() == Path::new("/dev/shm");
+    let is_shm = mount.destination() == Path::new(SHM);
     let is_empty_dir = || source.components().any(|name| name.as_os_str() == EMPTY_DIR);
     if part == Part::Alone || !(is_shm || is_empty_dir()) {
         return None;
     }
     let memory = host.memory(source)?;
     Some(Volume { path: guest_paths::memory(source), memory })
+}
+
+/// Where engines put memory that is for sharing.
+const SHM: &str = "/dev/shm";
+
+/// The volume that stands for a file system in memory which is a container's own by its spec, but all of a pod's are
+/// meant to have: where the engine leaves the pod's to the runtime. Makes the mount one of it.
+pub(super) fn take_shm(part: Part, mount: &mut Mount) -> Option<Volume> {
+    let is_shm = mount.destination() == Path::new(SHM) && mount.typ().as_deref() == Some("tmpfs");
+    if part != Part::Member || !is_shm {
+        return None;
+    }
+    let mut memory = Memory { size: 0, mode: 0o1777, owner: (0, 0) };
+    let options = mount.options_mut().get_or_insert_default();
+    options.retain(|option| match option.split_once('=') {
+        Some(("size", size)) => {
+            memory.size = bytes(size).unwrap_or_default();
+            false
+        }
+        Some(("mode", mode)) => {
+            memory.mode = u32::from_str_radix(mode, 8).map_or(memory.mode, |mode| mode & 0o7777);
+            false
+        }
+        _ => true,
+    });
+    options.push("rbind".into());
+    let path = guest_paths::memory(Path::new(SHM));
+    mount.set_typ(Some("bind".into())).set_source(Some(path.clone()));
+    Some(Volume { path, memory })
+}
+
+/// As tmpfs(5) reads a size, but for per cents.
+fn bytes(size: &str) -> Option<u64> {
+    let digits = size.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let shift = match size[digits.len()..].to_ascii_lowercase().as_str() {
+        "" => 0,
+        "k" => 10,
+        "m" => 20,
+        "g" => 30,
+        _ => return None,
+    };
+    digits.parse::<u64>().ok()?.checked_mul(1 << shift)
 }
 
 /// Whether it is a namespace of the process that stands for the sandbox, so the sandbox's own.

@@ -552,6 +552,8 @@ fn a_pods_pause_container_is_in_the_guests_namespaces_as_the_others_are() {
     assert_eq!((pause.part, pause.joins_pids), (Part::Pause, false));
     assert!(pause.spec.hostname().is_none(), "the guest has it");
     assert!(!pause.left_out.contains(&"/hostname".to_owned()));
+    assert!(pause.spec.linux().as_ref().unwrap().sysctl().is_none(), "the guest has them");
+    assert_eq!(pause.sysctls, [("kernel.shmmni".to_owned(), "7".to_owned())].into());
     let path = |kind: &str| json!({"type": kind, "path": format!("/proc/{VMM}/ns/{kind}")});
     let member = |pid: serde_json::Value| {
         of_pod("container", |v| {
@@ -607,4 +609,24 @@ fn memory_of_a_pods_is_the_guests_and_shared_by_its_containers() {
         plan("neither", "/tmpfs/shm", "/dev/shm"),
     ];
     assert!(others.iter().all(|plan| plan.volumes.is_empty() && plan.binds.len() == 1));
+}
+
+#[test]
+fn where_a_pod_has_no_memory_of_the_hosts_its_containers_share_what_each_says_is_its() {
+    let plan = |kind: &str, options: &[&str]| {
+        let mount = json!({"destination": "/dev/shm", "type": "tmpfs", "source": "shm",
+            "options": options});
+        of_pod(kind, |v| v["mounts"] = json!([mount])).unwrap()
+    };
+    let said = ["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"];
+    let member = plan("container", &said);
+    let mount = &member.spec.mounts().as_ref().unwrap()[0];
+    assert_eq!(mount.source().as_ref(), Some(&member.volumes[0].path));
+    assert_eq!(mount.options().as_ref().unwrap().join(","), "nosuid,noexec,nodev,rbind");
+    assert_eq!(member.volumes[0].memory, Memory { size: 64 << 20, mode: 0o1777, owner: (0, 0) });
+    assert_eq!(plan("container", &["size=1g", "mode=700"]).volumes[0].memory.size, 1 << 30);
+    assert_eq!(plan("container", &["size=50%"]).volumes[0].memory.size, 0);
+    for kind in ["sandbox", "neither"] {
+        assert!(plan(kind, &said).volumes.is_empty(), "{kind}");
+    }
 }

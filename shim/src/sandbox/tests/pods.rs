@@ -36,3 +36,38 @@ async fn in_a_pod_that_shares_no_pids_another_containers_can_not_be_joined() {
     assert!(matches!(error, Error::Unimplemented(_)) && text.contains("container b"), "{text}");
     f.sandbox.stop().await;
 }
+
+#[tokio::test]
+async fn a_pod_that_was_told_of_is_there_without_containers_until_it_is_stopped() {
+    let sysctls = [("net.core.somaxconn".to_owned(), "7".to_owned())].into();
+    let mut f = fixture_of(Some(PodSpec { sysctls, ..PodSpec::default() })).await;
+    f.sandbox.set_up().await.unwrap();
+    assert_eq!(f.guest.sysctls.lock().unwrap()["net.core.somaxconn"], "7");
+    for _ in 0..2 {
+        f.sandbox.create(f.member("a", "joins-pod", true)).await.unwrap();
+        f.sandbox.delete("a", "").await.unwrap();
+    }
+    let patience = Duration::from_millis(300);
+    assert!(tokio::time::timeout(patience, f.sandbox.ended()).await.is_err(), "it goes on");
+    f.sandbox.stop().await;
+    assert!(f.sandbox.ended().await, "that was wanted");
+    assert!(matches!(f.events.recv().await, Some(SandboxEvent::Created { .. })));
+}
+
+#[tokio::test]
+async fn in_a_pod_of_the_hosts_processes_containers_have_the_guests() {
+    let f = fixture_of(Some(PodSpec { pids_of_guest: true, ..PodSpec::default() })).await;
+    f.sandbox.create(f.member("a", "sh", true)).await.unwrap();
+    let refused = f.sandbox.create(f.member("b", "joins-pod", true)).await.unwrap_err();
+    assert!(refused.to_string().contains("alone"), "{refused}");
+    f.sandbox.stop().await;
+}
+
+#[tokio::test]
+async fn the_end_of_a_pod_that_nobody_wanted_is_told_as_such() {
+    let f = fixture_of(Some(PodSpec::default())).await;
+    f.sandbox.set_up().await.unwrap();
+    control::send(&f.vmm, &VmEvent::Exited { reason: ExitReason::Stopped }, &[]).unwrap();
+    assert!(!f.sandbox.ended().await);
+    f.sandbox.stop().await;
+}

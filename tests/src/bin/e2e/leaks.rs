@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 crate::cases!(crate::Scope::Once; catches_a_planted_leak, catches_growing_descriptors);
 
 /// Directories whose entries come and go with sandboxes: path, and how deep the entries lie.
-const WATCHED: [(&str, usize); 17] = [
+const WATCHED: [(&str, usize); 19] = [
     ("/run/kata-like", 2),
     ("/run/kata-like-cli", 1),
     ("/run/kata-like-uids", 1),
@@ -27,6 +27,8 @@ const WATCHED: [(&str, usize); 17] = [
     ("/run/containerd-2.4/io.containerd.runtime.v2.task", 2),
     ("/var/lib/containerd/io.containerd.runtime.v2.task", 2),
     ("/var/lib/containerd-2.4/io.containerd.runtime.v2.task", 2),
+    ("/run/containerd-2.4/io.containerd.sandbox.controller.v1.shim", 2),
+    ("/var/lib/containerd-2.4/io.containerd.sandbox.controller.v1.shim", 2),
     ("/run/containerd/io.containerd.grpc.v1.cri", 2),
     ("/run/containerd-2.4/io.containerd.grpc.v1.cri", 2),
     ("/var/lib/containerd/io.containerd.grpc.v1.cri", 2),

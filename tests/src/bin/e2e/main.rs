@@ -82,6 +82,8 @@ enum Scope {
     EachContainerd,
     /// Against one: it matters little which, or none takes part.
     Once,
+    /// Against the newest: the others lack what it is about.
+    Newest,
     /// As [`Scope::Once`], and only where it is asked for: it takes minutes.
     Long,
 }
@@ -91,6 +93,7 @@ impl Case {
     fn versions(&self) -> Vec<Version> {
         match self.scope {
             Scope::EachContainerd => Version::ALL.to_vec(),
+            Scope::Newest => vec![Version::V2_4],
             // Some with each, and the same with the same each time.
             Scope::Once | Scope::Long => {
                 let sum: usize = self.name.bytes().map(usize::from).sum();
@@ -240,6 +243,7 @@ fn choose(arguments: &Arguments) -> Result<Vec<(Version, Case)>> {
         pause::cases,
         pods::cases,
         pods::forward::cases,
+        pods::sandbox_api::cases,
         update::cases,
         memory::cases,
         network::cases,
@@ -286,9 +290,9 @@ fn choose(arguments: &Arguments) -> Result<Vec<(Version, Case)>> {
     };
     let mut chosen = Vec::new();
     for case in topics.iter().flat_map(|topic| topic()).filter(wanted) {
-        for version in only.map_or_else(|| case.versions(), |version| vec![version]) {
-            chosen.push((version, case.clone()));
-        }
+        let versions = only.map_or_else(|| case.versions(), |version| vec![version]);
+        let may = |version: &Version| case.scope != Scope::Newest || *version == Version::V2_4;
+        chosen.extend(versions.into_iter().filter(may).map(|version| (version, case.clone())));
     }
     Ok(chosen)
 }

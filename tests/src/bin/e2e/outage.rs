@@ -16,7 +16,8 @@ crate::cases!(
     an_exit_during_the_outage_is_reported,
 );
 
-fn stop_containerd(context: &Context) -> Result<()> {
+/// Kills containerd.
+pub fn stop_containerd(context: &Context) -> Result<()> {
     let pid = fs::read_to_string(context.containerd.pid_file())?.trim().parse()?;
     kill(Pid::from_raw(pid), Signal::SIGKILL)?;
     command::eventually("containerd is gone", DEADLINE, || {

@@ -21,7 +21,9 @@ use containerd_shim_protos::shim_async::Task;
 use protobuf::well_known_types::any::Any;
 use protobuf::{EnumOrUnknown, Message};
 use sandbox::bundle::read_spec;
-use sandbox::{Error, NewContainer, NewExec, Phase, Result, Sandbox, blocking, milestone};
+use sandbox::{
+    Error, NewContainer, NewExec, Phase, Result, Sandbox, SandboxSpec, blocking, milestone,
+};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -41,6 +43,8 @@ pub struct TaskService {
     wanted: Wanted,
     /// There was one.
     called: AtomicBool,
+    /// The sandbox API has made the sandbox: it is there until that API ends it.
+    held: AtomicBool,
 }
 
 impl TaskService {
@@ -53,6 +57,7 @@ impl TaskService {
             finished,
             creating: Arc::default(),
             called: AtomicBool::new(false),
+            held: AtomicBool::new(false),
             wanted: Wanted::default(),
         }
     }
@@ -63,6 +68,28 @@ impl TaskService {
     /// There is none, for the reason told.
     pub fn sandbox(&self) -> Result<Sandbox> {
         self.slot.get()
+    }
+
+    /// Makes the sandbox that the sandbox API tells of; from here on only [`TaskService::end_told`] ends it.
+    ///
+    /// # Errors
+    /// There is one already, or it can't be launched.
+    pub fn launch_told(&self, spec: &SandboxSpec) -> Result<Sandbox> {
+        self.called.store(true, Ordering::Relaxed);
+        let launched = self.slot.launch_told(spec)?;
+        self.held.store(true, Ordering::Relaxed);
+        Ok(launched)
+    }
+
+    /// Ends the sandbox, and then the shim.
+    pub async fn end_told(&self) {
+        self.held.store(false, Ordering::Relaxed);
+        self.end(true).await;
+    }
+
+    /// The sandbox's id.
+    pub fn id(&self) -> &str {
+        self.slot.id()
     }
 
     /// Ends the sandbox, which nobody finds any more.
@@ -77,7 +104,10 @@ impl TaskService {
         while empty_since.elapsed() < patience {
             tokio::time::sleep(patience / 8).await;
             let creating = self.creating.try_lock().is_err();
-            if creating || self.slot.get().is_ok_and(|sandbox| !sandbox.is_empty()) {
+            if creating
+                || self.held.load(Ordering::Relaxed)
+                || self.slot.get().is_ok_and(|sandbox| !sandbox.is_empty())
+            {
                 empty_since = Instant::now();
             }
         }
@@ -220,6 +250,10 @@ impl TaskService {
 
     /// A task of its own: whoever asked has a deadline, and what has begun to end must not stay half ended.
     async fn end(&self, now: bool) {
+        // It comes after the delete of every task, and a pod is there without them as well.
+        if self.held.load(Ordering::Relaxed) {
+            return;
+        }
         let (slot, socket) = (self.slot.clone(), self.socket.clone());
         let (creating, finished) = (self.creating.clone(), self.finished.clone());
         let ended = tokio::spawn(async move {

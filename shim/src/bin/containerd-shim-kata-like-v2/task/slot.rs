@@ -17,8 +17,8 @@ pub struct Owner {
     pub namespace: String,
     /// The sandbox's id.
     pub id: String,
-    /// What its first container's spec says of it.
-    pub spec: SandboxSpec,
+    /// What its first container's spec says of it; none: the sandbox API will.
+    pub spec: Option<SandboxSpec>,
 }
 
 /// Holds the sandbox.
@@ -34,6 +34,8 @@ struct State {
 }
 
 enum Launched {
+    /// Until the sandbox API says what it is to be.
+    Awaited,
     Yes(Sandbox),
     Failed(String),
     /// Being replaced.
@@ -51,19 +53,44 @@ enum Taken {
 }
 
 impl Slot {
-    /// Launches a sandbox with `config`, or with the default configuration.
+    /// Launches a sandbox with `config`, or with the default configuration, unless it is to be told of first.
     pub fn launch(
         owner: Owner,
         config: Option<PathBuf>,
         events: mpsc::UnboundedSender<SandboxEvent>,
     ) -> Self {
-        let launched = launch(&owner, config.as_ref(), &events);
+        let launched = match &owner.spec {
+            Some(spec) => launch(&owner, spec, config.as_ref(), &events),
+            None => Launched::Awaited,
+        };
         let state = Mutex::new(State { config, launched, events: Some(events) });
         Self { owner, state }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Launches the sandbox that was awaited.
+    ///
+    /// # Errors
+    /// There is one already, or it can't be launched.
+    pub fn launch_told(&self, spec: &SandboxSpec) -> Result<Sandbox> {
+        let mut state = self.state();
+        let Launched::Awaited = state.launched else {
+            return Err(Error::AlreadyExists(format!("sandbox {}", self.owner.id)));
+        };
+        let Some(events) = &state.events else {
+            return Err(Error::Ended("the shim is shutting down".into()));
+        };
+        state.launched = launch(&self.owner, spec, state.config.as_ref(), events);
+        drop(state);
+        self.get()
+    }
+
+    /// Its id.
+    pub fn id(&self) -> &str {
+        &self.owner.id
     }
 
     /// containerd's namespace.
@@ -79,6 +106,9 @@ impl Slot {
         match &self.state().launched {
             Launched::Yes(sandbox) => Ok(sandbox.clone()),
             Launched::Failed(reason) => Err(Error::Machine(reason.clone())),
+            Launched::Awaited => {
+                Err(Error::FailedPrecondition("the sandbox has not been created".into()))
+            }
             Launched::No => Err(Error::FailedPrecondition("the sandbox is being replaced".into())),
         }
     }
@@ -94,10 +124,10 @@ impl Slot {
             Taken::Other(sandbox) => sandbox.stop().await,
         }
         let mut state = self.state();
-        let Some(events) = &state.events else {
+        let (Some(events), Some(spec)) = (&state.events, &self.owner.spec) else {
             return Err(Error::Ended("the shim is shutting down".into()));
         };
-        state.launched = launch(&self.owner, config.as_ref(), events);
+        state.launched = launch(&self.owner, spec, config.as_ref(), events);
         state.config = config;
         drop(state);
         self.get()
@@ -110,6 +140,10 @@ impl Slot {
             return Ok(Taken::Right);
         }
         match &state.launched {
+            _ if self.owner.spec.is_none() => Err(Error::InvalidArgument(
+                "the sandbox was created with another configuration than its container asks for"
+                    .into(),
+            )),
             Launched::Yes(sandbox) if !sandbox.is_empty() => Err(Error::InvalidArgument(
                 "the sandbox has containers, its configuration can't change".into(),
             )),
@@ -147,7 +181,8 @@ fn note(state: &Path) -> Result<()> {
 }
 
 fn launch(
-    Owner { namespace, id, spec }: &Owner,
+    Owner { namespace, id, .. }: &Owner,
+    spec: &SandboxSpec,
     config: Option<&PathBuf>,
     events: &mpsc::UnboundedSender<SandboxEvent>,
 ) -> Launched {

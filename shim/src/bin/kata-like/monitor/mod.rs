@@ -88,7 +88,7 @@ pub(crate) fn launch(
     // Nobody to tell: there is one container, and it is waited for.
     let (events, _) = tokio::sync::mpsc::unbounded_channel();
     let paths = home.sandbox()?;
-    let spec = SandboxSpec { hostname: None, cgroup };
+    let spec = SandboxSpec { cgroup, ..SandboxSpec::default() };
     Ok(Sandbox::launch(Launch { id, paths, settings, spec, events })?)
 }
 

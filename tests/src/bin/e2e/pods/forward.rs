@@ -1,6 +1,6 @@
 //! Port-forwarding to a pod, as `kubectl port-forward` has it.
 
-use super::pod::{Pod, crictl_command};
+use super::pod::{OURS, Pod, crictl_command};
 use super::same_on_both;
 use crate::command::{self, DEADLINE, Running};
 use crate::context::Context;
@@ -52,7 +52,12 @@ fn echoed(mut connection: TcpStream) -> Result<()> {
 }
 
 fn a_port_is_forwarded_and_one_where_nobody_listens_is_reset(context: &Context) -> Result<()> {
-    let said = same_on_both(context, |pod| {
+    ports_are_forwarded(context, OURS)
+}
+
+/// On this handler as on runc's.
+pub fn ports_are_forwarded(context: &Context, ours: &str) -> Result<()> {
+    let said = same_on_both(context, ours, |pod| {
         let serve = "echo by IPv6 > /tmp/file; httpd -p [::1]:8081 -h /tmp; nc -ll -p 8080 -e cat";
         let container = pod.start(&["sh", "-c", serve], &Value::Null)?;
         container.await_line("netstat -ltn | grep -c -e :8080 -e :8081", "2")?;

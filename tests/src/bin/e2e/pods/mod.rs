@@ -2,6 +2,7 @@
 
 pub mod forward;
 mod pod;
+pub mod sandbox_api;
 
 use crate::command::DEADLINE;
 use crate::context::Context;
@@ -34,10 +35,14 @@ fn own_pids() -> Value {
     json!({"linux": {"security_context": {"namespace_options": {"pid": 1}}}})
 }
 
-/// Says the same of a pod on both handlers.
-fn same_on_both(context: &Context, look: fn(&Pod) -> Result<String>) -> Result<String> {
+/// Says the same of a pod on runc's handler and on one of ours.
+fn same_on_both(
+    context: &Context,
+    ours: &str,
+    look: impl Fn(&Pod) -> Result<String>,
+) -> Result<String> {
     let mut said = Vec::new();
-    for handler in [RUNC, OURS] {
+    for handler in [RUNC, ours] {
         let pod = Pod::run(context, handler, &Value::Null)?;
         said.push(look(&pod).with_context(|| handler.to_owned())?);
         pod.remove()?;
@@ -47,7 +52,17 @@ fn same_on_both(context: &Context, look: fn(&Pod) -> Result<String>) -> Result<S
 }
 
 fn containers_share_what_a_pod_shares(context: &Context) -> Result<()> {
-    let said = same_on_both(context, |pod| {
+    // But for a process that is just ending, in brackets: an exec's, on runc.
+    let ps = "ps | awk '{print $2, $3, $4, $5}' | grep -v -e ps -e awk -e grep -e '\\['; \
+        readlink /proc/1/ns/ipc | wc -l";
+    let said = share_what_a_pod_shares(context, OURS, ps)?;
+    ensure!(said.contains("sh -c trap"), "{said}");
+    Ok(())
+}
+
+/// What a container says of a pod on runc and on this handler, and of one more line.
+fn share_what_a_pod_shares(context: &Context, ours: &str, more: &str) -> Result<String> {
+    let said = same_on_both(context, ours, |pod| {
         let serve = "echo on localhost > /dev/shm/file; nc -l -p 80 < /dev/shm/file";
         let first = pod.start(&["sh", "-c", serve], &Value::Null)?;
         let second = pod.sleeper()?;
@@ -58,26 +73,31 @@ fn containers_share_what_a_pod_shares(context: &Context) -> Result<()> {
         for line in [
             "hostname; cat /proc/sys/kernel/hostname",
             "df /dev/shm | awk 'NR > 1 {print $2}'; stat -c %a /dev/shm",
-            // But for a process that is just ending, in brackets: an exec's, on runc.
-            "ps | awk '{print $2, $3, $4, $5}' | grep -v -e ps -e awk -e grep -e '\\['",
-            "echo 7 > /proc/sys/kernel/shmmni 2>&1; readlink /proc/1/ns/ipc | wc -l",
+            more,
+            "echo 7 > /proc/sys/kernel/shmmni 2>&1; true",
             "id; pwd; cat /etc/hosts; cat /etc/resolv.conf",
         ] {
             said.push(second.sh(line)?);
         }
         Ok(said.join("\n"))
     })?;
-    for words in ["on localhost", "in-a-pod\nin-a-pod", "65536\n1777", "sh -c trap"] {
+    for words in ["on localhost", "in-a-pod\nin-a-pod", "65536\n1777"] {
         ensure!(said.contains(words), "no {words:?}: {said}");
     }
-    Ok(())
+    Ok(said)
 }
 
 fn a_container_comes_and_goes_while_the_pod_lives(context: &Context) -> Result<()> {
-    let pod = Pod::run(context, OURS, &Value::Null)?;
+    // The pause container sleeps as well, and its shell's line says so.
+    come_and_go(context, OURS, ("4", "3"))
+}
+
+/// With how many processes that sleep it has, before and after one of its containers has gone.
+fn come_and_go(context: &Context, handler: &str, sleepers: (&str, &str)) -> Result<()> {
+    let pod = Pod::run(context, handler, &Value::Null)?;
     let lived = |container: &Member| container.sh("ps | grep -c '[s]leep 1000000'");
     for round in 0..2 {
-        // The sole container is restarted: between them there is none but the pause container.
+        // The sole container is restarted: between them there is none but, on some, the pause container.
         let said = format!("round {round}");
         let container = pod.start(&["sh", "-c", &format!("echo {said}; exit 7")], &Value::Null)?;
         ensure!(container.ended()? == 7);
@@ -88,7 +108,7 @@ fn a_container_comes_and_goes_while_the_pod_lives(context: &Context) -> Result<(
     let before = lived(&second)?;
     first.remove()?;
     let after = lived(&second)?;
-    ensure!((&*before, &*after) == ("4", "3"), "{before} slept, then {after}");
+    ensure!((&*before, &*after) == sleepers, "{before} slept, then {after}");
     let stats = crictl(context, &["stats", "--output", "json", &second.id])?.expect_code(0)?;
     let stats: Value = serde_json::from_str(&stats.text())?;
     let used = stats["stats"][0]["memory"]["workingSetBytes"]["value"].as_str();
@@ -97,7 +117,11 @@ fn a_container_comes_and_goes_while_the_pod_lives(context: &Context) -> Result<(
 }
 
 fn each_has_pids_of_its_own_where_the_pod_says_so(context: &Context) -> Result<()> {
-    let pod = Pod::run(context, OURS, &own_pids())?;
+    have_pids_of_their_own(context, OURS)
+}
+
+fn have_pids_of_their_own(context: &Context, handler: &str) -> Result<()> {
+    let pod = Pod::run(context, handler, &own_pids())?;
     let container = pod.start(&["sleep", "1000000"], &own_pids())?;
     let first = container.sh("tr '\\0' ' ' < /proc/1/cmdline")?;
     ensure!(first.trim() == "sleep 1000000", "{first:?}");
@@ -112,10 +136,14 @@ fn each_has_pids_of_its_own_where_the_pod_says_so(context: &Context) -> Result<(
 }
 
 fn what_is_only_the_hosts_is_refused(context: &Context) -> Result<()> {
+    refuse_what_is_the_hosts(context, OURS)
+}
+
+fn refuse_what_is_the_hosts(context: &Context, handler: &str) -> Result<()> {
     for (kind, words) in [("network", "host's network namespace"), ("ipc", "host's IPC namespace")]
     {
         let options = json!({"linux": {"security_context": {"namespace_options": {kind: 2}}}});
-        match Pod::run(context, OURS, &options) {
+        match Pod::run(context, handler, &options) {
             Ok(_) => bail!("a pod in the {words} was made"),
             Err(error) => ensure!(format!("{error:#}").contains(words), "{error:#}"),
         }
@@ -123,10 +151,14 @@ fn what_is_only_the_hosts_is_refused(context: &Context) -> Result<()> {
     Ok(())
 }
 
-/// Three containers, and then none of them; containerd knows what became of each.
 fn the_end_of_any_of_our_processes_is_every_containers(context: &Context) -> Result<()> {
+    end_with_any_of_our_processes(context, OURS)
+}
+
+/// Three containers, and then none of them; containerd knows what became of each.
+fn end_with_any_of_our_processes(context: &Context, handler: &str) -> Result<()> {
     for program in ["containerd-shim-kata-like-v2", "kata-like-vmm", "kata-like-fs"] {
-        let pod = Pod::run(context, OURS, &Value::Null)?;
+        let pod = Pod::run(context, handler, &Value::Null)?;
         let members = [pod.sleeper()?, pod.sleeper()?, pod.sleeper()?];
         let pid = crate::confinement::pid_of(program)?;
         kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL)?;
@@ -147,7 +179,11 @@ fn the_end_of_any_of_our_processes_is_every_containers(context: &Context) -> Res
 }
 
 fn its_processes_are_in_the_pods_cgroup(context: &Context) -> Result<()> {
-    let pod = Pod::run(context, OURS, &Value::Null)?;
+    be_in_the_pods_cgroup(context, OURS)
+}
+
+fn be_in_the_pods_cgroup(context: &Context, handler: &str) -> Result<()> {
+    let pod = Pod::run(context, handler, &Value::Null)?;
     let _container = pod.sleeper()?;
     let below = format!("/{}/", pod.cgroup().file_name().context("a name")?.display());
     for (pid, line) in leaks::our_processes()? {
@@ -209,9 +245,13 @@ fn volumes_are_seen_as_kubelet_changes_them_and_memory_is_shared(context: &Conte
 }
 
 fn many_at_once_leave_nothing(context: &Context) -> Result<()> {
+    come_and_go_at_once(context, OURS)
+}
+
+fn come_and_go_at_once(context: &Context, handler: &str) -> Result<()> {
     std::thread::scope(|scope| {
         let life = || {
-            let pod = Pod::run(context, OURS, &Value::Null)?;
+            let pod = Pod::run(context, handler, &Value::Null)?;
             let containers = [pod.sleeper()?, pod.sleeper()?];
             let names = containers.iter().map(|one| one.sh("hostname"));
             let names: Vec<_> = names.collect::<Result<_>>()?;

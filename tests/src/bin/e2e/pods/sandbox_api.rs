@@ -1,0 +1,104 @@
+//! Pods whose sandbox containerd makes by the sandbox API (`sandboxer = "shim"`): they have no pause container.
+
+use super::pod::Pod;
+use crate::command::{self, DEADLINE};
+use crate::context::Context;
+use crate::{leaks, outage};
+use anyhow::{Result, ensure};
+use serde_json::{Value, json};
+use std::time::Duration;
+
+crate::cases!(
+    crate::Scope::Newest;
+    containers_share_what_a_pod_shares,
+    it_lives_without_containers_until_it_is_stopped,
+    each_has_pids_of_its_own_where_the_pod_says_so,
+    what_is_only_the_hosts_is_refused,
+    the_end_of_any_of_our_processes_is_every_containers,
+    its_processes_are_in_the_pods_cgroup,
+    a_pod_outlives_containerd,
+    kernel_parameters_and_names_are_the_pods,
+    a_port_is_forwarded_and_one_where_nobody_listens_is_reset,
+    many_at_once_leave_nothing,
+);
+
+/// The handler's name in containerd's configuration.
+const OURS: &str = "kata-like-sandbox";
+
+fn containers_share_what_a_pod_shares(context: &Context) -> Result<()> {
+    super::share_what_a_pod_shares(context, OURS, "readlink /proc/self/ns/ipc | wc -l").map(drop)
+}
+
+fn it_lives_without_containers_until_it_is_stopped(context: &Context) -> Result<()> {
+    super::come_and_go(context, OURS, ("2", "1"))?;
+    let pod = Pod::run(context, OURS, &Value::Null)?;
+    for _ in 0..2 {
+        ensure!(pod.state()? == "SANDBOX_READY", "{}", pod.state()?);
+        pod.sleeper()?.remove()?;
+        // Longer than a shim would wait that ends with its last container.
+        std::thread::sleep(Duration::from_secs(3));
+    }
+    // Its first process has nothing, can't be ended from within, and collects those who lose their parent.
+    let container = pod.sleeper()?;
+    let look =
+        "kill -9 1; (sleep 0.1 & exec true); sleep 0.5; cat /proc/[0-9]*/stat | grep -c ') Z '
+        tr '\\0' ' ' < /proc/1/cmdline; awk '/^(Uid|CapPrm|NoNewPrivs)/ {print $2}' /proc/1/status
+        ls -A /proc/1/root/ 2>/dev/null | wc -l";
+    let said = container.sh(look)?;
+    let none = "0000000000000000";
+    ensure!(said.lines().collect::<Vec<_>>() == ["0", "/pause 65535", none, "1", "0"], "{said:?}");
+    pod.remove()?;
+    command::eventually("no process is left", DEADLINE, || Ok(leaks::our_processes()?.is_empty()))
+}
+
+fn each_has_pids_of_its_own_where_the_pod_says_so(context: &Context) -> Result<()> {
+    super::have_pids_of_their_own(context, OURS)
+}
+
+fn what_is_only_the_hosts_is_refused(context: &Context) -> Result<()> {
+    super::refuse_what_is_the_hosts(context, OURS)
+}
+
+fn the_end_of_any_of_our_processes_is_every_containers(context: &Context) -> Result<()> {
+    super::end_with_any_of_our_processes(context, OURS)
+}
+
+fn its_processes_are_in_the_pods_cgroup(context: &Context) -> Result<()> {
+    super::be_in_the_pods_cgroup(context, OURS)
+}
+
+fn many_at_once_leave_nothing(context: &Context) -> Result<()> {
+    super::come_and_go_at_once(context, OURS)
+}
+
+fn a_port_is_forwarded_and_one_where_nobody_listens_is_reset(context: &Context) -> Result<()> {
+    super::forward::ports_are_forwarded(context, OURS)
+}
+
+fn a_pod_outlives_containerd(context: &Context) -> Result<()> {
+    let (empty, pod) =
+        (Pod::run(context, OURS, &Value::Null)?, Pod::run(context, OURS, &Value::Null)?);
+    let container = pod.sleeper()?;
+    outage::stop_containerd(context)?;
+    context.containerd.start()?;
+    ensure!(pod.state()? == "SANDBOX_READY" && empty.state()? == "SANDBOX_READY");
+    ensure!(container.sh("echo still here")? == "still here");
+    let said = empty.sleeper()?.sh("hostname")?;
+    ensure!(said == "in-a-pod", "{said:?}");
+    ensure!(pod.sleeper()?.sh("ps | grep -c '[s]leep 1000000'")? == "2");
+    empty.remove()?;
+    pod.remove()
+}
+
+fn kernel_parameters_and_names_are_the_pods(context: &Context) -> Result<()> {
+    let more = json!({"linux": {"sysctls": {"net.core.somaxconn": "77", "kernel.shmmni": "99"}},
+        "dns_config": {"servers": ["10.0.0.10"], "searches": ["a.local", "local"], "options": ["ndots:5"]}});
+    let pod = Pod::run(context, OURS, &more)?;
+    let container = pod.sleeper()?;
+    let read = "cd /proc/sys/net; cat core/somaxconn ../kernel/shmmni ipv4/ip_unprivileged_port_start \
+        ipv4/ping_group_range; cat /etc/resolv.conf /etc/hostname";
+    let said = container.sh(read)?;
+    let expected = "77\n99\n0\n0\t2147483647\nsearch a.local local\nnameserver 10.0.0.10\noptions ndots:5\nin-a-pod";
+    ensure!(said == expected, "{said:?}");
+    pod.remove()
+}
