@@ -1,6 +1,7 @@
 //! What the OCI runtime-spec says, and what becomes of it here.
 
 pub mod bundle;
+pub mod features;
 pub mod hooks;
 pub mod lenient;
 mod lost;
