@@ -285,3 +285,31 @@ async fn an_exec_is_one_of_the_containers_users() {
     }
     agent.assert_nothing_left().await;
 }
+
+#[tokio::test]
+async fn who_joins_a_pid_namespace_has_its_users() {
+    let agent = start();
+    let users = json!([{ "containerID": 0, "hostID": 100_000, "size": 2000 }]);
+    let namespaces = ["mount", "user"].map(|kind| json!({ "type": kind }));
+    let linux = json!({ "namespaces": namespaces, "uidMappings": users, "gidMappings": users });
+    let mut alone = linux.clone();
+    alone["namespaces"].as_array_mut().unwrap().push(json!({ "type": "pid" }));
+    let streams = Streams::new(&agent.prefix);
+    let (pause, _pauses) =
+        agent.create_with("pause", shell("exec sleep 1000"), alone, streams).await.unwrap();
+    agent.start_container(&pause).await.unwrap();
+    let streams = Streams::new(&agent.prefix);
+    let output = streams.read_stdout();
+    let process = shell("readlink /proc/1/ns/user /proc/self/ns/user; cat /proc/self/uid_map");
+    let parts = json!({ "process": process, "linux": linux });
+    let mut request = agent.create_request("member", parts, &streams);
+    request.joins_pids_of.clone_from(&pause);
+    agent.client.create_container(context(), &request).await.unwrap();
+    let member = request.container_id;
+    agent.start_container(&member).await.unwrap();
+    assert_eq!(agent.wait(&member, "").await.exit_status, 0);
+    let text = String::from_utf8(output.join().unwrap()).unwrap();
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines[0], lines[1], "{text}");
+    assert_eq!(lines[2].split_whitespace().collect::<Vec<_>>(), ["0", "100000", "2000"]);
+}

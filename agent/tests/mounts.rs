@@ -128,3 +128,20 @@ async fn a_bind_that_follows_no_links_does_not() {
     assert!(said.contains("Too many levels of symbolic links") && said.contains("read"), "{said}");
     agent.assert_nothing_left().await;
 }
+
+#[tokio::test]
+async fn file_systems_of_the_guests_namespaces_are_there_for_a_containers_own_users() {
+    let agent = start();
+    let users = json!([{ "containerID": 0, "hostID": 1000, "size": 2000 }]);
+    let namespaces = ["pid", "mount", "user"].map(|kind| json!({ "type": kind }));
+    let linux = json!({ "namespaces": namespaces, "uidMappings": users, "gidMappings": users });
+    let mounts = vec![
+        mount("mqueue", "/dev/mqueue", &["nosuid", "noexec", "nodev"]),
+        mount("sysfs", "/sys", &["nosuid", "noexec", "nodev", "ro"]),
+    ];
+    let script = "exec </proc/self/mountinfo; while read -r _ _ _ _ at rest; do
+        case $at in /sys|/dev/mqueue) echo \"$at ${rest##* - }\";; esac; done; ls /sys/class/net";
+    let said = run(&agent, script, mounts, json!({ "linux": linux })).await;
+    assert!(said.contains("/dev/mqueue mqueue") && said.contains("/sys sysfs"), "{said}");
+    assert!(said.contains("lo"), "{said}");
+}

@@ -3,10 +3,12 @@
 use super::{Containers, blocking};
 use crate::error::AgentError;
 use crate::guest::pod_init;
+use crate::spec::id_maps;
 use oci_spec::runtime::{LinuxNamespaceBuilder, LinuxNamespaceType, Spec};
 
 impl Containers {
-    /// Has a specification name the PID namespace of container `of`, if it is one's, or that of the pod.
+    /// Has a specification name the PID namespace of container `of`, if it is one's, or that of the pod; and the users
+    /// of that container, where it has some: others couldn't enter that namespace.
     pub(super) async fn join_pids(
         &self,
         spec_json: Vec<u8>,
@@ -20,13 +22,20 @@ impl Containers {
         };
         let invalid =
             |e: &dyn std::fmt::Display| AgentError::Invalid(format!("specification: {e}"));
-        let path = format!("/proc/{pid}/ns/pid");
+        let (path, users) = (format!("/proc/{pid}/ns/pid"), format!("/proc/{pid}/ns/user"));
         let mut spec: Spec = serde_json::from_slice(&spec_json).map_err(|e| invalid(&e))?;
         let namespace = LinuxNamespaceBuilder::default().typ(LinuxNamespaceType::Pid).path(path);
         let namespace = namespace.build().map_err(|e| invalid(&e))?;
+        if of.is_empty() && id_maps::has_users(&spec) {
+            let text = "users of a container's own can't enter the PID namespace of the pod";
+            return Err(AgentError::Invalid(text.into()));
+        }
         if let Some(linux) = spec.linux_mut() {
             let all = linux.namespaces_mut().get_or_insert_default();
             all.retain(|other| other.typ() != LinuxNamespaceType::Pid);
+            for own in all.iter_mut().filter(|other| other.typ() == LinuxNamespaceType::User) {
+                own.set_path(Some(users.clone().into()));
+            }
             all.push(namespace);
         }
         serde_json::to_vec(&spec).map_err(|e| invalid(&e))

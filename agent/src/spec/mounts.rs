@@ -2,8 +2,8 @@
 //!
 //! - A tmpfs has the mode of the directory that it hides, as runc gives it.
 //! - `tmpcopyup`: the tmpfs is made and filled here, and bound into the container.
-//! - sysfs belongs to a network namespace; a container with users of its own that shares the guest's network
-//!   could not mount it, so it is mounted here and bound.
+//! - sysfs belongs to a network namespace, mqueue to an IPC namespace; a container with users of its own that shares
+//!   the guest's could not mount them, so they are mounted here and bound.
 //! - Read-only paths: libcontainer would take programs and devices below them away. Masked directories share one
 //!   tmpfs. Both are bound when the container's first process is in its working directory already, so it is told
 //!   whether to go there anew.
@@ -20,7 +20,7 @@ use libcontainer::rootfs::utils::{is_bind, parse_mount};
 use nix::fcntl::OFlag;
 use nix::mount::{MsFlags, mount};
 use nix::sys::stat::{Mode, SFlag, mknod};
-use oci_spec::runtime::{Mount, Spec};
+use oci_spec::runtime::{LinuxNamespaceType, Mount, Spec};
 use std::fs::{self, Permissions};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -42,7 +42,7 @@ impl LateMounts {
         let Some(rootfs) = spec.root().as_ref().map(|root| root.path().clone()) else {
             return Ok(late);
         };
-        let (has_users, mut root) = (id_maps::has_users(spec), None);
+        let (foreign_kinds, mut root) = (foreign(spec), None);
         let of_cwd = late.make_cwd(spec)?;
         if let Some(linux) = spec.linux_mut() {
             let paths = linux.readonly_paths_mut().take().unwrap_or_default();
@@ -85,7 +85,7 @@ impl LateMounts {
                     late.make_cwd_in(mount, &to, directory)?;
                 }
             }
-            if mount.typ().as_deref() == Some("sysfs") && has_users {
+            if mount.typ().as_deref().is_some_and(|kind| foreign_kinds.contains(&kind)) {
                 late.make_and_bind(mount, directory)?;
             }
             covered.push(to);
@@ -167,6 +167,15 @@ impl LateMounts {
         what.set_typ(Some("bind".to_owned())).set_source(Some(made.clone()));
         Ok(made)
     }
+}
+
+/// The file systems that belong to a namespace of the guest's, and so can't be mounted by the container's users.
+fn foreign(spec: &Spec) -> Vec<&'static str> {
+    let namespaces = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
+    let has = |kind| namespaces.into_iter().flatten().any(|one| one.typ() == kind);
+    let of = [("sysfs", LinuxNamespaceType::Network), ("mqueue", LinuxNamespaceType::Ipc)];
+    let shared = of.into_iter().filter(|(_, kind)| !has(*kind)).map(|(name, _)| name);
+    if id_maps::has_users(spec) { shared.collect() } else { Vec::new() }
 }
 
 /// libcontainer knows these of a whole tree only; of the guest's binds each is one mount.

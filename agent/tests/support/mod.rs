@@ -144,10 +144,22 @@ impl Agent {
         parts: Value,
         streams: Streams,
     ) -> ttrpc::Result<(String, Streams)> {
+        let request = self.create_request(name, parts, &streams);
+        self.client.create_container(context, &request).await?;
+        Ok((request.container_id, streams))
+    }
+
+    /// What asks for a container.
+    pub fn create_request(
+        &self,
+        name: &str,
+        parts: Value,
+        streams: &Streams,
+    ) -> CreateContainerRequest {
         let id = self.id(name);
         let root = format!("/run/kata-like/{id}-root");
-        let request = CreateContainerRequest {
-            container_id: id.clone(),
+        CreateContainerRequest {
+            container_id: id,
             spec_json: spec(&root, parts).to_string().into_bytes(),
             storages: vec![Storage {
                 source: "/proc/self/fd/9".to_owned(),
@@ -157,9 +169,7 @@ impl Agent {
             }],
             stdio: Some(streams.stdio.clone()).into(),
             ..CreateContainerRequest::default()
-        };
-        self.client.create_container(context, &request).await?;
-        Ok((id, streams))
+        }
     }
 
     pub async fn start_container(&self, id: &str) -> ttrpc::Result<()> {

@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::host::mount_options::MountOptions;
 use crate::host::paths::SandboxPaths;
 use crate::host::undo::Undo;
-use crate::oci::plan::{Bind, RootfsMount};
+use crate::oci::plan::{Bind, Owners, RootfsMount};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::chdir;
@@ -71,7 +71,7 @@ pub fn add_container(
     make_dir(&layout, undo)?;
     make_dir(&layout.join("rootfs"), undo)?;
     for layer in rootfs {
-        mount_rootfs(layer, &shown.join("rootfs"), undo)?;
+        mount_rootfs(layer, &shown.join("rootfs"), &layout.join("unmapped"), undo)?;
     }
     if binds.is_empty() {
         return Ok(());
@@ -90,7 +90,8 @@ pub fn add_container(
 /// What every mount that the file server sees is without: who gets hold of it shall not open a device.
 const INERT: MsFlags = MsFlags::MS_NODEV.union(MsFlags::MS_NOSUID);
 
-fn mount_rootfs(layer: &RootfsMount, root: &Path, undo: &mut Undo) -> Result<()> {
+/// Mounts a layer at the root, or below; `hidden` is where the file server sees nothing, and is left as it was.
+fn mount_rootfs(layer: &RootfsMount, root: &Path, hidden: &Path, undo: &mut Undo) -> Result<()> {
     let target = match layer.target.trim_start_matches('/') {
         "" => root.to_path_buf(),
         below
@@ -105,20 +106,65 @@ fn mount_rootfs(layer: &RootfsMount, root: &Path, undo: &mut Undo) -> Result<()>
     let options = MountOptions::parse(&layer.options)?;
     let source = PathBuf::from(&layer.source);
     let data = (!options.data.is_empty()).then_some(options.data.as_str());
-    let mount_it = || {
-        if options.flags.contains(MsFlags::MS_BIND) {
-            return bind::mount_root(&source, &target, options.flags);
+    let is_bind = options.flags.contains(MsFlags::MS_BIND);
+    let mount_at = |target: &Path| {
+        if is_bind {
+            return bind::mount_root(&source, target, options.flags);
         }
         let fstype = Some(layer.fstype.as_str());
-        mount(Some(&source), &target, fstype, options.flags | INERT, data)
+        mount(Some(&source), target, fstype, options.flags | INERT, data)
             .map_err(Error::path("mount", &source))
     };
-    match &options.base {
-        Some(base) => in_directory(base, mount_it)?,
-        None => mount_it()?,
+    match (&options.base, &options.owners) {
+        (None, None) => mount_at(&target)?,
+        (Some(base), None) => in_directory(base, || mount_at(&target))?,
+        // The layers have the owners, since an overlay can't be mapped itself.
+        (Some(base), Some(owners)) => {
+            let layers = mapped(base, owners);
+            Passing::at(hidden, |hidden| bind::mount(&layers, hidden))?
+                .with(|hidden| in_directory(hidden, || mount_at(&target)))?;
+        }
+        (None, Some(owners)) => {
+            Passing::at(hidden, mount_at)?
+                .with(|hidden| bind::mount(&mapped(hidden, owners), &target))?;
+        }
     }
     unmount_later(&target, undo);
     Ok(())
+}
+
+/// A directory's mount, in which files have these owners.
+fn mapped(source: &Path, owners: &Owners) -> Bind {
+    Bind {
+        source: source.to_owned(),
+        read_only: false,
+        read_only_below: false,
+        recursive: false,
+        owners: Some(owners.clone()),
+    }
+}
+
+/// A mount that another one is made from, and that is gone thereafter.
+struct Passing<'a>(&'a Path);
+
+impl<'a> Passing<'a> {
+    fn at(place: &'a Path, mount: impl FnOnce(&Path) -> Result<()>) -> Result<Self> {
+        fs::create_dir(place).map_err(Error::path("make the directory", place))?;
+        let passing = Self(place);
+        mount(place)?;
+        Ok(passing)
+    }
+
+    fn with(self, make: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+        make(self.0)
+    }
+}
+
+impl Drop for Passing<'_> {
+    fn drop(&mut self) {
+        let _ = umount2(self.0, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW);
+        let _ = fs::remove_dir(self.0);
+    }
 }
 
 /// Does something in another working directory, which is for that alone: the process has but one.

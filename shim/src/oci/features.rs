@@ -115,6 +115,7 @@ struct Linux {
     apparmor: Enabled,
     selinux: Enabled,
     intel_rdt: Enabled,
+    mount_extensions: MountExtensions,
 }
 
 #[derive(Debug, Serialize)]
@@ -134,6 +135,11 @@ struct Seccomp {
     actions: &'static [&'static str],
     operators: &'static [&'static str],
     archs: &'static [&'static str],
+}
+
+#[derive(Debug, Serialize)]
+struct MountExtensions {
+    idmap: Enabled,
 }
 
 #[derive(Debug, Serialize)]
@@ -187,6 +193,7 @@ pub fn document() -> Features {
             apparmor: NONE,
             selinux: NONE,
             intel_rdt: NONE,
+            mount_extensions: MountExtensions { idmap: Enabled { enabled: true } },
         },
         annotations: BTreeMap::from([("io.kata-like.version", env!("CARGO_PKG_VERSION"))]),
         potentially_unsafe_config_annotations: [],

@@ -1,6 +1,5 @@
 use super::*;
 use crate::host::persist::ProcessId;
-use crate::oci::plan::Owners;
 use jail::{Capabilities, Jail, Namespaces, Root};
 use nix::fcntl::{OFlag, open, openat};
 use nix::sys::stat::Mode;
@@ -108,6 +107,48 @@ fn a_read_only_bind_is_so_all_the_way_down_and_owners_are_mapped() {
         fs::write(target.join("below/file"), "y").unwrap();
         let error = fs::write(target.join("file"), "y").unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ReadOnlyFilesystem);
+    });
+}
+
+#[test]
+fn the_root_of_a_user_namespace_has_its_owners() {
+    in_own_namespace(|| {
+        let dir = tempfile::tempdir().unwrap();
+        // Overlays want layers that are none themselves.
+        mount(Some("t"), dir.path(), Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
+        let snapshots = dir.path().join("snapshots");
+        for name in ["1/fs", "2/fs", "3/fs", "3/work"] {
+            fs::create_dir_all(snapshots.join(name)).unwrap();
+        }
+        fs::write(snapshots.join("1/fs/file"), "x").unwrap();
+        let paths = SandboxPaths::new(dir.path(), "ns", "s").unwrap();
+        paths.create().unwrap();
+        let mut sandbox = Undo::new();
+        make_shared(&paths, &mut sandbox).unwrap();
+        let of = |name: &str| snapshots.join(name).display().to_string();
+        let maps = ["uidmap=0:5000:10".to_owned(), "gidmap=0:6000:10".to_owned()];
+        let overlay = [
+            format!("lowerdir={}:{}", of("2/fs"), of("1/fs")),
+            format!("upperdir={}", of("3/fs")),
+            format!("workdir={}", of("3/work")),
+        ];
+        let roots = [
+            ("overlay", "overlay".to_owned(), &overlay[..]),
+            ("bind", of("1/fs"), &["rbind".to_owned()]),
+        ];
+        for (fstype, source, options) in roots {
+            let options = [options, &maps[..]].concat();
+            let root = RootfsMount { fstype: fstype.into(), source, options, ..Default::default() };
+            let mut undo = Undo::new();
+            add_container(&paths, "c", &[root], &[], &mut undo).unwrap();
+            let file = fs::metadata(paths.container("c").join("rootfs/file")).unwrap();
+            assert_eq!((file.uid(), file.gid()), (5000, 6000), "{fstype}");
+            assert!(!paths.layout().join("c/unmapped").exists());
+            assert!(undo.run().is_empty());
+        }
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        assert!(!mounts.contains("unmapped"), "{mounts}");
+        assert!(sandbox.run().is_empty());
     });
 }
 

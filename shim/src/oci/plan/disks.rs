@@ -103,8 +103,10 @@ impl Disks {
         let [layer] = &rootfs[..] else { return None };
         let source = PathBuf::from(&layer.source);
         let known = FILE_SYSTEMS.contains(&&*layer.fstype) && layer.target.is_empty();
+        // Owners are mapped by mounts of the host's.
+        let mapped = layer.options.iter().any(|option| option.starts_with("uidmap="));
         let kind = host.kind(&source);
-        if !known || kind == Kind::Other {
+        if !known || mapped || kind == Kind::Other {
             return None;
         }
         let at = self.mount(id, (source, kind), &layer.fstype, &layer.options);
