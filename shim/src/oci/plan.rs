@@ -37,6 +37,7 @@ use oci_spec::runtime::{
 use protocol::machine::{FsConfig, JailConfig, MachineConfig, Size, VsockConfig};
 use protocol::ports;
 use serde::Deserialize;
+use serde_json::Value;
 use shared::{Surroundings, Volume};
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
@@ -63,6 +64,8 @@ pub struct Plan {
     pub annotations: HashMap<String, String>,
     /// What of the spec has no meaning in the guest and was left out, as JSON pointers.
     pub left_out: Vec<String>,
+    /// Its `linux.resources`, whole.
+    pub resources: Value,
     /// What is to be mounted on the host for its root file system; empty when that is on a disk.
     pub rootfs: Vec<RootfsMount>,
     /// Its disks.
@@ -187,11 +190,13 @@ pub fn container(
             .any(|on_host| at.starts_with(on_host))
     });
     let Binds { all: binds, volumes, .. } = binds;
+    let resources = asked.pointer("/linux/resources").cloned().unwrap_or_default();
     Ok(Plan {
         spec,
         spec_json,
         annotations,
         left_out,
+        resources,
         rootfs,
         disks,
         binds,
@@ -293,11 +298,12 @@ fn plan_resources(resources: &mut LinuxResources) {
     }
 }
 
-/// The limits of `linux.resources` that are the guest's, to be set on a container that exists.
+/// The limits of `linux.resources` that are the guest's, to be set on a container that was created with others. What
+/// was left out then may be named again as it was: engines send all that they know.
 ///
 /// # Errors
 /// [`Error::InvalidArgument`] for a text that is no such object, or for limits that only the host could set.
-pub fn update(resources_json: &[u8]) -> Result<LinuxResources> {
+pub fn update(resources_json: &[u8], created_with: &Value) -> Result<LinuxResources> {
     let invalid = |what: &dyn std::fmt::Display| {
         Error::InvalidArgument(format!("update: linux.resources: {what}"))
     };
@@ -313,7 +319,8 @@ pub fn update(resources_json: &[u8]) -> Result<LinuxResources> {
         resources.block_io().as_ref().and_then(|all| disks::rates(all, &|list| list)),
     );
     plan_resources(&mut resources);
-    let left_out = lost(&asked, &value(&resources)?);
+    let mut left_out = lost(&asked, &value(&resources)?);
+    left_out.retain(|at| asked.pointer(at) != created_with.pointer(at));
     if !left_out.is_empty() {
         return Err(invalid(&format!("the guest can't be given {}", left_out.join(", "))));
     }

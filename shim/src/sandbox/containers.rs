@@ -58,6 +58,7 @@ impl Sandbox {
             if made.is_err() {
                 sandbox.table().release(&id);
                 sandbox.detach_disks(&id).await;
+                sandbox.forget_limits(&id);
                 sandbox.give_back(&id, None).await;
             }
             made
@@ -116,6 +117,7 @@ impl Sandbox {
         let storages =
             storages(&id, &plan.disks).into_iter().chain(memory(&plan.volumes)).collect();
         let has = InGuest { disks, storages, pids };
+        self.note_limits(&id, plan.resources);
         let Plan { hooks, spec, spec_json, annotations, rootfs, network, sysctls, part, .. } = plan;
         // Of a root on a disk the guest alone knows files.
         let read_only = !rootfs.is_empty()
@@ -272,6 +274,7 @@ impl Sandbox {
             tracing::warn!("delete container {id} in the guest: {}", error.chain());
         }
         self.detach_disks(id).await;
+        self.forget_limits(id);
         let hooks = self.table().hooks(id);
         let undo = self.table().take_undo(id);
         if let Some(undo) = undo {

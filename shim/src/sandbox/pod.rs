@@ -1,22 +1,44 @@
-//! What the containers of a pod have to agree on, and what they find in their guest.
+//! What the containers of a pod have to agree on, what they find in their guest, and what is remembered of each.
 
 use super::Sandbox;
 use crate::error::{Error, Result};
 use crate::guest::agent::{Agent, PidsOf};
 use crate::oci::plan::Plan;
 use crate::oci::pod::Part;
+use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::PoisonError;
+use std::sync::{MutexGuard, PoisonError};
 
 /// As the containers so far have it.
 #[derive(Debug, Default)]
 pub(super) struct Pod {
     /// Whether the pod's containers share a PID namespace; none: there has been none but the pause container.
     shares_pids: Option<bool>,
+    /// The limits that the containers were created with, by their ids.
+    created_with: BTreeMap<String, Value>,
 }
 
 impl Sandbox {
+    fn pod(&self) -> MutexGuard<'_, Pod> {
+        self.0.pod.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Remembers the limits that a container is created with.
+    pub(super) fn note_limits(&self, id: &str, limits: Value) {
+        self.pod().created_with.insert(id.to_owned(), limits);
+    }
+
+    /// The limits that a container was created with.
+    pub(super) fn created_with(&self, id: &str) -> Value {
+        self.pod().created_with.get(id).cloned().unwrap_or_default()
+    }
+
+    /// Forgets a container.
+    pub(super) fn forget_limits(&self, id: &str) {
+        self.pod().created_with.remove(id);
+    }
+
     /// Makes the guest the pod that was told of at the launch.
     ///
     /// # Errors
@@ -60,7 +82,7 @@ impl Sandbox {
         if plan.part != Part::Member {
             return Ok(PidsOf::Its);
         }
-        let mut pod = self.0.pod.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pod = self.pod();
         let shared = *pod.shares_pids.get_or_insert(plan.joins_pids);
         match (plan.joins_pids, shared, &self.0.told) {
             (true, true, None) => Ok(PidsOf::Container(self.id().to_owned())),

@@ -203,7 +203,7 @@ impl Sandbox {
     /// [`Error::InvalidArgument`] names what the guest can't be given; [`Error::NotFound`]; the agent fails.
     pub async fn update(&self, id: &str, resources_json: &[u8]) -> Result<()> {
         self.state(id, "")?;
-        let resources = plan::update(resources_json)?;
+        let resources = plan::update(resources_json, &self.created_with(id))?;
         let planned = serde_json::to_vec(&resources)
             .map_err(|e| Error::InvalidArgument(format!("update: linux.resources: {e}")))?;
         let (sandbox, id) = (self.clone(), id.to_owned());

@@ -100,12 +100,26 @@ fn what_is_left_out_is_named() {
 
 #[test]
 fn an_update_sets_what_is_the_guests_and_names_what_is_not() {
-    let out = update(br#"{"memory": {"limit": 7}, "cpu": {"quota": 5, "cpus": ""}}"#).unwrap();
+    let out = update(br#"{"memory": {"limit": 7}, "cpu": {"quota": 5, "cpus": ""}}"#, &Value::Null)
+        .unwrap();
     let out = serde_json::to_value(out).unwrap();
     assert_eq!(out, json!({"memory": {"limit": 7}, "cpu": {"quota": 5}}));
-    let refused = update(br#"{"cpu": {"cpus": "0-1"}}"#).unwrap_err().to_string();
+    let refused = update(br#"{"cpu": {"cpus": "0-1"}}"#, &Value::Null).unwrap_err().to_string();
     assert!(refused.contains("/cpu/cpus"), "{refused}");
-    assert!(update(b"7").unwrap_err().to_string().contains("linux.resources"));
+    assert!(update(b"7", &Value::Null).unwrap_err().to_string().contains("linux.resources"));
+}
+
+#[test]
+fn an_update_may_name_again_what_was_left_out_at_the_create() {
+    let asked = json!({"cpu": {"cpus": "0-1", "shares": 2}, "rdma": {"mlx": {"hcaHandles": 1}}});
+    let plan = container("c1", spec(|v| v["linux"]["resources"] = asked.clone())).unwrap();
+    let mut merged = asked;
+    merged["cpu"]["shares"] = json!(7);
+    let out = update(merged.to_string().as_bytes(), &plan.resources).unwrap();
+    assert_eq!(serde_json::to_value(out).unwrap(), json!({"cpu": {"shares": 7}}));
+    merged["cpu"]["cpus"] = json!("0-2");
+    let refused = update(merged.to_string().as_bytes(), &plan.resources).unwrap_err().to_string();
+    assert!(refused.contains("/cpu/cpus") && !refused.contains("rdma"), "{refused}");
 }
 
 #[test]
@@ -525,8 +539,8 @@ fn limits_of_block_io_are_kept_for_disks() {
     let expected = json!({"throttleReadBpsDevice": [limit(16)]});
     assert_eq!(spec["linux"]["resources"]["blockIO"], expected);
     let updated = json!({"blockIO": {"throttleWriteIOPSDevice": [limit(0)]}}).to_string();
-    assert!(update(updated.as_bytes()).unwrap().block_io().is_some());
-    let refused = update(br#"{"blockIO": {"weight": 10}}"#).unwrap_err().to_string();
+    assert!(update(updated.as_bytes(), &Value::Null).unwrap().block_io().is_some());
+    let refused = update(br#"{"blockIO": {"weight": 10}}"#, &Value::Null).unwrap_err().to_string();
     assert!(refused.contains("/blockIO"), "{refused}");
 }
 

@@ -20,7 +20,9 @@ use std::path::{Path, PathBuf};
 crate::cases!(
     crate::Scope::EachContainerd;
     containers_share_what_a_pod_shares,
-    a_container_comes_and_goes_while_the_pod_lives;
+    a_container_comes_and_goes_while_the_pod_lives,
+    limits_change_beside_those_that_are_left_out,
+    users_of_a_pods_own_own_its_files;
     crate::Scope::Once;
     each_has_pids_of_its_own_where_the_pod_says_so,
     what_is_only_the_hosts_is_refused,
@@ -113,6 +115,34 @@ fn come_and_go(context: &Context, handler: &str, sleepers: (&str, &str)) -> Resu
     let stats: Value = serde_json::from_str(&stats.text())?;
     let used = stats["stats"][0]["memory"]["workingSetBytes"]["value"].as_str();
     ensure!(used.is_some_and(|bytes| bytes.parse::<u64>().is_ok_and(|b| b > 0)), "{stats}");
+    pod.remove()
+}
+
+/// The CRI sends all limits again with those that change.
+fn limits_change_beside_those_that_are_left_out(context: &Context) -> Result<()> {
+    let pod = Pod::run(context, OURS, &Value::Null)?;
+    let limits = json!({"linux": {"resources": {"cpuset_cpus": "0", "cpu_shares": 512}}});
+    let container = pod.start(&["sleep", "1000000"], &limits)?;
+    crictl(context, &["update", "--memory", "67108864", &container.id])?.expect_code(0)?;
+    let said = container.sh("cat /sys/fs/cgroup/memory.max")?;
+    ensure!(said == "67108864", "{said:?}");
+    let refused = crictl(context, &["update", "--cpuset-cpus", "1", &container.id])?;
+    refused.expect_error(&["can't be given /cpu/cpus"])?;
+    pod.remove()
+}
+
+fn users_of_a_pods_own_own_its_files(context: &Context) -> Result<()> {
+    let ids = json!([{"container_id": 0, "host_id": 100_000, "length": 65536}]);
+    let options = json!({"userns_options": {"mode": 0, "uids": ids, "gids": ids}});
+    let options = json!({"linux": {"security_context": {"namespace_options": options}}});
+    let pod = Pod::run(context, OURS, &options)?;
+    let container = pod.start(&["sleep", "1000000"], &options)?;
+    let script = "awk '{print $1, $2, $3}' /proc/self/uid_map; touch /made; stat -c '%u %n' /bin/sh /made; \
+                  echo mine > /dev/shm/file; ls /dev/mqueue /sys/class/net; kill -0 1 && echo same users";
+    let said = container.sh(script)?;
+    for words in ["0 100000 65536\n", "0 /bin/sh\n0 /made\n", "lo", "same users"] {
+        ensure!(said.contains(words), "no {words:?}: {said}");
+    }
     pod.remove()
 }
 
