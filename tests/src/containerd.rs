@@ -62,7 +62,8 @@ impl Version {
         PathBuf::from(self.bin_dir()).join(name)
     }
 
-    fn suffix(self) -> &'static str {
+    /// What its files and folders have in their names.
+    pub fn suffix(self) -> &'static str {
         match self {
             Self::V1_7 => "",
             Self::V2_4 => "-2.4",
@@ -102,12 +103,14 @@ impl Version {
                 2,
                 r#"plugins."io.containerd.grpc.v1.cri".containerd.runtimes"#,
                 "[plugins.\"io.containerd.grpc.v1.cri\".cni]\nbin_dir = \"/opt/cni/bin\"\n\n\
+                 [plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = \"/etc/containerd/certs.d\"\n\n\
                  [plugins.\"io.containerd.grpc.v1.cri\"]\nsandbox_image",
             ),
             Self::V2_4 => (
                 3,
                 r#"plugins."io.containerd.cri.v1.runtime".containerd.runtimes"#,
-                "[plugins.\"io.containerd.cri.v1.images\".pinned_images]\nsandbox",
+                "[plugins.\"io.containerd.cri.v1.images\".registry]\nconfig_path = \"/etc/containerd/certs.d\"\n\n\
+                 [plugins.\"io.containerd.cri.v1.images\".pinned_images]\nsandbox",
             ),
         };
         let by_sandbox_api = match self {

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Raised when what is written below changes.
-pub const RECIPE: &[u8] = b"image 2";
+pub const RECIPE: &[u8] = b"image 3";
 
 /// Commands of the image's busybox.
 const APPLETS: &str = "[ arch ash awk base64 basename cat chmod chown cksum clear cmp comm cp cut date dd df \
@@ -21,7 +21,8 @@ const APPLETS: &str = "[ arch ash awk base64 basename cat chmod chown cksum clea
     uptime usleep vi watch wc wget which who whoami xargs xxd yes zcat";
 
 /// What holds a pod's namespaces: it collects orphans, and ends when it is told to.
-const PAUSE: &str = "trap 'exit 0' TERM INT; while :; do sleep 1000000 & wait $!; done";
+/// Nothing in it is called as what is looked for in pods.
+const PAUSE: &str = "trap 'exit 0' TERM INT; while :; do busybox sleep 1000000 & wait $!; done";
 
 /// Writes an archive that holds the images [`IMAGE`] and [`PAUSE_IMAGE`], made from a static busybox.
 ///
@@ -84,7 +85,7 @@ fn write_layout(layout: &Path, layer: &[u8]) -> Result<()> {
 }
 
 /// Writes one blob and answers its descriptor.
-fn write_blob(blobs: &Path, bytes: &[u8], media_type: &str) -> Result<Value> {
+pub(crate) fn write_blob(blobs: &Path, bytes: &[u8], media_type: &str) -> Result<Value> {
     let part: PathBuf = blobs.join("part");
     std::fs::write(&part, bytes)?;
     let output = Command::new("sha256sum").arg(&part).output().context("sha256sum")?;
@@ -99,7 +100,7 @@ fn write_blob(blobs: &Path, bytes: &[u8], media_type: &str) -> Result<Value> {
 }
 
 /// A tar archive of a folder, the same for the same contents.
-fn tar(folder: &Path, archive: &Path) -> Result<()> {
+pub(crate) fn tar(folder: &Path, archive: &Path) -> Result<()> {
     run(Command::new("tar")
         .args(["--sort=name", "--mtime=@0", "--owner=0", "--group=0", "--numeric-owner", "-C"])
         .arg(folder)
