@@ -3,12 +3,13 @@
 # make fuzz    fuzz for longer: SECONDS=600 each, TARGET=blk
 # make lint    formatting and lints
 # make bench   measure against runc, write docs/benchmarks.*
+# make conformance   Kubernetes' suite for container runtimes on ours and on runc, write docs/compatibility.md
 # make clean-lab   take the lab down and forget what was cached
 
 XTASK := cargo xtask
 CACHE := $(or $(KATA_LIKE_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/kata-like)
 
-.PHONY: run test fuzz lint bench setup setup-tests clean-lab
+.PHONY: run test fuzz lint bench conformance setup setup-tests clean-lab
 
 run: setup
 	@$(XTASK) demo
@@ -24,6 +25,9 @@ lint: setup
 
 bench: setup-tests
 	@$(XTASK) bench
+
+conformance: setup-tests
+	@$(XTASK) conformance
 
 setup:
 	@bash xtask/setup.sh

@@ -15,9 +15,11 @@ pub struct Programs {
     pub step: (&'static str, &'static str),
     /// The throw-away module that requires theirs.
     pub go_mod: &'static str,
-    /// Their packages, and what is passed on to the linker.
+    /// What Go is to do with their packages: build programs, or tests.
+    pub build: &'static [&'static str],
+    /// Their packages.
     pub packages: &'static [&'static str],
-    /// Of the linker.
+    /// What is passed on to the linker.
     pub flags: &'static str,
 }
 
@@ -44,7 +46,8 @@ impl Programs {
             std::fs::create_dir_all(&module)?;
             std::fs::write(module.join("go.mod"), self.go_mod)?;
             run(Command::new("go")
-                .args(["build", "-mod=mod", "-trimpath", "-ldflags", self.flags])
+                .args(self.build)
+                .args(["-mod=mod", "-trimpath", "-ldflags", self.flags])
                 .args(["-o", "../bin/"])
                 .args(self.packages)
                 .env("CGO_ENABLED", "0")
@@ -62,6 +65,7 @@ pub const NEWEST_CONTAINERD: Programs = Programs {
     name: "containerd-v2.4.2",
     step: ("lab: containerd 2.4", "1 to 4 minutes"),
     go_mod: "module lab/containerd\ngo 1.26.6\nrequire github.com/containerd/containerd/v2 v2.4.2\n",
+    build: &["build"],
     packages: &[
         "github.com/containerd/containerd/v2/cmd/containerd",
         "github.com/containerd/containerd/v2/cmd/ctr",
@@ -76,6 +80,7 @@ pub const FOR_PODS: Programs = Programs {
     step: ("lab: crictl and CNI plugins", "1 minute"),
     go_mod: "module lab/pods\ngo 1.26.6\nrequire (\nsigs.k8s.io/cri-tools v1.37.0\n\
              github.com/containernetworking/plugins v1.9.1\n)\n",
+    build: &["build"],
     packages: &[
         "sigs.k8s.io/cri-tools/cmd/crictl",
         "github.com/containernetworking/plugins/plugins/ipam/host-local",

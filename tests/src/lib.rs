@@ -8,6 +8,7 @@
 pub mod bench;
 pub mod cache;
 pub mod client;
+pub mod conformance;
 pub mod containerd;
 pub mod emulator;
 pub mod go;

@@ -20,6 +20,8 @@ const LAB_KIB: u64 = 9 << 19;
 
 /// In the lines of tests that want the disk of programs.
 const PROGRAMS: &str = " programs::";
+/// In those of tests that want Kubernetes' suite and its images.
+const CONFORMANCE: &str = " conformance::";
 
 /// Which tests to run, and against what.
 #[derive(Debug, clap::Args)]
@@ -97,12 +99,16 @@ pub fn run(arguments: &Arguments) -> Result<Count> {
     let ground = lab::ground()?;
     let labs = Lab::side_by_side(arguments.labs.unwrap_or_else(|| worth(ground, tests.len())))?;
     println!("[end to end] {} tests, labs side by side: {}", tests.len(), labs.len());
-    let with_programs = tests.iter().any(|test| test.contains(PROGRAMS));
+    let has = |words| tests.iter().any(|test| test.contains(words));
+    let (with_programs, with_conformance) = (has(PROGRAMS), has(CONFORMANCE));
     let queue = Queue::new(tests);
     let patience = Patience { many: arguments.many, long: arguments.long };
     let mut round = Round::new(&program, arguments.of_program(), patience, &queue);
     if with_programs {
         round.attach(::lab::programs::prepare()?);
+    }
+    if with_conformance {
+        round.put(::lab::conformance::prepare()?, ::lab::conformance::DIR);
     }
     round.run_in(&labs)?;
     let sum = queue.count();
@@ -129,7 +135,7 @@ fn list(program: &Path, arguments: &Arguments) -> Result<Vec<String>> {
 }
 
 /// How many labs so many tests are worth on this machine. On its own kernel labs would see each other.
-fn worth(ground: Ground, tests: usize) -> usize {
+pub fn worth(ground: Ground, tests: usize) -> usize {
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
     let memory = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| available(&text));
     let room = memory.is_some_and(|kib| kib >= 2 * LAB_KIB);

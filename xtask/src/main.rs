@@ -3,6 +3,7 @@
 mod ahead;
 mod bench;
 mod build;
+mod conformance;
 mod demo;
 mod e2e;
 mod fuzz;
@@ -38,6 +39,8 @@ enum Command {
     Fuzz(fuzz::Arguments),
     /// Check formatting and lints
     Lint,
+    /// Run Kubernetes' suite for container runtimes on ours and on runc, and write docs/compatibility.md
+    Conformance(conformance::Arguments),
     /// Measure against runc and write docs/benchmarks.*
     Bench(bench::Arguments),
     /// Build everything and run a container on it
@@ -52,6 +55,7 @@ fn main() -> ExitCode {
         Command::Test { filter } => suites::test(filter.as_deref()).map(suites::Count::status),
         Command::Fuzz(arguments) => fuzz::run(&arguments).map(suites::Count::status),
         Command::Lint => suites::lint().map(suites::Count::status),
+        Command::Conformance(arguments) => conformance::run(&arguments).map(suites::Count::status),
         Command::Bench(arguments) => bench::run(&arguments).map(|()| 0),
         Command::Demo => demo::run().map(|()| 0),
     };

@@ -37,6 +37,7 @@ pub struct Round<'a> {
     silence: Duration,
     queue: &'a Queue,
     disk: Option<PathBuf>,
+    folders: Vec<(PathBuf, &'static str)>,
 }
 
 impl<'a> Round<'a> {
@@ -47,12 +48,17 @@ impl<'a> Round<'a> {
         let times = if patience.long { LONGER } else { 1 };
         // A test of many says nothing until it ends: 6 s for each, as its own deadline has it.
         let silence = SILENCE * times + Duration::from_secs(6) * patience.many;
-        Self { program, argv, silence, queue, disk: None }
+        Self { program, argv, silence, queue, disk: None, folders: Vec::new() }
     }
 
     /// Gives each lab this disk.
     pub fn attach(&mut self, disk: PathBuf) {
         self.disk = Some(disk);
+    }
+
+    /// Gives each lab this folder, at that path.
+    pub fn put(&mut self, from: PathBuf, to: &'static str) {
+        self.folders.push((from, to));
     }
 
     /// Runs all tests in these labs, side by side.
@@ -92,6 +98,8 @@ impl<'a> Round<'a> {
         lab::install(&client)?;
         self.disk.iter().try_for_each(|disk| lab.attach(disk))?;
         client.put(&[(self.program, Path::new(PROGRAM))])?;
+        let folders = self.folders.iter().map(|(from, to)| (&**from, Path::new(*to)));
+        client.put(&folders.collect::<Vec<_>>())?;
         Ok(client)
     }
 

@@ -12,6 +12,7 @@ mod cgroup;
 mod clock;
 mod command;
 mod confinement;
+mod conformance;
 mod containerd_api;
 mod context;
 mod crash;
@@ -270,6 +271,7 @@ fn choose(arguments: &Arguments) -> Result<Vec<(Version, Case)>> {
         layers::cases,
         stdin::cases,
         confinement::cases,
+        conformance::cases,
         crash::cases,
         outage::cases,
         shim::cases,
