@@ -55,11 +55,17 @@ impl Placement {
         Self::said(path, id, systemd)
     }
 
-    /// For a caller that does not say: the form of the path tells, as containerd's CRI makes it.
+    /// For a caller that does not say: the form of the path tells, as containerd's CRI makes it. Where no systemd runs
+    /// such a path is one as any other, as with runc when it isn't told of systemd.
     pub fn told_by(path: &Path) -> Self {
+        Self::formed(path, systemd::booted())
+    }
+
+    fn formed(path: &Path, has_systemd: bool) -> Self {
         let text = path.to_string_lossy();
         let slice = text.split(':').next().unwrap_or_default();
         let is_scope = text.matches(':').count() == 2 && slice.strip_suffix(".slice").is_some();
+        let is_scope = is_scope && has_systemd;
         if is_scope { Self::Scope(text.into_owned()) } else { Self::Path(path.to_owned()) }
     }
 }

@@ -17,9 +17,10 @@ fn a_path_stays_below_the_root_and_a_relative_one_beside_its_caller() {
 #[test]
 fn the_form_of_a_path_tells_whose_it_is_unless_the_caller_does() {
     let scope = "kubepods-pod1.slice:cri-containerd:c1";
-    assert_eq!(Placement::told_by(Path::new(scope)), Placement::Scope(scope.into()));
+    assert_eq!(Placement::formed(Path::new(scope), true), Placement::Scope(scope.into()));
+    assert_eq!(Placement::formed(Path::new(scope), false), Placement::Path(scope.into()));
     for path in ["/kubepods/pod1/c1", "/a:b:c", "a:b"] {
-        assert_eq!(Placement::told_by(Path::new(path)), Placement::Path(path.into()));
+        assert_eq!(Placement::formed(Path::new(path), true), Placement::Path(path.into()));
     }
     let said = |path: Option<&str>, systemd| Placement::said(path.map(Path::new), "c1", systemd);
     assert_eq!(said(Some(scope), true), Placement::Scope(scope.into()));
