@@ -9,7 +9,7 @@ needed=(
   /usr/include/gelf.h:libelf-dev
   /usr/lib/x86_64-linux-gnu/libcap-ng.a:libcap-ng-dev                                     # file server
   /usr/lib/x86_64-linux-gnu/libseccomp.a:libseccomp-dev
-  mmdebstrap:mmdebstrap mke2fs:e2fsprogs tar:tar                                          # lab
+  mmdebstrap:mmdebstrap mke2fs:e2fsprogs tar:tar bzip2:bzip2                              # lab
   cpio:cpio                                                                               # tests of the guest image
   /usr/share/keyrings/debian-archive-keyring.gpg:debian-archive-keyring
 )
