@@ -9,7 +9,8 @@
 //! 3. Namespaces that a host path names can't be joined from the guest. Network, IPC, UTS and time
 //!    belong to the sandbox, so the container shares the guest's own. A user namespace with mappings beside its
 //!    path, as CRI engines write them, becomes one of the same mappings. Any other is refused.
-//!    A new network namespace is dropped too: the guest's only network is the sandbox's. The interfaces of one that a
+//!    A new network namespace is dropped too: the guest's only network is the sandbox's. On the host that of the process
+//!    which stands for the sandbox is the new one: some engines fill it later. The interfaces of it, or of one that a
 //!    path names are given to the guest.
 //! 4. What names host policy or host hardware is refused or left out ([`policy`]). Left out are also CPU sets,
 //!    limits of network devices and of block devices that are no disks of the container's, RDMA, and nodes of
@@ -166,7 +167,8 @@ pub fn container(
     disks.take_devices(linux, host);
     let of_network = |n: &&LinuxNamespace| n.typ() == LinuxNamespaceType::Network;
     let network = linux.namespaces().iter().flatten().find(of_network);
-    let network = network.filter(|n| !shared::is_of(n, pid)).and_then(|n| n.path().clone());
+    let network = network.filter(|n| !shared::is_of(n, pid));
+    let network = network.and_then(|n| n.path().clone().or_else(|| shared::network_of(pid)));
     let joins_pids = plan_linux(linux, &disks, Surroundings { part, pid })?;
     let mut sysctls = BTreeMap::new();
     if part == Part::Pause {

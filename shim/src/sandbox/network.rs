@@ -7,6 +7,7 @@ use crate::host::blocking::blocking;
 use crate::host::network::{self, Joined, Namespace, Tapped};
 use crate::host::persist::SandboxState;
 use crate::host::undo::Undo;
+use crate::oci::plan::shared;
 use protocol::agent::NetworkInterface;
 use std::path::Path;
 use std::sync::{Arc, PoisonError};
@@ -28,6 +29,17 @@ pub(super) enum Network {
     },
 }
 
+/// That of the VMM, in which nothing is but what an engine puts there after the create (`ctr run --cni`, Docker).
+fn own(path: &Path) -> Network {
+    match Namespace::open(path) {
+        Ok(namespace) => Network::Namespace { namespace: Arc::new(namespace), found: false },
+        Err(error) => {
+            tracing::warn!("no network can be added: {}", Error::from(error).chain());
+            Network::Loopback
+        }
+    }
+}
+
 impl Sandbox {
     /// Gives the guest the interfaces of the network namespace at `path`, which a container's spec names; the first
     /// container of a sandbox decides for all.
@@ -42,6 +54,12 @@ impl Sandbox {
             }
             return Ok(());
         };
+        if shared::network_of(self.pid()).as_deref() == Some(path) {
+            if matches!(*network, Network::Undecided) {
+                *network = own(path);
+            }
+            return Ok(());
+        }
         let opened = path.to_owned();
         let open = blocking("open", path, move || Ok(Namespace::open(&opened)?));
         let asked = open.await?;

@@ -105,6 +105,11 @@ pub(super) fn is_of(namespace: &LinuxNamespace, pid: u32) -> bool {
     pid != 0 && files == Some(Path::new(&format!("/proc/{pid}/ns")))
 }
 
+/// The network namespace of the process that stands for the sandbox, where there is one.
+pub(crate) fn network_of(pid: u32) -> Option<PathBuf> {
+    (pid != 0).then(|| format!("/proc/{pid}/ns/net").into())
+}
+
 /// Takes the namespaces that the container shares with its sandbox out of those of its spec. Gives whether it joins
 /// the PID namespace of the pause container.
 ///

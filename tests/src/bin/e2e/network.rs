@@ -17,7 +17,8 @@ use std::time::Duration;
 
 crate::cases!(
     crate::Scope::EachContainerd;
-    a_container_has_the_interface_of_its_namespace;
+    a_container_has_the_interface_of_its_namespace,
+    a_new_namespace_is_filled_by_who_made_the_container;
     crate::Scope::Once;
     a_lot_goes_each_way_whole,
     ipv6_goes_as_well,
@@ -282,6 +283,17 @@ fn a_gateway_that_is_no_neighbour_by_address(context: &Context) -> Result<()> {
     let outcome = tested();
     ip(&format!("addr del 192.0.2.{number}/32 dev lo"))?;
     outcome
+}
+
+/// `ctr` has CNI plugins fill the namespace of the task's process once that is created.
+fn a_new_namespace_is_filled_by_who_made_the_container(context: &Context) -> Result<()> {
+    let look = "ip -o -4 addr show eth0 | grep -o 10.88.0.; ping -q -c 2 10.88.0.1 | grep -o '2 packets received'";
+    let run = context.container().flag("--cni");
+    let said = run.output(&["sh", "-c", look])?.expect_code(0)?.text();
+    if said != "10.88.0.\n2 packets received" {
+        bail!("the container says {said:?}");
+    }
+    Ok(())
 }
 
 fn interfaces_that_come_after_the_create_are_there_at_the_start(context: &Context) -> Result<()> {
