@@ -18,6 +18,9 @@ config=${CONTAINERD_CONFIG-/etc/containerd/config.toml}
 list=$root/usr/share/kata-like/installed
 begin='# kata-like begin: removed by kata-like'\''s install.sh'
 end='# kata-like end'
+# All of a configuration that was not there before.
+made='# made by kata-like'\''s install.sh
+version = 2'
 
 stop() { echo "install.sh: $*" >&2; exit 1; }
 
@@ -54,27 +57,34 @@ runtimes() {
 forget_handler() {
   [ -e "$config" ] || return 0
   grep -qxF "$begin" "$config" || return 0
+  grep -qxF "$end" "$config" || stop "$config: the line '$end' is gone: remove what is ours by hand, from '$begin' on"
   # With the empty line before it.
   awk -v begin="$begin" -v end="$end" '
     $0 == begin { skip = 1; held = 0 }
     !skip { if (held) print ""; held = ($0 == ""); if (!held) print }
     $0 == end { skip = 0 }
-    END { if (held) print "" }' "$config" > "$config.new"
+    END { if (held) print ""; exit skip }' "$config" > "$config.new" || stop "$config: what is ours has no end"
+  # Into the same file, which may be a link; the copy stays if that fails.
   cat "$config.new" > "$config"
   rm "$config.new"
   # One that was not there before.
-  [ "$(cat "$config")" != 'version = 2' ] || rm "$config"
+  [ "$(cat "$config")" != "$made" ] || rm "$config"
+}
+
+# Before anything is changed: what can't be done is said.
+find_table() {
+  version=2
+  [ ! -e "$config" ] || version=$(sed -n 's/^ *version *= *\([0-9]*\).*/\1/p' "$config" | head -n 1)
+  table=$(runtimes "${version:-1}")
 }
 
 add_handler() {
   forget_handler
   if [ ! -e "$config" ]; then
     mkdir -p "$(dirname "$config")"
-    echo 'version = 2' > "$config"
+    echo "$made" > "$config"
   fi
-  version=$(sed -n 's/^ *version *= *\([0-9]*\).*/\1/p' "$config" | head -n 1)
-  table=$(runtimes "${version:-1}")
-  if tr -d "\"' " < "$config" | grep -qF '.containerd.runtimes.kata-like]'; then
+  if grep -v '^ *#' "$config" | tr -d "\"' " | grep -qF '.containerd.runtimes.kata-like]'; then
     echo "$config has a handler kata-like already: left as it is"
     return
   fi
@@ -86,18 +96,20 @@ case ${1-} in
   install)
     here=$(cd "$(dirname "$0")" && pwd)
     if [ -n "${2-}" ]; then from=$(source_of "$2"); else from=$(source_of "$here" "$here/../target/install"); fi
+    [ -z "$config" ] || find_table
     mkdir -p "$(dirname "$list")"
     place "$from"
     [ -z "$config" ] || add_handler
     ;;
   remove)
     [ -e "$list" ] || stop "$list is not there: nothing was installed by this script"
-    ! pgrep -f "^$root/usr/(bin/containerd-shim-kata-like-v2|libexec/kata-like/)" > /dev/null ||
-      stop "there are still sandboxes on this node: drain it, then start again"
+    for sandbox in "$root"/run/kata-like/*/*; do
+      [ ! -e "$sandbox" ] || stop "there are still sandboxes on this node, $sandbox for one: drain it, then start again"
+    done
+    [ -z "$config" ] || forget_handler
     while read -r file; do rm -f "$root/$file"; done < "$list"
     rm "$list"
     rmdir "$root/usr/share/kata-like" "$root/usr/libexec/kata-like" 2> /dev/null || true
-    [ -z "$config" ] || forget_handler
     echo "removed; containerd forgets the handler once it is restarted"
     ;;
   *) sed -n '2,/^set/s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;

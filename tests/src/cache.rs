@@ -7,7 +7,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 /// The cache's folder: `$KATA_LIKE_CACHE`, else `kata-like` in `$XDG_CACHE_HOME` or `~/.cache`.
 ///
@@ -40,6 +40,7 @@ pub fn key(inputs: &[&[u8]]) -> String {
 /// Those of `make`, and of the file system.
 pub fn once(dir: &Path, make: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     if dir.exists() {
+        used(dir);
         return Ok(());
     }
     let _lock = lock(&beside(dir, "lock"))?;
@@ -55,9 +56,14 @@ pub fn once(dir: &Path, make: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
 }
 
 /// How many of a kind are kept: checkouts of different age share a cache, and each needs its own.
-const KEPT: usize = 3;
+const KEPT: usize = 4;
 
-/// Forgets all but the newest of the folder's kind, which is its name up to the key: each may be gigabytes. Who still
+/// Notes that it was used, for [`forget_older`].
+fn used(dir: &Path) {
+    let _ = File::open(dir).and_then(|dir| dir.set_modified(SystemTime::now()));
+}
+
+/// Forgets all but the last used of the folder's kind, which is its name up to the key: each may be gigabytes. Who still
 /// has one open goes on with it.
 fn forget_older(dir: &Path) -> Result<()> {
     let name = dir.file_name().unwrap_or_default().to_string_lossy();
@@ -68,8 +74,12 @@ fn forget_older(dir: &Path) -> Result<()> {
     for entry in std::fs::read_dir(parent)? {
         let entry = entry?;
         let name = entry.file_name().to_string_lossy().into_owned();
-        if name.rsplit_once('-').is_some_and(|(of, key)| of == kind && !key.contains('.')) {
-            all.push((entry.metadata()?.modified()?, entry.path()));
+        let is_of_kind = |(of, key): (&str, &str)| of == kind && !key.contains('.');
+        // Another process may have just removed it.
+        if name.rsplit_once('-').is_some_and(is_of_kind)
+            && let Ok(used) = entry.metadata().and_then(|found| found.modified())
+        {
+            all.push((used, entry.path()));
         }
     }
     all.sort();
@@ -191,7 +201,7 @@ mod tests {
     fn only_the_newest_of_a_kind_are_kept() {
         let dir = std::env::temp_dir().join(format!("lab-cache-kinds-{}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();
-        for name in ["big-1", "big-2", "big-3", "other-1", "big-4", "big-5"] {
+        for name in ["big-1", "big-2", "big-3", "other-1", "big-4", "big-1", "big-5"] {
             once(&dir.join(name), |part| Ok(std::fs::write(part.join("file"), "")?)).unwrap();
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -199,7 +209,8 @@ mod tests {
             .into_iter()
             .filter(|name| dir.join(name).exists())
             .collect();
-        assert_eq!(there, ["big-3", "big-4", "big-5", "other-1"]);
+        // The first was used again.
+        assert_eq!(there, ["big-1", "big-3", "big-4", "big-5", "other-1"]);
         remove(&dir).unwrap();
     }
 

@@ -7,10 +7,13 @@ use crate::host::network::Joined;
 use crate::host::paths::SandboxPaths;
 use crate::host::replace::replace;
 use crate::host::tree;
+use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt as _;
 use std::time::Duration;
 
 /// A process, told from a later one of the same pid.
@@ -176,6 +179,7 @@ pub fn clean_up(paths: &SandboxPaths, patience: Duration) -> Result<()> {
 
 /// `end` gives whether the process is gone.
 fn clean_up_by(paths: &SandboxPaths, end: impl Fn(ProcessId) -> bool) -> Result<()> {
+    let Some(_alone) = lock(paths)? else { return Ok(()) };
     if let Some(state) = SandboxState::read(paths)? {
         let mut living = state.helpers;
         living.retain(|helper| !end(*helper));
@@ -195,6 +199,21 @@ fn clean_up_by(paths: &SandboxPaths, end: impl Fn(ProcessId) -> bool) -> Result<
     }
     tree::unmount_below(paths.root());
     paths.remove().map_err(Error::path("remove", paths.root()))
+}
+
+/// Waits until this process alone cleans up; none when another has done it meanwhile, though there may be a new
+/// directory at the same place.
+fn lock(paths: &SandboxPaths) -> Result<Option<Flock<File>>> {
+    let failed = |e: io::Error| Error::path("lock", paths.root())(e);
+    let directory = match File::open(paths.root()) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        opened => opened.map_err(failed)?,
+    };
+    let alone =
+        Flock::lock(directory, FlockArg::LockExclusive).map_err(|(_, e)| failed(e.into()))?;
+    let of = |found: fs::Metadata| (found.dev(), found.ino());
+    let locked = of(alone.metadata().map_err(failed)?);
+    Ok(fs::metadata(paths.root()).is_ok_and(|found| of(found) == locked).then_some(alone))
 }
 
 #[cfg(test)]

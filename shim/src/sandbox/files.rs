@@ -4,7 +4,7 @@ use super::spec::PodFile;
 use crate::error::{Error, Result};
 use crate::host::paths::SandboxPaths;
 use crate::oci::pod::Part;
-use oci_spec::runtime::{Linux, MountBuilder, Root, Spec};
+use oci_spec::runtime::{Linux, MountBuilder, Spec};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -32,8 +32,6 @@ pub(super) fn show(paths: &SandboxPaths, files: &[PodFile], spec: &mut Spec) -> 
     if part != Part::Member {
         return Ok(());
     }
-    let read_only = spec.root().as_ref().and_then(Root::readonly).unwrap_or_default();
-    let mode = if read_only { "ro" } else { "rw" };
     let users = spec.linux().as_ref().and_then(|linux: &Linux| linux.uid_mappings().clone());
     let groups = spec.linux().as_ref().and_then(|linux| linux.gid_mappings().clone());
     let mut mounts = spec.mounts().clone().unwrap_or_default();
@@ -46,7 +44,8 @@ pub(super) fn show(paths: &SandboxPaths, files: &[PodFile], spec: &mut Spec) -> 
             .typ("bind")
             .source(file)
             .destination(destination)
-            .options(["rbind", "rprivate", mode].map(str::to_owned).to_vec())
+            // They are in the host's memory, which a guest shall not fill.
+            .options(["rbind", "rprivate", "ro"].map(str::to_owned).to_vec())
             .build()
             .map_err(|e| Error::InvalidArgument(e.to_string()))?;
         // Its owner, root, is the container's.
@@ -62,8 +61,8 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn spec(kind: &str, read_only: bool) -> Spec {
-        let text = json!({"ociVersion": "1.2.0", "root": {"path": "r", "readonly": read_only},
+    fn spec(kind: &str) -> Spec {
+        let text = json!({"ociVersion": "1.2.0", "root": {"path": "r"},
             "annotations": {"io.kubernetes.cri.container-type": kind},
             "mounts": [{"destination": "/etc/hosts", "type": "bind", "source": "/kubelets"}]});
         serde_json::from_value(text).unwrap()
@@ -91,12 +90,10 @@ mod tests {
                 })
                 .collect::<Vec<_>>()
         };
-        let expected = |mode: &str| {
-            vec![("/etc/hostname".into(), "HOSTNAME".to_owned(), format!("rbind,rprivate,{mode}"))]
-        };
-        assert_eq!(shown(spec("container", false)), expected("rw"));
-        assert_eq!(shown(spec("container", true)), expected("ro"));
-        assert_eq!(shown(spec("sandbox", true)), []);
+        let options = "rbind,rprivate,ro".to_owned();
+        let hostname = ("/etc/hostname".into(), "HOSTNAME".to_owned(), options);
+        assert_eq!(shown(spec("container")), [hostname]);
+        assert_eq!(shown(spec("sandbox")), []);
         paths.remove().unwrap();
     }
 }

@@ -8,6 +8,7 @@ use protocol::ports::{self, ForwardPreamble};
 use rustix::net::sockopt::set_socket_linger;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, copy_bidirectional_with_sizes};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
@@ -33,6 +34,9 @@ impl Sandbox {
             Network::Namespace { namespace, .. } => namespace.clone(),
             Network::Undecided | Network::Loopback => return,
         };
+        if self.0.forwards.swap(true, Ordering::Relaxed) {
+            return;
+        }
         let at = namespace.clone();
         let listen = blocking("listen in", namespace.path(), move || Ok(network::listen(&at)?));
         let all = match listen.await {
@@ -78,7 +82,12 @@ impl Sandbox {
     async fn forward(&self, mut connection: TcpStream) {
         let forwarded = async {
             let mut guest = tokio::time::timeout(PATIENCE, self.dial(&connection)).await??;
-            copy_bidirectional_with_sizes(&mut connection, &mut guest, CHUNK, CHUNK).await
+            tokio::select! {
+                ended = self.0.vm.ended() => Err(io::Error::other(ended.reason)),
+                carried = copy_bidirectional_with_sizes(&mut connection, &mut guest, CHUNK, CHUNK) => {
+                    carried.map(drop)
+                }
+            }
         };
         if let Err(error) = forwarded.await {
             tracing::debug!("a forwarded connection: {error}");

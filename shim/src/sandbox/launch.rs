@@ -120,6 +120,7 @@ impl Sandbox {
             next_stream: AtomicU64::new(1),
             undo: Mutex::new(Some(undo)),
             stopping: AtomicBool::new(false),
+            forwards: AtomicBool::new(false),
             stopped: OnceLock::new(),
             guest_tail: Tail::default(),
             pending_execs: Mutex::default(),

@@ -94,6 +94,8 @@ struct Inner {
     next_stream: AtomicU64,
     undo: Mutex<Option<Undo>>,
     stopping: AtomicBool,
+    /// Connections to localhost are forwarded, or can't be.
+    forwards: AtomicBool,
     /// Closed when the sandbox has ended.
     stopped: OnceLock<watch::Receiver<()>>,
     guest_tail: Tail,

@@ -2,6 +2,7 @@
 
 use super::{Readiness, Sandbox};
 use crate::error::Error;
+use crate::host::undo::Undo;
 use crate::milestone;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
@@ -59,7 +60,9 @@ impl Sandbox {
         };
         tokio::join!(self.0.vm.ended(), step_out);
         let undo = self.0.undo.lock().unwrap_or_else(PoisonError::into_inner).take();
-        for (what, error) in undo.map(crate::host::undo::Undo::run).unwrap_or_default() {
+        // A mount that hangs must not hold up who asks meanwhile.
+        let undone = tokio::task::spawn_blocking(move || undo.map(Undo::run).unwrap_or_default());
+        for (what, error) in undone.await.unwrap_or_default() {
             tracing::warn!("stop: {what}: {error}");
         }
         self.table().close();

@@ -28,6 +28,9 @@ pub const LATER: &str = "clean-up";
 /// How long that one tries.
 const LAST_PATIENCE: Duration = Duration::from_secs(600);
 
+/// Between two tries.
+const PAUSE: Duration = Duration::from_secs(1);
+
 /// Runs `delete`.
 pub fn run(flags: &Flags) -> anyhow::Result<()> {
     let bundle = Path::new(if flags.bundle.is_empty() { "." } else { &flags.bundle });
@@ -59,8 +62,10 @@ fn clean_up(flags: &Flags, bundle: &Path) -> anyhow::Result<u32> {
         _ => {
             remove_socket(bundle);
             if let Err(error) = persist::clean_up(&paths, PATIENCE) {
-                go_on(flags, &states).context("clean up in the background")?;
-                return Err(error).context("it is tried again in the background");
+                let error = error.chain();
+                go_on(flags, &states).with_context(|| error.clone())?;
+                // containerd logs it, and forgets the container.
+                eprintln!("{error}: it is tried again in the background");
             }
         }
     }
@@ -83,10 +88,12 @@ pub fn run_later(flags: &Flags) -> anyhow::Result<()> {
     loop {
         match SandboxState::read(&paths)? {
             Some(state) if !state.owner.wait(Duration::ZERO) => return Ok(()),
-            _ => {}
+            Some(_) => {}
+            // Or another's, which is being made.
+            None => return Ok(()),
         }
         match persist::clean_up(&paths, PATIENCE) {
-            Err(_) if Instant::now() < end => {}
+            Err(_) if Instant::now() < end => std::thread::sleep(PAUSE),
             outcome => return Ok(outcome?),
         }
     }

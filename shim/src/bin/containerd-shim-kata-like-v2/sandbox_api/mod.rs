@@ -85,8 +85,9 @@ impl Pod {
         let (of_config, named) = (config.clone(), id.clone());
         let read = move || config::spec(&of_config, &named, network);
         let spec = blocking("read the host's", Path::new("/etc"), read).await?;
-        self.life().spec = Some(oci::told(&spec, &config, &id)?);
+        let told = oci::told(&spec, &config, &id)?;
         let sandbox = self.task.launch_told(&spec)?;
+        self.life().spec = Some(told);
         let life = self.life.clone();
         tokio::spawn(async move {
             let wanted = sandbox.ended().await;
