@@ -41,7 +41,8 @@ fuzz_target!(|data: &[u8]| {
     {
         let sent = serde_json::to_vec(&plan.spec).expect("a spec is JSON");
         serde_json::from_slice::<oci_spec::runtime::Spec>(&sent).expect("the agent can read it");
+        let _ = plan::update(data, &plan.resources);
     }
-    let _ = plan::update(data);
+    let _ = plan::update(data, &serde_json::Value::Null);
     let _ = plan::exec(data);
 });
