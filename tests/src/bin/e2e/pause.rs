@@ -187,7 +187,7 @@ fn the_sandbox_is_counted_apart(context: &Context) -> Result<()> {
     }
     for (outcome, words) in [
         (ask("another").map(drop), "sandbox another not found"),
-        (shim.ping_sandbox(limit(), &PingRequest::default()).map(drop), "PingSandbox method"),
+        (shim.ping_sandbox(limit(), &PingRequest::default()).map(drop), "sandbox  not found"),
     ] {
         match outcome {
             Err(error) if error.to_string().contains(words) => {}
