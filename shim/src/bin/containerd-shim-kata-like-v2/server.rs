@@ -45,6 +45,10 @@ const ABANDONED: Duration = Duration::from_secs(120);
 /// connected until then, and may be slow meanwhile.
 const UNCALLED: Duration = Duration::from_secs(20);
 
+/// How long containerd may take to hear the answer to ShutdownSandbox, and to go: its client takes an answer with an end
+/// right behind it for the end alone, now and then, and that for an error.
+const HEARD: Duration = Duration::from_secs(1);
+
 /// How long events may take to get out at the end.
 const FLUSH_PATIENCE: Duration = Duration::from_secs(3);
 
@@ -93,6 +97,7 @@ async fn serve(flags: &Flags, socket: &Socket) -> anyhow::Result<()> {
     let config = (!flags.config.is_empty()).then(|| Path::new(&flags.config).to_path_buf());
     let spec = (!flags.sandbox.is_empty()).then(|| serde_json::from_str(&flags.sandbox));
     let spec = spec.transpose().context("parse -sandbox")?;
+    let is_told = spec.is_none();
     let owner = Owner { namespace: flags.namespace.clone(), id: flags.id.clone(), spec };
     let slot = Slot::launch(owner, config, sandbox_events);
     let finished = Arc::new(Notify::new());
@@ -103,7 +108,7 @@ async fn serve(flags: &Flags, socket: &Socket) -> anyhow::Result<()> {
     // SAFETY: `start` left the listening socket at this number for this process alone.
     let listener = unsafe { UnixListener::from_raw_fd(LISTENER_FD) };
     listener.set_nonblocking(true)?;
-    let (listener, connected) = connections::counted(listener.try_into()?);
+    let (listener, mut connected) = connections::counted(listener.try_into()?);
     let mut server = server.add_listener(listener);
     server.start().await?;
     milestone::mark("shim-serving", &flags.id);
@@ -115,7 +120,7 @@ async fn serve(flags: &Flags, socket: &Socket) -> anyhow::Result<()> {
         () = unanswered(start) => {
             tracing::warn!("the start was ended before containerd had its answer: ending");
         }
-        () = service.uncalled(UNCALLED, connected) => {
+        () = service.uncalled(UNCALLED, connected.clone()) => {
             tracing::warn!("containerd stayed away for {} s: ending", UNCALLED.as_secs());
         }
         () = service.abandoned(ABANDONED) => {
@@ -123,6 +128,9 @@ async fn serve(flags: &Flags, socket: &Socket) -> anyhow::Result<()> {
         }
     }
     service.stop().await;
+    if is_told {
+        let _ = tokio::time::timeout(HEARD, connected.wait_for(|count| *count == 0)).await;
+    }
     server.shutdown().await?;
     drop(server);
     if tokio::time::timeout(FLUSH_PATIENCE, publishing).await.is_err() {
