@@ -33,11 +33,20 @@ async fn dial(to: ForwardPreamble) -> io::Result<Stream> {
     if to.v6_first {
         addresses.reverse();
     }
-    let connected = match TcpStream::connect((addresses[0], to.port)).await {
+    let connected = match connect(addresses[0], to.port).await {
         Ok(connected) => connected,
-        Err(error) => TcpStream::connect((addresses[1], to.port)).await.map_err(|_| error)?,
+        Err(error) => connect(addresses[1], to.port).await.map_err(|_| error)?,
     };
     Stream::new(connected.into_std()?.into())
+}
+
+async fn connect(address: IpAddr, port: u16) -> io::Result<TcpStream> {
+    let connected = TcpStream::connect((address, port)).await?;
+    // Where nobody listens at a port that the kernel has just given this socket as its own, it has found itself.
+    if connected.local_addr()?.port() == port {
+        return Err(io::ErrorKind::ConnectionRefused.into());
+    }
+    Ok(connected)
 }
 
 /// Carries bytes to the end of `from`, and then ends that direction of `to`.

@@ -278,6 +278,36 @@ mod tests {
     }
 
     #[test]
+    fn one_cleans_up_at_a_time_and_what_is_new_there_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = SandboxPaths::new(dir.path(), "ns", "a").unwrap();
+        paths.create().unwrap();
+        let [owner, vmm] = [1, 2].map(|pid| ProcessId { pid, start: 1 });
+        let (cgroup, uid, network) = (None, None, None);
+        SandboxState { owner, helpers: vec![vmm], cgroup, uid, network }.write(&paths).unwrap();
+        let (ended, end) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            let paths = &paths;
+            let first = scope.spawn(move || {
+                clean_up_by(paths, |_| {
+                    end.recv().unwrap();
+                    true
+                })
+            });
+            std::thread::sleep(Duration::from_millis(100));
+            let second = scope.spawn(move || clean_up_by(paths, |_| panic!("it is the first's")));
+            std::thread::sleep(Duration::from_millis(100));
+            assert!(!second.is_finished(), "it waits");
+            ended.send(()).unwrap();
+            first.join().unwrap().unwrap();
+            // Another sandbox of this id.
+            let _ = paths.create();
+            second.join().unwrap().unwrap();
+        });
+        assert!(paths.root().exists());
+    }
+
+    #[test]
     fn what_a_living_helper_uses_stays_until_it_has_ended() {
         let dir = tempfile::tempdir().unwrap();
         let paths = SandboxPaths::new(dir.path(), "ns", "a").unwrap();

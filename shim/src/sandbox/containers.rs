@@ -118,6 +118,7 @@ impl Sandbox {
             storages(&id, &plan.disks).into_iter().chain(memory(&plan.volumes)).collect();
         let has = InGuest { disks, storages, pids };
         self.note_limits(&id, plan.resources);
+        let joins_pids = plan.joins_pids;
         let Plan { hooks, spec, spec_json, annotations, rootfs, network, sysctls, part, .. } = plan;
         // Of a root on a disk the guest alone knows files.
         let read_only = !rootfs.is_empty()
@@ -141,6 +142,7 @@ impl Sandbox {
             hooks.gone().await;
             return Err(error);
         }
+        self.note_pids(part, joins_pids);
         if part == Part::Pause {
             self.forward_localhost().await;
         }

@@ -73,6 +73,13 @@ impl Sandbox {
         Ok(())
     }
 
+    /// A container with such a plan is there: what it has of the pod the others have as well.
+    pub(super) fn note_pids(&self, part: Part, joins_pids: bool) {
+        if part == Part::Member {
+            self.pod().shares_pids.get_or_insert(joins_pids);
+        }
+    }
+
     /// Whose PID namespace the container with this plan has in the guest.
     ///
     /// # Errors
@@ -82,8 +89,7 @@ impl Sandbox {
         if plan.part != Part::Member {
             return Ok(PidsOf::Its);
         }
-        let mut pod = self.pod();
-        let shared = *pod.shares_pids.get_or_insert(plan.joins_pids);
+        let shared = self.pod().shares_pids.unwrap_or(plan.joins_pids);
         match (plan.joins_pids, shared, &self.0.told) {
             (true, true, None) => Ok(PidsOf::Container(self.id().to_owned())),
             (true, true, Some(told)) if told.pids_of_guest => Ok(PidsOf::Its),

@@ -10,8 +10,9 @@ use crate::vm::Control;
 use protocol::agent as api;
 use protocol::agent_ttrpc::{Agent as AgentService, create_agent};
 use protocol::control::{self, Command, Event as VmEvent, ExitReason};
-use protocol::ports;
+use protocol::ports::{self, ForwardPreamble};
 use std::collections::HashMap;
+use std::io::{Read as _, Write as _};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
@@ -99,6 +100,7 @@ impl AgentService for Guest {
         let spec: Spec = serde_json::from_slice(&request.spec_json).unwrap();
         match spec.process().as_ref().unwrap().args().as_ref().unwrap()[0].as_str() {
             "missing" => refused(ttrpc::Code::INVALID_ARGUMENT, "exec: \"missing\": not found")?,
+            "bad" => refused(ttrpc::Code::INTERNAL, "it can't be made")?,
             "joins" if request.joins_pids_of != "s" => refused(ttrpc::Code::INTERNAL, "alone")?,
             "joins-pod" if !request.joins_pids_of_pod => refused(ttrpc::Code::INTERNAL, "alone")?,
             "late" => {
@@ -198,6 +200,11 @@ fn play_vmm(socket: &OwnedFd, rpc: &Path) {
     let (mut streams, mut taps) = (Vec::new(), HashMap::new());
     while let Ok((command, fds)) = control::receive::<Command>(socket) {
         match command {
+            Command::Connect { port: ports::FORWARD } => {
+                let host = UnixStream::from(fds.into_iter().next().unwrap());
+                streams.push(host.try_clone().unwrap());
+                std::thread::spawn(move || listens_at_80(host));
+            }
             Command::Connect { port } => {
                 let host = UnixStream::from(fds.into_iter().next().unwrap());
                 let guest = (port == ports::RPC).then(|| UnixStream::connect(rpc).unwrap());
@@ -228,6 +235,17 @@ fn play_vmm(socket: &OwnedFd, rpc: &Path) {
     for stream in streams {
         let _ = stream.shutdown(std::net::Shutdown::Both);
     }
+}
+
+/// The guest's localhost, where one gives back what he is sent.
+fn listens_at_80(mut host: UnixStream) {
+    let mut preamble = [0; ForwardPreamble::LEN];
+    if host.read_exact(&mut preamble).is_ok() && ForwardPreamble::from_bytes(preamble).port == 80 {
+        host.write_all(&[ports::FORWARDED]).unwrap();
+        let _ = std::io::copy(&mut host.try_clone().unwrap(), &mut host);
+    }
+    // Whoever holds another descriptor of it is told as well.
+    let _ = host.shutdown(std::net::Shutdown::Both);
 }
 
 /// Copies both ways, or back.

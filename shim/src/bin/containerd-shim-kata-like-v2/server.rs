@@ -37,8 +37,8 @@ pub const LISTENER_FD: RawFd = 3;
 const TASK_V3: &str = "containerd.task.v3.Task";
 const TASK_V2: &str = "containerd.task.v2.Task";
 
-/// How long a shim lives without a container, unless the sandbox API says that it is a pod's. containerd calls Create at once and Shutdown after the last Delete,
-/// unless it is killed between them.
+/// How long a shim lives without a container, unless the sandbox API says that it is a pod's. containerd calls Create at
+/// once and Shutdown after the last Delete, unless it is killed between them.
 const ABANDONED: Duration = Duration::from_secs(120);
 
 /// How long containerd may stay away before its first Create: it connects when it has the answer of `start`, stays

@@ -2,6 +2,8 @@
 
 use super::*;
 use crate::host::network::testing::Space;
+use std::io::ErrorKind;
+use std::net::TcpStream;
 
 impl Fixture {
     fn in_namespace(&self, id: &str, path: &Path) -> NewContainer {
@@ -90,4 +92,45 @@ async fn what_can_not_be_a_guests_is_refused_by_name() {
     let error = f.sandbox.create(f.in_namespace("d", &space.path())).await.unwrap_err();
     assert!(error.to_string().contains("a loopback interface alone"), "{error}");
     assert_eq!(space.counts(), (3, 0));
+}
+
+#[tokio::test]
+async fn what_connects_to_a_pods_localhost_reaches_the_guests_until_it_ends() {
+    let space = with_interface("eth0");
+    space.loopback_up();
+    let network = Some(space.path());
+    let f = fixture_of(Some(PodSpec { network, ..PodSpec::default() })).await;
+    // Asked for again, it is as before.
+    for _ in 0..2 {
+        f.sandbox.set_up().await.unwrap();
+    }
+    let listening = space.within(|_| std::fs::read_to_string("/proc/thread-self/net/tcp").unwrap());
+    let listening = listening.lines().filter(|line| line.split_whitespace().nth(3) == Some("0A"));
+    assert_eq!(listening.count(), 1);
+    // By threads that may block.
+    let talk = move || {
+        let connect = |to: &str| {
+            let connection = space.within(|_| TcpStream::connect(to)).unwrap();
+            connection.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+            connection
+        };
+        for to in ["127.0.0.1:80", "[::1]:80"] {
+            let mut connection = connect(to);
+            connection.write_all(b"word").unwrap();
+            let mut back = [0; 4];
+            connection.read_exact(&mut back).unwrap();
+            assert_eq!(&back, b"word");
+        }
+        let mut nobody = connect("127.0.0.1:81");
+        assert_eq!(nobody.read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+        let mut open = connect("127.0.0.1:80");
+        open.write_all(b"x").unwrap();
+        open.read_exact(&mut [0]).unwrap();
+        open
+    };
+    let mut open = tokio::task::spawn_blocking(talk).await.unwrap();
+    control::send(&f.vmm, &VmEvent::Exited { reason: ExitReason::Stopped }, &[]).unwrap();
+    let ended = tokio::task::spawn_blocking(move || open.read(&mut [0])).await.unwrap();
+    assert_eq!(ended.unwrap_err().kind(), ErrorKind::ConnectionReset);
+    f.sandbox.stop().await;
 }

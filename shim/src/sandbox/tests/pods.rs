@@ -38,6 +38,16 @@ async fn in_a_pod_that_shares_no_pids_another_containers_can_not_be_joined() {
 }
 
 #[tokio::test]
+async fn a_container_that_could_not_be_made_decides_nothing() {
+    let f = fixture().await;
+    f.sandbox.create(f.member("a", "bad", true)).await.unwrap_err();
+    f.sandbox.create(f.member("b", "sh", false)).await.unwrap();
+    let refused = f.sandbox.create(f.member("c", "joins", true)).await.unwrap_err();
+    assert!(matches!(refused, Error::Unimplemented(_)), "{refused}");
+    f.sandbox.stop().await;
+}
+
+#[tokio::test]
 async fn a_pod_that_was_told_of_is_there_without_containers_until_it_is_stopped() {
     let sysctls = [("net.core.somaxconn".to_owned(), "7".to_owned())].into();
     let mut f = fixture_of(Some(PodSpec { sysctls, ..PodSpec::default() })).await;

@@ -138,7 +138,12 @@ impl TaskService {
         if !request.checkpoint.is_empty() {
             return Err(Error::Unimplemented("create from a checkpoint".into()));
         }
-        let sandbox = self.slot.get_with(request.options.as_ref().and_then(config_path)).await?;
+        let (slot, config) = (self.slot.clone(), request.options.as_ref().and_then(config_path));
+        // A task of its own: one sandbox that makes room for another must not leave none.
+        let found = tokio::spawn(async move { slot.get_with(config).await }).await;
+        let ended_early =
+            |e: tokio::task::JoinError| Error::Machine(format!("create ended early: {e}"));
+        let sandbox = found.map_err(ended_early)??;
         let said = said(&request);
         let bundle = Path::new(&request.bundle).to_owned();
         let read = bundle.clone();
@@ -166,8 +171,7 @@ impl TaskService {
             }
             sandbox.create(new).await
         });
-        let pid =
-            created.await.map_err(|e| Error::Machine(format!("create ended early: {e}")))??;
+        let pid = created.await.map_err(ended_early)??;
         Ok(CreateTaskResponse { pid, ..Default::default() })
     }
 
