@@ -312,4 +312,10 @@ async fn who_joins_a_pid_namespace_has_its_users() {
     let lines: Vec<&str> = text.lines().collect();
     assert_eq!(lines[0], lines[1], "{text}");
     assert_eq!(lines[2].split_whitespace().collect::<Vec<_>>(), ["0", "100000", "2000"]);
+    // Of one that has ended nobody's are joined.
+    agent.signal(&pause, "", libc::SIGKILL).await.unwrap();
+    agent.wait(&pause, "").await;
+    request.container_id = format!("{member}-late");
+    let error = agent.client.create_container(context(), &request).await.unwrap_err().to_string();
+    assert!(error.contains("has ended") && error.contains(&pause), "{error}");
 }

@@ -59,6 +59,8 @@ pub struct Paths {
     pub vmm: Option<PathBuf>,
     /// The file server's program.
     pub file_server: Option<PathBuf>,
+    /// The program of the processes that stand for a pod's containers.
+    pub stand_in: Option<PathBuf>,
     /// Directory of the sandboxes' state.
     pub state: Option<PathBuf>,
 }
@@ -154,7 +156,7 @@ mod tests {
             start_timeout_seconds,
             nested,
         } = machine;
-        let Paths { vmm, file_server, state } = paths;
+        let Paths { vmm, file_server, stand_in, state } = paths;
         let Jail { first_uid, uids, core_scheduling } = jail;
         let Host { cgroups } = host;
         let numbers = [vcpus, max_vcpus, max_disks, first_uid, uids];
@@ -162,7 +164,7 @@ mod tests {
         assert!(numbers.iter().all(Option::is_some) && switches.iter().all(Option::is_some));
         assert!(kernel_params.is_some());
         assert!([memory_mib, max_memory_mib, start_timeout_seconds].iter().all(Option::is_some));
-        assert!([kernel, image, vmm, file_server, state].iter().all(Option::is_some));
+        assert!([kernel, image, vmm, file_server, stand_in, state].iter().all(Option::is_some));
 
         // The maxima are this host's.
         let default = Settings::resolve(Config::default()).unwrap();

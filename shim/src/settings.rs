@@ -34,6 +34,8 @@ pub struct Settings {
     pub vmm: PathBuf,
     /// The file server's program.
     pub file_server: PathBuf,
+    /// The program of the processes that stand for a pod's containers.
+    pub stand_in: PathBuf,
     /// Whether machines never share a core at the same time, where cores have several threads.
     pub core_scheduling: bool,
     /// Directory of the sandboxes' state.
@@ -81,6 +83,9 @@ impl Settings {
             file_server: paths
                 .file_server
                 .unwrap_or_else(|| "/usr/libexec/kata-like/kata-like-fs".into()),
+            stand_in: paths
+                .stand_in
+                .unwrap_or_else(|| "/usr/libexec/kata-like/kata-like-stand-in".into()),
             core_scheduling: jail.core_scheduling.unwrap_or(true),
             state: paths.state.unwrap_or_else(|| "/run/kata-like".into()),
             cgroups: host.cgroups.unwrap_or(true),

@@ -10,11 +10,12 @@ use std::process::{Command, Stdio};
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 /// Packages of the product, their binaries, and the folder each is installed in.
-const PRODUCT: [(&str, &str, &str); 5] = [
+const PRODUCT: [(&str, &str, &str); 6] = [
     ("kata-like-vmm", "kata-like-vmm", "usr/libexec/kata-like"),
     ("kata-like-fs", "kata-like-fs", "usr/libexec/kata-like"),
     ("kata-like-shim", "containerd-shim-kata-like-v2", "usr/bin"),
     ("kata-like-shim", "kata-like", "usr/bin"),
+    ("kata-like-shim", "kata-like-stand-in", "usr/libexec/kata-like"),
     ("kata-like-agent", "kata-like-agent", ""),
 ];
 

@@ -18,7 +18,16 @@ impl Containers {
         let pid = match (of, of_pod) {
             ("", false) => return Ok(spec_json),
             ("", true) => *self.pod_init.get_or_try_init(|| blocking(pod_init::start)).await?,
-            (of, _) => self.container(of)?.init().pid(),
+            (of, _) => {
+                let container = self.container(of)?;
+                // Its number may be another process's then.
+                if container.init().exit().is_some() {
+                    return Err(AgentError::WrongState(format!(
+                        "container {of:?}, whose PID namespace is to be joined, has ended"
+                    )));
+                }
+                container.init().pid()
+            }
         };
         let invalid =
             |e: &dyn std::fmt::Display| AgentError::Invalid(format!("specification: {e}"));

@@ -81,8 +81,8 @@ pub struct Plan {
     pub volumes: Vec<Volume>,
     /// What it is to its sandbox.
     pub part: Part,
-    /// Its PID namespace is that of its pod's pause container.
-    pub joins_pids: bool,
+    /// The host's process whose PID namespace it is to have; whether that stands for one of the sandbox's is not known.
+    pub joins_pids: Option<u32>,
     /// What is to be run on the host at the turns of the container's life.
     pub hooks: Hooks,
 }
@@ -280,7 +280,7 @@ fn is_portable(device: &LinuxDevice) -> bool {
     }
 }
 
-fn plan_linux(linux: &mut Linux, disks: &Disks, around: Surroundings) -> Result<bool> {
+fn plan_linux(linux: &mut Linux, disks: &Disks, around: Surroundings) -> Result<Option<u32>> {
     policy::linux(linux)?;
     if let Some(devices) = linux.devices_mut() {
         devices.retain(|device| is_portable(device) || disks.has_device(device));
@@ -350,7 +350,7 @@ fn check_sysctls(linux: &Linux) -> Result<()> {
     Ok(())
 }
 
-fn plan_namespaces(linux: &mut Linux, around: Surroundings) -> Result<bool> {
+fn plan_namespaces(linux: &mut Linux, around: Surroundings) -> Result<Option<u32>> {
     let some = |all: &Option<Vec<LinuxIdMapping>>| all.as_ref().is_some_and(|all| !all.is_empty());
     let mapped = some(linux.uid_mappings()) && some(linux.gid_mappings());
     let namespaces = linux.namespaces_mut().as_mut().ok_or_else(no_mount_namespace)?;

@@ -1,6 +1,7 @@
 //! Making and deleting containers.
 
 use super::attachments::{memory, storages};
+use super::stand_ins::{self, StandIn};
 use super::{NewContainer, ProcessState, Sandbox, files};
 use crate::error::{Error, Result};
 use crate::guest::agent::{Agent, InGuest, Process, StreamNumbers};
@@ -100,12 +101,14 @@ impl Sandbox {
                 }
             }
         };
-        let (undo, disks, open) = tokio::join!(
+        let (undo, disks, open, stand_in) = tokio::join!(
             self.prepare_storage(&id, &bundle, &plan),
             self.attach_disks(&id, &plan.disks.disks),
-            open_io
+            open_io,
+            self.stand_in(&id, plan.part)
         );
-        let (undo, disks, open) = (undo?, disks?, open?);
+        let (undo, disks, open, stand_in) = (undo?, disks?, open?, stand_in?);
+        let pid = stand_in.as_ref().map_or(self.pid(), StandIn::pid);
         milestone::mark("storage-ready", &id);
         let agent = self.agent().await?;
         if let Some(resources) = plan.spec.linux().as_ref().and_then(|l| l.resources().as_ref()) {
@@ -118,13 +121,11 @@ impl Sandbox {
             storages(&id, &plan.disks).into_iter().chain(memory(&plan.volumes)).collect();
         let has = InGuest { disks, storages, pids };
         self.note_limits(&id, plan.resources);
-        let joins_pids = plan.joins_pids;
         let Plan { hooks, spec, spec_json, annotations, rootfs, network, sysctls, part, .. } = plan;
         // Of a root on a disk the guest alone knows files.
         let read_only = !rootfs.is_empty()
             && spec.root().as_ref().and_then(oci_spec::runtime::Root::readonly).unwrap_or_default();
-        let (id_of, pid) = (id.clone(), self.pid());
-        let hooks = ContainerHooks { hooks, id: id_of, pid, bundle, annotations, noted: true };
+        let hooks = ContainerHooks { hooks, id: id.clone(), pid, bundle, annotations, noted: true };
         let made = async {
             hooks.creating().await?;
             self.become_pod(&agent, network.as_deref(), &sysctls).await?;
@@ -142,15 +143,14 @@ impl Sandbox {
             hooks.gone().await;
             return Err(error);
         }
-        self.note_pids(part, joins_pids);
         if part == Part::Pause {
             self.forward_localhost().await;
         }
         milestone::mark("container-created", &id);
-        self.table().created(&id, self.pid(), io, undo, hooks);
+        self.table().created(&id, pid, io, undo, hooks);
         tokio::spawn(self.clone().watch_memory(agent.clone(), id.clone()));
-        tokio::spawn(self.clone().watch_init(agent, id));
-        Ok(self.pid())
+        tokio::spawn(self.clone().watch_init(agent, id, stand_in));
+        Ok(pid)
     }
 
     /// After the guest has made what mounts need, as runc does it; from here on it is not left to the guest.
@@ -193,8 +193,19 @@ impl Sandbox {
     }
 
     /// Sees a container's init end, and tells it after the ends of its execs.
-    async fn watch_init(self, agent: Agent, id: String) {
-        let (status, oom_kills) = match agent.wait(&id, "").await {
+    async fn watch_init(self, agent: Agent, id: String, mut stand_in: Option<StandIn>) {
+        let waiting = agent.wait(&id, "");
+        tokio::pin!(waiting);
+        let ended = tokio::select! {
+            ended = &mut waiting => ended,
+            () = stand_ins::ended(stand_in.as_mut()) => {
+                tracing::info!("the process that stands for container {id} was killed, and so is the container");
+                // It may have ended meanwhile, which is told below.
+                let _ = agent.signal(&id, "", libc::SIGKILL as u32, false).await;
+                waiting.await
+            }
+        };
+        let (status, oom_kills) = match ended {
             Ok(exit) => exit,
             Err(error) => {
                 // With the sandbox's end every container's is told; this is then too late and ignored.
@@ -213,6 +224,10 @@ impl Sandbox {
         };
         if tokio::time::timeout(EXEC_GRACE, all).await.is_err() {
             tracing::warn!("execs of container {id} did not end with it");
+        }
+        // Who hears of the exit finds the process gone, as on runc.
+        if let Some(stand_in) = stand_in {
+            stand_in.end().await;
         }
         self.table().exited(&id, "", exit);
     }

@@ -14,6 +14,7 @@ use crate::host::uid::Uid;
 use crate::host::undo::Undo;
 use crate::milestone;
 use crate::sandbox::event::SandboxEvent;
+use crate::sandbox::stand_ins::StandIns;
 use crate::sandbox::table::Table;
 use crate::settings::Settings;
 use crate::vm::{Cgroups, Message, Vm};
@@ -97,7 +98,9 @@ impl Sandbox {
         state.helpers = helpers.to_vec();
         state.write(&paths)?;
         let capacity = Capacity::new(&settings, spec.size, cgroup);
-        let sandbox = Self::around(id, paths, (vm, helpers, capacity), (spec.pod, undo), events);
+        let stand_ins = StandIns::new(settings.stand_in, uid);
+        let machine = (vm, helpers, capacity, stand_ins);
+        let sandbox = Self::around(id, paths, machine, (spec.pod, undo), events);
         sandbox.clone().boot(messages, hostname, settings.start_timeout);
         Ok(sandbox)
     }
@@ -106,7 +109,7 @@ impl Sandbox {
     pub(super) fn around(
         id: String,
         paths: SandboxPaths,
-        (vm, helpers, capacity): (Vm, [ProcessId; 2], Capacity),
+        (vm, helpers, capacity, stand_ins): (Vm, [ProcessId; 2], Capacity, StandIns),
         (told, undo): (Option<PodSpec>, Undo),
         events: mpsc::UnboundedSender<SandboxEvent>,
     ) -> Self {
@@ -115,6 +118,7 @@ impl Sandbox {
             paths,
             vm,
             helpers,
+            stand_ins,
             ready: watch::Sender::new(Readiness::Booting),
             table: Mutex::new(Table::new(events)),
             next_stream: AtomicU64::new(1),

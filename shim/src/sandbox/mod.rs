@@ -15,6 +15,7 @@ mod network;
 mod pod;
 mod processes;
 mod spec;
+mod stand_ins;
 mod stop;
 pub(crate) mod table;
 
@@ -29,6 +30,7 @@ use crate::host::undo::Undo;
 use crate::io::Stdio;
 use crate::oci::plan::RootfsMount;
 use crate::sandbox::event::Exit;
+use crate::sandbox::stand_ins::StandIns;
 use crate::sandbox::table::{Phase, Table};
 use crate::vm::Vm;
 use oci_spec::runtime::Spec;
@@ -89,6 +91,8 @@ struct Inner {
     vm: Vm,
     /// The VMM and the file server.
     helpers: [ProcessId; 2],
+    /// The processes that stand for its containers, where there is one for each.
+    stand_ins: StandIns,
     ready: watch::Sender<Readiness>,
     table: Mutex<Table>,
     next_stream: AtomicU64,
@@ -116,7 +120,7 @@ impl Sandbox {
         &self.0.id
     }
 
-    /// The host process that stands for the sandbox's containers: its VMM.
+    /// The host process that stands for the sandbox, and for its first container: its VMM.
     pub fn pid(&self) -> u32 {
         self.0.helpers[0].pid as u32
     }

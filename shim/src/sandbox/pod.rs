@@ -1,20 +1,17 @@
-//! What the containers of a pod have to agree on, what they find in their guest, and what is remembered of each.
+//! What the containers of a pod find in their guest, and what is remembered of each.
 
 use super::Sandbox;
 use crate::error::{Error, Result};
 use crate::guest::agent::{Agent, PidsOf};
 use crate::oci::plan::Plan;
-use crate::oci::pod::Part;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{MutexGuard, PoisonError};
 
-/// As the containers so far have it.
+/// What is remembered of its containers.
 #[derive(Debug, Default)]
 pub(super) struct Pod {
-    /// Whether the pod's containers share a PID namespace; none: there has been none but the pause container.
-    shares_pids: Option<bool>,
     /// The limits that the containers were created with, by their ids.
     created_with: BTreeMap<String, Value>,
 }
@@ -73,32 +70,24 @@ impl Sandbox {
         Ok(())
     }
 
-    /// A container with such a plan is there: what it has of the pod the others have as well.
-    pub(super) fn note_pids(&self, part: Part, joins_pids: bool) {
-        if part == Part::Member {
-            self.pod().shares_pids.get_or_insert(joins_pids);
-        }
-    }
-
     /// Whose PID namespace the container with this plan has in the guest.
     ///
     /// # Errors
-    /// [`Error::Unimplemented`]: it would join that of another one than the pod's own. On the host one process stands for
-    /// all of a pod's, so the spec is the same: but in a pod that shares no PID namespace that is asked for.
+    /// [`Error::InvalidArgument`]: it would join that of a process of the host which stands for none of the sandbox's.
     pub(super) fn pids_of(&self, id: &str, plan: &Plan) -> Result<PidsOf> {
-        if plan.part != Part::Member {
-            return Ok(PidsOf::Its);
+        let Some(pid) = plan.joins_pids else { return Ok(PidsOf::Its) };
+        if pid != 0 && pid == self.pid() {
+            return Ok(match &self.0.told {
+                None => PidsOf::Container(self.id().to_owned()),
+                Some(told) if told.pids_of_guest => PidsOf::Its,
+                Some(_) => PidsOf::Pod,
+            });
         }
-        let shared = self.pod().shares_pids.unwrap_or(plan.joins_pids);
-        match (plan.joins_pids, shared, &self.0.told) {
-            (true, true, None) => Ok(PidsOf::Container(self.id().to_owned())),
-            (true, true, Some(told)) if told.pids_of_guest => Ok(PidsOf::Its),
-            (true, true, Some(_)) => Ok(PidsOf::Pod),
-            (true, false, _) => Err(Error::Unimplemented(format!(
-                "container {id}: config.json: /linux/namespaces: its pod's containers have PID namespaces of their \
-                 own, and another container's can't be joined"
-            ))),
-            (false, ..) => Ok(PidsOf::Its),
-        }
+        self.0.stand_ins.container(pid).map(PidsOf::Container).ok_or_else(|| {
+            Error::InvalidArgument(format!(
+                "container {id}: config.json: the guest can't join the host's pid namespace /proc/{pid}/ns/pid: the \
+                 process stands for no container of its pod, or for one that has ended"
+            ))
+        })
     }
 }

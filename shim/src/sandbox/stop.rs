@@ -12,6 +12,9 @@ use tokio::sync::watch;
 /// How long the guest may take to sync and power off.
 const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(2);
 
+/// How long the processes that stand for containers may take to end when their machine has.
+const STAND_IN_PATIENCE: Duration = Duration::from_secs(2);
+
 impl Sandbox {
     /// Ends the sandbox: the guest syncs and powers off, or is ended; then nothing of it is left.
     ///
@@ -59,6 +62,10 @@ impl Sandbox {
             }
         };
         tokio::join!(self.0.vm.ended(), step_out);
+        // They are in the cgroup, which goes next.
+        if !self.0.stand_ins.gone(STAND_IN_PATIENCE).await {
+            tracing::warn!("stop: processes that stand for containers do not end");
+        }
         let undo = self.0.undo.lock().unwrap_or_else(PoisonError::into_inner).take();
         // A mount that hangs must not hold up who asks meanwhile.
         let undone = tokio::task::spawn_blocking(move || undo.map(Undo::run).unwrap_or_default());

@@ -102,6 +102,7 @@ impl AgentService for Guest {
             "missing" => refused(ttrpc::Code::INVALID_ARGUMENT, "exec: \"missing\": not found")?,
             "bad" => refused(ttrpc::Code::INTERNAL, "it can't be made")?,
             "joins" if request.joins_pids_of != "s" => refused(ttrpc::Code::INTERNAL, "alone")?,
+            "joins-a" if request.joins_pids_of != "a" => refused(ttrpc::Code::INTERNAL, "alone")?,
             "joins-pod" if !request.joins_pids_of_pod => refused(ttrpc::Code::INTERNAL, "alone")?,
             "late" => {
                 self.late.lock().unwrap().insert(request.container_id, false);
@@ -322,6 +323,11 @@ async fn fixture_of(told: Option<PodSpec>) -> Fixture {
     paths.create().unwrap();
     std::fs::create_dir(paths.layout()).unwrap();
     std::os::unix::fs::symlink(paths.layout(), paths.shared()).unwrap();
+    // A program that stands for one that stands for a container.
+    let stand_in = dir.path().join("stand-in");
+    std::fs::write(&stand_in, "#!/bin/sh\nexec 2>&-\nexec sleep 1000\n").unwrap();
+    let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(&stand_in, executable).unwrap();
     let (sender, events) = mpsc::unbounded_channel();
     let settings = crate::settings::Settings::resolve(crate::config::Config::default()).unwrap();
     let sandbox = Sandbox::around(
@@ -331,6 +337,7 @@ async fn fixture_of(told: Option<PodSpec>) -> Fixture {
             vm,
             [ProcessId { pid: 77, start: 1 }; 2],
             capacity::Capacity::new(&settings, PodSize::default(), None),
+            StandIns::new(stand_in, 77),
         ),
         (told, Undo::new()),
         sender,
@@ -569,7 +576,12 @@ async fn what_a_failed_start_says_reaches_the_creator() {
     let sandbox = Sandbox::around(
         "s".into(),
         paths,
-        (vm, [ProcessId { pid: 1, start: 1 }; 2], capacity::Capacity::default()),
+        (
+            vm,
+            [ProcessId { pid: 1, start: 1 }; 2],
+            capacity::Capacity::default(),
+            StandIns::new("/nowhere".into(), 1),
+        ),
         (None, Undo::new()),
         sender,
     );
@@ -602,7 +614,9 @@ async fn an_end_that_has_begun_comes_though_nobody_waits_for_it() {
     let mut undo = Undo::new();
     undo.push("tell", move || undone.send(()).map_err(std::io::Error::other));
     let (sender, _events) = mpsc::unbounded_channel();
-    let parts = (vm, [ProcessId { pid: 1, start: 1 }; 2], capacity::Capacity::default());
+    let stand_ins = StandIns::new("/nowhere".into(), 1);
+    let helpers = [ProcessId { pid: 1, start: 1 }; 2];
+    let parts = (vm, helpers, capacity::Capacity::default(), stand_ins);
     let sandbox = Sandbox::around("s".into(), paths, parts, (None, undo), sender);
     tokio::select! {
         biased;

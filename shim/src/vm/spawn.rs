@@ -1,4 +1,5 @@
-//! Starting the two helper processes of a sandbox, in the cgroup where they belong.
+//! Starting the two helper processes of a sandbox, in the cgroup where they belong, and the processes that stand for its
+//! containers.
 //!
 //! Not by std's `Command`: a process that moves into a cgroup waits there for a grace period of the kernel's, some
 //! 20 ms, in which the machine could boot. One that is born in it (`CLONE_INTO_CGROUP`, clone(2)) does not.
@@ -16,6 +17,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::ptr;
+use tokio::io::AsyncReadExt as _;
 use tokio::net::unix::pipe;
 
 /// The descriptor at which both helpers find their socket.
@@ -34,8 +36,17 @@ struct Birth {
     parent: libc::pid_t,
     null: OwnedFd,
     stderr: OwnedFd,
-    socket: OwnedFd,
+    socket: Option<OwnedFd>,
+    /// The namespace that it is born in, if not in its parent's.
+    network: Option<OwnedFd>,
     /// Takes the error number of what failed; closed by exec.
+    failure: OwnedFd,
+}
+
+/// What a new process has of its parent; the errors of its birth come by `failure`.
+struct Born {
+    child: Child,
+    stderr: pipe::Receiver,
     failure: OwnedFd,
 }
 
@@ -53,18 +64,63 @@ pub fn helper(
     socket: OwnedFd,
     cgroup: Option<BorrowedFd<'_>>,
 ) -> Result<(Child, pipe::Receiver)> {
-    let started = start(program, arguments, socket, cgroup).map_err(Error::path("start", program));
-    let (child, stderr) = started?;
+    let start = || -> io::Result<_> {
+        let Born { child, stderr, failure } =
+            begin(program, arguments, [Some(socket), None], cgroup)?;
+        let mut said = Vec::new();
+        File::from(failure).read_to_end(&mut said)?;
+        check(said)?;
+        Ok((child, stderr))
+    };
+    let (child, stderr) = start().map_err(Error::path("start", program))?;
     give_up_protection(&child);
     Ok((child, stderr))
 }
 
-fn start(
+/// Most that a stand-in's complaint is listened to, bytes.
+const MOST_WORDS: u64 = 1024;
+
+/// Starts `program` in the cgroup of the caller and in this network namespace (or the caller's), without waiting for
+/// it on the caller's thread; gives the process once it has closed its standard error, by which it says that it is
+/// ready. The thread must live as long as the sandbox, as with [`helper`].
+///
+/// # Errors
+/// It can't be started, or has complained on its standard error.
+pub async fn stand_in(
     program: &Path,
     arguments: &[&OsStr],
-    socket: OwnedFd,
+    network: Option<OwnedFd>,
+) -> Result<Child> {
+    let started = async {
+        let Born { child, stderr, failure } = begin(program, arguments, [None, network], None)?;
+        let mut said = Vec::new();
+        pipe::Receiver::from_owned_fd(failure)?.read_to_end(&mut said).await?;
+        check(said)?;
+        give_up_protection(&child);
+        let mut complaint = String::new();
+        stderr.take(MOST_WORDS).read_to_string(&mut complaint).await?;
+        match complaint.trim() {
+            "" => io::Result::Ok(child),
+            complaint => Err(io::Error::other(complaint)),
+        }
+    };
+    started.await.map_err(Error::path("start", program))
+}
+
+/// What came by [`Born::failure`].
+fn check(said: Vec<u8>) -> io::Result<()> {
+    match said.try_into() {
+        Ok(error) => Err(io::Error::from_raw_os_error(i32::from_ne_bytes(error))),
+        Err(_) => Ok(()),
+    }
+}
+
+fn begin(
+    program: &Path,
+    arguments: &[&OsStr],
+    [socket, network]: [Option<OwnedFd>; 2],
     cgroup: Option<BorrowedFd<'_>>,
-) -> io::Result<(Child, pipe::Receiver)> {
+) -> io::Result<Born> {
     let (stderr, stderr_theirs) = pipe_with(PipeFlags::CLOEXEC)?;
     let (failure, failure_theirs) = pipe_with(PipeFlags::CLOEXEC)?;
     let away = |fd: OwnedFd| fcntl_dupfd_cloexec(fd, OUT_OF_THE_WAY);
@@ -77,18 +133,13 @@ fn start(
         parent: nix::unistd::getpid().as_raw(),
         null: away(File::options().read(true).write(true).open("/dev/null")?.into())?,
         stderr: away(stderr_theirs)?,
-        socket: away(socket)?,
+        socket: socket.map(away).transpose()?,
+        network,
         failure: away(failure_theirs)?,
     };
     let (pid, fd) = fork(&birth, cgroup)?;
     let child = Child::new(pid, fd)?;
-    drop(birth);
-    let mut said = Vec::new();
-    File::from(failure).read_to_end(&mut said)?;
-    if let Ok(error) = said.try_into() {
-        return Err(io::Error::from_raw_os_error(i32::from_ne_bytes(error)));
-    }
-    Ok((child, pipe::Receiver::from_owned_fd(stderr)?))
+    Ok(Born { child, stderr: pipe::Receiver::from_owned_fd(stderr)?, failure })
 }
 
 /// Gives the new process's pid, and a descriptor of it.
@@ -158,10 +209,16 @@ fn prepare(birth: &Birth) -> io::Result<()> {
     nix::sys::signal::SigSet::empty().thread_set_mask()?;
     // SAFETY: no handler is set, and no memory touched.
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+    if let Some(network) = &birth.network {
+        nix::sched::setns(network, nix::sched::CloneFlags::CLONE_NEWNET)?;
+    }
     place(birth.null.as_raw_fd(), libc::STDIN_FILENO)?;
     place(birth.null.as_raw_fd(), libc::STDOUT_FILENO)?;
     place(birth.stderr.as_raw_fd(), libc::STDERR_FILENO)?;
-    place(birth.socket.as_raw_fd(), SOCKET_FD)
+    match &birth.socket {
+        Some(socket) => place(socket.as_raw_fd(), SOCKET_FD),
+        None => Ok(()),
+    }
 }
 
 /// containerd and its shims are protected from the system's shortage of memory; a guest must not be.
@@ -180,7 +237,6 @@ mod tests {
     use std::os::unix::fs::OpenOptionsExt as _;
     use std::os::unix::net::UnixStream;
     use std::os::unix::process::ExitStatusExt as _;
-    use tokio::io::AsyncReadExt as _;
 
     fn script(dir: &tempfile::TempDir, text: &str) -> std::path::PathBuf {
         let path = dir.path().join("program");

@@ -1,8 +1,8 @@
 //! What the containers of a pod share: their sandbox has it, and so the guest.
 //!
 //! - Network, IPC and UTS are the guest's own; of the pause container, which would make new ones, as well.
-//! - A PID namespace is a container's own, or the pause container's where the spec names that of the process which
-//!   stands for the sandbox on the host.
+//! - A PID namespace is a container's own, or that of another one where the spec names the PID namespace of the process
+//!   which stands for that on the host: see [`crate::sandbox`]'s `stand_ins` for which that are.
 //! - Memory of the host's that engines give a pod (`/dev/shm`, an emptyDir in memory) is memory of the guest: what one
 //!   container maps of it the others see. It is as large as the host's, and the host's stays empty. Secrets are in
 //!   memory as well, but have contents: they are shown as any directory.
@@ -110,23 +110,29 @@ pub(crate) fn network_of(pid: u32) -> Option<PathBuf> {
     (pid != 0).then(|| format!("/proc/{pid}/ns/net").into())
 }
 
-/// Takes the namespaces that the container shares with its sandbox out of those of its spec. Gives whether it joins
-/// the PID namespace of the pause container.
+/// Whose it is, of the paths that name a process's PID namespace.
+fn process_of(path: &Path) -> Option<u32> {
+    path.to_str()?.strip_prefix("/proc/")?.strip_suffix("/ns/pid")?.parse().ok()
+}
+
+/// Takes the namespaces that the container shares with its sandbox out of those of its spec. Gives the process whose PID
+/// namespace it is to have, if that is of one.
 ///
 /// # Errors
 /// [`Error::Unimplemented`] for a pod in the host's own network or IPC namespace.
 pub(super) fn take_namespaces(
     namespaces: &mut Vec<LinuxNamespace>,
     around: Surroundings,
-) -> Result<bool> {
+) -> Result<Option<u32>> {
     use LinuxNamespaceType::{Ipc, Network, Pid, Uts};
-    let joins = |n: &LinuxNamespace| n.typ() == Pid && is_of(n, around.pid);
-    let mut joined = false;
+    let joins =
+        |n: &LinuxNamespace| (n.typ() == Pid).then(|| n.path().as_deref().and_then(process_of))?;
+    let mut joined = None;
     match around.part {
         Part::Alone => {}
         Part::Member => {
-            joined = namespaces.iter().any(joins);
-            namespaces.retain(|namespace| !joins(namespace));
+            joined = namespaces.iter().find_map(joins);
+            namespaces.retain(|namespace| joins(namespace).is_none());
         }
         Part::Pause => {
             for (kind, word) in [(Network, "network"), (Ipc, "IPC")] {

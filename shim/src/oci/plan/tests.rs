@@ -563,7 +563,7 @@ fn namespaces(plan: &Plan) -> Vec<String> {
 fn a_pods_pause_container_is_in_the_guests_namespaces_as_the_others_are() {
     let pause = of_pod("sandbox", |v| v["linux"]["sysctl"]["kernel.shmmni"] = "7".into()).unwrap();
     assert_eq!(namespaces(&pause), ["pid", "mnt"]);
-    assert_eq!((pause.part, pause.joins_pids), (Part::Pause, false));
+    assert_eq!((pause.part, pause.joins_pids), (Part::Pause, None));
     assert!(pause.spec.hostname().is_none(), "the guest has it");
     assert!(!pause.left_out.contains(&"/hostname".to_owned()));
     assert!(pause.spec.linux().as_ref().unwrap().sysctl().is_none(), "the guest has them");
@@ -576,15 +576,21 @@ fn a_pods_pause_container_is_in_the_guests_namespaces_as_the_others_are() {
         })
     };
     let own = member(json!({"type": "pid"})).unwrap();
-    assert_eq!((namespaces(&own), own.joins_pids), (words(&["pid", "mnt"]), false));
+    assert_eq!((namespaces(&own), own.joins_pids), (words(&["pid", "mnt"]), None));
     let joined = member(path("pid")).unwrap();
     assert_eq!(
         (pause.network.as_deref(), joined.network.as_deref()),
         (Some(Path::new("/run/netns/n")), None)
     );
-    assert_eq!((namespaces(&joined), joined.joins_pids), (words(&["mnt"]), true));
-    let others = member(json!({"type": "pid", "path": "/proc/1/ns/pid"})).unwrap_err().to_string();
-    assert!(others.contains("/proc/1/ns/pid"), "{others}");
+    assert_eq!((namespaces(&joined), joined.joins_pids), (words(&["mnt"]), Some(VMM)));
+    let others = member(json!({"type": "pid", "path": "/proc/1/ns/pid"})).unwrap();
+    assert_eq!(others.joins_pids, Some(1), "whose that is the sandbox knows");
+    let others = member(json!({"type": "pid", "path": "/proc/self/ns/pid"})).unwrap_err();
+    assert!(others.to_string().contains("/proc/self/ns/pid"), "{others}");
+    let alone = of_pod("alone", |v| {
+        v["linux"]["namespaces"] = json!([path("pid"), {"type": "mount"}]);
+    });
+    assert!(alone.unwrap_err().to_string().contains("can't join"));
 }
 
 #[test]

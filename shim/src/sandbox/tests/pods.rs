@@ -1,15 +1,25 @@
 //! Containers of a pod, and what of theirs the guest is told.
 
 use super::*;
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 
 impl Fixture {
     /// One of the pod, which shares its PID namespace with the pause container or not.
     fn member(&self, id: &str, command: &str, shares: bool) -> NewContainer {
+        let shared = serde_json::json!({"type": "pid", "path": "/proc/77/ns/pid"});
+        let own = serde_json::json!({"type": "pid"});
+        self.with_pids(id, command, if shares { &shared } else { &own })
+    }
+
+    /// One that has the PID namespace of this process of the host.
+    fn joining(&self, id: &str, command: &str, pid: u32) -> NewContainer {
+        let path = format!("/proc/{pid}/ns/pid");
+        self.with_pids(id, command, &serde_json::json!({"type": "pid", "path": path}))
+    }
+
+    fn with_pids(&self, id: &str, command: &str, pids: &serde_json::Value) -> NewContainer {
         let mut new = self.container(id, command);
-        let mut pids = serde_json::json!({"type": "pid"});
-        if shares {
-            pids["path"] = "/proc/77/ns/pid".into();
-        }
         let mut spec = serde_json::to_value(&new.spec).unwrap();
         spec["annotations"] = serde_json::json!({"io.kubernetes.cri.container-type": "container"});
         spec["linux"]["namespaces"] = serde_json::json!([pids, {"type": "mount"}]);
@@ -28,22 +38,67 @@ async fn what_names_the_sandboxs_pids_is_the_pause_containers_in_the_guest() {
 }
 
 #[tokio::test]
-async fn in_a_pod_that_shares_no_pids_another_containers_can_not_be_joined() {
+async fn each_container_of_a_pod_has_a_process_that_ends_with_it() {
     let f = fixture().await;
-    f.sandbox.create(f.member("a", "sh", false)).await.unwrap();
-    let error = f.sandbox.create(f.member("b", "joins", true)).await.unwrap_err();
-    let text = error.to_string();
-    assert!(matches!(error, Error::Unimplemented(_)) && text.contains("container b"), "{text}");
+    let [a, b] = [f.member("a", "sh", false), f.member("b", "sh", false)];
+    let (a, b) = (f.sandbox.create(a).await.unwrap(), f.sandbox.create(b).await.unwrap());
+    assert!(a != b && ![a, b].contains(&77), "{a} {b}");
+    let lives = |pid: u32| Path::new(&format!("/proc/{pid}")).exists();
+    assert_eq!(f.sandbox.start("a").await.unwrap(), a);
+    assert_eq!(f.sandbox.state("a", "").unwrap().pid, a);
+    f.sandbox.kill("a", "", 9, false).await.unwrap();
+    f.sandbox.wait("a", "").await.unwrap();
+    assert!(!lives(a) && lives(b), "before the exit is told");
+    assert_eq!(f.sandbox.delete("a", "").await.unwrap().0, a);
+    // Of one that could not be made nothing is left.
+    f.sandbox.create(f.member("c", "bad", false)).await.unwrap_err();
+    f.sandbox.stop().await;
+    assert!(!lives(b));
+    assert!(f.sandbox.0.stand_ins.gone(Duration::ZERO).await);
+}
+
+#[tokio::test]
+async fn who_kills_the_process_that_stands_for_a_container_kills_the_container_alone() {
+    let f = fixture().await;
+    let a = f.sandbox.create(f.member("a", "sh", false)).await.unwrap();
+    f.sandbox.create(f.member("b", "sh", false)).await.unwrap();
+    f.sandbox.start("a").await.unwrap();
+    nix::sys::signal::kill(Pid::from_raw(a.cast_signed()), Signal::SIGKILL).unwrap();
+    assert_eq!(f.sandbox.wait("a", "").await.unwrap().status, 137);
+    assert_eq!(f.sandbox.state("b", "").unwrap().phase, Phase::Created);
     f.sandbox.stop().await;
 }
 
 #[tokio::test]
-async fn a_container_that_could_not_be_made_decides_nothing() {
+async fn another_containers_pids_are_joined_by_the_living_process_that_stands_for_it() {
     let f = fixture().await;
-    f.sandbox.create(f.member("a", "bad", true)).await.unwrap_err();
-    f.sandbox.create(f.member("b", "sh", false)).await.unwrap();
-    let refused = f.sandbox.create(f.member("c", "joins", true)).await.unwrap_err();
-    assert!(matches!(refused, Error::Unimplemented(_)), "{refused}");
+    let a = f.sandbox.create(f.member("a", "sh", false)).await.unwrap();
+    f.sandbox.create(f.joining("b", "joins-a", a)).await.unwrap();
+    let refuse = async |id: &str, pid: u32| {
+        let error = f.sandbox.create(f.joining(id, "sh", pid)).await.unwrap_err();
+        let text = error.to_string();
+        assert!(matches!(error, Error::InvalidArgument(_)), "{text}");
+        assert!(text.contains(&format!("/proc/{pid}/ns/pid")) && text.contains(id), "{text}");
+    };
+    // That of the host's first, of this test, and of one that has ended.
+    refuse("c", 1).await;
+    refuse("d", std::process::id()).await;
+    f.sandbox.kill("a", "", 9, false).await.unwrap();
+    f.sandbox.wait("a", "").await.unwrap();
+    refuse("e", a).await;
+    f.sandbox.stop().await;
+}
+
+#[tokio::test]
+async fn without_a_process_to_stand_for_it_there_is_no_container() {
+    let f = fixture().await;
+    let program = f.dir.path().join("stand-in");
+    std::fs::write(&program, "#!/bin/sh\necho no such user >&2\n").unwrap();
+    let error = f.sandbox.create(f.member("a", "sh", false)).await.unwrap_err();
+    assert!(error.chain().contains("no such user"), "{}", error.chain());
+    std::fs::remove_file(&program).unwrap();
+    let error = f.sandbox.create(f.member("a", "sh", false)).await.unwrap_err();
+    assert!(error.chain().contains("stand-in"), "{}", error.chain());
     f.sandbox.stop().await;
 }
 

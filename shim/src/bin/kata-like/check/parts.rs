@@ -33,6 +33,7 @@ pub(super) fn installed(settings: &Settings) -> Vec<Finding> {
     vec![
         program("VMM", &settings.vmm),
         program("file server", &settings.file_server),
+        program("stand-in", &settings.stand_in),
         file("guest kernel", &settings.kernel, is_kernel, "a kernel (ELF or bzImage)"),
         file("guest image", &settings.image, is_initramfs, "an initramfs (cpio, or packed)"),
         shim(),

@@ -22,7 +22,8 @@ crate::cases!(
     containers_share_what_a_pod_shares,
     a_container_comes_and_goes_while_the_pod_lives,
     limits_change_beside_those_that_are_left_out,
-    users_of_a_pods_own_own_its_files;
+    users_of_a_pods_own_own_its_files,
+    another_containers_processes_are_seen_by_who_asks_for_them;
     crate::Scope::Once;
     each_has_pids_of_its_own_where_the_pod_says_so,
     what_is_only_the_hosts_is_refused,
@@ -155,13 +156,56 @@ fn have_pids_of_their_own(context: &Context, handler: &str) -> Result<()> {
     let container = pod.start(&["sleep", "1000000"], &own_pids())?;
     let first = container.sh("tr '\\0' ' ' < /proc/1/cmdline")?;
     ensure!(first.trim() == "sleep 1000000", "{first:?}");
-    let target = json!({"linux": {"security_context": {"namespace_options":
-        {"pid": 3, "target_id": container.id}}}});
-    let refused = match pod.start(&["true"], &target) {
-        Ok(_) => bail!("a container joined another's PID namespace"),
-        Err(error) => format!("{error:#}"),
-    };
-    ensure!(refused.contains("another container's can't be joined"), "{refused}");
+    pod.remove()
+}
+
+fn another_containers_processes_are_seen_by_who_asks_for_them(context: &Context) -> Result<()> {
+    target(context, OURS)
+}
+
+/// The pid of the host that is told of a container.
+fn pid_of(container: &Member) -> Result<i32> {
+    let text = crictl(container.context(), &["inspect", &container.id])?.expect_code(0)?.text();
+    let pid = serde_json::from_str::<Value>(&text)?["info"]["pid"].as_i64();
+    Ok(i32::try_from(pid.context("a pid")?)?)
+}
+
+/// What `kubectl debug --target` asks for, and what the pid is that tells whose processes are meant.
+fn target(context: &Context, handler: &str) -> Result<()> {
+    let pod = Pod::run(context, handler, &own_pids())?;
+    let [first, other] =
+        ["1000001", "1000002"].map(|time| pod.start(&["sleep", time], &own_pids()));
+    let (first, other) = (first?, other?);
+    let options = json!({"linux": {"security_context": {"namespace_options":
+        {"pid": 3, "target_id": first.id}}}});
+    let debug = pod.start(&["sleep", "1000003"], &options)?;
+    let said = debug.sh("tr '\\0' ' ' < /proc/1/cmdline; ps | grep -o 'sleep 100000[0-9]$'")?;
+    ensure!(said == "sleep 1000001 sleep 1000001\nsleep 1000003", "{said:?}");
+    let pids = [pid_of(&first)?, pid_of(&other)?, pid_of(&debug)?];
+    for pid in pids {
+        let name = fs::read_to_string(format!("/proc/{pid}/comm"))?;
+        ensure!(name.starts_with("kata-like-stand"), "{pid} is {name:?}");
+        ensure!(fs::read_dir(format!("/proc/{pid}/fd"))?.count() == 0, "{pid} has descriptors");
+        // Its program's pages are the page cache's, for all of the host.
+        let held = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
+        let own = held
+            .lines()
+            .find_map(|line| line.strip_prefix("Anonymous:")?.trim().strip_suffix(" kB"));
+        ensure!(own.is_some_and(|kib| kib.parse().is_ok_and(|kib: u64| kib <= 128)), "{held}");
+    }
+    // With it the container ends, and no other.
+    kill(Pid::from_raw(pids[1]), Signal::SIGKILL)?;
+    ensure!(other.ended()? == 137);
+    ensure!(first.sh("echo lives")? == "lives" && debug.sh("echo lives")? == "lives");
+    other.remove()?;
+    // The processes are of the one container: with its first they end.
+    kill(Pid::from_raw(pids[0]), Signal::SIGKILL)?;
+    ensure!(first.ended()? == 137 && debug.ended()? == 137);
+    let late = pod.start(&["true"], &options);
+    ensure!(late.is_err(), "a container joined one that has ended");
+    for pid in pids {
+        ensure!(!Path::new(&format!("/proc/{pid}")).exists(), "{pid} is still there");
+    }
     pod.remove()
 }
 

@@ -152,6 +152,11 @@ impl Drop for Pod<'_> {
 }
 
 impl Member<'_> {
+    /// Where it runs.
+    pub fn context(&self) -> &Context {
+        self.pod.context
+    }
+
     /// Runs a shell's line in it; what it says.
     pub fn sh(&self, line: &str) -> Result<String> {
         let output = crictl(self.pod.context, &["exec", &self.id, "sh", "-c", line])?;

@@ -13,6 +13,7 @@ crate::cases!(
     containers_share_what_a_pod_shares,
     it_lives_without_containers_until_it_is_stopped,
     each_has_pids_of_its_own_where_the_pod_says_so,
+    another_containers_processes_are_seen_by_who_asks_for_them,
     what_is_only_the_hosts_is_refused,
     the_end_of_any_of_our_processes_is_every_containers,
     its_processes_are_in_the_pods_cgroup,
@@ -53,6 +54,10 @@ fn it_lives_without_containers_until_it_is_stopped(context: &Context) -> Result<
 
 fn each_has_pids_of_its_own_where_the_pod_says_so(context: &Context) -> Result<()> {
     super::have_pids_of_their_own(context, OURS)
+}
+
+fn another_containers_processes_are_seen_by_who_asks_for_them(context: &Context) -> Result<()> {
+    super::target(context, OURS)
 }
 
 fn what_is_only_the_hosts_is_refused(context: &Context) -> Result<()> {
