@@ -8,6 +8,7 @@ mod descriptors;
 mod image;
 mod log;
 mod monitor;
+mod net;
 #[cfg(test)]
 mod parsed;
 mod record;

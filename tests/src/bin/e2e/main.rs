@@ -35,6 +35,7 @@ mod network;
 mod oci;
 mod odd_files;
 mod outage;
+mod pasta;
 mod pause;
 mod pods;
 mod programs;
@@ -248,6 +249,7 @@ fn choose(arguments: &Arguments) -> Result<Vec<(Version, Case)>> {
         update::cases,
         memory::cases,
         network::cases,
+        pasta::cases,
         limits::cases,
         i386::cases,
         clock::cases,

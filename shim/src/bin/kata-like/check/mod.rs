@@ -74,7 +74,7 @@ fn output_of(command: &mut Command) -> std::io::Result<String> {
 }
 
 /// Where a program is that would be found by name.
-fn program(name: &str) -> Option<std::path::PathBuf> {
+pub(crate) fn program(name: &str) -> Option<std::path::PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     // Services have a path of their own; these are in all of them.
     let usual = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];

@@ -4,6 +4,7 @@ use crate::Globals;
 use crate::announce::Announcement;
 use crate::background;
 use crate::monitor::{self, Birth};
+use crate::net;
 use crate::record::Home;
 use crate::run::source;
 use anyhow::{Context as _, Result, bail};
@@ -43,15 +44,21 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn main(arguments: &Arguments, globals: &Globals) -> Result<u8> {
-    detached(&arguments.options, &arguments.id, globals, false)
+    detached(&arguments.options, &arguments.id, globals, None)
 }
 
-/// Makes a container in the background and, if asked to, starts it.
-pub(crate) fn detached(options: &Options, id: &str, globals: &Globals, start: bool) -> Result<u8> {
+/// Makes a container in the background; for a `run`, with its network, starts it.
+pub(crate) fn detached(
+    options: &Options,
+    id: &str,
+    globals: &Globals,
+    run: Option<&net::NetworkOptions>,
+) -> Result<u8> {
     let in_background = |reporter: &mut background::Reporter| {
         options.check()?;
         let home = Home::new(globals.root(), id)?;
         let settings = globals.settings()?;
+        let network = run.map(|net| net.decide(false)).transpose()?.flatten();
         let bundle = options.directory()?;
         let mut spec = Box::new(source::bundle(&bundle)?);
         let console_socket = options.console_socket.clone();
@@ -61,7 +68,8 @@ pub(crate) fn detached(options: &Options, id: &str, globals: &Globals, start: bo
         globals.log.begin(Some(&monitor::log(reservation.home())))?;
         let cgroup = Placement::of(&spec, id, globals.systemd_cgroup);
         let announcement = options.announcement.clone();
-        let birth = Birth { bundle, spec, console_socket, announcement, cgroup, start };
+        let start = run.is_some();
+        let birth = Birth { bundle, spec, console_socket, announcement, cgroup, network, start };
         monitor::live(settings, reservation, birth, reporter)
     };
     background::run(globals.report_fd, in_background)

@@ -10,6 +10,7 @@ pub(crate) mod stats;
 
 use crate::announce::Announcement;
 use crate::background::Reporter;
+use crate::net::{Network, Pasta};
 use crate::record::{Home, Reservation};
 use crate::run::signals::{Action, Signals};
 use crate::run::terminal::{self, Output, RawTerminal};
@@ -38,6 +39,8 @@ pub(crate) struct Birth {
     pub(crate) announcement: Announcement,
     /// Where on the host its processes go.
     pub(crate) cgroup: Placement,
+    /// What fills its network namespace.
+    pub(crate) network: Option<Network>,
     /// Whether it is started at once.
     pub(crate) start: bool,
 }
@@ -57,10 +60,10 @@ pub(crate) fn live(
         let home = reservation.home().clone();
         let sandbox = launch(settings, &home, Some(birth.cgroup.clone()))?;
         let done = match make(&sandbox, &reservation, birth).await {
-            Ok(tty) => {
+            Ok(living) => {
                 reservation.leave();
                 reporter.ready();
-                hold(&sandbox, tty, signals).await
+                hold(&sandbox, living, signals).await
             }
             Err(error) => {
                 give_up(&sandbox).await;
@@ -108,19 +111,26 @@ pub(crate) async fn create(
 }
 
 /// Makes the container and, if asked to, starts it; its terminal in raw mode, if it has one.
-async fn make(sandbox: &Sandbox, reservation: &Reservation, birth: Birth) -> Result<Terminal> {
-    let Birth { bundle, spec, console_socket, announcement, start, .. } = birth;
+async fn make(sandbox: &Sandbox, reservation: &Reservation, birth: Birth) -> Result<Living> {
+    let Birth { bundle, mut spec, console_socket, announcement, network, start, .. } = birth;
+    if network.is_some() {
+        Network::put_into(&mut spec, reservation.home())?;
+    }
     let tty = has_terminal(&spec);
     if let Some(socket) = &console_socket {
         console::take_over(socket, terminal_size(&spec))?;
     }
     let raw = if tty { RawTerminal::enter(Output::Raw)? } else { None };
     create(sandbox, reservation, (&spec, bundle), own_stdio(true, tty)?, false).await?;
+    let pasta = match network {
+        Some(network) => Some(network.fill(sandbox, reservation.home()).await?),
+        None => None,
+    };
     if start {
         sandbox.start(sandbox.id()).await?;
     }
     announcement.make()?;
-    Ok(Terminal { tty, _raw: raw })
+    Ok(Living { tty, _raw: raw, _pasta: pasta })
 }
 
 /// Ends a container that is not wanted after all, with its hooks, and its sandbox.
@@ -139,15 +149,17 @@ pub(crate) async fn give_up(sandbox: &Sandbox) {
     sandbox.stop().await;
 }
 
-/// Whether a container has a terminal, and what restores this process's own.
-struct Terminal {
+/// What there is as long as a container lives: whether it has a terminal, what restores this process's own, and its
+/// network.
+struct Living {
     tty: bool,
     _raw: Option<RawTerminal>,
+    _pasta: Option<Pasta>,
 }
 
-async fn hold(sandbox: &Sandbox, terminal: Terminal, mut signals: Signals) -> Result<u8> {
+async fn hold(sandbox: &Sandbox, living: Living, mut signals: Signals) -> Result<u8> {
     let id = sandbox.id();
-    let exit = attend(sandbox, id, terminal.tty, &mut signals).await;
+    let exit = attend(sandbox, id, living.tty, &mut signals).await;
     // Hands over what output there is still.
     sandbox.delete(id, "").await?;
     Ok(exit?.min(255) as u8)

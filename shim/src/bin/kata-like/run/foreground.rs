@@ -9,6 +9,7 @@ use super::terminal::{Output, RawTerminal};
 use super::unpacking::{self, Worker};
 use crate::image::{self, Allowance};
 use crate::monitor;
+use crate::net::Network;
 use crate::record::Reservation;
 use anyhow::{Context, Result};
 use oci_spec::runtime::Spec;
@@ -17,7 +18,7 @@ use sandbox::{Error, Sandbox};
 /// Runs the source's container to its end: its exit status.
 pub(super) async fn run(
     sandbox: &Sandbox,
-    source: Source,
+    (source, network): (Source, Option<Network>),
     (scratch, reservation): (&Scratch, &Reservation),
     arguments: Arguments,
     mut signals: Signals,
@@ -30,34 +31,46 @@ pub(super) async fn run(
     let bundle = std::path::absolute(&arguments.source)?;
     let (unpacking, worker) = unpacking::pair();
     let made = async {
-        let spec = prepare(source, (scratch, worker), arguments).await?;
+        let mut spec = prepare(source, (scratch, worker), arguments).await?;
         let tty = monitor::has_terminal(&spec);
         monitor::check_console(tty, console_socket.as_deref(), false)?;
         let mut stdio = monitor::own_stdio(interactive, tty)?;
         // The user's terminal does what is to be done about them.
         stdio.plain_newlines = true;
+        if network.is_some() {
+            Network::put_into(&mut spec, reservation.home())?;
+        }
         monitor::create(sandbox, reservation, (&spec, bundle), stdio, !keep).await?;
-        Ok::<_, anyhow::Error>(tty)
+        let filled = match &network {
+            Some(network) => Some(network.fill(sandbox, reservation.home()).await),
+            None => None,
+        };
+        Ok::<_, anyhow::Error>((tty, filled.transpose()))
     };
     let made = tokio::select! {
-        tty = made => Ok(tty?),
+        made = made => Ok(made?),
         number = interruption(&mut signals) => Err(number),
     };
-    let tty = match made {
-        Ok(tty) => tty,
+    let (tty, filled) = match made {
+        Ok(made) => made,
         Err(number) => {
             unpacking.end(interruption(&mut signals)).await;
             return Ok(128 + number as u8);
         }
     };
-    let begun = match sandbox.start(&id).await {
-        Ok(_) => announcement.make(),
-        Err(error) => Err(error.into()),
+    let begun = async {
+        let pasta = filled?;
+        sandbox.start(&id).await?;
+        announcement.make().map(|()| pasta)
     };
-    if let Err(error) = begun {
-        monitor::give_up(sandbox).await;
-        return Err(error);
-    }
+    // It goes before the sandbox.
+    let _pasta = match begun.await {
+        Ok(pasta) => pasta,
+        Err(error) => {
+            monitor::give_up(sandbox).await;
+            return Err(error);
+        }
+    };
     let raw = if tty { RawTerminal::enter(Output::Processed)? } else { None };
     let exit = monitor::attend(sandbox, &id, tty, &mut signals).await;
     // Output that is on its way comes before the user's prompt.

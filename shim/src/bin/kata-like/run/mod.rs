@@ -13,8 +13,9 @@ pub(crate) mod terminal;
 mod unpacking;
 
 use crate::command::create;
+use crate::net::Network;
 use crate::record::{Home, Reservation};
-use crate::{Globals, monitor};
+use crate::{Globals, monitor, net};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use sandbox::cgroup::Placement;
@@ -92,6 +93,8 @@ pub(crate) struct Arguments {
     #[allow(dead_code)]
     no_subreaper: bool,
     #[command(flatten)]
+    net: net::NetworkOptions,
+    #[command(flatten)]
     oci: create::Options,
     /// Bundle or image; with --bundle, or in a bundle's directory, the name of the container
     source: PathBuf,
@@ -133,7 +136,7 @@ fn run(mut arguments: Arguments, globals: &Globals) -> Result<u8> {
     if oci {
         let id = arguments.source.to_string_lossy().into_owned();
         if arguments.detach {
-            return create::detached(&arguments.oci, &id, globals, true);
+            return create::detached(&arguments.oci, &id, globals, Some(&arguments.net));
         }
         arguments.source = arguments.oci.directory()?;
         arguments.name.get_or_insert(id);
@@ -152,6 +155,7 @@ fn run(mut arguments: Arguments, globals: &Globals) -> Result<u8> {
         Source::Bundle(spec) => Some(Placement::of(spec, &id, globals.systemd_cgroup)),
         Source::Image(_) => None,
     };
+    let network = arguments.net.decide(matches!(source, Source::Image(_)))?;
     let home = Home::new(globals.root(), &id)?;
     // Before there is a second thread: it is the thread that gets the namespace.
     storage::private_mounts().context("are you root?")?;
@@ -161,7 +165,7 @@ fn run(mut arguments: Arguments, globals: &Globals) -> Result<u8> {
         reservation.take_poststop(spec, &std::path::absolute(&arguments.source)?);
     }
     let scratch = Scratch::new(&id)?;
-    let status = live((settings, cgroup), source, (&scratch, reservation), arguments);
+    let status = live((settings, cgroup, network), source, (&scratch, reservation), arguments);
     if let Err(error) = scratch.remove() {
         tracing::warn!("{error:#}");
     }
@@ -175,7 +179,7 @@ pub(crate) fn remove_abandoned() -> Result<()> {
 
 /// The container's whole life.
 fn live(
-    (settings, cgroup): (Settings, Option<Placement>),
+    (settings, cgroup, network): (Settings, Option<Placement>, Option<Network>),
     source: Source,
     (scratch, reservation): (&Scratch, Reservation),
     arguments: Arguments,
@@ -185,7 +189,8 @@ fn live(
     let status = runtime.block_on(async {
         let signals = signals::Signals::listen()?.insistent();
         let sandbox = monitor::launch(settings, reservation.home(), cgroup)?;
-        let run = foreground::run(&sandbox, source, (scratch, &reservation), arguments, signals);
+        let places = (scratch, &reservation);
+        let run = foreground::run(&sandbox, (source, network), places, arguments, signals);
         let status = run.await;
         monitor::keep_console(reservation.home());
         sandbox.stop().await;
