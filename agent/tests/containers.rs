@@ -248,6 +248,39 @@ async fn an_exec_has_what_its_process_object_says_and_the_rest_from_the_containe
     assert_eq!(lines[3], "PATH=/usr/bin:/bin Z=2 A=1 HOME=/ 0027", "{said}");
 }
 
+/// One under SCHED_DEADLINE can't fork, so it is given that after all forks that make it. Hooks are forked later, by
+/// itself, which as with runc takes the flag.
+#[tokio::test]
+async fn a_process_with_a_deadline_is_made_and_so_are_its_hooks_where_it_may_fork() {
+    let agent = start();
+    // Words of the shell's own: a program would take a fork.
+    let mut process = shell("read -r stat < /proc/$$/stat; set -- $stat; echo ${41}");
+    process["scheduler"] = json!({"policy": "SCHED_DEADLINE", "runtime": 1_000_000,
+        "deadline": 50_000_000, "period": 50_000_000});
+    let mut forking = process.clone();
+    // As the shim writes SCHED_FLAG_RESET_ON_FORK.
+    forking["scheduler"]["flags"] = json!(["SCHED_RESET_ON_FORK"]);
+    let hooks = json!({"startContainer": [{"path": "/bin/true"}]});
+    for (name, parts) in [
+        ("plain", json!({"process": process})),
+        ("hooked", json!({"process": forking, "hooks": hooks})),
+    ] {
+        let streams = Streams::new(&agent.prefix);
+        let output = streams.read_stdout();
+        let (id, _streams) = agent.create_whole(name, parts, streams).await.unwrap();
+        agent.start_container(&id).await.unwrap();
+        assert_eq!(agent.wait(&id, "").await.exit_status, 0, "{name}");
+        assert_eq!(output.join().unwrap(), b"6\n", "{name}");
+    }
+    let (id, _streams) = agent.create("c", shell("exec sleep 100")).await.unwrap();
+    agent.start_container(&id).await.unwrap();
+    let streams = Streams::new(&agent.prefix);
+    let output = streams.read_stdout();
+    agent.exec(&id, "e", process, &streams).await.unwrap();
+    assert_eq!(agent.wait(&id, "e").await.exit_status, 0);
+    assert_eq!(output.join().unwrap(), b"6\n");
+}
+
 #[tokio::test]
 async fn execs_leave_no_file_behind() {
     let agent = start();
