@@ -6,6 +6,8 @@ mod frontend;
 
 use frontend::fuse::{Body, Caller, GUEST_ROOT, ROOT, chain, header, u64_at};
 use frontend::{ANSWER, Descriptor, HIGH_PRIORITY, Machine, REQUEST, REQUESTS, fuse};
+use rustix::fs::{XattrFlags, getxattr, setxattr};
+use rustix::io::Errno;
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs;
@@ -320,6 +322,51 @@ fn what_is_written_loses_setuid_and_setgid_where_the_guest_says_so() {
     assert_eq!(mode(), 0o6777);
     machine.write_file(node, handle, KILL_SUIDGID, b"new").unwrap();
     assert_eq!(mode(), 0o777);
+}
+
+/// A truncation, by the open as well, is a write; a new owner takes the bits from everybody. Capabilities go with each.
+#[test]
+fn what_is_truncated_or_given_away_loses_its_privileges() {
+    type Case<'a> = (&'a str, &'a dyn Fn(&mut Machine), u32);
+    const OPEN_KILL_SUIDGID: u32 = 1;
+    const SETATTR_KILL_SUIDGID: u32 = 1 << 11;
+    const OWNER: u32 = 2 | 4;
+    const SIZE: u32 = 8;
+    const NAME: &str = "security.capability";
+    // CAP_CHOWN, effective: VFS_CAP_REVISION_2 in <linux/capability.h>.
+    const CAPABILITY: [u8; 20] = [1, 0, 0, 2, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let shared = scratch();
+    let path = shared.shared.join("program");
+    let mut machine = Machine::start(&shared.shared);
+    machine.init();
+    fs::write(&path, "old").unwrap();
+    let node = machine.lookup(ROOT, "program").unwrap().node;
+    let handle = machine.open(node, libc::O_RDWR).unwrap();
+    let set = |machine: &mut Machine, valid: u32| {
+        let body = Body::new().u32(valid).u32(0).u64(handle).u64(1).u64(0);
+        let body = body.u64(1).u64(1).u64(1).u32(0).u32(0).u32(0).u32(0).u32(0);
+        machine.call(fuse::SETATTR, node, &body.u32(7).u32(7).u32(0)).unwrap();
+    };
+    let open = |machine: &mut Machine, flags: u32| {
+        let body = Body::new().u32((libc::O_WRONLY | libc::O_TRUNC) as u32).u32(flags);
+        machine.call(fuse::OPEN, node, &body).unwrap();
+    };
+    let cases: [Case<'_>; 6] = [
+        ("truncated by root", &|machine| set(machine, SIZE), 0o6777),
+        ("truncated", &|machine| set(machine, SIZE | SETATTR_KILL_SUIDGID), 0o777),
+        ("opened by root", &|machine| open(machine, 0), 0o6777),
+        ("opened", &|machine| open(machine, OPEN_KILL_SUIDGID), 0o777),
+        ("given away", &|machine| set(machine, OWNER | SETATTR_KILL_SUIDGID), 0o777),
+        ("given away by root", &|machine| set(machine, OWNER), 0o777),
+    ];
+    for (what, change, mode) in cases {
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o6777)).unwrap();
+        setxattr(&path, NAME, &CAPABILITY, XattrFlags::empty()).unwrap();
+        change(&mut machine);
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, mode, "{what}");
+        let gone = getxattr(&path, NAME, &mut [0; 64][..]);
+        assert_eq!(gone, Err(Errno::NODATA), "{what}");
+    }
 }
 
 #[test]
