@@ -88,6 +88,42 @@ async fn much_data_goes_through_both_ways_and_a_slow_reader_loses_nothing() {
     assert_eq!(agent.wait(&id, "cat").await.exit_status, 0);
 }
 
+/// One reader takes a little and no more, one takes nothing, one is fast.
+#[tokio::test]
+async fn a_process_is_killed_in_the_middle_of_a_flood_of_output() {
+    const PATIENCE: Duration = Duration::from_secs(30);
+    let agent = start();
+    let (id, _streams) = agent.create("c", shell("exec sleep 100")).await.unwrap();
+    agent.start_container(&id).await.unwrap();
+    let flood = || shell("exec yes");
+    let floods = ["stuck", "never", "fast"].map(|name| (name, Streams::new(&agent.prefix)));
+    for (name, streams) in &floods {
+        agent.exec(&id, name, flood(), streams).await.unwrap();
+    }
+    let mut stuck = floods[0].1.connect(floods[0].1.stdio.stdout);
+    stuck.read_exact(&mut vec![0; 1 << 20]).unwrap();
+    let _never = floods[1].1.connect(floods[1].1.stdio.stdout);
+    let fast = floods[2].1.read_stdout();
+    // All have filled what there is between the two ends.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    for (name, _) in &floods {
+        tokio::time::timeout(PATIENCE, agent.signal(&id, name, 9)).await.expect(name).unwrap();
+        let ended = tokio::time::timeout(PATIENCE, agent.wait(&id, name)).await.expect(name);
+        assert_eq!(ended.exit_status, 137, "{name}");
+    }
+    // What was written before the kill arrives, and its end.
+    let mut rest = Vec::new();
+    stuck.read_to_end(&mut rest).unwrap();
+    for (name, bytes) in [("stuck", rest), ("fast", fast.join().unwrap())] {
+        assert!(bytes.len() > 4096, "{name}: {}", bytes.len());
+    }
+    let (status, text) = agent.run("other", "echo still here").await;
+    assert_eq!((status, text.as_str()), (0, "still here\n"));
+    tokio::time::timeout(PATIENCE, agent.signal(&id, "", 9)).await.unwrap().unwrap();
+    assert_eq!(agent.wait(&id, "").await.exit_status, 137);
+    tokio::time::timeout(PATIENCE, agent.delete(&id)).await.unwrap().unwrap();
+}
+
 #[tokio::test]
 async fn a_terminal_has_a_size_and_takes_a_new_one() {
     let agent = start();
