@@ -140,6 +140,7 @@ fn mapped(source: &Path, owners: &Owners) -> Bind {
         read_only: false,
         read_only_below: false,
         recursive: false,
+        private: false,
         owners: Some(owners.clone()),
     }
 }

@@ -32,6 +32,9 @@ pub fn mount(bind: &Bind, target: &Path) -> Result<()> {
         if let Some(owners) = &bind.owners {
             tree.map(owners, bind.recursive)?;
         }
+        if bind.private {
+            tree.no_longer_follow(bind.recursive)?;
+        }
         tree.attach(target)
     };
     mount().map_err(Error::path("bind mount", &bind.source))
@@ -89,6 +92,13 @@ impl Tree {
     fn set(&self, attributes: u64, clear: u64, recursive: bool) -> io::Result<()> {
         let change =
             mount_attr { attr_set: attributes, attr_clr: clear, propagation: 0, userns_fd: 0 };
+        set_attributes(self.mount.as_raw_fd(), c"", all(recursive), change)
+    }
+
+    /// What is mounted later on what it is a copy of is not seen in it. The file server's own copy goes on to follow it.
+    fn no_longer_follow(&self, recursive: bool) -> io::Result<()> {
+        let change =
+            mount_attr { attr_set: 0, attr_clr: 0, propagation: libc::MS_PRIVATE, userns_fd: 0 };
         set_attributes(self.mount.as_raw_fd(), c"", all(recursive), change)
     }
 

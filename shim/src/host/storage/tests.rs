@@ -52,6 +52,7 @@ fn a_container_shows_its_root_and_binds_and_leaves_nothing() {
                 read_only: true,
                 read_only_below: false,
                 recursive: true,
+                private: false,
                 owners: None,
             },
             Bind {
@@ -59,6 +60,7 @@ fn a_container_shows_its_root_and_binds_and_leaves_nothing() {
                 read_only: false,
                 read_only_below: false,
                 recursive: false,
+                private: false,
                 owners: None,
             },
         ];
@@ -92,6 +94,7 @@ fn a_read_only_bind_is_so_all_the_way_down_and_owners_are_mapped() {
             read_only: true,
             read_only_below: true,
             recursive: true,
+            private: false,
             owners: Some(owners),
         };
         let target = dir.path().join("target");
@@ -107,6 +110,39 @@ fn a_read_only_bind_is_so_all_the_way_down_and_owners_are_mapped() {
         fs::write(target.join("below/file"), "y").unwrap();
         let error = fs::write(target.join("file"), "y").unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ReadOnlyFilesystem);
+    });
+}
+
+#[test]
+fn a_bind_follows_what_the_host_mounts_later_unless_it_is_private() {
+    in_own_namespace(|| {
+        let dir = tempfile::tempdir().unwrap();
+        let [source, follows, keeps] =
+            ["source", "follows", "keeps"].map(|name| dir.path().join(name));
+        for dir in [&source, &follows, &keeps] {
+            fs::create_dir(dir).unwrap();
+        }
+        let on = |target: &Path| {
+            mount(Some("t"), target, Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
+        };
+        on(&source);
+        mount(None::<&str>, &source, None::<&str>, MsFlags::MS_SHARED, None::<&str>).unwrap();
+        let below = source.join("below");
+        fs::create_dir(&below).unwrap();
+        let bind = Bind {
+            source: source.clone(),
+            read_only: false,
+            read_only_below: false,
+            recursive: true,
+            private: false,
+            owners: None,
+        };
+        bind::mount(&bind, &follows).unwrap();
+        bind::mount(&Bind { private: true, ..bind }, &keeps).unwrap();
+        on(&below);
+        fs::write(below.join("file"), "x").unwrap();
+        assert!(follows.join("below/file").exists());
+        assert!(!keeps.join("below/file").exists());
     });
 }
 

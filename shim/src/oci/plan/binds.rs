@@ -28,6 +28,8 @@ pub struct Bind {
     pub read_only_below: bool,
     /// With the mounts below it.
     pub recursive: bool,
+    /// What the host mounts below it later is not seen.
+    pub private: bool,
     /// Whose the files are for the guest, where that is not as on the disk.
     pub owners: Option<Owners>,
 }
@@ -66,7 +68,7 @@ impl Binds {
     /// Makes a mount of the spec's one of the guest's.
     ///
     /// # Errors
-    /// It has no source, or mappings that can't be had.
+    /// It has no source, or mappings that can't be had, or is to show the host what the container mounts.
     pub fn take(
         &mut self,
         mount: &mut Mount,
@@ -99,6 +101,7 @@ impl Binds {
             mount.set_source(Some(guest_paths::rootfs(&self.id).join(below)));
             return Ok(());
         }
+        check_propagation(mount)?;
         let of_host = host.mount_of(&source);
         inherit(mount.options_mut().get_or_insert_default(), &of_host.options, mapped.is_some());
         let volume = shared::volume(self.part, mount, &source, host);
@@ -116,8 +119,9 @@ impl Binds {
                 options.retain(|option| option != "ro");
             }
         }
+        let private = is_private(mount);
         mount.set_source(Some(guest_paths::bind(&self.id, self.all.len())));
-        self.all.push(Bind { source, read_only, read_only_below, recursive, owners });
+        self.all.push(Bind { source, read_only, read_only_below, recursive, private, owners });
         Ok(())
     }
 
@@ -128,6 +132,27 @@ impl Binds {
         let below = path.strip_prefix(root).ok()?;
         (below != Path::new("") && below.components().all(plain)).then(|| below.to_owned())
     }
+}
+
+/// Of several kinds of propagation the last counts. Without any a bind follows the host, as with runc.
+fn is_private(mount: &Mount) -> bool {
+    let mut options = mount.options().iter().flatten().rev();
+    let kind = options.find(|o| PROPAGATION.contains(&o.trim_start_matches('r')));
+    kind.is_some_and(|kind| !kind.ends_with("slave"))
+}
+
+const PROPAGATION: [&str; 3] = ["private", "slave", "unbindable"];
+
+/// # Errors
+/// [`Error::Unimplemented`]: what a container mounts is known to the guest's kernel alone.
+fn check_propagation(mount: &Mount) -> Result<()> {
+    let shared = mount.options().iter().flatten().find(|o| matches!(&***o, "shared" | "rshared"));
+    let Some(option) = shared else { return Ok(()) };
+    Err(Error::Unimplemented(format!(
+        "config.json: the mount on {}: {option}: what a container mounts there is in its machine and can't be seen on \
+         the host; with rslave or rprivate it sees what the host mounts",
+        mount.destination().display()
+    )))
 }
 
 /// Flags of a mount that a bind of it has, and the options that speak of each.

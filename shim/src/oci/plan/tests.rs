@@ -310,6 +310,7 @@ fn bind_mounts_are_numbered_and_other_mounts_untouched() {
         read_only,
         read_only_below: false,
         recursive,
+        private: false,
         owners: None,
     };
     assert_eq!(plan.binds, [bind("/srv/data", false, true), bind("/etc/hosts", true, false)]);
@@ -339,6 +340,19 @@ fn a_bind_is_read_only_below_only_where_it_is_asked_for() {
     assert_eq!(plan("/mounted", &["bind", "ro"]), (true, false, true));
     assert_eq!(plan("/mounted", &["rbind", "ro", "rro"]), (true, true, true));
     assert_eq!(plan("/mounted", &["rbind", "rro"]), (true, true, false));
+}
+
+#[test]
+fn the_last_kind_of_propagation_says_whether_a_bind_follows_the_host() {
+    let private = |options: &[&str]| {
+        let mount =
+            json!({"destination": "/d", "type": "bind", "source": "/srv", "options": options});
+        container("c1", spec(|v| v["mounts"] = json!([mount]))).unwrap().binds[0].private
+    };
+    assert!(!private(&["rbind"]));
+    assert!(!private(&["rbind", "rslave"]) && !private(&["rbind", "rprivate", "slave", "ro"]));
+    assert!(private(&["rbind", "rprivate"]) && private(&["bind", "slave", "private"]));
+    assert!(private(&["rbind", "runbindable"]));
 }
 
 #[test]
@@ -649,4 +663,20 @@ fn where_a_pod_has_no_memory_of_the_hosts_its_containers_share_what_each_says_is
     for kind in ["sandbox", "neither"] {
         assert!(plan(kind, &said).volumes.is_empty(), "{kind}");
     }
+}
+
+#[test]
+fn a_mount_that_the_host_is_to_see_is_refused_by_name() {
+    let mount = |kind: &str, option: &str| {
+        let mount = json!({"destination": "/d", "type": kind, "source": "/home", "options": ["rbind", option]});
+        container("c1", spec(|v| v["mounts"] = json!([mount]))).map_err(|e| e.to_string())
+    };
+    for option in ["shared", "rshared"] {
+        let error = mount("bind", option).unwrap_err();
+        assert!(error.contains(&format!("the mount on /d: {option}:")), "{error}");
+    }
+    mount("bind", "rslave").unwrap();
+    let inside =
+        json!([{"destination": "/t", "type": "tmpfs", "source": "tmpfs", "options": ["rshared"]}]);
+    container("c1", spec(|v| v["mounts"] = inside)).unwrap();
 }
