@@ -3,7 +3,6 @@
 use super::{Containers, blocking};
 use crate::error::AgentError;
 use crate::guest::pod_init;
-use crate::spec::id_maps;
 use oci_spec::runtime::{LinuxNamespaceBuilder, LinuxNamespaceType, Spec};
 
 impl Containers {
@@ -15,9 +14,14 @@ impl Containers {
         of: &str,
         of_pod: bool,
     ) -> Result<Vec<u8>, AgentError> {
+        let invalid =
+            |e: &dyn std::fmt::Display| AgentError::Invalid(format!("specification: {e}"));
         let pid = match (of, of_pod) {
             ("", false) => return Ok(spec_json),
-            ("", true) => *self.pod_init.get_or_try_init(|| blocking(pod_init::start)).await?,
+            ("", true) => {
+                let spec: Spec = serde_json::from_slice(&spec_json).map_err(|e| invalid(&e))?;
+                self.pod_init(pod_init::Users::of(&spec)).await?
+            }
             (of, _) => {
                 let container = self.container(of)?;
                 // Its number may be another process's then.
@@ -29,16 +33,10 @@ impl Containers {
                 container.init().pid()
             }
         };
-        let invalid =
-            |e: &dyn std::fmt::Display| AgentError::Invalid(format!("specification: {e}"));
         let (path, users) = (format!("/proc/{pid}/ns/pid"), format!("/proc/{pid}/ns/user"));
         let mut spec: Spec = serde_json::from_slice(&spec_json).map_err(|e| invalid(&e))?;
         let namespace = LinuxNamespaceBuilder::default().typ(LinuxNamespaceType::Pid).path(path);
         let namespace = namespace.build().map_err(|e| invalid(&e))?;
-        if of.is_empty() && id_maps::has_users(&spec) {
-            let text = "users of a container's own can't enter the PID namespace of the pod";
-            return Err(AgentError::Invalid(text.into()));
-        }
         if let Some(linux) = spec.linux_mut() {
             let all = linux.namespaces_mut().get_or_insert_default();
             all.retain(|other| other.typ() != LinuxNamespaceType::Pid);
@@ -48,5 +46,18 @@ impl Containers {
             all.push(namespace);
         }
         serde_json::to_vec(&spec).map_err(|e| invalid(&e))
+    }
+
+    /// The pod's first process, with the users of the first container that joins it.
+    async fn pod_init(&self, users: Option<pod_init::Users>) -> Result<i32, AgentError> {
+        let asked = users.clone();
+        let start = || blocking(move || pod_init::start(asked.as_ref()).map(|pid| (pid, asked)));
+        let (pid, its) = self.pod_init.get_or_try_init(start).await?;
+        if users.is_some() && users != *its {
+            let text =
+                "users of a container's own can't enter the PID namespace of a pod with others";
+            return Err(AgentError::Invalid(text.into()));
+        }
+        Ok(*pid)
     }
 }

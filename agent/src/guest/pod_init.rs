@@ -1,67 +1,145 @@
 //! PID 1 of a pod whose containers share their processes and which has no container of its own for that: it holds the
 //! PID namespace, and collects those who lose their parent there.
 //!
-//! It is the agent's program, started by another name: with an empty root, no privilege and no open file.
+//! It is the agent's program, started by another name: with an empty root, no privilege and no open file. Where the pod's
+//! containers have users of their own, so has it: they could not enter its namespace otherwise.
 
 use crate::error::AgentError;
+use crate::spec::id_maps;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Gid, Uid, chdir, fork, pivot_root, setgroups, setresgid, setresuid};
-use std::io::{Read as _, Write as _};
+use oci_spec::runtime::{LinuxIdMapping, Spec};
+use std::io::{self, Read as _, Write as _};
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, ExitCode, Stdio};
 
 /// Its name, by which those who look for it in a pod know it.
 const NAME: &str = "/pause";
 
-/// Its user and group, as of the container that others have for this.
+/// Its user and group, as of the container that others have for this; of fewer ids the last.
 const NOBODY: u32 = 65535;
 
-/// Starts it; its pid. Blocks until it has its namespace.
+/// Its argument if it is to have users of its own.
+const WITH_USERS: &str = "users";
+
+/// What it says when it waits for their mappings.
+const WAITING: u8 = b'?';
+
+/// Ids of the pod's users and groups: the files of a user namespace, `uid_map` and `gid_map` (user_namespaces(7)).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Users {
+    /// Text of the files.
+    pub maps: [String; 2],
+    /// How many of either there are at least, from 0 on.
+    pub ids: u32,
+}
+
+impl Users {
+    /// Those that a specification gives its container.
+    pub fn of(spec: &Spec) -> Option<Self> {
+        let linux = spec.linux().as_ref().filter(|_| id_maps::has_users(spec))?;
+        let all = [linux.uid_mappings(), linux.gid_mappings()];
+        let ids = all.map(|lines| {
+            let from_root = lines.iter().flatten().find(|line| line.container_id() == 0);
+            from_root.map_or(0, LinuxIdMapping::size)
+        });
+        let maps = all.map(|lines| lines.iter().flatten().map(line).collect());
+        Some(Self { maps, ids: ids[0].min(ids[1]) })
+    }
+}
+
+fn line(ids: &LinuxIdMapping) -> String {
+    format!("{} {} {}\n", ids.container_id(), ids.host_id(), ids.size())
+}
+
+/// Starts it; its pid. Blocks until it has its namespaces.
 ///
 /// # Errors
 /// The kernel refuses a step.
-pub fn start() -> Result<i32, AgentError> {
-    let failed = |e| AgentError::io("starting the pod's first process", e);
+pub fn start(users: Option<&Users>) -> Result<i32, AgentError> {
+    started(users).map_err(|e| AgentError::io("starting the pod's first process", e))
+}
+
+fn started(users: Option<&Users>) -> io::Result<i32> {
     let mut maker = Command::new("/proc/self/exe");
-    maker.arg0(NAME).env_clear().stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    maker.arg0(NAME).env_clear().stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+    if let Some(users) = users {
+        let nobody = NOBODY.min(users.ids.saturating_sub(1));
+        maker.args([WITH_USERS, &nobody.to_string()]);
+    }
     // Reaped like everybody else, by the agent's one reaper.
-    let mut maker = maker.spawn().map_err(failed)?;
+    let mut maker = maker.spawn()?;
+    let (Some(told), Some(mut says)) = (maker.stdin.take(), maker.stdout.take()) else {
+        return Err(io::ErrorKind::Other.into());
+    };
+    if let Some(Users { maps: [uids, gids], .. }) = users {
+        let mut word = [0];
+        says.read_exact(&mut word)?;
+        if word != [WAITING] {
+            let mut said = word.to_vec();
+            says.read_to_end(&mut said)?;
+            return Err(io::Error::other(String::from_utf8_lossy(&said).into_owned()));
+        }
+        for (file, text) in [("uid_map", uids), ("gid_map", gids)] {
+            std::fs::write(format!("/proc/{}/{file}", maker.id()), text)?;
+        }
+    }
+    drop(told);
     let mut said = String::new();
-    maker.stdout.take().map_or(Ok(0), |mut out| out.read_to_string(&mut said)).map_err(failed)?;
-    said.parse().map_err(|_| failed(std::io::Error::other(said)))
+    says.read_to_string(&mut said)?;
+    said.parse().map_err(|_| io::Error::other(said))
 }
 
 /// Does the work, if this process was started by its name.
 pub fn run() -> Option<ExitCode> {
-    (std::env::args_os().next()? == NAME).then(|| match make() {
+    let mut arguments = std::env::args();
+    let is_it = arguments.next()? == NAME;
+    let has_users = arguments.next().is_some_and(|word| word == WITH_USERS);
+    let nobody = arguments.next().and_then(|id| id.parse().ok()).unwrap_or(NOBODY);
+    is_it.then(|| match make(has_users, nobody) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let _ = write!(std::io::stdout(), "{error:#}");
+            let _ = write!(io::stdout(), "{error:#}");
             ExitCode::FAILURE
         }
     })
 }
 
 /// Makes the namespace's first process, and tells its pid.
-fn make() -> anyhow::Result<()> {
+fn make(has_users: bool, nobody: u32) -> anyhow::Result<()> {
     unshare(CloneFlags::CLONE_NEWNS)?;
     leave_root()?;
+    if has_users {
+        unshare(CloneFlags::CLONE_NEWUSER)?;
+        io::stdout().write_all(&[WAITING])?;
+        io::stdout().flush()?;
+        // Ends when the mappings are written.
+        io::stdin().read_to_end(&mut Vec::new())?;
+        // Who is not that namespace's root keeps its rights when it becomes somebody else.
+        let (root, group) = (Uid::from_raw(0), Gid::from_raw(0));
+        setresgid(group, group, group)?;
+        setresuid(root, root, root)?;
+    }
     unshare(CloneFlags::CLONE_NEWPID)?;
-    let (uid, gid) = (Uid::from_raw(NOBODY), Gid::from_raw(NOBODY));
+    let (uid, gid) = (Uid::from_raw(nobody), Gid::from_raw(nobody));
     setgroups(&[])?;
     setresgid(gid, gid, gid)?;
     setresuid(uid, uid, uid)?;
     prctl::set_no_new_privs()?;
+    if has_users {
+        // Its namespaces are looked up by who has no rights but over the pod's users.
+        prctl::set_dumpable(true)?;
+    }
     let ended = SigSet::from(Signal::SIGCHLD);
     ended.thread_block()?;
     // SAFETY: this process has one thread.
     match unsafe { fork() }? {
         ForkResult::Child => collect(ended),
-        ForkResult::Parent { child } => Ok(write!(std::io::stdout(), "{child}")?),
+        ForkResult::Parent { child } => Ok(write!(io::stdout(), "{child}")?),
     }
 }
 
@@ -86,5 +164,26 @@ fn collect(ended: SigSet) -> ! {
         {
         }
         let _ = ended.wait();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn its_users_are_those_of_a_container_that_has_some() {
+        let spec = |namespaces| -> Spec {
+            serde_json::from_value(json!({"ociVersion": "1.2.0", "linux": {
+                "namespaces": namespaces,
+                "uidMappings": [{"containerID": 0, "hostID": 100_000, "size": 1000}],
+                "gidMappings": [{"containerID": 5, "hostID": 7, "size": 2}, {"containerID": 0, "hostID": 9, "size": 5}],
+            }}))
+            .unwrap()
+        };
+        let maps = ["0 100000 1000\n", "5 7 2\n0 9 5\n"].map(String::from);
+        assert_eq!(Users::of(&spec(json!([{"type": "user"}]))), Some(Users { maps, ids: 5 }));
+        assert_eq!(Users::of(&spec(json!([{"type": "pid"}]))), None);
     }
 }

@@ -5,6 +5,7 @@ use protobuf::well_known_types::any::Any;
 use protobuf::{EnumOrUnknown, Message};
 use protocol::cri::{
     DNSConfig, LinuxContainerResources, NamespaceMode, NamespaceOption, PodSandboxConfig,
+    UserNamespace,
 };
 use sandbox::cgroup::Placement;
 use sandbox::{Error, PodFile, PodSize, PodSpec, Result, SandboxSpec};
@@ -78,12 +79,38 @@ fn is(mode: EnumOrUnknown<NamespaceMode>, which: NamespaceMode) -> bool {
     mode.enum_value() == Ok(which)
 }
 
+/// As containerd has it with a pause container.
 fn check(namespaces: &NamespaceOption) -> Result<()> {
     for (mode, word) in [(namespaces.network, "network"), (namespaces.ipc, "IPC")] {
         if is(mode, NamespaceMode::NODE) {
             return Err(Error::Unimplemented(format!(
                 "a pod in a machine can't be in the host's {word} namespace"
             )));
+        }
+    }
+    namespaces.userns_options.as_ref().map_or(Ok(()), check_users)
+}
+
+/// Users of a pod's own are one range of the host's, from its root on.
+fn check_users(users: &UserNamespace) -> Result<()> {
+    let refused = |what: String| Err(Error::InvalidArgument(format!("users of the pod: {what}")));
+    for (ids, word) in [(&users.uids, "UID"), (&users.gids, "GID")] {
+        match (users.mode.enum_value(), &ids[..]) {
+            (Ok(NamespaceMode::POD), [one]) if one.container_id == 0 && one.length > 0 => {}
+            (Ok(NamespaceMode::NODE), []) => {}
+            (Ok(NamespaceMode::POD), [one]) if one.container_id != 0 => {
+                return refused(format!("no {word} is mapped to 0, the pod's root"));
+            }
+            (Ok(NamespaceMode::POD), [one]) => {
+                return refused(format!("a {word} mapping has length {}", one.length));
+            }
+            (Ok(NamespaceMode::POD | NamespaceMode::NODE), many) => {
+                let (mode, count) = (users.mode, many.len());
+                return refused(format!(
+                    "{count} {word} mappings, which can't be with mode {mode:?}"
+                ));
+            }
+            _ => return refused(format!("mode {:?} is not supported", users.mode)),
         }
     }
     Ok(())
@@ -137,7 +164,7 @@ fn read_host(path: &str) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use protocol::cri::{LinuxPodSandboxConfig, LinuxSandboxSecurityContext, UserNamespace};
+    use protocol::cri::{IDMapping, LinuxPodSandboxConfig, LinuxSandboxSecurityContext};
 
     fn config() -> PodSandboxConfig {
         let strings = |all: &[&str]| all.iter().map(|&s| s.to_owned()).collect();
@@ -228,8 +255,46 @@ mod tests {
         assert!(refused(NamespaceOption { ipc: node, ..of() }).contains("host's IPC namespace"));
         let spec = |namespaces| spec(&with(namespaces), "p", None).unwrap().pod.unwrap();
         assert!(spec(NamespaceOption { pid: node, ..of() }).pids_of_guest);
-        let users = NamespaceOption { userns_options: Some(UserNamespace::new()).into(), ..of() };
+        let users = NamespaceOption { userns_options: Some(users(0, &[0])).into(), ..of() };
         assert!(!spec(users).sysctls.contains_key(PING.0));
+    }
+
+    /// In this mode, with a mapping that begins with each of these.
+    fn users(mode: i32, first: &[u32]) -> UserNamespace {
+        let mapping = |&container_id: &u32| IDMapping {
+            host_id: 100_000,
+            container_id,
+            length: 65536,
+            ..Default::default()
+        };
+        let ids: Vec<_> = first.iter().map(mapping).collect();
+        let mode = EnumOrUnknown::from_i32(mode);
+        UserNamespace { mode, uids: ids.clone(), gids: ids, ..Default::default() }
+    }
+
+    #[test]
+    fn users_of_a_pods_own_are_one_range_with_a_root() {
+        let check = |users| check_users(&users).map_err(|e| e.to_string());
+        let (pod, container, node, target) = (0, 1, 2, 3);
+        check(users(pod, &[0])).unwrap();
+        check(users(node, &[])).unwrap();
+        for (mode, first, words) in [
+            (pod, &[][..], "0 UID mappings"),
+            (pod, &[0, 1], "2 UID mappings"),
+            (pod, &[1], "no UID is mapped to 0"),
+            (node, &[0], "1 UID mappings"),
+            (container, &[0], "CONTAINER is not supported"),
+            (target, &[0], "TARGET is not supported"),
+            (77, &[0], "77"),
+        ] {
+            let error = check(users(mode, first)).unwrap_err();
+            assert!(error.contains(words), "{error}");
+        }
+        let lacking = UserNamespace { gids: Vec::new(), ..users(pod, &[0]) };
+        assert!(check(lacking).unwrap_err().contains("0 GID mappings"));
+        let mut empty = users(pod, &[0]);
+        empty.uids[0].length = 0;
+        assert!(check(empty).unwrap_err().contains("length 0"));
     }
 
     #[test]
