@@ -265,6 +265,11 @@ impl Cgroup {
         self.manager.apply(&options).map_err(|e| failed(&e))
     }
 
+    /// The most memory that those above it leave it, bytes; none: nobody limits them.
+    pub fn ceiling(&self) -> Option<u64> {
+        ceiling(Path::new(DEFAULT_CGROUP_ROOT), &self.directory)
+    }
+
     /// Takes this process out for good; who is in it otherwise stays. Blocks.
     ///
     /// # Errors
@@ -336,6 +341,15 @@ fn go(cgroup: &Path) -> io::Result<()> {
 
 fn move_to(directory: &Path) -> io::Result<()> {
     fs::write(directory.join("cgroup.procs"), std::process::id().to_string())
+}
+
+/// The least `memory.max` of the ancestors of a cgroup.
+fn ceiling(root: &Path, directory: &Path) -> Option<u64> {
+    let above = directory.ancestors().skip(1).take_while(|above| above.starts_with(root));
+    // "max", or none at the root.
+    let limit =
+        |above: &Path| fs::read_to_string(above.join("memory.max")).ok()?.trim().parse().ok();
+    above.filter_map(limit).min()
 }
 
 /// Makes a cgroup whose processes can open no device.

@@ -31,6 +31,10 @@ const LEAST_CPU: u64 = 10;
 const OVERHEAD_MIB: u64 = 64;
 const OVERHEAD_PART: u64 = 64;
 
+/// What they really need of it: less, as the pod's own overhead is all that there is where its limit counts.
+const COST_MIB: u64 = 24;
+const COST_PART: u64 = 170;
+
 /// The machine's size, and what its containers may use.
 #[derive(Default)]
 pub(super) struct Capacity {
@@ -45,6 +49,20 @@ pub(super) struct Capacity {
     promised: Limits,
     /// Of the host's, for our processes.
     cgroup: Option<Arc<Cgroup>>,
+    /// The most memory that those above it leave it, bytes; none: as much as there is.
+    ceiling: Option<u64>,
+}
+
+/// The settings for a machine that is to have room for this: as much as is not a whole block it has from the start, so
+/// that no block is there for a part of it, which a pod's limit would not cover.
+pub(super) fn fitted(mut settings: Settings, size: PodSize) -> Settings {
+    let wanted = size.memory.div_ceil(1 << 20).saturating_add(GUEST_MIB);
+    let lacking = wanted.saturating_sub(settings.memory_mib);
+    let more = lacking % memory_block_mib(settings.memory_mib);
+    if size.memory > 0 && settings.memory_mib + more <= settings.max_memory_mib {
+        settings.memory_mib += more;
+    }
+    settings
 }
 
 /// What one container may use; 0: no limit, so nothing that the machine would grow for.
@@ -121,6 +139,7 @@ impl Capacity {
             limits: HashMap::new(),
             promised: size.into(),
             cgroup,
+            ceiling: None,
         }
     }
 
@@ -147,16 +166,27 @@ impl Capacity {
     fn needed(&self) -> Size {
         let sum =
             |of: fn(&Limits) -> u64| self.limits.values().map(of).fold(0, u64::saturating_add);
-        let memory = sum(|l| l.memory).max(self.promised.memory).div_ceil(1 << 20);
         let cpus = sum(Limits::cpus).max(self.promised.cpus()).div_ceil(1000);
         let vcpus = u32::try_from(cpus).unwrap_or(u32::MAX).min(self.max.vcpus);
-        let lacking = match memory {
-            0 => 0,
-            memory => memory.saturating_add(GUEST_MIB).saturating_sub(self.initial_mib),
-        };
         let block = self.block_mib();
-        let blocks = lacking.div_ceil(block).min(self.max.added_mib / block);
+        let lacking = |bytes: u64| match bytes.div_ceil(1 << 20) {
+            0 => 0,
+            mib => (mib + GUEST_MIB).saturating_sub(self.initial_mib).div_ceil(block),
+        };
+        let all = lacking(sum(|l| l.memory).max(self.promised.memory));
+        let one = self.limits.values().map(|l| l.memory).max().unwrap_or_default();
+        // One of them can have all that it, or the pod, was promised in any case.
+        let most = self.below_ceiling().max(lacking(one.max(self.promised.memory)));
+        let blocks = all.min(most).min(self.max.added_mib / block);
         Size { vcpus: vcpus.max(self.initial_vcpus), added_mib: blocks * block }
+    }
+
+    /// The most blocks that those above the sandbox's cgroup leave the guest: if its page cache took more, the VMM would
+    /// be killed.
+    fn below_ceiling(&self) -> u64 {
+        let Some(ceiling) = self.ceiling.map(|bytes| bytes >> 20) else { return u64::MAX };
+        let guests = ceiling.saturating_sub(COST_MIB + ceiling / COST_PART);
+        guests.saturating_sub(self.initial_mib) / self.block_mib()
     }
 
     /// What the guest's kernel takes at a time.
@@ -263,6 +293,7 @@ impl Sandbox {
 
     /// Lets the machine grow to what is needed.
     async fn fit(&self, agent: &Agent, capacity: &mut Capacity) -> Result<()> {
+        look_up(capacity).await;
         let size = larger(capacity.now, capacity.needed());
         limit_host(capacity, size).await?;
         if size == capacity.now {
@@ -299,6 +330,7 @@ impl Sandbox {
     }
 
     async fn let_go(&self, capacity: &mut Capacity) {
+        look_up(capacity).await;
         let (needed, now, added_at) = (capacity.needed(), capacity.now, capacity.added_at);
         if needed == now {
             return;
@@ -322,6 +354,13 @@ impl Sandbox {
     }
 }
 
+/// What those above the sandbox's cgroup leave it: an engine changes a pod's before its containers'.
+async fn look_up(capacity: &mut Capacity) {
+    let Some(cgroup) = capacity.cgroup.clone() else { return };
+    let read = tokio::task::spawn_blocking(move || cgroup.ceiling()).await;
+    capacity.ceiling = read.unwrap_or_default();
+}
+
 /// Sets what the host gives our processes when the machine has this size.
 async fn limit_host(capacity: &Capacity, size: Size) -> Result<()> {
     let Some(cgroup) = capacity.cgroup.clone() else { return Ok(()) };
@@ -341,6 +380,7 @@ async fn settle_host(capacity: &Capacity) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Config;
 
     fn capacity(limits: &[&str]) -> Capacity {
         let max = Size { vcpus: 4, added_mib: 1000 };
@@ -390,6 +430,38 @@ mod tests {
         assert_eq!(promised(size, &[one, one]), (3, 256));
         assert_eq!(promised(size, &[one, one, one]), (3, 384));
         assert_eq!(promised(PodSize::default(), &[one]), (1, 128));
+    }
+
+    #[test]
+    fn the_cgroups_above_bound_what_all_have_together_but_not_what_one_was_promised() {
+        let one = r#"{"memory": {"limit": 268435456}}"#;
+        let needed = |ceiling_mib: u64, promised_mib: u64, limits: &[&str]| {
+            let promised = PodSize { memory: promised_mib << 20, ..PodSize::default() };
+            let ceiling = Some(ceiling_mib << 20);
+            let of = Capacity { ceiling, promised: promised.into(), ..capacity(limits) };
+            of.needed().added_mib
+        };
+        assert_eq!(needed(4096, 0, &[one, one]), 4 * 128, "there is enough");
+        assert_eq!(needed(512, 0, &[one, one]), 2 * 128, "less than both");
+        assert_eq!(needed(640, 0, &[one, one]), 3 * 128, "whole blocks");
+        assert_eq!(needed(100, 0, &[one, one]), 2 * 128, "one of them");
+        assert_eq!(needed(100, 300, &[one, one]), 2 * 128, "what the pod was promised");
+    }
+
+    #[test]
+    fn a_machine_starts_with_what_is_no_whole_block_of_a_promise() {
+        let start = |memory_mib: u64, promised_mib: u64| {
+            let settings = Settings::resolve(Config::default()).unwrap();
+            let settings = Settings { memory_mib, max_memory_mib: 1000, ..settings };
+            let size = PodSize { memory: promised_mib << 20, ..PodSize::default() };
+            fitted(settings, size).memory_mib
+        };
+        assert_eq!(start(128, 0), 128);
+        assert_eq!(start(128, 64), 128, "it has room");
+        assert_eq!(start(128, 65), 129);
+        assert_eq!(start(128, 256), 128 + 64);
+        assert_eq!(start(128, 64 + 256), 128);
+        assert_eq!(start(990, 990), 990, "there is no more");
     }
 
     #[test]

@@ -60,6 +60,7 @@ impl Sandbox {
                 sandbox.table().release(&id);
                 sandbox.detach_disks(&id).await;
                 sandbox.forget_limits(&id);
+                sandbox.forget_oom_score(&id);
                 sandbox.give_back(&id, None).await;
             }
             made
@@ -121,6 +122,10 @@ impl Sandbox {
             storages(&id, &plan.disks).into_iter().chain(memory(&plan.volumes)).collect();
         let has = InGuest { disks, storages, pids };
         self.note_limits(&id, plan.resources);
+        if plan.part != Part::Pause {
+            let process = plan.spec.process().as_ref();
+            self.note_oom_score(&id, process.and_then(oci_spec::runtime::Process::oom_score_adj));
+        }
         let Plan { hooks, spec, spec_json, annotations, rootfs, network, sysctls, part, .. } = plan;
         // Of a root on a disk the guest alone knows files.
         let read_only = !rootfs.is_empty()
@@ -292,6 +297,7 @@ impl Sandbox {
         }
         self.detach_disks(id).await;
         self.forget_limits(id);
+        self.forget_oom_score(id);
         let hooks = self.table().hooks(id);
         let undo = self.table().take_undo(id);
         if let Some(undo) = undo {

@@ -1,6 +1,6 @@
 //! Starting a sandbox: its directory, its two processes, and the agent's first words.
 
-use super::capacity::Capacity;
+use super::capacity::{self, Capacity};
 use super::{Inner, PodSpec, Readiness, Sandbox, SandboxSpec, files};
 use crate::error::{Error, Result};
 use crate::guest::agent::Agent;
@@ -58,6 +58,7 @@ impl Sandbox {
     pub fn launch(launch: Launch) -> Result<Self> {
         let Launch { id, paths, settings, spec, events } = launch;
         let hostname = spec.hostname(&id);
+        let settings = capacity::fitted(settings, spec.size);
         milestone::mark("sandbox-launch", &id);
         let mut undo = Undo::new();
         persist::claim(&paths, OWNER_PATIENCE)?;
@@ -134,6 +135,7 @@ impl Sandbox {
             network: tokio::sync::Mutex::default(),
             told,
             pod: Mutex::default(),
+            oom_scores: Mutex::default(),
         }))
     }
 

@@ -12,6 +12,7 @@ mod files;
 mod forward;
 mod launch;
 mod network;
+mod oom_score;
 mod pod;
 mod processes;
 mod spec;
@@ -112,6 +113,7 @@ struct Inner {
     /// What was told of the pod, if it has no container of its own.
     told: Option<PodSpec>,
     pod: Mutex<pod::Pod>,
+    oom_scores: Mutex<oom_score::OomScores>,
 }
 
 impl Sandbox {

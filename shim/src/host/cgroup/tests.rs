@@ -103,3 +103,18 @@ fn what_was_made_is_removed_with_the_last_below_it_and_nothing_of_others() {
     second.remove().unwrap();
     assert!(!dir.path().join("a").exists() && dir.path().exists());
 }
+
+#[test]
+fn the_least_that_is_above_is_the_ceiling() {
+    let dir = tempfile::tempdir().unwrap();
+    let [pods, pod, own] = ["pods", "pods/pod", "pods/pod/own"].map(|name| dir.path().join(name));
+    fs::create_dir_all(&own).unwrap();
+    assert_eq!(ceiling(dir.path(), &own), None);
+    for (directory, limit) in [(&pods, "1000\n"), (&pod, "max\n"), (&own, "10\n")] {
+        fs::write(directory.join("memory.max"), limit).unwrap();
+    }
+    assert_eq!(ceiling(dir.path(), &own), Some(1000));
+    fs::write(pod.join("memory.max"), "500\n").unwrap();
+    assert_eq!(ceiling(dir.path(), &own), Some(500));
+    assert_eq!(ceiling(dir.path(), &pods), None, "its own is no matter");
+}

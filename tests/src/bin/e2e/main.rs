@@ -245,6 +245,7 @@ fn choose(arguments: &Arguments) -> Result<Vec<(Version, Case)>> {
         pause::cases,
         pods::cases,
         pods::forward::cases,
+        pods::limits::cases,
         pods::sandbox_api::cases,
         update::cases,
         memory::cases,

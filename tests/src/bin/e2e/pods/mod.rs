@@ -1,6 +1,7 @@
 //! Pods by way of containerd's CRI: several containers in one machine, as runc has them on one kernel.
 
 pub mod forward;
+pub mod limits;
 mod pod;
 pub mod sandbox_api;
 
@@ -14,7 +15,8 @@ use nix::unistd::Pid;
 use pod::{Member, OURS, Pod, RUNC, crictl};
 use serde_json::{Value, json};
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::fs::Permissions;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown, symlink};
 use std::path::{Path, PathBuf};
 
 crate::cases!(
@@ -30,6 +32,7 @@ crate::cases!(
     the_end_of_any_of_our_processes_is_every_containers,
     its_processes_are_in_the_pods_cgroup,
     volumes_are_seen_as_kubelet_changes_them_and_memory_is_shared,
+    a_mount_of_the_hosts_is_followed_where_that_is_asked_for,
     many_at_once_leave_nothing,
 );
 
@@ -133,10 +136,14 @@ fn limits_change_beside_those_that_are_left_out(context: &Context) -> Result<()>
 }
 
 fn users_of_a_pods_own_own_its_files(context: &Context) -> Result<()> {
+    own_users(context, OURS)
+}
+
+fn own_users(context: &Context, handler: &str) -> Result<()> {
     let ids = json!([{"container_id": 0, "host_id": 100_000, "length": 65536}]);
     let options = json!({"userns_options": {"mode": 0, "uids": ids, "gids": ids}});
     let options = json!({"linux": {"security_context": {"namespace_options": options}}});
-    let pod = Pod::run(context, OURS, &options)?;
+    let pod = Pod::run(context, handler, &options)?;
     let container = pod.start(&["sleep", "1000000"], &options)?;
     let script = "awk '{print $1, $2, $3}' /proc/self/uid_map; touch /made; stat -c '%u %n' /bin/sh /made; \
                   echo mine > /dev/shm/file; ls /dev/mqueue /sys/class/net; kill -0 1 && echo same users";
@@ -289,6 +296,14 @@ fn volumes_are_seen_as_kubelet_changes_them_and_memory_is_shared(context: &Conte
     }
     symlink("..1", map.join("..data"))?;
     symlink("..data/key", map.join("key"))?;
+    // A part of a volume, and a file of the container's: kubelet gives their own paths, and a group.
+    let part = volumes.join("kubernetes.io~empty-dir/data/part");
+    fs::create_dir_all(&part)?;
+    chown(&part, None, Some(4321))?;
+    fs::set_permissions(&part, Permissions::from_mode(0o2775))?;
+    let last_words = directory.join("termination-log");
+    fs::write(&last_words, "")?;
+    fs::set_permissions(&last_words, Permissions::from_mode(0o666))?;
     fs::create_dir_all(&cache)?;
     let flags = MsFlags::empty();
     mount(Some("tmpfs"), &cache, Some("tmpfs"), flags, Some("size=1m,mode=0777"))?;
@@ -298,7 +313,9 @@ fn volumes_are_seen_as_kubelet_changes_them_and_memory_is_shared(context: &Conte
     let mounts = json!({"mounts": [
         {"container_path": "/map", "host_path": map, "readonly": true},
         {"container_path": "/cache", "host_path": cache},
-    ]});
+        {"container_path": "/part", "host_path": part},
+        {"container_path": "/dev/termination-log", "host_path": last_words},
+    ], "linux": {"security_context": {"run_as_user": {"value": 1234}, "supplemental_groups": [4321]}}});
     let (first, second) =
         (pod.start(&["sleep", "1000000"], &mounts)?, pod.start(&["sleep", "1000000"], &mounts)?);
     let said = first.sh("cat /map/key; echo shared > /cache/file; stat -c %a /cache")?;
@@ -307,15 +324,57 @@ fn volumes_are_seen_as_kubelet_changes_them_and_memory_is_shared(context: &Conte
     fs::rename(map.join("..new"), map.join("..data"))?;
     let said = second.sh("cat /map/key /cache/file; df /cache | awk 'NR > 1 {print $2}'")?;
     ensure!(said == "newshared\n1024", "{said:?}");
+    let said =
+        second.sh("touch /part/made; stat -c '%u %g' /part/made; ! touch /x 2> /dev/null")?;
+    ensure!(said == "1234 4321", "{said:?}");
+    ensure!(fs::metadata(part.join("made"))?.gid() == 4321);
     ensure!(fs::read_dir(&cache)?.count() == 0, "the memory is the host's");
     // What it holds outlives the containers.
     first.remove()?;
     second.remove()?;
-    let third = pod.start(&["cat", "/cache/file"], &mounts)?;
+    let script = "cat /cache/file; echo gone > /dev/termination-log";
+    let third = pod.start(&["sh", "-c", script], &mounts)?;
     ensure!(third.ended()? == 0 && third.log()? == "shared", "{:?}", third.log()?);
+    ensure!(fs::read_to_string(&last_words)? == "gone\n");
     pod.remove()?;
     drop(mounted);
     Ok(fs::remove_dir_all(directory)?)
+}
+
+fn a_mount_of_the_hosts_is_followed_where_that_is_asked_for(context: &Context) -> Result<()> {
+    let directory = Path::new("/tmp").join(context.fresh_id());
+    fs::create_dir_all(&directory)?;
+    let on = |target: &Path, flags: MsFlags, kind: Option<&str>| {
+        mount(Some("tmpfs"), target, kind, flags, None::<&str>)
+    };
+    on(&directory, MsFlags::empty(), Some("tmpfs"))?;
+    let mounted = Mounted(directory.clone());
+    on(&directory, MsFlags::MS_SHARED, None)?;
+    // As the CRI numbers them: not, from the host, and both ways.
+    let mounts = |propagation: u32| json!({"mounts": [{"container_path": "/d", "host_path": directory, "propagation": propagation}]});
+    let said = same_on_both(context, OURS, |pod| {
+        let members = [0, 1].map(|kind| pod.start(&["sleep", "1000000"], &mounts(kind)));
+        let later = directory.join(&pod.id);
+        fs::create_dir(&later)?;
+        on(&later, MsFlags::empty(), Some("tmpfs"))?;
+        let _later = Mounted(later.clone());
+        fs::write(later.join("file"), "")?;
+        let look = format!("ls /d/{}", pod.id);
+        members
+            .into_iter()
+            .map(|member| member?.sh(&look))
+            .collect::<Result<Vec<_>>>()
+            .map(|said| said.join("|"))
+    })?;
+    ensure!(said == "|file", "{said:?}");
+    let pod = Pod::run(context, OURS, &Value::Null)?;
+    match pod.start(&["true"], &mounts(2)) {
+        Ok(_) => bail!("a container has a mount that goes both ways"),
+        Err(error) => ensure!(format!("{error:#}").contains("/d: rshared"), "{error:#}"),
+    }
+    pod.remove()?;
+    drop(mounted);
+    Ok(fs::remove_dir(directory)?)
 }
 
 fn many_at_once_leave_nothing(context: &Context) -> Result<()> {

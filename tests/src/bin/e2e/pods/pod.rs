@@ -64,11 +64,25 @@ fn merge(into: &mut Value, more: &Value) {
 impl<'a> Pod<'a> {
     /// Runs one on a handler, with `more` in its configuration.
     pub fn run(context: &'a Context, handler: &str, more: &Value) -> Result<Self> {
+        Self::run_limited(context, handler, more, None)
+    }
+
+    /// The same in a cgroup that may have so much memory, bytes.
+    pub fn run_limited(
+        context: &'a Context,
+        handler: &str,
+        more: &Value,
+        memory: Option<u64>,
+    ) -> Result<Self> {
         let name = context.fresh_id();
         let directory = Path::new("/tmp").join(&name);
         fs::create_dir_all(&directory)?;
         let mut pod = Self { context, id: String::new(), name, directory, removed: false };
         fs::create_dir(pod.cgroup())?;
+        if let Some(bytes) = memory {
+            fs::write("/sys/fs/cgroup/cgroup.subtree_control", "+memory")?;
+            fs::write(pod.cgroup().join("memory.max"), bytes.to_string())?;
+        }
         let mut config = json!({
             "metadata": {"name": pod.name, "namespace": "e2e", "uid": pod.name, "attempt": 0},
             "hostname": "in-a-pod", "dns_config": {"servers": ["127.0.0.1"]}, "log_directory": pod.directory,

@@ -4,7 +4,7 @@ use super::pod::Pod;
 use crate::command::{self, DEADLINE};
 use crate::context::Context;
 use crate::{leaks, outage};
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use serde_json::{Value, json};
 use std::time::Duration;
 
@@ -15,6 +15,7 @@ crate::cases!(
     each_has_pids_of_its_own_where_the_pod_says_so,
     another_containers_processes_are_seen_by_who_asks_for_them,
     what_is_only_the_hosts_is_refused,
+    users_of_a_pods_own_are_those_of_its_processes,
     the_end_of_any_of_our_processes_is_every_containers,
     its_processes_are_in_the_pods_cgroup,
     a_pod_outlives_containerd,
@@ -62,6 +63,41 @@ fn another_containers_processes_are_seen_by_who_asks_for_them(context: &Context)
 
 fn what_is_only_the_hosts_is_refused(context: &Context) -> Result<()> {
     super::refuse_what_is_the_hosts(context, OURS)
+}
+
+fn users_of_a_pods_own_are_those_of_its_processes(context: &Context) -> Result<()> {
+    super::own_users(context, OURS)?;
+    let users = |mappings: &[Value]| {
+        let options = json!({"userns_options": {"mode": 0, "uids": mappings, "gids": mappings}});
+        json!({"linux": {"security_context": {"namespace_options": options}}})
+    };
+    // Fewer than the first process's usual id; it has no rights over the pod's.
+    let few = users(&[json!({"container_id": 0, "host_id": 200_000, "length": 100})]);
+    let pod = Pod::run(context, OURS, &few)?;
+    let container = pod.start(&["sleep", "1000000"], &few)?;
+    let look = "tr '\\0' ' ' < /proc/1/cmdline; awk '/^(Uid|CapPrm)/ {print $2}' /proc/1/status
+        cat /proc/1/uid_map | awk '{print $2}'; ls -A /proc/1/fd | wc -l";
+    let said = container.sh(look)?;
+    let none = "0000000000000000";
+    ensure!(
+        said.lines().collect::<Vec<_>>() == ["/pause users 99 99", none, "200000", "0"],
+        "{said:?}"
+    );
+    pod.remove()?;
+    // What containerd leaves to who makes the sandbox.
+    for (mode, first, words) in
+        [(0, 1, "no UID is mapped to 0"), (1, 0, "CONTAINER is not supported")]
+    {
+        let mapping = json!({"container_id": first, "host_id": 200_000, "length": 100});
+        let mut options = users(&[mapping]);
+        options["linux"]["security_context"]["namespace_options"]["userns_options"]["mode"] =
+            mode.into();
+        match Pod::run(context, OURS, &options) {
+            Ok(_) => bail!("a pod was made: {words}"),
+            Err(error) => ensure!(format!("{error:#}").contains(words), "{error:#}"),
+        }
+    }
+    Ok(())
 }
 
 fn the_end_of_any_of_our_processes_is_every_containers(context: &Context) -> Result<()> {
