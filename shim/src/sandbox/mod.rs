@@ -67,7 +67,7 @@ pub struct NewContainer {
 pub struct ProcessState {
     /// Where in its life.
     pub phase: Phase,
-    /// An init's host pid, an exec's guest pid; 0 before there is one.
+    /// That of the host's process which stands for its container; 0 before there is one, or before it runs.
     pub pid: u32,
 }
 

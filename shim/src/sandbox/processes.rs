@@ -52,7 +52,7 @@ impl Sandbox {
             let started = sandbox.run_init(&id).await;
             milestone::mark("container-started", &id);
             match started {
-                Ok(()) => Ok(sandbox.table().started(&id, "", None)),
+                Ok(()) => Ok(sandbox.table().started(&id, "")),
                 Err(error) => {
                     sandbox.table().start_failed(&id, "", NOT_STARTED);
                     Err(error)
@@ -92,7 +92,7 @@ impl Sandbox {
         Ok(())
     }
 
-    /// Starts a registered exec; gives its guest pid.
+    /// Starts a registered exec; gives the host pid that stands for it.
     ///
     /// # Errors
     /// [`Error::NotFound`], it was started before, or the agent fails.
@@ -101,8 +101,8 @@ impl Sandbox {
         let (sandbox, id, exec) = (self.clone(), id.to_owned(), exec.to_owned());
         Self::detached(async move {
             match sandbox.run_exec(&id, &exec).await {
-                Ok((agent, pid)) => {
-                    let pid = sandbox.table().started(&id, &exec, Some(pid));
+                Ok(agent) => {
+                    let pid = sandbox.table().started(&id, &exec);
                     milestone::mark("exec-started", &id);
                     tokio::spawn(sandbox.watch_exec(agent, id, exec));
                     Ok(pid)
@@ -116,7 +116,7 @@ impl Sandbox {
         .await
     }
 
-    async fn run_exec(&self, id: &str, exec: &str) -> Result<(Agent, u32)> {
+    async fn run_exec(&self, id: &str, exec: &str) -> Result<Agent> {
         let pending = self.pending_execs().remove(&(id.to_owned(), exec.to_owned()));
         let PendingExec { process_json, stdio, sub_cgroup } =
             pending.ok_or_else(|| Error::NotFound(format!("exec {exec} of container {id}")))?;
@@ -133,7 +133,8 @@ impl Sandbox {
         io.begin_input().await?;
         let started = agent.exec(id, exec, (process_json, sub_cgroup), numbers).await;
         let pid = started.map_err(named("exec"))?;
-        Ok((agent, pid))
+        tracing::debug!("exec {exec} of {id}: process {pid} of the guest");
+        Ok(agent)
     }
 
     /// Drops what was kept to start an exec that is deleted; all of a container's if `exec` is empty.

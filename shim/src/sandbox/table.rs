@@ -46,7 +46,7 @@ pub enum Phase {
 pub struct Process {
     /// Where in its life.
     pub phase: Phase,
-    /// An init's host pid, an exec's guest pid; 0 before there is one.
+    /// That of the host's process which stands for its container; 0 before there is one, or before it runs.
     pub pid: u32,
     /// Its streams once they flow.
     pub io: Option<Arc<ProcessIo>>,
@@ -285,13 +285,15 @@ impl Table {
         Err(precondition(id, exec, what))
     }
 
-    /// The start that [`Table::starting`] began has worked.
-    pub fn started(&mut self, id: &str, exec: &str, pid: Option<u32>) -> u32 {
+    /// The start that [`Table::starting`] began has worked. Gives the pid of the host's process that stands for it: its
+    /// container's, since another number would be that of somebody else's process there.
+    pub fn started(&mut self, id: &str, exec: &str) -> u32 {
+        let pid = self.process(id, "").map_or(0, |init| init.pid);
         let Ok(process) = self.process(id, exec) else { return 0 };
         if process.phase == Phase::Starting {
             process.phase = Phase::Running;
         }
-        let pid = *pid.inspect(|&pid| process.pid = pid).get_or_insert(process.pid);
+        process.pid = pid;
         let early = process.early_exit.take();
         let (id, exec) = (id.to_owned(), exec.to_owned());
         self.tell(if exec.is_empty() {

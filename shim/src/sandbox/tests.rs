@@ -411,7 +411,7 @@ async fn the_life_of_a_container_with_an_exec() {
     assert_eq!(pid, 77);
     f.sandbox.start("c").await.unwrap();
     f.sandbox.add_exec("c", "e", new_exec(&process("sh"))).unwrap();
-    assert_eq!(f.sandbox.start_exec("c", "e").await.unwrap(), 21);
+    assert_eq!(f.sandbox.start_exec("c", "e").await.unwrap(), 77);
     f.sandbox.kill("c", "e", 9, false).await.unwrap();
     assert_eq!(f.sandbox.wait("c", "e").await.unwrap().status, 137);
     f.sandbox.delete("c", "e").await.unwrap();
@@ -429,7 +429,7 @@ async fn the_life_of_a_container_with_an_exec() {
         "created c 77",
         "started c 77",
         "added c/e",
-        "started c/e 21",
+        "started c/e 77",
         "exited c/e 137",
         "exited c/ 143",
         "deleted c 143",

@@ -16,7 +16,7 @@ fn with_container() -> Fixture {
 fn running() -> Fixture {
     let mut fixture = with_container();
     fixture.table.starting("c", "").unwrap();
-    fixture.table.started("c", "", None);
+    fixture.table.started("c", "");
     fixture
 }
 
@@ -24,7 +24,7 @@ fn running_with_exec() -> Fixture {
     let mut fixture = running();
     fixture.table.add_exec("c", "e").unwrap();
     fixture.table.starting("c", "e").unwrap();
-    fixture.table.started("c", "e", Some(42));
+    fixture.table.started("c", "e");
     fixture
 }
 
@@ -89,7 +89,7 @@ fn a_created_container_is_paused_and_starts_when_it_is_resumed() {
     f.table.not_paused("c");
     f.table.starting("c", "").unwrap();
     assert_eq!(code(f.table.pausing("c", true)), FAILED_PRECONDITION, "nor while it starts");
-    f.table.started("c", "", None);
+    f.table.started("c", "");
     assert_eq!(f.told(), ["created", "paused", "resumed", "started"]);
 }
 
@@ -147,7 +147,7 @@ fn an_exit_during_the_start_is_told_after_it() {
     f.table.starting("c", "").unwrap();
     f.table.exited("c", "", Exit::now(0));
     assert_eq!(f.told(), ["created"]);
-    f.table.started("c", "", None);
+    f.table.started("c", "");
     assert_eq!(f.told(), ["started", "exited"]);
 }
 

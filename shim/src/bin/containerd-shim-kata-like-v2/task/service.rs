@@ -207,14 +207,16 @@ impl TaskService {
         Ok(())
     }
 
+    /// A container and its execs, each by the host's process that stands for it: engines look pids up on the host, where
+    /// the guest's numbers are other processes'.
     async fn processes(&self, id: &str) -> Result<PidsResponse> {
-        let processes = self.slot.get()?.processes(id).await?;
-        let info = |process: sandbox::Process| ProcessInfo {
-            pid: process.pid,
-            info: details(process.exec).into(),
-            ..Default::default()
-        };
-        let processes = processes.into_iter().map(info).collect();
+        let sandbox = self.slot.get()?;
+        let pid = sandbox.state(id, "")?.pid;
+        let processes = sandbox.processes(id).await?;
+        let execs = processes.iter().map(|process| &process.exec).filter(|exec| !exec.is_empty());
+        let all = (!processes.is_empty()).then(String::new).into_iter().chain(execs.cloned());
+        let info = |exec| ProcessInfo { pid, info: details(exec).into(), ..Default::default() };
+        let processes = all.map(info).collect();
         Ok(PidsResponse { processes, ..Default::default() })
     }
 
