@@ -1,10 +1,13 @@
-//! rtnetlink(7), one question at a time: what the shim asks of a network namespace and the agent of its guest.
+//! rtnetlink(7), one question at a time: what the shim asks of a network namespace and the agent of its guest; and
+//! whether there are rules of nf_tables.
+
+pub mod nftables;
 
 pub use netlink_packet_route as route;
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkHeader,
-    NetlinkMessage, NetlinkPayload,
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST,
+    NetlinkDeserializable, NetlinkHeader, NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::protocols::NETLINK_ROUTE;
@@ -47,10 +50,7 @@ impl Client {
     /// # Errors
     /// No more descriptors can be opened.
     pub fn new() -> io::Result<Self> {
-        let mut socket = Socket::new(NETLINK_ROUTE)?;
-        socket.bind_auto()?;
-        socket.connect(&SocketAddr::new(0, 0))?;
-        Ok(Self { socket, number: 0 })
+        Ok(Self { socket: connected(NETLINK_ROUTE)?, number: 0 })
     }
 
     /// Asks for a change and waits until it is made.
@@ -93,12 +93,24 @@ impl Client {
     }
 }
 
+/// A socket to the kernel that speaks one of netlink's protocols.
+fn connected(protocol: isize) -> io::Result<Socket> {
+    let mut socket = Socket::new(protocol)?;
+    socket.bind_auto()?;
+    socket.connect(&SocketAddr::new(0, 0))?;
+    Ok(socket)
+}
+
 /// Takes one datagram of an answer; whether it was the last.
-fn take(datagram: &[u8], number: u32, answers: &mut Vec<RouteNetlinkMessage>) -> io::Result<bool> {
+fn take<M: NetlinkDeserializable>(
+    datagram: &[u8],
+    number: u32,
+    answers: &mut Vec<M>,
+) -> io::Result<bool> {
     let invalid = |what: String| io::Error::new(io::ErrorKind::InvalidData, what);
     let mut rest = datagram;
     while !rest.is_empty() {
-        let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest)
+        let message = NetlinkMessage::<M>::deserialize(rest)
             .map_err(|e| invalid(format!("an answer of the kernel's: {e}")))?;
         let length = (message.header.length as usize).next_multiple_of(4).max(16);
         rest = rest.get(length..).unwrap_or_default();
@@ -153,7 +165,7 @@ mod tests {
 
     #[test]
     fn answers_to_others_and_broken_ones_are_told_apart() {
-        let mut answers = Vec::new();
+        let mut answers = Vec::<RouteNetlinkMessage>::new();
         // NLMSG_DONE to question 7, and one whose length lies.
         let mut done = vec![20, 0, 0, 0, 3, 0, 2, 0, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
         assert!(take(&done, 7, &mut answers).unwrap());

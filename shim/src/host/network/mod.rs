@@ -78,6 +78,22 @@ impl Joined {
     }
 }
 
+/// Says so in the log if packet filters of `namespace` are there, a service mesh's for one: what is redirected passes them
+/// by. A kernel that can't tell has none.
+fn warn_of_filters(namespace: &Namespace) {
+    match namespace.within(netlink::nftables::any_rule) {
+        Ok(Ok(true)) => {
+            let path = namespace.path().display();
+            tracing::warn!(
+                "network namespace {path} holds nftables rules: they don't hold for what the guest sends and receives"
+            );
+        }
+        Ok(Ok(false)) => {}
+        Ok(Err(error)) => tracing::debug!("no nftables rules to be seen: {error}"),
+        Err(error) => tracing::debug!("no nftables rules to be seen: {error}"),
+    }
+}
+
 /// Joins every interface of `namespace` that is neither a loopback nor one that the kernel makes by itself. The second
 /// undoes it. Blocks.
 ///
@@ -113,6 +129,9 @@ pub fn join(namespace: &Arc<Namespace>) -> Result<(Vec<Tapped>, Undo), NetworkEr
             at.within(|| redirect::close(&mut Client::new()?, index)).map_err(io::Error::other)?
         });
         tapped.push(Tapped { interface, mac, mtu, index, tap });
+    }
+    if !tapped.is_empty() {
+        warn_of_filters(namespace);
     }
     Ok((tapped, undo))
 }

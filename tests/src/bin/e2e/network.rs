@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
+use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::process::Command;
@@ -28,6 +29,7 @@ crate::cases!(
     it_lasts_while_the_machine_grows,
     a_killed_shim_leaves_the_namespace_as_it_was,
     namespaces_that_can_not_be_a_guests_are_named,
+    packet_filters_of_a_namespace_are_warned_of,
 );
 
 /// Bytes that are sent each way.
@@ -361,4 +363,31 @@ fn namespaces_that_can_not_be_a_guests_are_named(context: &Context) -> Result<()
     second.expect_error(&["network interface eth0", "redirected already"])?;
     ping(&net.guest(0))?;
     net.remove(container)
+}
+
+/// Of tables without rules nobody has to be warned.
+fn packet_filters_of_a_namespace_are_warned_of(context: &Context) -> Result<()> {
+    let net = Net::new(context)?;
+    let nft = |words: &str| {
+        let mut nft = Command::new("ip");
+        nft.args(["netns", "exec", &net.name, "nft", words]);
+        command::output(&mut nft)?.expect_code(0).map(drop)
+    };
+    let said = || -> Result<bool> {
+        let mark = usize::try_from(fs::metadata(context.containerd.log())?.len())?;
+        net.remove(context.container().flag(net.flag()).detached(&["sleep", "1000000"])?)?;
+        let log = fs::read(context.containerd.log())?;
+        let log = String::from_utf8_lossy(log.get(mark..).unwrap_or_default());
+        Ok(log.contains(&format!("/run/netns/{} holds nftables rules", net.name)))
+    };
+    nft("add table inet mesh")?;
+    nft("add chain inet mesh out { type filter hook output priority 0; }")?;
+    if said()? {
+        bail!("a warning of no rule");
+    }
+    nft("add rule inet mesh out meta l4proto tcp accept")?;
+    if !said()? {
+        bail!("no warning of a rule");
+    }
+    Ok(())
 }
