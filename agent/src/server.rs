@@ -8,6 +8,7 @@ use crate::guest::clock;
 use crate::guest::network;
 use crate::guest::sandbox;
 use crate::guest::sysctl;
+use crate::io::resolver::Resolver;
 use crate::io::transport::Transport;
 use crate::work::deadline::Deadline;
 use async_trait::async_trait;
@@ -41,13 +42,15 @@ pub async fn start(transport: &Transport, containers: Arc<Containers>) -> anyhow
             Transport::Unix(_) => Server::new().add_unix_listener(listener),
         }
     }?;
-    let mut server = server.register_service(create_agent(Arc::new(Service { containers })));
+    let service = Service { containers, resolver: Resolver::new(transport.clone()) };
+    let mut server = server.register_service(create_agent(Arc::new(service)));
     server.start().await?;
     Ok(server)
 }
 
 struct Service {
     containers: Arc<Containers>,
+    resolver: Resolver,
 }
 
 /// Runs `work` to its end even when the caller goes away in the middle.
@@ -99,6 +102,12 @@ impl Agent for Service {
         request: SetupNetworkRequest,
     ) -> ttrpc::Result<Empty> {
         blocking(move || network::setup(&request.interfaces)).await?;
+        Ok(Empty::default())
+    }
+
+    async fn serve_resolver(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Empty> {
+        let listening = self.resolver.listen().await;
+        listening.map_err(|e| AgentError::io("listening where the resolver is asked", e))?;
         Ok(Empty::default())
     }
 

@@ -17,6 +17,11 @@ pub const FORWARD: u32 = 1027;
 /// See [`FORWARD`].
 pub const FORWARDED: u8 = 1;
 
+/// The host listens (CID 2): what asks the guest's 127.0.0.11, port 53, where a container engine has its resolver. The
+/// agent sends a [`ResolverPreamble`] first. After [`ResolverPreamble::Datagram`] one message goes each way, behind its
+/// length as RFC 1035, 4.2.2 has it for TCP; after [`ResolverPreamble::Connection`] bytes flow as they come.
+pub const RESOLVER: u32 = 1028;
+
 /// The longest message of the agent's that the host takes, bytes.
 pub const MAX_ANSWER: u64 = 128 << 10;
 
@@ -78,6 +83,30 @@ impl ForwardPreamble {
     }
 }
 
+/// The first byte of a stream to [`RESOLVER`]: how the resolver is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ResolverPreamble {
+    /// By UDP.
+    Datagram,
+    /// By TCP.
+    Connection,
+}
+
+impl ResolverPreamble {
+    /// The wire form.
+    pub fn to_byte(self) -> u8 {
+        match self {
+            Self::Datagram => b'u',
+            Self::Connection => b't',
+        }
+    }
+
+    /// From the wire form; none of any other byte.
+    pub fn from_byte(byte: u8) -> Option<Self> {
+        [Self::Datagram, Self::Connection].into_iter().find(|known| known.to_byte() == byte)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -90,5 +119,13 @@ mod tests {
         ] {
             assert_eq!(ForwardPreamble::from_bytes(preamble.to_bytes()), preamble);
         }
+    }
+
+    #[test]
+    fn how_a_resolver_is_asked_is_one_of_two_bytes() {
+        for preamble in [ResolverPreamble::Datagram, ResolverPreamble::Connection] {
+            assert_eq!(ResolverPreamble::from_byte(preamble.to_byte()), Some(preamble));
+        }
+        assert_eq!(ResolverPreamble::from_byte(0), None);
     }
 }

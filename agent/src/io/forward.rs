@@ -50,7 +50,7 @@ async fn connect(address: IpAddr, port: u16) -> io::Result<TcpStream> {
 }
 
 /// Carries bytes to the end of `from`, and then ends that direction of `to`.
-async fn carry(from: &Stream, to: &Stream) -> io::Result<()> {
+pub(super) async fn carry(from: &Stream, to: &Stream) -> io::Result<()> {
     let mut buffer = vec![0; CHUNK];
     loop {
         match from.read(&mut buffer).await? {

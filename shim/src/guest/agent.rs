@@ -187,6 +187,16 @@ impl Agent {
         checked("SetupNetwork", LONG, call.await).map(drop)
     }
 
+    /// Has the guest listen where a container engine's resolver is asked, if it does not yet.
+    ///
+    /// # Errors
+    /// See [`Agent::setup_sandbox`].
+    pub async fn serve_resolver(&self) -> Result<()> {
+        let request = api::Empty::new();
+        let call = self.client.serve_resolver(deadline(SHORT), &request);
+        checked("ServeResolver", SHORT, call.await).map(drop)
+    }
+
     /// Sets kernel parameters of the guest.
     ///
     /// # Errors

@@ -114,7 +114,10 @@ pub fn machine(settings: &Settings, uid: u32, console_log: PathBuf) -> MachineCo
         initrd: Some(settings.image.clone()),
         cmdline: settings.kernel_params.clone(),
         console_log: Some(console_log),
-        vsock: Some(VsockConfig { guest_cid: GUEST_CID, host_ports: vec![ports::LOG] }),
+        vsock: Some(VsockConfig {
+            guest_cid: GUEST_CID,
+            host_ports: vec![ports::LOG, ports::RESOLVER],
+        }),
         shared_dirs: vec![FsConfig { tag: ports::SHARED_TAG.into(), socket_fd: 0 }],
         slots: settings.max_disks,
         jail: JailConfig {

@@ -2,7 +2,7 @@
 
 use super::attachments::{memory, storages};
 use super::stand_ins::{self, StandIn};
-use super::{NewContainer, ProcessState, Sandbox, files};
+use super::{NewContainer, ProcessState, Sandbox, files, resolver};
 use crate::error::{Error, Result};
 use crate::guest::agent::{Agent, InGuest, Process, StreamNumbers};
 use crate::host::blocking::blocking;
@@ -78,6 +78,7 @@ impl Sandbox {
         if let Some(pod) = &self.0.told {
             files::show(&self.0.paths, &pod.files, &mut spec)?;
         }
+        let resolv_conf = resolver::file_of(&spec);
         let rootfs = rootfs_or_directory(rootfs, &spec);
         let planned = id.clone();
         let pid = self.pid();
@@ -151,6 +152,7 @@ impl Sandbox {
         if part == Part::Pause {
             self.forward_localhost().await;
         }
+        self.0.resolver.note(&id, resolv_conf);
         milestone::mark("container-created", &id);
         self.table().created(&id, pid, io, undo, hooks);
         tokio::spawn(self.clone().watch_memory(agent.clone(), id.clone()));
@@ -298,6 +300,7 @@ impl Sandbox {
         self.detach_disks(id).await;
         self.forget_limits(id);
         self.forget_oom_score(id);
+        self.0.resolver.take(id);
         let hooks = self.table().hooks(id);
         let undo = self.table().take_undo(id);
         if let Some(undo) = undo {

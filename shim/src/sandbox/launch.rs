@@ -133,6 +133,7 @@ impl Sandbox {
             capacity: capacity.into(),
             disks: Mutex::default(),
             network: tokio::sync::Mutex::default(),
+            resolver: super::resolver::Resolver::default(),
             told,
             pod: Mutex::default(),
             oom_scores: Mutex::default(),
@@ -215,6 +216,7 @@ impl Sandbox {
                     milestone::mark_at("vmm-built", id, times.machine_built);
                     milestone::mark_at("vcpus-started", id, times.vcpus_started);
                 }
+                Message::Accepted { port: ports::RESOLVER, stream } => self.ask_resolver(stream),
                 // The log is connected once; whatever else the guest connects is closed.
                 Message::Accepted { port: ports::LOG, stream } => {
                     if let Some(reported) = reported.take() {

@@ -15,6 +15,7 @@ mod network;
 mod oom_score;
 mod pod;
 mod processes;
+mod resolver;
 mod spec;
 mod stand_ins;
 mod stop;
@@ -110,6 +111,7 @@ struct Inner {
     /// Numbers of the devices, by container.
     disks: Mutex<BTreeMap<String, Vec<u32>>>,
     network: tokio::sync::Mutex<network::Network>,
+    resolver: resolver::Resolver,
     /// What was told of the pod, if it has no container of its own.
     told: Option<PodSpec>,
     pod: Mutex<pod::Pod>,

@@ -69,6 +69,7 @@ impl Sandbox {
         }
         let agent = self.agent().await?;
         self.look_at_network_again(&agent).await?;
+        self.serve_resolver(&agent, id).await;
         agent.start_container(id).await.map_err(named("start"))?;
         let hooks = self.table().hooks(id);
         let started = hooks.started().await;

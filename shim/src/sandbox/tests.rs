@@ -2,6 +2,7 @@
 
 mod network;
 mod pods;
+mod resolver;
 
 use super::*;
 use crate::io::Endpoint;
@@ -28,6 +29,8 @@ struct Guest {
     late: Mutex<HashMap<String, bool>>,
     interfaces: Mutex<Vec<api::NetworkInterface>>,
     sysctls: Mutex<HashMap<String, String>>,
+    /// How often it was told to listen as a resolver.
+    resolvers: AtomicU64,
 }
 
 #[derive(Default)]
@@ -80,6 +83,11 @@ impl AgentService for Guest {
             return refused(ttrpc::Code::INTERNAL, "setting up the network interface bad0");
         }
         self.interfaces.lock().unwrap().extend(request.interfaces);
+        Ok(api::Empty::new())
+    }
+
+    async fn serve_resolver(&self, _: &TtrpcContext, _: api::Empty) -> ttrpc::Result<api::Empty> {
+        self.resolvers.fetch_add(1, Ordering::Relaxed);
         Ok(api::Empty::new())
     }
 

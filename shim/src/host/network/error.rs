@@ -32,6 +32,9 @@ pub enum NetworkError {
     /// Nobody can hear connections to its localhost.
     #[error("listen at localhost in the network namespace")]
     Localhost(#[source] io::Error),
+    /// There is no socket to ask the engine's resolver with.
+    #[error("ask the resolver in the network namespace")]
+    Resolver(#[source] io::Error),
     /// One interface.
     #[error("network interface {name}: {what}")]
     Interface {

@@ -9,6 +9,7 @@ mod forward;
 mod namespace;
 pub mod probe;
 mod redirect;
+pub mod resolver;
 mod scan;
 mod sk_lookup;
 mod tap;

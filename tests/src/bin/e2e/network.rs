@@ -6,12 +6,13 @@ use crate::context::{Container, Context};
 use crate::crash;
 use crate::update::update;
 use anyhow::{Context as _, Result, bail};
+use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
-use std::fs;
+use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::{Shutdown, TcpListener, TcpStream, UdpSocket};
 use std::process::Command;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
@@ -30,6 +31,7 @@ crate::cases!(
     a_killed_shim_leaves_the_namespace_as_it_was,
     namespaces_that_can_not_be_a_guests_are_named,
     packet_filters_of_a_namespace_are_warned_of,
+    the_engines_resolver_answers_at_its_own_address,
 );
 
 /// Bytes that are sent each way.
@@ -390,4 +392,50 @@ fn packet_filters_of_a_namespace_are_warned_of(context: &Context) -> Result<()> 
         bail!("no warning of a rule");
     }
     Ok(())
+}
+
+/// The answer to a question about any name: one address, by the name that was asked for.
+fn answer(query: &[u8]) -> Vec<u8> {
+    // RFC 1035: a header that answers one question, the question, a pointer to its name, type A, class IN, a minute.
+    let question = query.get(12..).unwrap_or_default();
+    let end = question.iter().position(|byte| *byte == 0).map_or(0, |end| end + 5);
+    let asks_ipv4 = question.get(..end).is_some_and(|question| question.ends_with(&[0, 1, 0, 1]));
+    let record: &[u8] = &[0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 192, 0, 2, 77];
+    let record = if asks_ipv4 { record } else { &[] };
+    let head = [0x81, 0x80, 0, 1, 0, u8::from(asks_ipv4), 0, 0, 0, 0];
+    [&query[..2], &head, &question[..end], record].concat()
+}
+
+/// As Docker has it: in the container's network namespace, at an address that resolv.conf names.
+fn the_engines_resolver_answers_at_its_own_address(context: &Context) -> Result<()> {
+    let net = Net::new(context)?;
+    net.ip("link set lo up")?;
+    let bind = || -> Result<(UdpSocket, TcpListener)> {
+        setns(File::open(format!("/run/netns/{}", net.name))?, CloneFlags::CLONE_NEWNET)?;
+        let port = "127.0.0.11:53";
+        Ok((UdpSocket::bind(port)?, TcpListener::bind(port)?))
+    };
+    let bound = std::thread::scope(|scope| scope.spawn(bind).join());
+    let (datagrams, connections) = bound.map_err(|_| anyhow::anyhow!("the thread panicked"))??;
+    std::thread::spawn(move || {
+        let mut query = [0; 512];
+        while let Ok((length @ 12.., from)) = datagrams.recv_from(&mut query) {
+            let _ = datagrams.send_to(&answer(&query[..length]), from);
+        }
+    });
+    let by_tcp = std::thread::spawn(move || -> Result<()> {
+        let (mut connection, _) = connections.accept()?;
+        let mut asked = [0; 5];
+        connection.read_exact(&mut asked)?;
+        Ok(connection.write_all(&asked)?)
+    });
+    let file = format!("/tmp/{}", context.fresh_id());
+    fs::write(&file, "nameserver 127.0.0.11\n")?;
+    let mount = format!("--mount=type=bind,src={file},dst=/etc/resolv.conf,options=rbind:ro");
+    let run = context.container().flag(net.flag()).flag(mount);
+    let look = "nslookup any.lab.test; echo word | nc -w 10 127.0.0.11 53";
+    let said = run.output(&["sh", "-c", look])?.expect_code(0)?.text();
+    fs::remove_file(file)?;
+    contains(&said, &["192.0.2.77", "word"])?;
+    by_tcp.join().map_err(|_| anyhow::anyhow!("the thread panicked"))?
 }
