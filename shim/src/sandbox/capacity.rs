@@ -174,9 +174,14 @@ impl Capacity {
             mib => (mib + GUEST_MIB).saturating_sub(self.initial_mib).div_ceil(block),
         };
         let all = lacking(sum(|l| l.memory).max(self.promised.memory));
-        let one = self.limits.values().map(|l| l.memory).max().unwrap_or_default();
-        // One of them can have all that it, or the pod, was promised in any case.
-        let most = self.below_ceiling().max(lacking(one.max(self.promised.memory)));
+        let one = self.limits.values().map(|l| l.memory).max().unwrap_or_default() >> 20;
+        // Room for one of them, and for what the pod was promised, there is in any case, but for a part of a block.
+        let promised = match self.promised.memory.div_ceil(1 << 20) {
+            0 => 0,
+            mib => mib + GUEST_MIB,
+        };
+        let least = one.max(promised).saturating_sub(self.initial_mib) / block;
+        let most = self.below_ceiling().max(least);
         let blocks = all.min(most).min(self.max.added_mib / block);
         Size { vcpus: vcpus.max(self.initial_vcpus), added_mib: blocks * block }
     }
@@ -187,6 +192,13 @@ impl Capacity {
         let Some(ceiling) = self.ceiling.map(|bytes| bytes >> 20) else { return u64::MAX };
         let guests = ceiling.saturating_sub(COST_MIB + ceiling / COST_PART);
         guests.saturating_sub(self.initial_mib) / self.block_mib()
+    }
+
+    /// What a machine of this size may take, and what those above leave it, MiB, where that is less.
+    fn beyond_ceiling(&self, size: Size) -> Option<(u64, u64)> {
+        let left = self.ceiling? >> 20;
+        let taken = self.initial_mib + size.added_mib + COST_MIB;
+        (taken > left).then_some((taken, left))
     }
 
     /// What the guest's kernel takes at a time.
@@ -295,6 +307,13 @@ impl Sandbox {
     async fn fit(&self, agent: &Agent, capacity: &mut Capacity) -> Result<()> {
         look_up(capacity).await;
         let size = larger(capacity.now, capacity.needed());
+        if let Some((taken, left)) = capacity.beyond_ceiling(size) {
+            tracing::warn!(
+                "sandbox {}: the machine may take {taken} MiB, and the cgroups above leave it {left}: the host may end \
+                 it; a larger memory limit, or overhead of its RuntimeClass, helps",
+                self.id()
+            );
+        }
         limit_host(capacity, size).await?;
         if size == capacity.now {
             return Ok(());
@@ -444,8 +463,24 @@ mod tests {
         assert_eq!(needed(4096, 0, &[one, one]), 4 * 128, "there is enough");
         assert_eq!(needed(512, 0, &[one, one]), 2 * 128, "less than both");
         assert_eq!(needed(640, 0, &[one, one]), 3 * 128, "whole blocks");
-        assert_eq!(needed(100, 0, &[one, one]), 2 * 128, "one of them");
-        assert_eq!(needed(100, 300, &[one, one]), 2 * 128, "what the pod was promised");
+        assert_eq!(needed(100, 0, &[one, one]), 128, "one of them");
+        assert_eq!(needed(100, 320, &[one, one]), 2 * 128, "what the pod was promised");
+        // One container in a pod with this limit and the RuntimeClass's overhead, of which only the first is known.
+        let alone = |mib: u64| {
+            let limit = format!(r#"{{"memory": {{"limit": {}}}}}"#, mib << 20);
+            needed(mib + 128, 0, &[&limit])
+        };
+        assert_eq!((alone(65), alone(200), alone(250), alone(260)), (0, 128, 128, 128));
+    }
+
+    #[test]
+    fn a_machine_that_is_more_than_is_left_to_it_is_told() {
+        let of = |ceiling_mib: Option<u64>| {
+            let ceiling = ceiling_mib.map(|mib| mib << 20);
+            Capacity { ceiling, ..capacity(&[]) }.beyond_ceiling(Size { vcpus: 1, added_mib: 128 })
+        };
+        assert_eq!((of(None), of(Some(280))), (None, None));
+        assert_eq!(of(Some(279)), Some((280, 279)));
     }
 
     #[test]
