@@ -111,13 +111,13 @@ const MARK: &str = "trusted.kata-like";
 
 impl Made {
     /// Removes it, if nobody is in it any more, and those above it that were made for sandboxes and that nobody uses;
-    /// that it isn't there is no error.
+    /// that it isn't there is no error. Blocks, for half a second where somebody does not leave.
     ///
     /// # Errors
     /// The system's answer, as when somebody else's process or cgroup is in it.
     pub fn remove(&self) -> io::Result<()> {
         for directory in [&self.directory.join(FILE_SERVER), &self.directory] {
-            match fs::remove_dir(directory) {
+            match remove_when_left(directory) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}
             }
@@ -127,6 +127,20 @@ impl Made {
         let _ = above.try_for_each(fs::remove_dir);
         Ok(())
     }
+}
+
+/// Those that stand for containers are killed with the sandbox, but may take a moment to leave.
+fn remove_when_left(directory: &Path) -> io::Result<()> {
+    const TRIES: u32 = 50;
+    for _ in 0..TRIES {
+        match fs::remove_dir(directory) {
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            outcome => return outcome,
+        }
+    }
+    fs::remove_dir(directory)
 }
 
 /// Those above a directory that were made for sandboxes, the nearest first.

@@ -193,26 +193,12 @@ fn clean_up_by(paths: &SandboxPaths, end: impl Fn(ProcessId) -> bool) -> Result<
         if let Some(Err(error)) = state.uid.map(Uid::free) {
             tracing::warn!("free the uid: {error}");
         }
-        if let Some(Err(error)) = state.cgroup.map(|cgroup| remove_cgroup(&cgroup)) {
+        if let Some(Err(error)) = state.cgroup.map(|cgroup| cgroup.remove()) {
             tracing::warn!("remove the cgroup: {error}");
         }
     }
     tree::unmount_below(paths.root());
     paths.remove().map_err(Error::path("remove", paths.root()))
-}
-
-/// Those that stood for containers were killed by the kernel when their owner ended, but may take a moment.
-fn remove_cgroup(cgroup: &Made) -> io::Result<()> {
-    const TRIES: u32 = 50;
-    for _ in 0..TRIES {
-        match cgroup.remove() {
-            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
-                std::thread::sleep(Duration::from_millis(10));
-            }
-            outcome => return outcome,
-        }
-    }
-    cgroup.remove()
 }
 
 /// Waits until this process alone cleans up; none when another has done it meanwhile, though there may be a new

@@ -103,13 +103,14 @@ impl Sandbox {
                 }
             }
         };
-        let (undo, disks, open, stand_in) = tokio::join!(
+        let (undo, disks, open) = tokio::join!(
             self.prepare_storage(&id, &bundle, &plan),
             self.attach_disks(&id, &plan.disks.disks),
-            open_io,
-            self.stand_in(&id, plan.part)
+            open_io
         );
-        let (undo, disks, open, stand_in) = (undo?, disks?, open?, stand_in?);
+        let (undo, disks, open) = (undo?, disks?, open?);
+        // Not before: who waits for readers of the output would keep it in the sandbox's cgroup.
+        let stand_in = self.stand_in(&id, plan.part).await?;
         let pid = stand_in.as_ref().map_or(self.pid(), StandIn::pid);
         milestone::mark("storage-ready", &id);
         let agent = self.agent().await?;
@@ -200,12 +201,12 @@ impl Sandbox {
     }
 
     /// Sees a container's init end, and tells it after the ends of its execs.
-    async fn watch_init(self, agent: Agent, id: String, mut stand_in: Option<StandIn>) {
+    async fn watch_init(self, agent: Agent, id: String, stand_in: Option<StandIn>) {
         let waiting = agent.wait(&id, "");
         tokio::pin!(waiting);
         let ended = tokio::select! {
             ended = &mut waiting => ended,
-            () = stand_ins::ended(stand_in.as_mut()) => {
+            () = stand_ins::ended(stand_in.as_ref()) => {
                 tracing::info!("the process that stands for container {id} was killed, and so is the container");
                 // It may have ended meanwhile, which is told below.
                 let _ = agent.signal(&id, "", libc::SIGKILL as u32, false).await;

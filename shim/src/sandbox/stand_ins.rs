@@ -10,7 +10,7 @@
 
 use super::Sandbox;
 use super::network::Network;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::oci::plan::shared;
 use crate::oci::pod::Part;
 use crate::vm::{self, Child};
@@ -97,12 +97,12 @@ async fn end(mut child: Child, pid: u32, living: &Living) {
     living.send_modify(|living| drop(living.remove(&pid)));
 }
 
-/// The end of one that somebody else has ended; never, if there is none.
-pub(super) async fn ended(stand_in: Option<&mut StandIn>) {
-    if let Some(StandIn { child: Some(child), pid, living }) = stand_in
-        && child.wait().await.is_ok()
+/// The end of one that somebody else has ended; never, if there is none. Its pid is told until its container has ended,
+/// and stays its own so long.
+pub(super) async fn ended(stand_in: Option<&StandIn>) {
+    if let Some(StandIn { child: Some(child), .. }) = stand_in
+        && child.exited().await.is_ok()
     {
-        living.send_modify(|living| drop(living.remove(pid)));
         return;
     }
     std::future::pending::<()>().await;
@@ -119,19 +119,20 @@ impl Sandbox {
         }
         // From there on this process is in the cgroup, which its child inherits.
         self.agent().await?;
-        let network = self.network_of_pod().await;
+        let network = self.network_of_pod().await?;
         self.0.stand_ins.start(id, network).await.map(Some)
     }
 
     /// The host's network namespace that is the pod's: the VMM's, where it was given none.
-    async fn network_of_pod(&self) -> Option<OwnedFd> {
+    async fn network_of_pod(&self) -> Result<Option<OwnedFd>> {
         let network = self.0.network.lock().await;
         let found = match &*network {
             Network::Namespace { namespace, .. } => namespace.as_fd().try_clone_to_owned(),
-            Network::Undecided | Network::Loopback => {
-                File::open(shared::network_of(self.pid())?).map(Into::into)
-            }
+            Network::Undecided | Network::Loopback => match shared::network_of(self.pid()) {
+                Some(path) => File::open(path).map(Into::into),
+                None => return Ok(None),
+            },
         };
-        found.inspect_err(|error| tracing::warn!("the pod's network namespace: {error}")).ok()
+        found.map(Some).map_err(Error::system("open the pod's network namespace"))
     }
 }

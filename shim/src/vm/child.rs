@@ -52,6 +52,14 @@ impl Child {
         }
     }
 
+    /// Waits until it has ended, and leaves it: its pid is nobody else's until [`Child::wait`].
+    ///
+    /// # Errors
+    /// The descriptor can't be watched.
+    pub async fn exited(&self) -> io::Result<()> {
+        self.fd.readable().await.map(drop)
+    }
+
     /// Kills it, and waits for its end.
     ///
     /// # Errors

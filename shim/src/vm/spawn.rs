@@ -96,7 +96,7 @@ pub async fn stand_in(
         let mut said = Vec::new();
         pipe::Receiver::from_owned_fd(failure)?.read_to_end(&mut said).await?;
         check(said)?;
-        give_up_protection(&child);
+        protect(&child);
         let mut complaint = String::new();
         stderr.take(MOST_WORDS).read_to_string(&mut complaint).await?;
         match complaint.trim() {
@@ -218,6 +218,14 @@ fn prepare(birth: &Birth) -> io::Result<()> {
     match &birth.socket {
         Some(socket) => place(socket.as_raw_fd(), SOCKET_FD),
         None => Ok(()),
+    }
+}
+
+/// Whoever ends it ends a container, and gets no memory for that: it is the last that the kernel is to choose.
+fn protect(child: &Child) {
+    let file = format!("/proc/{}/oom_score_adj", child.pid());
+    if let Err(error) = std::fs::write(&file, "-999") {
+        tracing::warn!("{file}: {error}");
     }
 }
 
