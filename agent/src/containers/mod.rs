@@ -11,7 +11,7 @@ mod stats;
 
 use crate::error::AgentError;
 use crate::guest::cgroup::Cgroup;
-use crate::guest::pod_init;
+use crate::guest::pod_init::PodInit;
 use crate::guest::reaper::{Exit, Reaper};
 use crate::guest::storage::Storages;
 use crate::io::streams::Streams;
@@ -46,7 +46,7 @@ pub struct Containers {
     by_id: Mutex<HashMap<String, Entry>>,
     limits: Mutex<Vec<PosixRlimit>>,
     /// The first process of the pod, once a container has joined its PID namespace.
-    pod_init: OnceCell<(i32, Option<pod_init::Users>)>,
+    pod_init: OnceCell<PodInit>,
 }
 
 #[derive(Debug, Clone)]

@@ -2,7 +2,7 @@
 
 use super::{Containers, blocking};
 use crate::error::AgentError;
-use crate::guest::pod_init;
+use crate::guest::pod_init::{PodInit, Users};
 use oci_spec::runtime::{LinuxNamespaceBuilder, LinuxNamespaceType, Spec};
 
 impl Containers {
@@ -20,7 +20,7 @@ impl Containers {
             ("", false) => return Ok(spec_json),
             ("", true) => {
                 let spec: Spec = serde_json::from_slice(&spec_json).map_err(|e| invalid(&e))?;
-                self.pod_init(pod_init::Users::of(&spec)).await?
+                self.pod_init(Users::of(&spec)).await?
             }
             (of, _) => {
                 let container = self.container(of)?;
@@ -49,15 +49,19 @@ impl Containers {
     }
 
     /// The pod's first process, with the users of the first container that joins it.
-    async fn pod_init(&self, users: Option<pod_init::Users>) -> Result<i32, AgentError> {
+    async fn pod_init(&self, users: Option<Users>) -> Result<i32, AgentError> {
         let asked = users.clone();
-        let start = || blocking(move || pod_init::start(asked.as_ref()).map(|pid| (pid, asked)));
-        let (pid, its) = self.pod_init.get_or_try_init(start).await?;
-        if users.is_some() && users != *its {
+        let start = || blocking(move || PodInit::start(asked));
+        let init = self.pod_init.get_or_try_init(start).await?;
+        if !init.lives() {
+            let text = "the pod's first process, which holds its PID namespace, has ended";
+            return Err(AgentError::WrongState(text.into()));
+        }
+        if users.is_some() && users != init.users {
             let text =
                 "users of a container's own can't enter the PID namespace of a pod with others";
             return Err(AgentError::Invalid(text.into()));
         }
-        Ok(*pid)
+        Ok(init.pid)
     }
 }

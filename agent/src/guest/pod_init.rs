@@ -13,7 +13,9 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Gid, Uid, chdir, fork, pivot_root, setgroups, setresgid, setresuid};
 use oci_spec::runtime::{LinuxIdMapping, Spec};
+use std::fs::File;
 use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::FileExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, ExitCode, Stdio};
 
@@ -23,8 +25,10 @@ const NAME: &str = "/pause";
 /// Its user and group, as of the container that others have for this; of fewer ids the last.
 const NOBODY: u32 = 65535;
 
-/// Its argument if it is to have users of its own.
+/// Its argument if it is to have users of its own, and when it has them: it is executed once more then, so that all that
+/// it is belongs to these, and who has rights over them may look up its namespaces.
 const WITH_USERS: &str = "users";
+const OF_USERS: &str = "of-users";
 
 /// What it says when it waits for their mappings.
 const WAITING: u8 = b'?';
@@ -56,12 +60,34 @@ fn line(ids: &LinuxIdMapping) -> String {
     format!("{} {} {}\n", ids.container_id(), ids.host_id(), ids.size())
 }
 
-/// Starts it; its pid. Blocks until it has its namespaces.
-///
-/// # Errors
-/// The kernel refuses a step.
-pub fn start(users: Option<&Users>) -> Result<i32, AgentError> {
-    started(users).map_err(|e| AgentError::io("starting the pod's first process", e))
+/// It, once it has been started.
+#[derive(Debug)]
+pub struct PodInit {
+    /// Its pid, while it lives.
+    pub pid: i32,
+    /// Its users, where they are not the guest's.
+    pub users: Option<Users>,
+    /// Of `/proc`: the process's and no later one's of its pid.
+    stat: File,
+}
+
+impl PodInit {
+    /// Starts it. Blocks until it has its namespaces.
+    ///
+    /// # Errors
+    /// The kernel refuses a step.
+    pub fn start(users: Option<Users>) -> Result<Self, AgentError> {
+        let failed = |e| AgentError::io("starting the pod's first process", e);
+        let pid = started(users.as_ref()).map_err(failed)?;
+        // Nothing ends it so soon: no container has joined it.
+        let stat = File::open(format!("/proc/{pid}/stat")).map_err(failed)?;
+        Ok(Self { pid, users, stat })
+    }
+
+    /// Whether it lives: its pid may be another process's then.
+    pub fn lives(&self) -> bool {
+        self.stat.read_at(&mut [0], 0).is_ok_and(|length| length > 0)
+    }
 }
 
 fn started(users: Option<&Users>) -> io::Result<i32> {
@@ -98,9 +124,13 @@ fn started(users: Option<&Users>) -> io::Result<i32> {
 pub fn run() -> Option<ExitCode> {
     let mut arguments = std::env::args();
     let is_it = arguments.next()? == NAME;
-    let has_users = arguments.next().is_some_and(|word| word == WITH_USERS);
+    let word = arguments.next();
     let nobody = arguments.next().and_then(|id| id.parse().ok()).unwrap_or(NOBODY);
-    is_it.then(|| match make(has_users, nobody) {
+    let work = || match word.as_deref() {
+        Some(WITH_USERS) => become_users(nobody),
+        _ => make(nobody),
+    };
+    is_it.then(|| match work() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let _ = write!(io::stdout(), "{error:#}");
@@ -109,31 +139,30 @@ pub fn run() -> Option<ExitCode> {
     })
 }
 
+/// Becomes the root of a user namespace that has been given its mappings.
+fn become_users(nobody: u32) -> anyhow::Result<()> {
+    unshare(CloneFlags::CLONE_NEWUSER)?;
+    io::stdout().write_all(&[WAITING])?;
+    io::stdout().flush()?;
+    // Ends when the mappings are written.
+    io::stdin().read_to_end(&mut Vec::new())?;
+    let (root, group) = (Uid::from_raw(0), Gid::from_raw(0));
+    setresgid(group, group, group)?;
+    setresuid(root, root, root)?;
+    let mut again = Command::new("/proc/self/exe");
+    Err(again.arg0(NAME).args([OF_USERS, &nobody.to_string()]).exec().into())
+}
+
 /// Makes the namespace's first process, and tells its pid.
-fn make(has_users: bool, nobody: u32) -> anyhow::Result<()> {
+fn make(nobody: u32) -> anyhow::Result<()> {
     unshare(CloneFlags::CLONE_NEWNS)?;
     leave_root()?;
-    if has_users {
-        unshare(CloneFlags::CLONE_NEWUSER)?;
-        io::stdout().write_all(&[WAITING])?;
-        io::stdout().flush()?;
-        // Ends when the mappings are written.
-        io::stdin().read_to_end(&mut Vec::new())?;
-        // Who is not that namespace's root keeps its rights when it becomes somebody else.
-        let (root, group) = (Uid::from_raw(0), Gid::from_raw(0));
-        setresgid(group, group, group)?;
-        setresuid(root, root, root)?;
-    }
     unshare(CloneFlags::CLONE_NEWPID)?;
     let (uid, gid) = (Uid::from_raw(nobody), Gid::from_raw(nobody));
     setgroups(&[])?;
     setresgid(gid, gid, gid)?;
     setresuid(uid, uid, uid)?;
     prctl::set_no_new_privs()?;
-    if has_users {
-        // Its namespaces are looked up by who has no rights but over the pod's users.
-        prctl::set_dumpable(true)?;
-    }
     let ended = SigSet::from(Signal::SIGCHLD);
     ended.thread_block()?;
     // SAFETY: this process has one thread.
@@ -171,6 +200,17 @@ fn collect(ended: SigSet) -> ! {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn one_that_has_ended_does_not_live() {
+        let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
+        let stat = File::open(format!("/proc/{}/stat", child.id())).unwrap();
+        let init = PodInit { pid: child.id().cast_signed(), users: None, stat };
+        assert!(init.lives());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(!init.lives());
+    }
 
     #[test]
     fn its_users_are_those_of_a_container_that_has_some() {

@@ -80,7 +80,7 @@ fn users_of_a_pods_own_are_those_of_its_processes(context: &Context) -> Result<(
     let said = container.sh(look)?;
     let none = "0000000000000000";
     ensure!(
-        said.lines().collect::<Vec<_>>() == ["/pause users 99 99", none, "200000", "0"],
+        said.lines().collect::<Vec<_>>() == ["/pause of-users 99 99", none, "200000", "0"],
         "{said:?}"
     );
     pod.remove()?;
