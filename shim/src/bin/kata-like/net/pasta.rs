@@ -94,7 +94,7 @@ fn namespace(pid: u32) -> Result<File> {
     let of = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
     if of(file.metadata()?) == of(std::fs::metadata("/proc/self/ns/net")?) {
         bail!(
-            "the machine has no network namespace of its own, as jail.namespaces has it: --net none"
+            "the machine has no network namespace of its own, which pasta could fill: --net none"
         );
     }
     Ok(file)
@@ -141,15 +141,25 @@ fn last_words(said: ChildStderr) -> String {
     text.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ")
 }
 
-/// Logs what it says, to its end.
+/// Logs what it says, as far as that is not too much, to its end: the guest makes the packets that it complains of.
 fn log(mut said: ChildStderr) {
     let mut part = [0; MOST_SAID];
+    let mut logged = 0;
     while let Ok(length @ 1..) = said.read(&mut part) {
         for line in String::from_utf8_lossy(&part[..length]).lines() {
-            tracing::warn!("pasta: {line}");
+            logged += 1;
+            match logged {
+                ..=MOST_LINES => tracing::warn!("pasta: {}", line.escape_debug()),
+                TOO_MANY => tracing::warn!("pasta: the rest of what it says is not logged"),
+                _ => {}
+            }
         }
     }
+    tracing::info!("pasta has ended, and with it the container's network");
 }
+
+const MOST_LINES: u32 = 1000;
+const TOO_MANY: u32 = MOST_LINES + 1;
 
 #[cfg(test)]
 mod tests {
