@@ -98,7 +98,8 @@ async fn a_process_is_killed_in_the_middle_of_a_flood_of_output() {
     let flood = || shell("exec yes");
     let floods = ["stuck", "never", "fast"].map(|name| (name, Streams::new(&agent.prefix)));
     for (name, streams) in &floods {
-        agent.exec(&id, name, flood(), streams).await.unwrap();
+        let exec = agent.exec(&id, name, flood(), streams);
+        tokio::time::timeout(PATIENCE, exec).await.expect(name).unwrap();
     }
     let mut stuck = floods[0].1.connect(floods[0].1.stdio.stdout);
     stuck.read_exact(&mut vec![0; 1 << 20]).unwrap();
@@ -117,10 +118,12 @@ async fn a_process_is_killed_in_the_middle_of_a_flood_of_output() {
     for (name, bytes) in [("stuck", rest), ("fast", fast.join().unwrap())] {
         assert!(bytes.len() > 4096, "{name}: {}", bytes.len());
     }
-    let (status, text) = agent.run("other", "echo still here").await;
+    let other = agent.run("other", "echo still here");
+    let (status, text) = tokio::time::timeout(PATIENCE, other).await.expect("another container");
     assert_eq!((status, text.as_str()), (0, "still here\n"));
     tokio::time::timeout(PATIENCE, agent.signal(&id, "", 9)).await.unwrap().unwrap();
-    assert_eq!(agent.wait(&id, "").await.exit_status, 137);
+    let ended = tokio::time::timeout(PATIENCE, agent.wait(&id, "")).await.expect("init");
+    assert_eq!(ended.exit_status, 137);
     tokio::time::timeout(PATIENCE, agent.delete(&id)).await.unwrap().unwrap();
 }
 

@@ -320,6 +320,9 @@ impl Drop for Agent {
     }
 }
 
+/// How long a stream may say nothing before its test fails.
+const SILENCE: Duration = Duration::from_secs(120);
+
 /// The streams of one process, by number.
 pub struct Streams {
     prefix: String,
@@ -348,6 +351,8 @@ impl Streams {
 
     pub fn connect(&self, number: u64) -> UnixStream {
         let mut stream = UnixStream::connect_addr(&address(&self.prefix, ports::STDIO)).unwrap();
+        // Who reads blocks the test's one thread, on which no deadline can pass meanwhile.
+        stream.set_read_timeout(Some(SILENCE)).unwrap();
         stream.write_all(&StreamPreamble(number).to_bytes()).unwrap();
         stream
     }
