@@ -13,6 +13,7 @@ crate::cases!(
     crate::Scope::Once;
     a_destination_that_leads_upwards_stays_in_the_root,
     a_destination_that_leads_through_proc_leads_nowhere,
+    a_root_without_directories_to_mount_on_gets_them,
 );
 
 /// Ways to the top and beyond: what `/up` is in the image (a link's target, or a directory), and the destination.
@@ -47,6 +48,34 @@ fn a_destination_that_leads_upwards_stays_in_the_root(context: &Context) -> Resu
 fn a_destination_that_leads_through_proc_leads_nowhere(context: &Context) -> Result<()> {
     let said = mounted(context, "kata-like", Some("/proc/self/root/.."), "/up/escape")?;
     said.expect_error(&["failed to mount", "/proc/self/root/../escape"]).map(drop)
+}
+
+/// As an image made from one program has none.
+fn a_root_without_directories_to_mount_on_gets_them(context: &Context) -> Result<()> {
+    const MISSING: [&str; 3] = ["dev", "proc", "sys"];
+    let look =
+        "ls -d /dev/null /dev/pts /proc/self /sys/kernel; ls /; echo > /dev/null && echo yes";
+    for read_only in [false, true] {
+        let mut said = Vec::new();
+        for runtime in ["runc", "kata-like"] {
+            let bundle = Bundle::new(context, &[])?;
+            let root = bundle.0.join("rootfs");
+            for name in MISSING {
+                let _ = fs::remove_dir_all(root.join(name));
+            }
+            let mut config = config(&["sh", "-c", look]);
+            config["root"]["readonly"] = read_only.into();
+            bundle.write_config(&config)?;
+            let output = match runtime {
+                "kata-like" => bundle.run()?,
+                runtime => bundle.run_on_the_host(runtime)?,
+            };
+            said.push(output.expect_code(0)?.text());
+            ensure!(MISSING.iter().all(|name| root.join(name).is_dir()), "{runtime}");
+        }
+        ensure!(said[0] == said[1] && said[0].ends_with("yes"), "{said:?}");
+    }
+    Ok(())
 }
 
 /// Looks for a directory and a file that are mounted there.
