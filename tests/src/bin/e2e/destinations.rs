@@ -65,6 +65,12 @@ fn a_root_without_directories_to_mount_on_gets_them(context: &Context) -> Result
             }
             let mut config = config(&["sh", "-c", look]);
             config["root"]["readonly"] = read_only.into();
+            config["mounts"] = json!([
+                {"destination": "/proc", "type": "proc", "source": "proc"},
+                {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["mode=755"]},
+                {"destination": "/dev/pts", "type": "devpts", "source": "devpts", "options": ["newinstance"]},
+                {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["ro"]},
+            ]);
             bundle.write_config(&config)?;
             let output = match runtime {
                 "kata-like" => bundle.run()?,
