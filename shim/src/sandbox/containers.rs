@@ -57,11 +57,11 @@ impl Sandbox {
             let id = new.id.clone();
             let made = Box::pin(sandbox.make(new, &called_off)).await;
             if made.is_err() {
-                sandbox.table().release(&id);
                 sandbox.detach_disks(&id).await;
-                sandbox.forget_limits(&id);
-                sandbox.forget_oom_score(&id);
+                sandbox.forget(&id);
                 sandbox.give_back(&id, None).await;
+                // Last: what is forgotten shall not be the next one's of this id.
+                sandbox.table().release(&id);
             }
             made
         });
@@ -299,9 +299,7 @@ impl Sandbox {
             tracing::warn!("delete container {id} in the guest: {}", error.chain());
         }
         self.detach_disks(id).await;
-        self.forget_limits(id);
-        self.forget_oom_score(id);
-        self.0.resolver.take(id);
+        self.forget(id);
         let hooks = self.table().hooks(id);
         let undo = self.table().take_undo(id);
         if let Some(undo) = undo {

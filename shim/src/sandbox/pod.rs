@@ -31,9 +31,11 @@ impl Sandbox {
         self.pod().created_with.get(id).cloned().unwrap_or_default()
     }
 
-    /// Forgets a container.
-    pub(super) fn forget_limits(&self, id: &str) {
+    /// Forgets all that is remembered of a container beside the table.
+    pub(super) fn forget(&self, id: &str) {
         self.pod().created_with.remove(id);
+        self.forget_oom_score(id);
+        self.0.resolver.take(id);
     }
 
     /// Makes the guest the pod that was told of at the launch.
