@@ -23,11 +23,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use std::{fs, io};
 
+mod scope;
+
 /// The cgroup of the file server, below its sandbox's.
 const FILE_SERVER: &str = "file-server";
-
-/// How long systemd may take to move a process.
-const SYSTEMD_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Where a sandbox's processes go.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -104,6 +103,9 @@ impl Default for Bandwidth {
 pub struct Made {
     /// Absolute, on the host.
     pub directory: PathBuf,
+    /// The scope of systemd's that it is.
+    #[serde(default)]
+    pub scope: Option<String>,
 }
 
 /// The attribute of a cgroup that was made so that sandboxes' could be below it: the last of them removes it.
@@ -114,13 +116,16 @@ impl Made {
     /// that it isn't there is no error. Blocks, for half a second where somebody does not leave.
     ///
     /// # Errors
-    /// The system's answer, as when somebody else's process or cgroup is in it.
+    /// The system's or systemd's answer, as when somebody else's process or cgroup is in it.
     pub fn remove(&self) -> io::Result<()> {
         for directory in [&self.directory.join(FILE_SERVER), &self.directory] {
             match remove_when_left(directory) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}
             }
+        }
+        if let Some(scope) = &self.scope {
+            scope::end(scope)?;
         }
         // The first that somebody uses keeps the rest.
         let mut above = marked_above(&self.directory);
@@ -200,16 +205,17 @@ impl Cgroup {
             return Ok(None);
         }
         let before = own().map_err(Error::system("find this process's cgroup"))?;
-        let (manager, directory, is_new) = match placement {
+        let (manager, directory, is_new, scope) = match placement {
             Placement::Path(path) => {
                 let path = below_root(path, &before);
                 let directory = root.join(path.strip_prefix("/").unwrap_or(&path));
                 let is_new = make_directory(root, &directory)?;
                 let manager = Manager::new(root.into(), path).map_err(failed(&directory))?;
-                (manager.any(), directory, is_new)
+                (manager.any(), directory, is_new, None)
             }
             Placement::Scope(scope) => {
-                (scope_around_this(scope, id)?.any(), own_directory()?, true)
+                let manager = scope::around_this(scope, id)?.any();
+                (manager, own_directory()?, true, Some(scope.clone()))
             }
         };
         let this = Mutex::new(match placement {
@@ -217,7 +223,8 @@ impl Cgroup {
             Placement::Scope(_) => This::Inside,
         });
         let below = directory.join(FILE_SERVER);
-        let made = Made { directory: if is_new { directory.clone() } else { below.clone() } };
+        let made =
+            Made { directory: if is_new { directory.clone() } else { below.clone() }, scope };
         let cgroup = Self { manager, directory, before, this, made };
         match without_devices(&below) {
             Ok(()) => Ok(Some(cgroup)),
@@ -328,22 +335,6 @@ fn make_directory(root: &Path, directory: &Path) -> Result<bool> {
     hand_down(root, directory);
     mark(&above);
     Ok(is_new)
-}
-
-/// A scope of systemd's with this process in it.
-fn scope_around_this(scope: &str, id: &str) -> Result<systemd::manager::Manager> {
-    let refused =
-        |what: &str| Error::FailedPrecondition(format!("linux.cgroupsPath: {scope}: {what}"));
-    if !systemd::booted() {
-        return Err(refused("systemd is not running on this host"));
-    }
-    let root = DEFAULT_CGROUP_ROOT.into();
-    let manager =
-        systemd::manager::Manager::new(root, scope.into(), id.to_owned(), true, SYSTEMD_PATIENCE);
-    let manager = manager.map_err(|e| refused(&e.to_string()))?;
-    let this = nix_of_libcgroups::unistd::getpid();
-    manager.add_task(this).map_err(|e| refused(&e.to_string()))?;
-    Ok(manager)
 }
 
 /// Moves this process to a cgroup, given below the root.

@@ -265,7 +265,7 @@ mod tests {
         let mut child = std::process::Command::new("sleep").arg("100").spawn().unwrap();
         let helper = ProcessId::of(child.id() as i32).unwrap();
         let owner = ProcessId { pid: 1, start: 1 };
-        let cgroup = Some(Made { directory: dir.path().join("cgroup") });
+        let cgroup = Some(Made { directory: dir.path().join("cgroup"), scope: None });
         std::fs::create_dir(dir.path().join("cgroup")).unwrap();
         let (uid, network) = (None, None);
         let state = SandboxState { owner, helpers: vec![helper], cgroup, uid, network };
@@ -315,7 +315,7 @@ mod tests {
         let [owner, vmm, file_server] = [1, 2, 3].map(|pid| ProcessId { pid, start: 1 });
         let directory = dir.path().join("cgroup");
         std::fs::create_dir(&directory).unwrap();
-        let cgroup = Some(Made { directory: directory.clone() });
+        let cgroup = Some(Made { directory: directory.clone(), scope: None });
         let (uid, network) = (Some(7), None);
         let helpers = vec![vmm, file_server];
         let state = SandboxState { owner, helpers, cgroup, uid, network };

@@ -84,13 +84,13 @@ fn shares_and_weights_lead_to_each_other() {
 #[test]
 fn what_was_made_is_removed_with_the_last_below_it_and_nothing_of_others() {
     let dir = tempfile::tempdir().unwrap();
-    let made = Made { directory: dir.path().join("a/b/c1") };
+    let made = Made { directory: dir.path().join("a/b/c1"), scope: None };
     let above = missing(&made.directory);
     assert_eq!(above[1..], [dir.path().join("a/b"), dir.path().join("a")]);
     made.remove().unwrap();
     fs::create_dir_all(&made.directory).unwrap();
     mark(&above[1..]);
-    let second = Made { directory: dir.path().join("a/b/c2") };
+    let second = Made { directory: dir.path().join("a/b/c2"), scope: None };
     assert_eq!(missing(&second.directory).len(), 1);
     fs::create_dir(&second.directory).unwrap();
     let marked: Vec<_> = marked_above(&second.directory).collect();

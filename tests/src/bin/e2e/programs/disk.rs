@@ -51,7 +51,7 @@ fn mount(mount: &mut Command) -> Result<()> {
 }
 
 /// The last arguments of `mount`: the disk that the lab was given, or on a host's kernel its file.
-fn disk() -> Result<Vec<String>> {
+pub fn disk() -> Result<Vec<String>> {
     let file = "/run/lab/host/programs.img";
     if fs::exists(file)? {
         return Ok(vec!["-o".into(), "loop".into(), file.into()]);

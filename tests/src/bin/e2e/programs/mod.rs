@@ -1,6 +1,7 @@
 //! Real programs of a Debian, each on runc and on ours in turn: what they say and how they end is the same.
 
 mod disk;
+mod host;
 mod systemd;
 
 use crate::bundle::Bundle;
@@ -8,6 +9,7 @@ use crate::command::Running;
 use crate::context::Context;
 use anyhow::{Context as _, Result, bail};
 use disk::Root;
+use host::sandboxes_are_scopes_where_systemd_is_the_first_process;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 use systemd::systemd_is_the_first_process;
@@ -19,7 +21,8 @@ crate::cases!(
     gcc_makes_a_program_that_runs,
     sudo_gives_and_takes_rights,
     ping_reaches_localhost,
-    runc_runs_in_a_privileged_container;
+    runc_runs_in_a_privileged_container,
+    sandboxes_are_scopes_where_systemd_is_the_first_process;
     crate::Scope::Long;
     git_commits_and_finds_nothing_wrong,
     postgresql_recovers_from_being_killed,
