@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::host::mount_options::MountOptions;
 use crate::host::paths::SandboxPaths;
 use crate::host::undo::Undo;
-use crate::oci::plan::{Bind, Owners, RootfsMount};
+use crate::oci::plan::{Bind, Follows, Owners, RootfsMount};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::chdir;
@@ -140,7 +140,7 @@ fn mapped(source: &Path, owners: &Owners) -> Bind {
         read_only: false,
         read_only_below: false,
         recursive: false,
-        private: false,
+        follows: Follows::All,
         owners: Some(owners.clone()),
     }
 }

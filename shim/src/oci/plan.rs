@@ -29,7 +29,7 @@ use crate::oci::lost::lost;
 use crate::oci::pod::Part;
 use crate::settings::Settings;
 use binds::Binds;
-pub use binds::{Bind, Owners};
+pub use binds::{Bind, Follows, Owners};
 use disks::{Disks, Host};
 use oci_spec::runtime::{
     Hooks, HooksBuilder, Linux, LinuxDevice, LinuxDeviceType, LinuxIdMapping, LinuxNamespace,

@@ -2,7 +2,7 @@
 //! devices, whatever is asked: who gets hold of the file server shall not open one.
 
 use crate::error::{Error, Result};
-use crate::oci::plan::{Bind, Owners};
+use crate::oci::plan::{Bind, Follows, Owners};
 use libc::mount_attr;
 use nix::mount::MsFlags;
 use nix::sys::signal::{Signal, kill};
@@ -32,8 +32,10 @@ pub fn mount(bind: &Bind, target: &Path) -> Result<()> {
         if let Some(owners) = &bind.owners {
             tree.map(owners, bind.recursive)?;
         }
-        if bind.private {
-            tree.no_longer_follow(bind.recursive)?;
+        match bind.follows {
+            Follows::All => {}
+            Follows::Below => tree.no_longer_follow(false)?,
+            Follows::Nothing => tree.no_longer_follow(bind.recursive)?,
         }
         tree.attach(target)
     };

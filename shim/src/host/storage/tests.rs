@@ -52,7 +52,7 @@ fn a_container_shows_its_root_and_binds_and_leaves_nothing() {
                 read_only: true,
                 read_only_below: false,
                 recursive: true,
-                private: false,
+                follows: Follows::All,
                 owners: None,
             },
             Bind {
@@ -60,7 +60,7 @@ fn a_container_shows_its_root_and_binds_and_leaves_nothing() {
                 read_only: false,
                 read_only_below: false,
                 recursive: false,
-                private: false,
+                follows: Follows::All,
                 owners: None,
             },
         ];
@@ -94,7 +94,7 @@ fn a_read_only_bind_is_so_all_the_way_down_and_owners_are_mapped() {
             read_only: true,
             read_only_below: true,
             recursive: true,
-            private: false,
+            follows: Follows::All,
             owners: Some(owners),
         };
         let target = dir.path().join("target");
@@ -117,32 +117,36 @@ fn a_read_only_bind_is_so_all_the_way_down_and_owners_are_mapped() {
 fn a_bind_follows_what_the_host_mounts_later_unless_it_is_private() {
     in_own_namespace(|| {
         let dir = tempfile::tempdir().unwrap();
-        let [source, follows, keeps] =
-            ["source", "follows", "keeps"].map(|name| dir.path().join(name));
-        for dir in [&source, &follows, &keeps] {
-            fs::create_dir(dir).unwrap();
-        }
         let on = |target: &Path| {
+            fs::create_dir(target).unwrap();
             mount(Some("t"), target, Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
+            mount(None::<&str>, target, None::<&str>, MsFlags::MS_SHARED, None::<&str>).unwrap();
         };
+        let source = dir.path().join("source");
         on(&source);
-        mount(None::<&str>, &source, None::<&str>, MsFlags::MS_SHARED, None::<&str>).unwrap();
-        let below = source.join("below");
-        fs::create_dir(&below).unwrap();
-        let bind = Bind {
-            source: source.clone(),
-            read_only: false,
-            read_only_below: false,
-            recursive: true,
-            private: false,
-            owners: None,
-        };
-        bind::mount(&bind, &follows).unwrap();
-        bind::mount(&Bind { private: true, ..bind }, &keeps).unwrap();
-        on(&below);
-        fs::write(below.join("file"), "x").unwrap();
-        assert!(follows.join("below/file").exists());
-        assert!(!keeps.join("below/file").exists());
+        on(&source.join("below"));
+        let all = [Follows::All, Follows::Below, Follows::Nothing].map(|follows| {
+            let target = dir.path().join(format!("{follows:?}"));
+            fs::create_dir(&target).unwrap();
+            let bind = Bind {
+                source: source.clone(),
+                read_only: false,
+                read_only_below: false,
+                recursive: true,
+                follows,
+                owners: None,
+            };
+            bind::mount(&bind, &target).unwrap();
+            target
+        });
+        for later in ["later", "below/later"] {
+            on(&source.join(later));
+            fs::write(source.join(later).join("file"), "x").unwrap();
+        }
+        let seen = all.map(|target| {
+            ["later/file", "below/later/file"].map(|file| target.join(file).exists())
+        });
+        assert_eq!(seen, [[true, true], [false, true], [false, false]]);
     });
 }
 

@@ -28,10 +28,21 @@ pub struct Bind {
     pub read_only_below: bool,
     /// With the mounts below it.
     pub recursive: bool,
-    /// What the host mounts below it later is not seen.
-    pub private: bool,
+    /// Whose later mounts of the host's are seen.
+    pub follows: Follows,
     /// Whose the files are for the guest, where that is not as on the disk.
     pub owners: Option<Owners>,
+}
+
+/// What of the host's later mounts a bind shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Follows {
+    /// All below its source.
+    All,
+    /// Those on mounts that were below its source when it was made, but none on its source's own mount.
+    Below,
+    /// None.
+    Nothing,
 }
 
 /// An id-mapped mount: `container_id` is the owner's id on the disk, `host_id` that in the guest.
@@ -119,9 +130,9 @@ impl Binds {
                 options.retain(|option| option != "ro");
             }
         }
-        let private = is_private(mount);
+        let follows = follows(mount);
         mount.set_source(Some(guest_paths::bind(&self.id, self.all.len())));
-        self.all.push(Bind { source, read_only, read_only_below, recursive, private, owners });
+        self.all.push(Bind { source, read_only, read_only_below, recursive, follows, owners });
         Ok(())
     }
 
@@ -134,14 +145,16 @@ impl Binds {
     }
 }
 
-/// Of several kinds of propagation the last counts. Without any a bind follows the host, as with runc.
-fn is_private(mount: &Mount) -> bool {
-    let mut options = mount.options().iter().flatten().rev();
-    let kind = options.find(|o| PROPAGATION.contains(&o.trim_start_matches('r')));
-    kind.is_some_and(|kind| !kind.ends_with("slave"))
+/// As with runc, which sets each kind in turn: what is private once follows nobody any more. Without any a bind follows
+/// the host.
+fn follows(mount: &Mount) -> Follows {
+    let has = |kinds: [&str; 2]| mount.options().iter().flatten().any(|o| kinds.contains(&&**o));
+    match (has(["rprivate", "runbindable"]), has(["private", "unbindable"])) {
+        (true, _) => Follows::Nothing,
+        (false, true) => Follows::Below,
+        (false, false) => Follows::All,
+    }
 }
-
-const PROPAGATION: [&str; 3] = ["private", "slave", "unbindable"];
 
 /// # Errors
 /// [`Error::Unimplemented`]: what a container mounts is known to the guest's kernel alone.

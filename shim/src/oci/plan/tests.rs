@@ -310,7 +310,7 @@ fn bind_mounts_are_numbered_and_other_mounts_untouched() {
         read_only,
         read_only_below: false,
         recursive,
-        private: false,
+        follows: Follows::All,
         owners: None,
     };
     assert_eq!(plan.binds, [bind("/srv/data", false, true), bind("/etc/hosts", true, false)]);
@@ -343,16 +343,24 @@ fn a_bind_is_read_only_below_only_where_it_is_asked_for() {
 }
 
 #[test]
-fn the_last_kind_of_propagation_says_whether_a_bind_follows_the_host() {
-    let private = |options: &[&str]| {
+fn each_kind_of_propagation_says_whether_a_bind_follows_the_host() {
+    let follows = |options: &[&str]| {
         let mount =
             json!({"destination": "/d", "type": "bind", "source": "/srv", "options": options});
-        container("c1", spec(|v| v["mounts"] = json!([mount]))).unwrap().binds[0].private
+        container("c1", spec(|v| v["mounts"] = json!([mount]))).unwrap().binds[0].follows
     };
-    assert!(!private(&["rbind"]));
-    assert!(!private(&["rbind", "rslave"]) && !private(&["rbind", "rprivate", "slave", "ro"]));
-    assert!(private(&["rbind", "rprivate"]) && private(&["bind", "slave", "private"]));
-    assert!(private(&["rbind", "runbindable"]));
+    for (options, expected) in [
+        (&["rbind"][..], Follows::All),
+        (&["rbind", "rslave"], Follows::All),
+        (&["rbind", "rprivate", "slave", "ro"], Follows::Nothing),
+        (&["rbind", "private", "rslave"], Follows::Below),
+        (&["bind", "slave", "private"], Follows::Below),
+        (&["rbind", "unbindable"], Follows::Below),
+        (&["rbind", "rslave", "rprivate"], Follows::Nothing),
+        (&["rbind", "runbindable"], Follows::Nothing),
+    ] {
+        assert_eq!(follows(options), expected, "{options:?}");
+    }
 }
 
 #[test]

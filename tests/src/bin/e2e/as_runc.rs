@@ -4,6 +4,7 @@ use crate::bundle::{Background, Bundle, config};
 use crate::command::{Output, Running};
 use crate::context::Context;
 use anyhow::{Result, bail};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,6 +14,7 @@ crate::cases!(
     an_exec_behaves_as_runcs,
     hooks_run_when_they_should,
     poststop_hooks_run_when_a_create_fails,
+    binds_follow_the_hosts_later_mounts_where_they_say_so,
 );
 
 const OURS: &str = "/usr/bin/kata-like";
@@ -181,6 +183,65 @@ fn poststop_hooks_run_when_a_create_fails(context: &Context) -> Result<()> {
     let of_both = [r#"prestart "creating""#, r#"poststop "stopped""#];
     if expected != of_both || ours != of_both {
         bail!("of runc's {expected:?} have run, of ours {ours:?}");
+    }
+    Ok(())
+}
+
+/// A file system in memory, shared, with a file; gone when dropped.
+struct Memory(PathBuf);
+
+impl Memory {
+    fn mount(at: PathBuf) -> Result<Self> {
+        fs::create_dir(&at)?;
+        mount(Some("tmpfs"), &at, Some("tmpfs"), MsFlags::empty(), None::<&str>)?;
+        let memory = Self(at);
+        mount(None::<&str>, &memory.0, None::<&str>, MsFlags::MS_SHARED, None::<&str>)?;
+        fs::write(memory.0.join("file"), "")?;
+        Ok(memory)
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        let _ = umount2(&self.0, MntFlags::MNT_DETACH);
+        let _ = fs::remove_dir(&self.0);
+    }
+}
+
+fn binds_follow_the_hosts_later_mounts_where_they_say_so(context: &Context) -> Result<()> {
+    let binds: [&[&str]; 8] = [
+        &["rbind"],
+        &["rbind", "rslave"],
+        &["rbind", "private"],
+        &["rbind", "rprivate"],
+        &["rbind", "rprivate", "slave"],
+        &["rbind", "slave", "private"],
+        &["bind"],
+        &["bind", "private"],
+    ];
+    let script = "for bind in 0 1 2 3 4 5 6 7; do cd /$bind
+        for at in . below later below/later; do test -e $at/file && echo -n \"$at \"; done; echo; done";
+    let mut said = Vec::new();
+    for runtime in [RUNCS, OURS] {
+        let source = Memory::mount(PathBuf::from(format!("/var/tmp/{}", context.fresh_id())))?;
+        let _below = Memory::mount(source.0.join("below"))?;
+        let bundle = Bundle::new(context, &[])?;
+        let mut spec = config(&["sleep", "1000000"]);
+        let mounts = binds.iter().enumerate().map(|(number, options)| {
+            json!({"destination": format!("/{number}"), "type": "bind", "source": source.0, "options": options})
+        });
+        if let Some(all) = spec["mounts"].as_array_mut() {
+            all.extend(mounts);
+        }
+        bundle.write_config(&spec)?;
+        let container = Background::run(context, runtime, &bundle)?;
+        let _later = Memory::mount(source.0.join("later"))?;
+        let _later_below = Memory::mount(source.0.join("below/later"))?;
+        let look = container.say("exec", &["sh", "-c", script])?.expect_code(0)?;
+        said.push(look.text());
+    }
+    if said[0] != said[1] {
+        bail!("runc's: {:?}\nours: {:?}", said[0], said[1]);
     }
     Ok(())
 }
