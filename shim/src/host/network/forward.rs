@@ -4,8 +4,9 @@
 use super::error::NetworkError;
 use super::namespace::Namespace;
 use super::sk_lookup;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with, sockopt};
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 
 /// One that hears all connections to 127.0.0.1, or to ::1, in a network namespace, whatever their port.
@@ -17,13 +18,13 @@ pub struct Localhost {
     pub link: OwnedFd,
 }
 
-/// Listens in `namespace`, which may have no IPv6. Other addresses of 127.0.0.0/8 are left to those who use them, an
+/// Listens in `namespace`, which may have no IPv6, and whose loopback may be down. Other addresses of 127.0.0.0/8 are left to those who use them, an
 /// engine's resolver for one. Blocks.
 ///
 /// # Errors
 /// The system's; a kernel before 5.9 can't.
 pub fn listen(namespace: &Namespace) -> Result<Vec<Localhost>, NetworkError> {
-    let bind = |address: IpAddr| namespace.within(|| TcpListener::bind((address, 0)));
+    let bind = |address: IpAddr| namespace.within(|| bind(address));
     let listener = bind(Ipv4Addr::LOCALHOST.into())?.map_err(NetworkError::Localhost)?;
     let mut all = vec![(listener, Ipv4Addr::LOCALHOST.into())];
     if let Ok(listener) = bind(Ipv6Addr::LOCALHOST.into())? {
@@ -38,11 +39,35 @@ pub fn listen(namespace: &Namespace) -> Result<Vec<Localhost>, NetworkError> {
     all.map_err(NetworkError::Localhost)
 }
 
+/// Listens at an address, which need not be there yet: whoever made the namespace may bring its loopback up later.
+fn bind(address: IpAddr) -> io::Result<TcpListener> {
+    let flags = SocketFlags::CLOEXEC;
+    let any_port = SocketAddr::new(address, 0);
+    let socket = match address {
+        IpAddr::V4(_) => {
+            let socket = socket_with(AddressFamily::INET, SocketType::STREAM, flags, None)?;
+            sockopt::set_ip_freebind(&socket, true)?;
+            socket
+        }
+        IpAddr::V6(_) => {
+            let socket = socket_with(AddressFamily::INET6, SocketType::STREAM, flags, None)?;
+            sockopt::set_ipv6_freebind(&socket, true)?;
+            socket
+        }
+    };
+    rustix::net::bind(&socket, &any_port)?;
+    rustix::net::listen(&socket, BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// As the standard library's.
+const BACKLOG: i32 = 128;
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::host::network::testing::Space;
-    use std::net::{SocketAddr, TcpStream};
+    use std::net::TcpStream;
     use std::time::{Duration, Instant};
 
     fn accepted(listener: &TcpListener) -> TcpStream {
@@ -52,6 +77,19 @@ mod tests {
                 Ok((stream, _)) => return stream,
                 Err(error) => assert!(Instant::now() < end, "{error}"),
             }
+        }
+    }
+
+    #[test]
+    fn a_loopback_that_comes_up_later_is_heard() {
+        let space = Space::new();
+        let all = listen(space.namespace()).unwrap();
+        assert_eq!(all.len(), 2, "IPv4 and IPv6");
+        space.loopback_up();
+        for Localhost { listener, .. } in &all {
+            let meant = SocketAddr::new(listener.local_addr().unwrap().ip(), 80);
+            let _asking = space.within(|_| TcpStream::connect(meant)).unwrap();
+            assert_eq!(accepted(listener).local_addr().unwrap(), meant);
         }
     }
 
