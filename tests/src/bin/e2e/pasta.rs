@@ -8,8 +8,11 @@ use anyhow::{Context as _, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
+use std::fs::{self, Permissions};
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream, UdpSocket};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
@@ -191,6 +194,23 @@ fn no_network_and_what_can_not_be(context: &Context) -> Result<()> {
         (&["-p", "192.0.2.99:18080:80"], "192.0.2.99"),
     ] {
         command::output(run(args).args([image(), "true"]))?.expect_error(&[words])?;
+    }
+    // One that fails: who asked for no network gets none, and is told.
+    let directory = PathBuf::from(format!("/tmp/{}", context.fresh_id()));
+    fs::create_dir(&directory)?;
+    let pasta = directory.join("pasta");
+    fs::write(&pasta, "#!/bin/sh\necho no tun here >&2; exit 1\n")?;
+    fs::set_permissions(&pasta, Permissions::from_mode(0o755))?;
+    let failing = |args: &[&str]| {
+        let path = format!("{}:/usr/sbin:/usr/bin", directory.display());
+        command::output(run(args).args([image()]).args(look).env("PATH", path))
+    };
+    let (without, with) = (failing(&[]), failing(&["--net", "pasta"]));
+    fs::remove_dir_all(&directory)?;
+    let without = without?.expect_code(0)?.expect_stderr_of("no tun here; --net none says")?;
+    with?.expect_error(&["the network could not be made: pasta: no tun here"])?;
+    if without != "lo" {
+        bail!("with a pasta that fails there are {without:?}");
     }
     no_pasta_stays()
 }

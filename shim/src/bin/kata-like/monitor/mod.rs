@@ -123,7 +123,7 @@ async fn make(sandbox: &Sandbox, reservation: &Reservation, birth: Birth) -> Res
     let raw = if tty { RawTerminal::enter(Output::Raw)? } else { None };
     create(sandbox, reservation, (&spec, bundle), own_stdio(true, tty)?, false).await?;
     let pasta = match network {
-        Some(network) => Some(network.fill(sandbox, reservation.home()).await?),
+        Some(network) => network.fill(sandbox, reservation.home()).await?,
         None => None,
     };
     if start {

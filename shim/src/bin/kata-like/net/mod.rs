@@ -38,6 +38,8 @@ enum Mode {
 #[derive(Debug, Clone)]
 pub(crate) struct Network {
     program: PathBuf,
+    /// By name: a container of an image has it otherwise as well, but does without where it can't be had.
+    asked: bool,
     published: Vec<Published>,
 }
 
@@ -62,7 +64,9 @@ impl NetworkOptions {
             }
             (Some(Mode::None), _) => Ok(None),
             _ if !asked && !image => Ok(None),
-            (_, Some(program)) => Ok(Some(Network { program, published: self.publish.clone() })),
+            (_, Some(program)) => {
+                Ok(Some(Network { program, asked, published: self.publish.clone() }))
+            }
             (_, None) if asked => {
                 bail!(
                     "a network needs the program pasta, which is not installed: it is in the package passt"
@@ -105,12 +109,25 @@ impl Network {
         Ok(())
     }
 
-    /// Fills the network namespace of a container's machine, before the container is started.
+    /// Fills the network namespace of a container's machine, before the container is started. A network that nobody asked
+    /// for may be missing.
     ///
     /// # Errors
     /// pasta says why.
-    pub(crate) async fn fill(&self, sandbox: &Sandbox, home: &Home) -> Result<Pasta> {
-        Pasta::start(&self.program, &self.published, sandbox.pid(), home).await
+    pub(crate) async fn fill(&self, sandbox: &Sandbox, home: &Home) -> Result<Option<Pasta>> {
+        self.may_fail(Pasta::start(&self.program, &self.published, sandbox.pid(), home).await)
+    }
+
+    fn may_fail<T>(&self, made: Result<T>) -> Result<Option<T>> {
+        match made {
+            Err(error) if !self.asked => {
+                tracing::warn!(
+                    "the container has no network: {error:#}; --net none says that it needs none"
+                );
+                Ok(None)
+            }
+            made => made.map(Some),
+        }
     }
 }
 
@@ -159,6 +176,19 @@ mod tests {
         let error = decided(&["--net=none", "-p", "1:1"], true, true).unwrap_err().to_string();
         assert!(error.contains("--net none"), "{error}");
         assert!(decided(&["--net", "host"], true, true).is_err());
+    }
+
+    #[test]
+    fn a_network_that_nobody_asked_for_may_fail() {
+        let outcome = |words: &[&str]| {
+            let options: NetworkOptions = parsed(words).unwrap();
+            let network = options.decide_with(true, Some("/usr/bin/pasta".into()));
+            network.unwrap().unwrap().may_fail::<()>(Err(anyhow::anyhow!("no tun")))
+        };
+        assert!(outcome(&[]).unwrap().is_none());
+        for words in [&["--net", "pasta"][..], &["-p", "8080:80"]] {
+            assert_eq!(outcome(words).unwrap_err().to_string(), "no tun");
+        }
     }
 
     #[test]

@@ -42,10 +42,10 @@ pub(super) async fn run(
         }
         monitor::create(sandbox, reservation, (&spec, bundle), stdio, !keep).await?;
         let filled = match &network {
-            Some(network) => Some(network.fill(sandbox, reservation.home()).await),
-            None => None,
+            Some(network) => network.fill(sandbox, reservation.home()).await,
+            None => Ok(None),
         };
-        Ok::<_, anyhow::Error>((tty, filled.transpose()))
+        Ok::<_, anyhow::Error>((tty, filled))
     };
     let made = tokio::select! {
         made = made => Ok(made?),
