@@ -1,4 +1,5 @@
-//! What a sandbox takes of its host beside what its containers' own figures tell: its three processes.
+//! What a sandbox takes of its host beside what its containers' own figures tell: its three processes,
+//! and those that stand for containers.
 //!
 //! A container's figures are those of its cgroup in the guest. All of that is spent by the VMM as well, which runs the
 //! guest and holds its memory, so the two are told apart and must not be added.
@@ -7,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::host::persist::ProcessId;
 use procfs::process::Process;
 use std::io;
+use std::iter::Sum;
 use std::time::Duration;
 
 /// What one process has used, and holds.
@@ -33,25 +35,30 @@ pub struct Overhead {
     pub vmm: Usage,
     /// The file server.
     pub file_server: Usage,
+    /// Those that stand for containers of a pod, together.
+    pub stand_ins: Usage,
+    /// How many processes all of these are.
+    pub processes: u64,
 }
 
 impl Overhead {
     /// What the processes take together.
     pub fn total(&self) -> Usage {
-        [self.owner, self.vmm, self.file_server].into_iter().fold(Usage::default(), |sum, one| {
-            Usage {
-                user: sum.user + one.user,
-                kernel: sum.kernel + one.kernel,
-                guest: sum.guest + one.guest,
-                memory: sum.memory + one.memory,
-                guest_memory: sum.guest_memory + one.guest_memory,
-            }
-        })
+        [self.owner, self.vmm, self.file_server, self.stand_ins].into_iter().sum()
     }
 }
 
-/// How many processes there are in an [`Overhead`].
-pub const PROCESSES: u64 = 3;
+impl Sum for Usage {
+    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
+        all.fold(Self::default(), |sum, one| Self {
+            user: sum.user + one.user,
+            kernel: sum.kernel + one.kernel,
+            guest: sum.guest + one.guest,
+            memory: sum.memory + one.memory,
+            guest_memory: sum.guest_memory + one.guest_memory,
+        })
+    }
+}
 
 /// Reads the figures of a process.
 ///
@@ -107,7 +114,13 @@ mod tests {
     #[test]
     fn the_total_is_of_all_processes() {
         let usage = |n: u64| Usage { memory: n, guest_memory: n << 8, ..Usage::default() };
-        let overhead = Overhead { owner: usage(1), vmm: usage(2), file_server: usage(4) };
-        assert_eq!(overhead.total(), usage(7));
+        let overhead = Overhead {
+            owner: usage(1),
+            vmm: usage(2),
+            file_server: usage(4),
+            stand_ins: usage(8),
+            processes: 5,
+        };
+        assert_eq!(overhead.total(), usage(15));
     }
 }

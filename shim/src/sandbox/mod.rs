@@ -135,10 +135,13 @@ impl Sandbox {
     /// One of them has ended.
     pub fn overhead(&self) -> Result<Overhead> {
         let [vmm, file_server] = self.0.helpers;
+        let stand_ins = self.0.stand_ins.usage();
         Ok(Overhead {
             owner: overhead::of(ProcessId::own()?)?,
             vmm: overhead::of(vmm)?,
             file_server: overhead::of(file_server)?,
+            processes: 3 + stand_ins.len() as u64,
+            stand_ins: stand_ins.into_iter().sum(),
         })
     }
 

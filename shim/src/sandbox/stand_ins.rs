@@ -4,13 +4,16 @@
 //! Engines tell containers by pids of the host: `kubectl debug --target` names a container's PID namespace by
 //! `/proc/PID/ns/pid`, and `kill -9 PID` ends a container. A stand-in does nothing and has nothing: no descriptor, no
 //! privilege, an empty root (`bin/kata-like-stand-in.rs`). It is in the sandbox's cgroup and the pod's network
-//! namespace, ends with its container, and with it its container ends; the kernel kills it when this process ends.
+//! namespace, ends with its container, and with it its container ends; the kernel kills it when this process ends, so
+//! a clean-up after a crash need not know of it.
 //!
 //! A program of its own: a fork of this process would keep a copy of what this process changes.
 
 use super::Sandbox;
 use super::network::Network;
 use crate::error::{Error, Result};
+use crate::host::overhead::{self, Usage};
+use crate::host::persist::ProcessId;
 use crate::oci::plan::shared;
 use crate::oci::pod::Part;
 use crate::vm::{self, Child};
@@ -42,6 +45,13 @@ impl StandIns {
     /// The container that a process stands for.
     pub fn container(&self, pid: u32) -> Option<String> {
         self.living.borrow().get(&pid).cloned()
+    }
+
+    /// What each that has not ended uses of the host.
+    pub fn usage(&self) -> Vec<Usage> {
+        let pids: Vec<_> = self.living.borrow().keys().copied().collect();
+        let of = |pid: u32| overhead::of(ProcessId::of(pid.cast_signed()).ok()?).ok();
+        pids.into_iter().filter_map(of).collect()
     }
 
     /// Waits until there is none; gives whether that was within `patience`.

@@ -17,6 +17,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::ptr;
+use std::time::Duration;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::unix::pipe;
 
@@ -80,13 +81,25 @@ pub fn helper(
 /// Most that a stand-in's complaint is listened to, bytes.
 const MOST_WORDS: u64 = 1024;
 
+/// How long one may take to be ready, on a host that has more to do than it can.
+const STAND_IN_PATIENCE: Duration = Duration::from_secs(10);
+
 /// Starts `program` in the cgroup of the caller and in this network namespace (or the caller's), without waiting for
 /// it on the caller's thread; gives the process once it has closed its standard error, by which it says that it is
 /// ready. The thread must live as long as the sandbox, as with [`helper`].
 ///
 /// # Errors
-/// It can't be started, or has complained on its standard error.
+/// It can't be started, has complained on its standard error, or is not ready in time: then it is killed.
 pub async fn stand_in(
+    program: &Path,
+    arguments: &[&OsStr],
+    network: Option<OwnedFd>,
+) -> Result<Child> {
+    stand_in_within(STAND_IN_PATIENCE, program, arguments, network).await
+}
+
+async fn stand_in_within(
+    patience: Duration,
     program: &Path,
     arguments: &[&OsStr],
     network: Option<OwnedFd>,
@@ -104,7 +117,10 @@ pub async fn stand_in(
             complaint => Err(io::Error::other(complaint)),
         }
     };
-    started.await.map_err(Error::path("start", program))
+    let started = tokio::time::timeout(patience, started).await;
+    let started = started
+        .unwrap_or_else(|_| Err(io::Error::other(format!("it was not ready within {patience:?}"))));
+    started.map_err(Error::path("start", program))
 }
 
 /// What came by [`Born::failure`].
@@ -283,6 +299,18 @@ mod tests {
             !["PWD=", "_=", "SHLVL=", "OLDPWD="].iter().any(|own| line.starts_with(own))
         };
         assert_eq!(lines[7..].iter().filter(|line| shells_own(line)).count(), 0, "{said}");
+    }
+
+    #[tokio::test]
+    async fn a_stand_in_that_is_not_ready_in_time_is_killed() {
+        let dir = tempfile::tempdir().unwrap();
+        let pid = dir.path().join("pid");
+        let program = script(&dir, "echo $$ > \"$1\"; exec sleep 1000");
+        let late = Duration::from_millis(500);
+        let error = stand_in_within(late, &program, &[pid.as_ref()], None).await.unwrap_err();
+        assert!(error.chain().contains("not ready within 500ms"), "{}", error.chain());
+        let pid = std::fs::read_to_string(&pid).unwrap();
+        assert!(!Path::new("/proc").join(pid.trim()).exists());
     }
 
     #[tokio::test]

@@ -5,7 +5,7 @@ use crate::task::metrics;
 use containerd_shim_protos::sandbox_api::SandboxMetricsResponse;
 use protobuf::MessageField;
 use protocol::agent::ContainerStatsResponse;
-use sandbox::overhead::{self, Overhead};
+use sandbox::overhead::Overhead;
 use sandbox::{Result, Sandbox};
 use std::time::SystemTime;
 
@@ -30,10 +30,8 @@ fn in_the_kernels_words(overhead: &Overhead) -> ContainerStatsResponse {
     let user = (used.user + used.guest).as_micros() as u64;
     let kernel = used.kernel.as_micros() as u64;
     let cpu = [("usage_usec", user + kernel), ("user_usec", user), ("system_usec", kernel)];
-    let single = [
-        ("memory.current", used.memory + used.guest_memory),
-        ("pids.current", overhead::PROCESSES),
-    ];
+    let single =
+        [("memory.current", used.memory + used.guest_memory), ("pids.current", overhead.processes)];
     ContainerStatsResponse {
         cpu: table(&cpu),
         memory: table(&[("anon", used.memory), ("shmem", used.guest_memory)]),

@@ -208,8 +208,10 @@ fn target(context: &Context, handler: &str) -> Result<()> {
     // The processes are of the one container: with its first they end.
     kill(Pid::from_raw(pids[0]), Signal::SIGKILL)?;
     ensure!(first.ended()? == 137 && debug.ended()? == 137);
-    let late = pod.start(&["true"], &options);
-    ensure!(late.is_err(), "a container joined one that has ended");
+    match pod.start(&["true"], &options) {
+        Ok(_) => bail!("a container joined one that has ended"),
+        Err(error) => ensure!(format!("{error:#}").contains("is not running"), "{error:#}"),
+    }
     for pid in pids {
         ensure!(!Path::new(&format!("/proc/{pid}")).exists(), "{pid} is still there");
     }
