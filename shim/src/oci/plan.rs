@@ -149,8 +149,9 @@ pub fn container(
     let process = spec.process_mut().as_mut().ok_or_else(|| invalid("no process"))?;
     check_process(process, "config.json")?;
     policy::process(process)?;
+    let with_host = binds::are_with_host(&spec);
     let root = spec.root_mut().as_mut().ok_or_else(|| invalid("no root"))?;
-    let mut binds = Binds::new(id, root.path(), part);
+    let mut binds = Binds::new(id, root.path(), part, with_host);
     let mut disks = Disks::default();
     let on_disk = disks.take_root(id, &mut rootfs, host);
     root.set_path(on_disk.unwrap_or_else(|| guest_paths::rootfs(id)));

@@ -67,13 +67,15 @@ pub(super) struct Binds {
     /// The guest's memory in place of the host's.
     pub volumes: Vec<Volume>,
     part: Part,
+    /// Whether a shared mount of the container's is one of the host's as well.
+    with_host: bool,
 }
 
 impl Binds {
     /// None yet, of a container with this root on the host.
-    pub fn new(id: &str, root: &Path, part: Part) -> Self {
+    pub fn new(id: &str, root: &Path, part: Part, with_host: bool) -> Self {
         let (id, root) = (id.to_owned(), root.to_owned());
-        Self { id, root, all: Vec::new(), volumes: Vec::new(), part }
+        Self { id, root, all: Vec::new(), volumes: Vec::new(), part, with_host }
     }
 
     /// Makes a mount of the spec's one of the guest's.
@@ -112,7 +114,9 @@ impl Binds {
             mount.set_source(Some(guest_paths::rootfs(&self.id).join(below)));
             return Ok(());
         }
-        check_propagation(mount)?;
+        if self.with_host {
+            check_propagation(mount)?;
+        }
         let of_host = host.mount_of(&source);
         inherit(mount.options_mut().get_or_insert_default(), &of_host.options, mapped.is_some());
         let volume = shared::volume(self.part, mount, &source, host);
@@ -154,6 +158,13 @@ fn follows(mount: &Mount) -> Follows {
         (false, true) => Follows::Below,
         (false, false) => Follows::All,
     }
+}
+
+/// Whether the host sees what is mounted on a container's shared mounts: only below a root that is shared itself,
+/// which engines write beside such a mount. By default the root, with all below it, is a slave of the host's.
+pub(super) fn are_with_host(spec: &Spec) -> bool {
+    let root = spec.linux().as_ref().and_then(|linux| linux.rootfs_propagation().as_deref());
+    matches!(root, Some("shared" | "rshared"))
 }
 
 /// # Errors

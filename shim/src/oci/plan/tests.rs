@@ -675,16 +675,28 @@ fn where_a_pod_has_no_memory_of_the_hosts_its_containers_share_what_each_says_is
 
 #[test]
 fn a_mount_that_the_host_is_to_see_is_refused_by_name() {
-    let mount = |kind: &str, option: &str| {
-        let mount = json!({"destination": "/d", "type": kind, "source": "/home", "options": ["rbind", option]});
-        container("c1", spec(|v| v["mounts"] = json!([mount]))).map_err(|e| e.to_string())
+    let mount = |root: &str, kind: &str, option: &str| {
+        let mount =
+            json!({"destination": "/d", "type": kind, "source": "/home", "options": [option]});
+        let spec = spec(|v| {
+            v["mounts"] = json!([mount]);
+            v["linux"]["rootfsPropagation"] = json!(root);
+        });
+        container("c1", spec).map_err(|e| e.to_string())
     };
-    for option in ["shared", "rshared"] {
-        let error = mount("bind", option).unwrap_err();
-        assert!(error.contains(&format!("the mount on /d: {option}:")), "{error}");
+    for root in ["shared", "rshared"] {
+        for option in ["shared", "rshared"] {
+            let error = mount(root, "bind", option).unwrap_err();
+            assert!(error.contains(&format!("the mount on /d: {option}:")), "{error}");
+        }
+        mount(root, "bind", "rslave").unwrap();
+        mount(root, "tmpfs", "rshared").unwrap();
     }
-    mount("bind", "rslave").unwrap();
-    let inside =
-        json!([{"destination": "/t", "type": "tmpfs", "source": "tmpfs", "options": ["rshared"]}]);
-    container("c1", spec(|v| v["mounts"] = inside)).unwrap();
+    // The host sees nothing of these, on runc either; whatever else has them in the container does.
+    for root in ["", "rslave", "private"] {
+        let plan = mount(root, "bind", "shared").unwrap();
+        assert_eq!(plan.binds[0].follows, Follows::All);
+        let options = plan.spec.mounts().as_ref().unwrap()[0].options().clone().unwrap();
+        assert!(options.contains(&"shared".to_owned()), "{options:?}");
+    }
 }

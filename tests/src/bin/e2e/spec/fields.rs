@@ -293,6 +293,12 @@ const USERS: &[Field] = &[
         "grep /target /proc/self/mountinfo | grep -o unbindable",
         "unbindable",
     ),
+    field(
+        "/mounts/-",
+        r#"{"destination": "/shared", "type": "bind", "source": "BUNDLE/host", "options": ["bind", "shared"]}"#,
+        "grep ' /shared ' /proc/self/mountinfo | grep -o shared:",
+        "shared:",
+    ),
     field("/linux/resources/pids", r#"{"limit": -1}"#, "", "pids.max max"),
     field("/linux/resources/memory", r#"{"limit": -1}"#, "", "memory.max max"),
 ];
