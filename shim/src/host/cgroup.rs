@@ -187,6 +187,24 @@ pub struct Cgroup {
     this: Mutex<This>,
     /// The whole, or what is below one that was there.
     made: Made,
+    named: Mutex<Named>,
+}
+
+/// Which limits have been asked for: one that never was is left as somebody has set it in a cgroup that was there.
+#[derive(Debug, Clone, Copy, Default)]
+struct Named {
+    memory: bool,
+    cpu: bool,
+}
+
+impl Named {
+    /// With those that are asked for now.
+    fn and(self, limits: &Limits) -> Self {
+        Self {
+            memory: self.memory || limits.memory.is_some(),
+            cpu: self.cpu || limits.cpu != Bandwidth::default(),
+        }
+    }
 }
 
 impl Cgroup {
@@ -225,7 +243,8 @@ impl Cgroup {
         let below = directory.join(FILE_SERVER);
         let made =
             Made { directory: if is_new { directory.clone() } else { below.clone() }, scope };
-        let cgroup = Self { manager, directory, before, this, made };
+        let named = Mutex::default();
+        let cgroup = Self { manager, directory, before, this, made, named };
         match without_devices(&below) {
             Ok(()) => Ok(Some(cgroup)),
             Err(error) => {
@@ -272,9 +291,14 @@ impl Cgroup {
         let failed = |error: &dyn std::fmt::Display| {
             Error::FailedPrecondition(format!("limits of the sandbox's cgroup: {error}"))
         };
+        let named = {
+            let mut named = self.named.lock().unwrap_or_else(PoisonError::into_inner);
+            *named = named.and(limits);
+            *named
+        };
         let resources = match &self.manager {
             AnyCgroupManager::Systemd(_) => as_resources(limits),
-            _ => as_files(limits),
+            _ => as_files(limits, named),
         };
         let resources = resources.map_err(|e| failed(&e))?;
         let options = ControllerOpt {
@@ -436,13 +460,17 @@ fn check_unused(directory: &Path) -> Result<()> {
 }
 
 /// For the cgroup's files.
-fn as_files(limits: &Limits) -> Result<LinuxResources, oci_spec::OciSpecError> {
+fn as_files(limits: &Limits, named: Named) -> Result<LinuxResources, oci_spec::OciSpecError> {
     let mut files = HashMap::new();
     let mut set = |name: &str, value: String| drop(files.insert(name.to_owned(), value));
-    set("memory.max", limits.memory.map_or("max".into(), |bytes| bytes.to_string()));
+    if named.memory {
+        set("memory.max", limits.memory.map_or("max".into(), |bytes| bytes.to_string()));
+    }
     let Bandwidth { quota, period } = limits.cpu;
     let quota = quota.map_or("max".into(), |quota| quota.to_string());
-    set("cpu.max", format!("{quota} {period}"));
+    if named.cpu {
+        set("cpu.max", format!("{quota} {period}"));
+    }
     // One that is idle takes no weight.
     if let Some(weight) = limits.weight
         && limits.idle != Some(true)

@@ -50,6 +50,8 @@ fn limits_as_files_and_as_properties() {
         weight: Some(100),
         idle: Some(false),
     };
+    let named = Named::default().and(&limits);
+    let as_files = |limits: &Limits| as_files(limits, named);
     let files = as_files(&limits).unwrap().unified().clone().unwrap();
     let file = |name: &str| files[name].as_str();
     assert_eq!((file("memory.max"), file("cpu.max")), ("7340032", "50000 100000"));
@@ -70,6 +72,26 @@ fn limits_as_files_and_as_properties() {
         (Some(50_000), Some(100_000), Some(shares(100)))
     );
     assert_eq!(as_resources(&Limits::default()).unwrap().memory().unwrap().limit(), Some(-1));
+}
+
+#[test]
+fn a_limit_that_nobody_has_named_is_left_as_it_is() {
+    let set = |limits: &Limits, named: Named| -> Vec<String> {
+        let files = as_files(limits, named).unwrap().unified().clone().unwrap_or_default();
+        let mut files: Vec<_> =
+            files.into_iter().map(|(name, value)| name + "=" + &value).collect();
+        files.sort();
+        files
+    };
+    let none = Limits::default();
+    let named = Named::default().and(&none);
+    assert_eq!(set(&none, named), [""; 0]);
+    let of_period = Limits { cpu: Bandwidth { quota: None, period: 50_000 }, ..none };
+    assert_eq!(set(&of_period, named.and(&of_period)), ["cpu.max=max 50000"]);
+    let of_memory = Limits { memory: Some(4096), ..none };
+    let named = named.and(&of_memory);
+    assert_eq!(set(&of_memory, named), ["memory.max=4096"]);
+    assert_eq!(set(&none, named.and(&none)), ["memory.max=max"], "it was ours");
 }
 
 #[test]

@@ -134,6 +134,8 @@ fn the_command_line_does_as_runc(context: &Context) -> Result<()> {
     for there in [false, true] {
         if there {
             fs::create_dir_all(&directory)?;
+            hand_down(&directory)?;
+            fs::write(directory.join("cpu.max"), "250000 200000")?;
         }
         if let Err(said) = run(&bundle, &id)? {
             bail!("{said}");
@@ -142,6 +144,8 @@ fn the_command_line_does_as_runc(context: &Context) -> Result<()> {
         ensure!(of(pid_of("kata-like-vmm")?)? == directory, "the VMM is elsewhere");
         check_memory(&directory)?;
         ensure!(read(&directory, "pids.max")? == "max", "the container's limit is the guest's");
+        let most = read(&directory, "cpu.max")?;
+        ensure!(most == if there { "250000 200000" } else { "max 100000" }, "cpu.max is {most}");
         kata(&["update", "--cpu-quota", "75000", "--cpu-period", "50000", &id])?.expect_code(0)?;
         let most = read(&directory, "cpu.max")?;
         ensure!(most == "75000 50000", "cpu.max is {most}");
@@ -155,6 +159,15 @@ fn the_command_line_does_as_runc(context: &Context) -> Result<()> {
             kata(&["delete", "--force", &id])?.expect_code(0)?;
             gone(&directory)?;
         }
+    }
+    Ok(())
+}
+
+/// Has those above a cgroup hand it the processors.
+fn hand_down(directory: &Path) -> Result<()> {
+    let above = directory.ancestors().skip(1).take_while(|above| above.starts_with(ROOT));
+    for above in above.collect::<Vec<_>>().into_iter().rev() {
+        fs::write(above.join("cgroup.subtree_control"), "+cpu")?;
     }
     Ok(())
 }
