@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::host::mount_options::MountOptions;
 use crate::host::paths::SandboxPaths;
 use crate::host::undo::Undo;
-use crate::oci::plan::{Bind, Follows, Owners, RootfsMount};
+use crate::oci::plan::{Bind, Owners, RootfsMount};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::chdir;
@@ -135,14 +135,7 @@ fn mount_rootfs(layer: &RootfsMount, root: &Path, hidden: &Path, undo: &mut Undo
 
 /// A directory's mount, in which files have these owners.
 fn mapped(source: &Path, owners: &Owners) -> Bind {
-    Bind {
-        source: source.to_owned(),
-        read_only: false,
-        read_only_below: false,
-        recursive: false,
-        follows: Follows::All,
-        owners: Some(owners.clone()),
-    }
+    Bind { source: source.to_owned(), owners: Some(owners.clone()), ..Bind::default() }
 }
 
 /// A mount that another one is made from, and that is gone thereafter.

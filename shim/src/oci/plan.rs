@@ -5,7 +5,7 @@
 //! 1. `root.path` becomes the container's place in the shared directory.
 //!    Block devices and disk images become disks of the machine, and are mounted in the guest ([`disks`]).
 //! 2. The source of a bind mount becomes its place in the shared directory; the host binds it there, and maps
-//!    its owners where the spec says so ([`binds`]).
+//!    its owners where the spec says so ([`binds`]), and notes accesses as it says ([`access_times`]).
 //! 3. Namespaces that a host path names can't be joined from the guest. Network, IPC, UTS and time
 //!    belong to the sandbox, so the container shares the guest's own. A user namespace with mappings beside its
 //!    path, as CRI engines write them, becomes one of the same mappings. Any other is refused.
@@ -17,6 +17,7 @@
 //!    devices that not every Linux has.
 //! 5. Hooks run on the host, by this library, but for `startContainer`, which is the guest's.
 
+mod access_times;
 mod binds;
 pub mod disks;
 mod policy;
@@ -28,6 +29,7 @@ use crate::oci::lenient;
 use crate::oci::lost::lost;
 use crate::oci::pod::Part;
 use crate::settings::Settings;
+pub use access_times::AccessTimes;
 use binds::Binds;
 pub use binds::{Bind, Follows, Owners};
 use disks::{Disks, Host};

@@ -2,7 +2,7 @@
 //! devices, whatever is asked: who gets hold of the file server shall not open one.
 
 use crate::error::{Error, Result};
-use crate::oci::plan::{Bind, Follows, Owners};
+use crate::oci::plan::{AccessTimes, Bind, Follows, Owners};
 use libc::mount_attr;
 use nix::mount::MsFlags;
 use nix::sys::signal::{Signal, kill};
@@ -31,6 +31,11 @@ pub fn mount(bind: &Bind, target: &Path) -> Result<()> {
         }
         if let Some(owners) = &bind.owners {
             tree.map(owners, bind.recursive)?;
+        }
+        for (times, recursive) in [(bind.times, false), (bind.times_below, bind.recursive)] {
+            if times != AccessTimes::default() {
+                tree.set(times.set, times.clear, recursive)?;
+            }
         }
         match bind.follows {
             Follows::All => {}

@@ -1,5 +1,6 @@
 use super::*;
 use crate::host::persist::ProcessId;
+use crate::oci::plan::{AccessTimes, Follows};
 use jail::{Capabilities, Jail, Namespaces, Root};
 use nix::fcntl::{OFlag, open, openat};
 use nix::sys::stat::Mode;
@@ -47,22 +48,8 @@ fn a_container_shows_its_root_and_binds_and_leaves_nothing() {
             ..Default::default()
         };
         let binds = [
-            Bind {
-                source: source.clone(),
-                read_only: true,
-                read_only_below: false,
-                recursive: true,
-                follows: Follows::All,
-                owners: None,
-            },
-            Bind {
-                source: source.join("file"),
-                read_only: false,
-                read_only_below: false,
-                recursive: false,
-                follows: Follows::All,
-                owners: None,
-            },
+            Bind { source: source.clone(), read_only: true, recursive: true, ..Bind::default() },
+            Bind { source: source.join("file"), ..Bind::default() },
         ];
         let mut undo = Undo::new();
         add_container(&paths, "c", &[rootfs], &binds, &mut undo).unwrap();
@@ -94,8 +81,8 @@ fn a_read_only_bind_is_so_all_the_way_down_and_owners_are_mapped() {
             read_only: true,
             read_only_below: true,
             recursive: true,
-            follows: Follows::All,
             owners: Some(owners),
+            ..Bind::default()
         };
         let target = dir.path().join("target");
         fs::create_dir(&target).unwrap();
@@ -128,14 +115,8 @@ fn a_bind_follows_what_the_host_mounts_later_unless_it_is_private() {
         let all = [Follows::All, Follows::Below, Follows::Nothing].map(|follows| {
             let target = dir.path().join(format!("{follows:?}"));
             fs::create_dir(&target).unwrap();
-            let bind = Bind {
-                source: source.clone(),
-                read_only: false,
-                read_only_below: false,
-                recursive: true,
-                follows,
-                owners: None,
-            };
+            let source = source.clone();
+            let bind = Bind { source, recursive: true, follows, ..Bind::default() };
             bind::mount(&bind, &target).unwrap();
             target
         });
@@ -147,6 +128,45 @@ fn a_bind_follows_what_the_host_mounts_later_unless_it_is_private() {
             ["later/file", "below/later/file"].map(|file| target.join(file).exists())
         });
         assert_eq!(seen, [[true, true], [false, true], [false, false]]);
+    });
+}
+
+#[test]
+fn accesses_are_noted_as_a_bind_says_and_not_otherwise_below_it() {
+    in_own_namespace(|| {
+        let dir = tempfile::tempdir().unwrap();
+        let [source, target] = ["source", "target"].map(|name| dir.path().join(name));
+        for dir in [&source, &target] {
+            fs::create_dir(dir).unwrap();
+        }
+        let on = |target: &Path| {
+            let flags = MsFlags::MS_STRICTATIME;
+            mount(Some("t"), target, Some("tmpfs"), flags, None::<&str>).unwrap();
+        };
+        on(&source);
+        fs::create_dir(source.join("below")).unwrap();
+        on(&source.join("below"));
+        let never = libc::MOUNT_ATTR_NOATIME;
+        let never = AccessTimes { set: never, clear: libc::MOUNT_ATTR__ATIME };
+        let read = |at: &Path, times: AccessTimes, times_below: AccessTimes| {
+            fs::write(at.join("file"), "x").unwrap();
+            let source = source.clone();
+            let bind = Bind { source, recursive: true, times, times_below, ..Bind::default() };
+            bind::mount(&bind, &target).unwrap();
+            let at = target.join(at.strip_prefix(&bind.source).unwrap()).join("file");
+            let accessed = || fs::metadata(&at).unwrap().accessed().unwrap();
+            let before = accessed();
+            // Longer than a tick of the clock of files.
+            std::thread::sleep(std::time::Duration::from_millis(30));
+            fs::read(&at).unwrap();
+            let noted = accessed() != before;
+            umount2(&target, MntFlags::MNT_DETACH).unwrap();
+            noted
+        };
+        let (below, same) = (source.join("below"), AccessTimes::default());
+        assert!(read(&source, same, same) && read(&below, same, same));
+        assert!(!read(&source, never, same) && read(&below, never, same));
+        assert!(!read(&source, same, never) && !read(&below, same, never));
     });
 }
 

@@ -8,6 +8,7 @@
 //!   on an earlier mount of the container's.
 //! - A destination may begin with the path of the container's root.
 
+use super::access_times::AccessTimes;
 use super::disks::Host;
 use super::shared::{self, Volume};
 use crate::error::{Error, Result};
@@ -18,7 +19,7 @@ use oci_spec::runtime::{LinuxIdMapping, LinuxNamespaceType, Mount, Spec};
 use std::path::{Component, Path, PathBuf};
 
 /// A host file or directory that a container mounts.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Bind {
     /// On the host.
     pub source: PathBuf,
@@ -32,12 +33,17 @@ pub struct Bind {
     pub follows: Follows,
     /// Whose the files are for the guest, where that is not as on the disk.
     pub owners: Option<Owners>,
+    /// Which accesses are noted.
+    pub times: AccessTimes,
+    /// In it and in the mounts below it, after that.
+    pub times_below: AccessTimes,
 }
 
 /// What of the host's later mounts a bind shows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Follows {
     /// All below its source.
+    #[default]
     All,
     /// Those on mounts that were below its source when it was made, but none on its source's own mount.
     Below,
@@ -135,8 +141,20 @@ impl Binds {
             }
         }
         let follows = follows(mount);
+        let options = mount.options().as_deref().unwrap_or_default();
+        let times = AccessTimes::of_mount(options);
+        let times_below = AccessTimes::of_all(options);
         mount.set_source(Some(guest_paths::bind(&self.id, self.all.len())));
-        self.all.push(Bind { source, read_only, read_only_below, recursive, follows, owners });
+        self.all.push(Bind {
+            source,
+            read_only,
+            read_only_below,
+            recursive,
+            follows,
+            owners,
+            times,
+            times_below,
+        });
         Ok(())
     }
 

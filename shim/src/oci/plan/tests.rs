@@ -308,10 +308,8 @@ fn bind_mounts_are_numbered_and_other_mounts_untouched() {
     let bind = |source: &str, read_only, recursive| Bind {
         source: source.into(),
         read_only,
-        read_only_below: false,
         recursive,
-        follows: Follows::All,
-        owners: None,
+        ..Bind::default()
     };
     assert_eq!(plan.binds, [bind("/srv/data", false, true), bind("/etc/hosts", true, false)]);
     let sources: Vec<_> = plan

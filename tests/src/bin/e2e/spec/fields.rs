@@ -167,7 +167,8 @@ const ROOTS: &[Field] = &[
     field(
         "/mounts/-",
         r#"{"destination": "/link", "type": "bind", "source": "BUNDLE/host/two", "options": ["bind", "noexec", "nodev", "noatime"]}"#,
-        "touch /target/written; ls /target; grep /target /proc/self/mountinfo | grep -o noatime",
+        "echo x > /target/written; touch -d '2001-01-01 00:00:00' /target/written; cat /target/written; \
+         stat -c %x /target/written | cut -c1-4; ls /target; grep /target /proc/self/mountinfo | grep -o noatime",
         "noatime",
     ),
     field(
