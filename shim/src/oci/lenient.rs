@@ -14,6 +14,7 @@
 use oci_spec::runtime::Capability;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
+use std::collections::BTreeSet;
 
 /// Names in the runtime-spec that have an upper-case letter, or that a caller may give one.
 const NAMES: [&str; 151] = [
@@ -328,17 +329,26 @@ fn complete_process(process: &mut Value) {
             *flag = json!(theirs);
         }
     }
+    let unknown = take_unknown_capabilities(process);
+    if !unknown.is_empty() {
+        let names = unknown.into_iter().collect::<Vec<_>>().join(" ");
+        tracing::warn!("ignoring unknown or unavailable capabilities: [{names}]");
+    }
+}
+
+/// Takes those out that are none, of all sets; any other value is left for whoever reads on.
+fn take_unknown_capabilities(process: &mut Value) -> BTreeSet<String> {
+    let mut unknown = BTreeSet::new();
     let sets = process.get_mut("capabilities").and_then(Value::as_object_mut);
-    for (set, list) in sets.into_iter().flatten() {
-        let Some(list) = list.as_array_mut() else { continue };
+    for list in sets.into_iter().flat_map(|sets| sets.values_mut()).filter_map(Value::as_array_mut)
+    {
         list.retain(|name| {
-            let known = Capability::deserialize(name).is_ok() || !name.is_string();
-            if !known {
-                tracing::warn!("process.capabilities.{set}: unknown and ignored: {name}");
-            }
-            known
+            let unknown_name = name.as_str().filter(|_| Capability::deserialize(name).is_err());
+            unknown.extend(unknown_name.map(str::to_owned));
+            unknown_name.is_none()
         });
     }
+    unknown
 }
 
 fn complete_linux(linux: &mut Map<String, Value>) {

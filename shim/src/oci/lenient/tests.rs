@@ -61,6 +61,19 @@ fn names_are_the_same_in_any_case_but_for_the_users_own() {
 }
 
 #[test]
+fn unknown_capabilities_are_named_once() {
+    let mut process = json!({"capabilities": {"bounding": ["CAP_NEW", "CAP_KILL", "A", 7],
+        "effective": ["CAP_NEW"], "permitted": null}});
+    assert_eq!(
+        take_unknown_capabilities(&mut process).into_iter().collect::<Vec<_>>(),
+        ["A", "CAP_NEW"]
+    );
+    let left = json!({"bounding": ["CAP_KILL", 7], "effective": [], "permitted": null});
+    assert_eq!(process["capabilities"], left);
+    assert!(take_unknown_capabilities(&mut json!({})).is_empty());
+}
+
+#[test]
 fn unknown_capabilities_are_left_out() {
     let mut value =
         json!({"capabilities": {"bounding": ["CAP_CHOWN", "CAP_NEXT_YEARS"], "ambient": []}});
