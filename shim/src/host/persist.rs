@@ -156,16 +156,27 @@ pub fn claim(paths: &SandboxPaths, patience: Duration) -> Result<()> {
         Err(taken @ Error::AlreadyExists(_)) => taken,
         made => return made,
     };
+    if !vacate(paths, patience)? {
+        return Err(taken);
+    }
+    paths.create()
+}
+
+/// Waits for the end of another process that has a sandbox's directory, and removes what it left; gives whether nobody
+/// has it any more.
+///
+/// # Errors
+/// As [`clean_up`].
+pub fn vacate(paths: &SandboxPaths, patience: Duration) -> Result<bool> {
     let own = ProcessId::own()?;
     match SandboxState::read(paths) {
         Ok(Some(last)) if last.owner != own && last.owner.wait(patience) => {
-            clean_up(paths, patience)?;
+            clean_up(paths, patience).map(|()| true)
         }
         // It has just gone by itself.
-        Ok(None) if !paths.root().exists() => {}
-        _ => return Err(taken),
+        Ok(None) => Ok(!paths.root().exists()),
+        _ => Ok(false),
     }
-    paths.create()
 }
 
 /// Removes what is left of a sandbox whose owner is gone: processes, mounts, directory. Each process may take `patience`

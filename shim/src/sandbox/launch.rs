@@ -48,6 +48,22 @@ pub struct Launch {
 }
 
 impl Sandbox {
+    /// Waits, not on this thread, for the last owner of a sandbox's id to end, and removes what it left: so that
+    /// [`Sandbox::launch`] need not wait.
+    ///
+    /// # Errors
+    /// As [`persist::clean_up`].
+    pub async fn vacate(paths: &SandboxPaths) -> Result<()> {
+        if !paths.root().exists() {
+            return Ok(());
+        }
+        let of_last = paths.clone();
+        let gone = move || persist::vacate(&of_last, OWNER_PATIENCE).map(drop);
+        tokio::task::spawn_blocking(gone)
+            .await
+            .map_err(Error::system("wait for the last sandbox of this id"))?
+    }
+
     /// Starts the machine and returns without waiting for its guest.
     ///
     /// To be called on a thread that lives as long as the sandbox, in the mount namespace that

@@ -5,6 +5,7 @@ mod pods;
 mod resolver;
 
 use super::*;
+use crate::host::persist::SandboxState;
 use crate::io::Endpoint;
 use crate::sandbox::event::SandboxEvent;
 use crate::vm::Control;
@@ -634,4 +635,30 @@ async fn an_end_that_has_begun_comes_though_nobody_waits_for_it() {
     let undone = tokio::task::spawn_blocking(move || told.recv_timeout(Duration::from_secs(20)));
     undone.await.unwrap().unwrap();
     sandbox.stop().await;
+}
+
+#[tokio::test]
+async fn the_last_owner_of_an_id_is_waited_for_while_this_thread_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let paths = SandboxPaths::new(dir.path(), "ns", "a").unwrap();
+    Sandbox::vacate(&paths).await.unwrap();
+    paths.create().unwrap();
+    let mut owner = std::process::Command::new("sleep").arg("1").spawn().unwrap();
+    let last = ProcessId::of(owner.id().cast_signed()).unwrap();
+    let (helpers, cgroup, uid, network) = (Vec::new(), None, None, None);
+    SandboxState { owner: last, helpers, cgroup, uid, network }.write(&paths).unwrap();
+    let mut vacated = std::pin::pin!(Sandbox::vacate(&paths));
+    let turns = async {
+        for _ in 0..5 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::select! {
+        biased;
+        made = &mut vacated => panic!("{made:?} while its owner lives"),
+        () = turns => {}
+    }
+    vacated.await.unwrap();
+    assert!(!paths.root().exists());
+    owner.wait().unwrap();
 }

@@ -86,7 +86,7 @@ impl Pod {
         let read = move || config::spec(&of_config, &named, network);
         let spec = blocking("read the host's", Path::new("/etc"), read).await?;
         let told = oci::told(&spec, &config, &id)?;
-        let sandbox = self.task.launch_told(&spec)?;
+        let sandbox = self.task.launch_told(&spec).await?;
         self.life().spec = Some(told);
         let life = self.life.clone();
         tokio::spawn(async move {

@@ -74,9 +74,9 @@ impl TaskService {
     ///
     /// # Errors
     /// There is one already, or it can't be launched.
-    pub fn launch_told(&self, spec: &SandboxSpec) -> Result<Sandbox> {
+    pub async fn launch_told(&self, spec: &SandboxSpec) -> Result<Sandbox> {
         self.called.store(true, Ordering::Relaxed);
-        let launched = self.slot.launch_told(spec)?;
+        let launched = self.slot.launch_told(spec).await?;
         self.held.store(true, Ordering::Relaxed);
         Ok(launched)
     }

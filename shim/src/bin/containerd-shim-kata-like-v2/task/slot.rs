@@ -60,7 +60,7 @@ impl Slot {
         events: mpsc::UnboundedSender<SandboxEvent>,
     ) -> Self {
         let launched = match &owner.spec {
-            Some(spec) => launch(&owner, spec, config.as_ref(), &events),
+            Some(spec) => launch(&owner, spec, prepare(&owner, config.as_ref()), &events),
             None => Launched::Awaited,
         };
         let state = Mutex::new(State { config, launched, events: Some(events) });
@@ -75,7 +75,14 @@ impl Slot {
     ///
     /// # Errors
     /// There is one already, or it can't be launched.
-    pub fn launch_told(&self, spec: &SandboxSpec) -> Result<Sandbox> {
+    pub async fn launch_told(&self, spec: &SandboxSpec) -> Result<Sandbox> {
+        let config = self.state().config.clone();
+        let prepared = prepare(&self.owner, config.as_ref());
+        if let Ok((_, paths)) = &prepared
+            && let Err(error) = Sandbox::vacate(paths).await
+        {
+            tracing::warn!("what the last sandbox of this id left: {}", error.chain());
+        }
         let mut state = self.state();
         let Launched::Awaited = state.launched else {
             return Err(Error::AlreadyExists(format!("sandbox {}", self.owner.id)));
@@ -83,7 +90,7 @@ impl Slot {
         let Some(events) = &state.events else {
             return Err(Error::Ended("the shim is shutting down".into()));
         };
-        state.launched = launch(&self.owner, spec, state.config.as_ref(), events);
+        state.launched = launch(&self.owner, spec, prepared, events);
         drop(state);
         self.get()
     }
@@ -123,11 +130,12 @@ impl Slot {
             Taken::Failed => {}
             Taken::Other(sandbox) => sandbox.stop().await,
         }
+        let prepared = prepare(&self.owner, config.as_ref());
         let mut state = self.state();
         let (Some(events), Some(spec)) = (&state.events, &self.owner.spec) else {
             return Err(Error::Ended("the shim is shutting down".into()));
         };
-        state.launched = launch(&self.owner, spec, config.as_ref(), events);
+        state.launched = launch(&self.owner, spec, prepared, events);
         state.config = config;
         drop(state);
         self.get()
@@ -180,22 +188,27 @@ fn note(state: &Path) -> Result<()> {
     std::fs::write(STATE_DIRECTORY, bytes).map_err(Error::path("write", STATE_DIRECTORY))
 }
 
-fn launch(
+/// What its configuration says, and its place.
+fn prepare(
     Owner { namespace, id, .. }: &Owner,
-    spec: &SandboxSpec,
     config: Option<&PathBuf>,
+) -> Result<(Settings, SandboxPaths)> {
+    let config = config.map_or_else(Config::load_default, |path| Config::load(path))?;
+    let settings = Settings::resolve(config)?;
+    let paths = SandboxPaths::new(&settings.state, namespace, id)?;
+    Ok((settings, paths))
+}
+
+fn launch(
+    Owner { id, .. }: &Owner,
+    spec: &SandboxSpec,
+    prepared: Result<(Settings, SandboxPaths)>,
     events: &mpsc::UnboundedSender<SandboxEvent>,
 ) -> Launched {
-    let launched = config.map_or_else(Config::load_default, |path| Config::load(path));
-    let launched = launched.and_then(Settings::resolve).and_then(|settings| {
+    let launched = prepared.and_then(|(settings, paths)| {
         note(&settings.state)?;
-        Sandbox::launch(Launch {
-            id: id.clone(),
-            spec: spec.clone(),
-            paths: SandboxPaths::new(&settings.state, namespace, id)?,
-            settings,
-            events: events.clone(),
-        })
+        let (id, spec, events) = (id.clone(), spec.clone(), events.clone());
+        Sandbox::launch(Launch { id, paths, settings, spec, events })
     });
     match launched {
         Ok(sandbox) => Launched::Yes(sandbox),
