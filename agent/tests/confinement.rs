@@ -301,8 +301,8 @@ async fn who_joins_a_pid_namespace_has_its_users() {
     let streams = Streams::new(&agent.prefix);
     let output = streams.read_stdout();
     let process = shell("readlink /proc/1/ns/user /proc/self/ns/user; cat /proc/self/uid_map");
-    let parts = json!({ "process": process, "linux": linux });
-    let mut request = agent.create_request("member", parts, &streams);
+    let mut parts = json!({ "process": process, "linux": linux });
+    let mut request = agent.create_request("member", parts.clone(), &streams);
     request.joins_pids_of.clone_from(&pause);
     agent.client.create_container(context(), &request).await.unwrap();
     let member = request.container_id;
@@ -312,6 +312,12 @@ async fn who_joins_a_pid_namespace_has_its_users() {
     let lines: Vec<&str> = text.lines().collect();
     assert_eq!(lines[0], lines[1], "{text}");
     assert_eq!(lines[2].split_whitespace().collect::<Vec<_>>(), ["0", "100000", "2000"]);
+    // Others would see files as somebody else's.
+    parts["linux"]["uidMappings"][0]["hostID"] = json!(200_000);
+    let mut other = agent.create_request("other", parts, &streams);
+    other.joins_pids_of.clone_from(&pause);
+    let error = agent.client.create_container(context(), &other).await.unwrap_err().to_string();
+    assert!(error.contains("with others") && error.contains(&pause), "{error}");
     // Of one that has ended nobody's are joined.
     agent.signal(&pause, "", libc::SIGKILL).await.unwrap();
     agent.wait(&pause, "").await;

@@ -4,6 +4,8 @@ use super::{Containers, blocking};
 use crate::error::AgentError;
 use crate::guest::pod_init::{PodInit, Users};
 use oci_spec::runtime::{LinuxNamespaceBuilder, LinuxNamespaceType, Spec};
+use std::os::unix::fs::MetadataExt as _;
+use std::time::Duration;
 
 impl Containers {
     /// Has a specification name the PID namespace of container `of`, if it is one's, or that of the pod; and the users
@@ -30,7 +32,14 @@ impl Containers {
                         "container {of:?}, whose PID namespace is to be joined, has ended"
                     )));
                 }
-                container.init().pid()
+                let pid = container.init().pid();
+                let spec: Spec = serde_json::from_slice(&spec_json).map_err(|e| invalid(&e))?;
+                if let Some(users) = Users::of(&spec) {
+                    let failed = |e| AgentError::io(format!("the users of container {of:?}"), e);
+                    check(users.are_of(pid).map_err(failed)?, &format!("container {of:?}"))?;
+                    executed(pid).await;
+                }
+                pid
             }
         };
         let (path, users) = (format!("/proc/{pid}/ns/pid"), format!("/proc/{pid}/ns/user"));
@@ -57,11 +66,33 @@ impl Containers {
             let text = "the pod's first process, which holds its PID namespace, has ended";
             return Err(AgentError::WrongState(text.into()));
         }
-        if users.is_some() && users != init.users {
-            let text =
-                "users of a container's own can't enter the PID namespace of a pod with others";
-            return Err(AgentError::Invalid(text.into()));
-        }
+        check(users.is_none() || users == init.users, "a pod")?;
         Ok(init.pid)
     }
+}
+
+/// Waits a moment until the process runs a program of its container: before that the kernel takes it for the agent's, and
+/// opens its namespaces for nobody with users of his own.
+async fn executed(pid: i32) {
+    let program = |of: &str| {
+        let program = std::fs::metadata(format!("/proc/{of}/exe"));
+        program.ok().map(|program| (program.dev(), program.ino()))
+    };
+    for _ in 0..50 {
+        if program(&pid.to_string()) != program("self") {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// # Errors
+/// A container's own users are not those of who has the PID namespace that it is to join.
+fn check(are_the_same: bool, of: &str) -> Result<(), AgentError> {
+    if are_the_same {
+        return Ok(());
+    }
+    let text =
+        format!("users of a container's own can't enter the PID namespace of {of} with others");
+    Err(AgentError::Invalid(text))
 }

@@ -13,7 +13,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Gid, Uid, chdir, fork, pivot_root, setgroups, setresgid, setresuid};
 use oci_spec::runtime::{LinuxIdMapping, Spec};
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::FileExt as _;
 use std::os::unix::process::CommandExt as _;
@@ -54,6 +54,29 @@ impl Users {
         let maps = all.map(|lines| lines.iter().flatten().map(line).collect());
         Some(Self { maps, ids: ids[0].min(ids[1]) })
     }
+}
+
+impl Users {
+    /// Whether a process is in a user namespace with these.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn are_of(&self, pid: i32) -> io::Result<bool> {
+        let of = |file: &str| fs::read_to_string(format!("/proc/{pid}/{file}"));
+        let [users, groups] = &self.maps;
+        Ok(is_same(users, &of("uid_map")?) && is_same(groups, &of("gid_map")?))
+    }
+}
+
+/// Whether two maps are, in whatever order and however they are written.
+fn is_same(one: &str, other: &str) -> bool {
+    let sorted = |map: &str| {
+        let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+        let mut lines: Vec<_> = map.lines().map(words).collect();
+        lines.sort();
+        lines
+    };
+    sorted(one) == sorted(other)
 }
 
 fn line(ids: &LinuxIdMapping) -> String {
