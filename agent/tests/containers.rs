@@ -224,6 +224,20 @@ async fn a_signal_to_all_reaches_all() {
 }
 
 #[tokio::test]
+async fn an_exec_runs_where_its_affinity_names_processors_that_are_none() {
+    let agent = start();
+    let (id, _streams) = agent.create("c", shell("exec sleep 100")).await.unwrap();
+    agent.start_container(&id).await.unwrap();
+    let mut process = shell("echo it runs");
+    process["execCPUAffinity"] = json!({"initial": "1000", "final": "1001-1020"});
+    let streams = Streams::new(&agent.prefix);
+    let output = streams.read_stdout();
+    agent.exec(&id, "e", process, &streams).await.unwrap();
+    agent.wait(&id, "e").await;
+    assert_eq!(output.join().unwrap(), b"it runs\n");
+}
+
+#[tokio::test]
 async fn an_exec_has_what_its_process_object_says_and_the_rest_from_the_container() {
     let agent = start();
     let (id, _streams) = agent.create("c", shell("exec sleep 100")).await.unwrap();

@@ -11,6 +11,7 @@
 //!   which may load name-service modules that the image brings along.
 //! - A variable that is set twice has its last value in its first place, as Go's `os.Setenv` leaves it.
 
+mod affinity;
 pub mod dev_nodes;
 pub mod device_rules;
 mod home;
@@ -97,6 +98,7 @@ pub fn adapt_process(process: &mut Process, spec: &Spec) -> Result<Privileges, I
     if let Some(init) = spec.process() {
         inherit(process, init);
     }
+    affinity::keep_possible(process);
     adapt(process, linux, spec)
 }
 
