@@ -225,6 +225,7 @@ fn prepare(birth: &Birth) -> io::Result<()> {
     nix::sys::signal::SigSet::empty().thread_set_mask()?;
     // SAFETY: no handler is set, and no memory touched.
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+    use_all_processors();
     if let Some(network) = &birth.network {
         nix::sched::setns(network, nix::sched::CloneFlags::CLONE_NEWNET)?;
     }
@@ -235,6 +236,14 @@ fn prepare(birth: &Birth) -> io::Result<()> {
         Some(socket) => place(socket.as_raw_fd(), SOCKET_FD),
         None => Ok(()),
     }
+}
+
+/// A caller that is kept to some processors (systemd's `CPUAffinity`, taskset) does not keep the machine to them: as with
+/// runc that is for its cgroup to say. More than there are is no matter, nor that it is refused.
+fn use_all_processors() {
+    let all = [u8::MAX; 1024];
+    // SAFETY: the kernel reads as many bytes from an array that lives.
+    unsafe { libc::syscall(libc::SYS_sched_setaffinity, 0, all.len(), all.as_ptr()) };
 }
 
 /// Whoever ends it ends a container, and gets no memory for that: it is the last that the kernel is to choose.
@@ -299,6 +308,30 @@ mod tests {
             !["PWD=", "_=", "SHLVL=", "OLDPWD="].iter().any(|own| line.starts_with(own))
         };
         assert_eq!(lines[7..].iter().filter(|line| shells_own(line)).count(), 0, "{said}");
+    }
+
+    #[tokio::test]
+    async fn a_helper_is_not_kept_to_its_callers_processors() {
+        use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+        let this = nix::unistd::Pid::from_raw(0);
+        let before = sched_getaffinity(this).unwrap();
+        let have =
+            |set: &CpuSet| (0..CpuSet::count()).filter(|&cpu| set.is_set(cpu).unwrap()).collect();
+        let all: Vec<usize> = have(&before);
+        let mut one = CpuSet::new();
+        one.set(all[0]).unwrap();
+        sched_setaffinity(this, &one).unwrap();
+        let (mut ours, theirs) = UnixStream::pair().unwrap();
+        let arguments = ["1000".as_ref()];
+        let (mut child, _) =
+            helper(Path::new("/bin/sleep"), &arguments, theirs.into(), None).unwrap();
+        let pid = nix::unistd::Pid::from_raw(child.pid());
+        let theirs: Vec<usize> = have(&sched_getaffinity(pid).unwrap());
+        sched_setaffinity(this, &before).unwrap();
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+        child.wait().await.unwrap();
+        ours.read_to_end(&mut Vec::new()).unwrap();
+        assert!(all.iter().all(|cpu| theirs.contains(cpu)), "{theirs:?} of {all:?}");
     }
 
     #[tokio::test]
