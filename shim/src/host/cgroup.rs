@@ -7,16 +7,17 @@
 //! Only version 2 of cgroups is known. A container's own cgroup, and those of a sandbox's other containers, are in
 //! the guest, with what of `linux.resources` is not named in [`Limits`].
 
+mod limits;
+
 use crate::error::{Error, Result};
 use libcgroups::common::{AnyCgroupManager, CgroupManager, ControllerOpt, DEFAULT_CGROUP_ROOT};
 use libcgroups::systemd;
 use libcgroups::v2::manager::Manager;
-use oci_spec::runtime::{
-    LinuxCpuBuilder, LinuxMemoryBuilder, LinuxResources, LinuxResourcesBuilder, Spec,
-};
+pub use limits::{Bandwidth, Limits, weight};
+use limits::{Named, as_files, as_resources};
+use oci_spec::runtime::Spec;
 use rustix::fs::{XattrFlags, getxattr, setxattr};
 use serde::{Deserialize, Serialize};
-use std::collections::HashMap;
 use std::fs::File;
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -66,35 +67,6 @@ impl Placement {
         let is_scope = text.matches(':').count() == 2 && slice.strip_suffix(".slice").is_some();
         let is_scope = is_scope && has_systemd;
         if is_scope { Self::Scope(text.into_owned()) } else { Self::Path(path.to_owned()) }
-    }
-}
-
-/// What the sandbox may take of the host. None: no limit is set, or it stays as it was.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Limits {
-    /// Bytes.
-    pub memory: Option<u64>,
-    /// Processor time.
-    pub cpu: Bandwidth,
-    /// From 1 to 10,000; more is the most.
-    pub weight: Option<u64>,
-    /// Whether it runs only when nobody else does.
-    pub idle: Option<bool>,
-}
-
-/// Processor time by periods.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Bandwidth {
-    /// Microseconds of it in each period. None: no limit.
-    pub quota: Option<u64>,
-    /// Microseconds.
-    pub period: u64,
-}
-
-impl Default for Bandwidth {
-    /// The kernel's.
-    fn default() -> Self {
-        Self { quota: None, period: 100_000 }
     }
 }
 
@@ -188,23 +160,6 @@ pub struct Cgroup {
     /// The whole, or what is below one that was there.
     made: Made,
     named: Mutex<Named>,
-}
-
-/// Which limits have been asked for: one that never was is left as somebody has set it in a cgroup that was there.
-#[derive(Debug, Clone, Copy, Default)]
-struct Named {
-    memory: bool,
-    cpu: bool,
-}
-
-impl Named {
-    /// With those that are asked for now.
-    fn and(self, limits: &Limits) -> Self {
-        Self {
-            memory: self.memory || limits.memory.is_some(),
-            cpu: self.cpu || limits.cpu != Bandwidth::default(),
-        }
-    }
 }
 
 impl Cgroup {
@@ -307,7 +262,17 @@ impl Cgroup {
             oom_score_adj: None,
             freezer_state: None,
         };
-        self.manager.apply(&options).map_err(|e| failed(&e))
+        // The kernel takes no quota below the burst, nor a burst above the quota.
+        if named.burst {
+            self.set_burst(0)?;
+        }
+        self.manager.apply(&options).map_err(|e| failed(&e))?;
+        if limits.cpu.burst > 0 { self.set_burst(limits.cpu.burst) } else { Ok(()) }
+    }
+
+    fn set_burst(&self, microseconds: u64) -> Result<()> {
+        let file = self.directory.join("cpu.max.burst");
+        fs::write(&file, microseconds.to_string()).map_err(Error::path("write", file))
     }
 
     /// The most memory that those above it leave it, bytes; none: nobody limits them.
@@ -457,74 +422,6 @@ fn check_unused(directory: &Path) -> Result<()> {
         return Err(Error::FailedPrecondition(text));
     }
     Ok(())
-}
-
-/// For the cgroup's files.
-fn as_files(limits: &Limits, named: Named) -> Result<LinuxResources, oci_spec::OciSpecError> {
-    let mut files = HashMap::new();
-    let mut set = |name: &str, value: String| drop(files.insert(name.to_owned(), value));
-    if named.memory {
-        set("memory.max", limits.memory.map_or("max".into(), |bytes| bytes.to_string()));
-    }
-    let Bandwidth { quota, period } = limits.cpu;
-    let quota = quota.map_or("max".into(), |quota| quota.to_string());
-    if named.cpu {
-        set("cpu.max", format!("{quota} {period}"));
-    }
-    // One that is idle takes no weight.
-    if let Some(weight) = limits.weight
-        && limits.idle != Some(true)
-    {
-        set("cpu.weight", weight.clamp(1, MOST_WEIGHT).to_string());
-    }
-    // Set before the files.
-    let mut cpu = LinuxCpuBuilder::default();
-    if let Some(idle) = limits.idle {
-        cpu = cpu.idle(i64::from(idle));
-    }
-    LinuxResourcesBuilder::default().cpu(cpu.build()?).unified(files).build()
-}
-
-const MOST_WEIGHT: u64 = 10_000;
-const MOST_SHARES: u64 = 262_144;
-
-/// The weight for so many shares, as newer runc, crun and systemd's own manager have it: 1024 are 100. None: 0.
-pub fn weight(shares: u64) -> u64 {
-    match shares {
-        0 => 0,
-        1..=2 => 1,
-        MOST_SHARES.. => MOST_WEIGHT,
-        _ => {
-            let log = (shares as f64).log2();
-            let exponent = (log * log + 125.0 * log) / 612.0 - 7.0 / 34.0;
-            (10f64.powf(exponent).ceil() as u64).min(MOST_WEIGHT)
-        }
-    }
-}
-
-/// The fewest shares that are worth a weight: the manager for systemd takes no weights.
-fn shares(weight_wanted: u64) -> u64 {
-    let (mut too_few, mut enough) = (0, MOST_SHARES);
-    while enough - too_few > 1 {
-        let middle = u64::midpoint(too_few, enough);
-        if weight(middle) < weight_wanted { too_few = middle } else { enough = middle }
-    }
-    enough
-}
-
-/// For the unit's properties.
-fn as_resources(limits: &Limits) -> Result<LinuxResources, oci_spec::OciSpecError> {
-    let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
-    let memory = LinuxMemoryBuilder::default().limit(limits.memory.map_or(-1, number)).build()?;
-    let mut cpu = LinuxCpuBuilder::default();
-    let Bandwidth { quota, period } = limits.cpu;
-    if let Some(quota) = quota {
-        cpu = cpu.quota(number(quota)).period(period);
-    }
-    if let Some(weight) = limits.weight {
-        cpu = cpu.shares(shares(weight));
-    }
-    LinuxResourcesBuilder::default().memory(memory).cpu(cpu.build()?).build()
 }
 
 #[cfg(test)]

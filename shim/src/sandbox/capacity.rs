@@ -71,6 +71,8 @@ pub(super) struct Limits {
     memory: u64,
     quota: u64,
     period: u64,
+    /// Saved up from periods before, microseconds.
+    burst: u64,
     weight: u64,
     /// Whether it is to run only when nobody else does, if that was said.
     idle: Option<bool>,
@@ -86,6 +88,7 @@ impl Limits {
         if let Some(cpu) = to.cpu() {
             self.quota = cpu.quota().map_or(self.quota, positive);
             self.period = cpu.period().unwrap_or(self.period);
+            self.burst = cpu.burst().unwrap_or(self.burst);
             self.weight = cpu.shares().map_or(self.weight, cgroup::weight);
             self.idle = cpu.idle().map_or(self.idle, |idle| Some(idle == 1));
         }
@@ -103,6 +106,7 @@ impl Limits {
                 self.quota = words.next().and_then(number).unwrap_or(self.quota);
                 self.period = words.next().and_then(number).unwrap_or(self.period);
             }
+            "cpu.max.burst" => self.burst = value.parse().unwrap_or(self.burst),
             "cpu.weight" => self.weight = value.parse().unwrap_or(self.weight),
             "cpu.idle" => self.idle = Some(value == "1"),
             _ => {}
@@ -222,18 +226,17 @@ impl Capacity {
         let all = || self.limits.values();
         let guest = self.initial_mib + size.added_mib;
         let memory = (guest + guest / OVERHEAD_PART + OVERHEAD_MIB) << 20;
-        let (quota, period) = match &all().collect::<Vec<_>>()[..] {
-            [one] => (one.quota, one.period()),
-            // Of several the sum, in the kernel's own period.
-            _ => (
-                all().map(Limits::cpus).fold(0, u64::saturating_add).saturating_mul(PERIOD / 1000),
-                PERIOD,
-            ),
+        let sum = |of: fn(&Limits) -> u64| all().map(of).fold(0, u64::saturating_add);
+        let (quota, burst, period) = match &all().collect::<Vec<_>>()[..] {
+            [one] => (one.quota, one.burst, one.period()),
+            // Of several the sum, in the kernel's own period; what is saved up may be spent at once.
+            _ => (sum(Limits::cpus).saturating_mul(PERIOD / 1000), sum(|l| l.burst), PERIOD),
         };
         // One without a quota: there is none for all.
         let quota = all().all(|l| l.quota > 0).then_some(quota).filter(|&quota| quota > 0);
-        let cpu =
-            cgroup::Bandwidth { quota: quota.map(|quota| quota.max(period / LEAST_CPU)), period };
+        let quota = quota.map(|quota| quota.max(period / LEAST_CPU));
+        let burst = quota.map_or(burst, |quota| burst.min(quota));
+        let cpu = cgroup::Bandwidth { quota, period, burst };
         let weight = all().any(|l| l.weight > 0).then(|| {
             let default = |l: &Limits| if l.weight == 0 { DEFAULT_WEIGHT } else { l.weight };
             all().map(default).fold(0, u64::saturating_add)
@@ -520,14 +523,14 @@ mod tests {
         let limited = r#"{"memory": {"limit": 134217728}, "cpu": {"quota": 75000, "period": 50000, "shares": 512}}"#;
         let one = cgroup::Limits {
             memory: mib(256 + 4 + 64),
-            cpu: cgroup::Bandwidth { quota: Some(75_000), period: 50_000 },
+            cpu: cgroup::Bandwidth { quota: Some(75_000), period: 50_000, burst: 0 },
             weight: Some(59),
             idle: None,
         };
         assert_eq!(host(&[limited]), one);
         let two = cgroup::Limits {
             memory: mib(384 + 6 + 64),
-            cpu: cgroup::Bandwidth { quota: Some(300_000), period: 100_000 },
+            cpu: cgroup::Bandwidth { quota: Some(300_000), period: 100_000, burst: 0 },
             weight: Some(2 * 59),
             idle: None,
         };
@@ -541,7 +544,16 @@ mod tests {
         let tiny = host(&[r#"{"cpu": {"quota": 1000, "period": 100000}}"#]);
         assert_eq!(tiny.cpu.quota, Some(10_000), "the guest sees to the rest");
         let period = host(&[r#"{"cpu": {"period": 900000}}"#]);
-        assert_eq!(period.cpu, cgroup::Bandwidth { quota: None, period: 900_000 });
+        assert_eq!(period.cpu, cgroup::Bandwidth { quota: None, period: 900_000, burst: 0 });
+        let saving = r#"{"cpu": {"quota": 40000, "burst": 30000}}"#;
+        assert_eq!(host(&[saving]).cpu.burst, 30_000);
+        assert_eq!(
+            (host(&[saving, saving]).cpu.quota, host(&[saving; 2]).cpu.burst),
+            (Some(80_000), 60_000)
+        );
+        let more = r#"{"cpu": {"quota": 20000, "burst": 30000}}"#;
+        assert_eq!(host(&[more]).cpu.burst, 20_000, "the kernel takes no more");
+        assert_eq!(host(&[r#"{"cpu": {"burst": 5000}}"#]).cpu.burst, 5000);
         let idle = r#"{"cpu": {"idle": 1}}"#;
         assert_eq!(host(&[idle]).idle, Some(true));
         assert_eq!(host(&[idle, "{}"]).idle, Some(false));
@@ -552,12 +564,14 @@ mod tests {
         let changed = |json| Limits::default().changed(&serde_json::from_str(json).unwrap());
         let files = changed(
             r#"{"memory": {"limit": 9}, "cpu": {"quota": 9, "shares": 9, "idle": 0}, "unified": {
-                "memory.max": "41943040", "cpu.max": "5000 50000", "cpu.weight": "42", "cpu.idle": "1"}}"#,
+                "memory.max": "41943040", "cpu.max": "5000 50000", "cpu.weight": "42", "cpu.idle": "1",
+                "cpu.max.burst": "4000"}}"#,
         );
         let expected = Limits {
             memory: 41_943_040,
             quota: 5000,
             period: 50_000,
+            burst: 4000,
             weight: 42,
             idle: Some(true),
         };

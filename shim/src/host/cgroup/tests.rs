@@ -1,3 +1,4 @@
+use super::limits::{MOST_SHARES, shares};
 use super::*;
 
 #[test]
@@ -46,7 +47,7 @@ fn a_cgroup_that_is_in_use_or_frozen_is_refused() {
 fn limits_as_files_and_as_properties() {
     let limits = Limits {
         memory: Some(7 << 20),
-        cpu: Bandwidth { quota: Some(50_000), period: 100_000 },
+        cpu: Bandwidth { quota: Some(50_000), period: 100_000, burst: 0 },
         weight: Some(100),
         idle: Some(false),
     };
@@ -86,7 +87,11 @@ fn a_limit_that_nobody_has_named_is_left_as_it_is() {
     let none = Limits::default();
     let named = Named::default().and(&none);
     assert_eq!(set(&none, named), [""; 0]);
-    let of_period = Limits { cpu: Bandwidth { quota: None, period: 50_000 }, ..none };
+    let of_burst = Limits { cpu: Bandwidth { burst: 1, ..Bandwidth::default() }, ..none };
+    let with_burst = named.and(&of_burst);
+    assert!(!named.burst && with_burst.burst && with_burst.and(&none).burst);
+    assert_eq!(set(&of_burst, with_burst), [""; 0]);
+    let of_period = Limits { cpu: Bandwidth { period: 50_000, ..none.cpu }, ..none };
     assert_eq!(set(&of_period, named.and(&of_period)), ["cpu.max=max 50000"]);
     let of_memory = Limits { memory: Some(4096), ..none };
     let named = named.and(&of_memory);

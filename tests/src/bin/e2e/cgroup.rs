@@ -149,6 +149,12 @@ fn the_command_line_does_as_runc(context: &Context) -> Result<()> {
         kata(&["update", "--cpu-quota", "75000", "--cpu-period", "50000", &id])?.expect_code(0)?;
         let most = read(&directory, "cpu.max")?;
         ensure!(most == "75000 50000", "cpu.max is {most}");
+        for (quota, burst) in [("75000", "60000"), ("30000", "20000"), ("90000", "0")] {
+            let change = ["update", "--cpu-quota", quota, "--cpu-burst", burst, &id];
+            kata(&change)?.expect_code(0)?;
+            let saved = read(&directory, "cpu.max.burst")?;
+            ensure!(saved == burst, "cpu.max.burst is {saved}, not {burst}");
+        }
         if there {
             kata(&["delete", "--force", &id])?.expect_code(0)?;
             ensure!(directory.exists(), "a cgroup of others' was removed");
