@@ -126,6 +126,10 @@ impl Cgroup {
             let used = self.read("memory.current")?.trim().parse().unwrap_or_default();
             check_memory(memory.limit(), used)?;
         }
+        // The kernel takes no quota below the burst, which is set after it.
+        if resources.cpu().as_ref().is_some_and(|c| c.quota().is_some() && c.burst().is_some()) {
+            fs::write(self.path("cpu.max.burst"), "0")?;
+        }
         let config = CgroupConfig {
             cgroup_path: Path::new("/").join(self.0.strip_prefix(ROOT).unwrap_or(&self.0)),
             systemd_cgroup: false,
