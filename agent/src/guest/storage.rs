@@ -10,7 +10,9 @@ use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::{Mode, mkdirat};
 use protocol::agent::{Disk, Storage};
+use std::fs::{Permissions, set_permissions};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -112,11 +114,17 @@ pub fn is_mounted(path: &str) -> bool {
 /// See [`Storages::make`].
 pub fn mount_one(storage: &Storage) -> Result<PathBuf, AgentError> {
     let path = PathBuf::from(&storage.mount_point);
-    let point = mount_point(&path)?;
-    let (flags, data) = options(&storage.options);
-    let target = format!("/proc/self/fd/{}", point.as_raw_fd());
+    let (point, _) = directory(&path)?;
+    let (flags, mut data) = options(&storage.options);
+    let (mut source, target) = (storage.source.clone(), of_descriptor(&point));
+    let bound;
+    if flags.contains(MsFlags::MS_BIND) {
+        // A container may have put a link in its place.
+        bound = source_of_bind(Path::new(&source), &std::mem::take(&mut data))?;
+        source = of_descriptor(&bound);
+    }
     mount(
-        Some(storage.source.as_str()),
+        Some(source.as_str()),
         target.as_str(),
         Some(storage.fstype.as_str()),
         flags,
@@ -142,11 +150,35 @@ fn options(options: &[String]) -> (MsFlags, String) {
     (flags, data.join(","))
 }
 
-/// Creates what is missing of `path` and opens its end.
-fn mount_point(path: &Path) -> Result<OwnedFd, AgentError> {
+/// A path of what is open.
+fn of_descriptor(open: &OwnedFd) -> String {
+    format!("/proc/self/fd/{}", open.as_raw_fd())
+}
+
+/// Opens a directory to be bound; where it is made it gets the permissions and the owner that the options tell.
+fn source_of_bind(path: &Path, options: &str) -> Result<OwnedFd, AgentError> {
+    let (source, is_new) = directory(path)?;
+    let number = |name: &str, radix| {
+        let value = options.split(',').find_map(|option| option.strip_prefix(name));
+        value.and_then(|value| u32::from_str_radix(value, radix).ok())
+    };
+    let set = |made: String| {
+        chown(&made, number("uid=", 10), number("gid=", 10))?;
+        let mode = number("mode=", 8).unwrap_or(0o755);
+        set_permissions(&made, Permissions::from_mode(mode & 0o7777))
+    };
+    if is_new {
+        let what = || format!("making the directory {}", path.display());
+        set(of_descriptor(&source)).map_err(|error| AgentError::io(what(), error))?;
+    }
+    Ok(source)
+}
+
+/// Creates what is missing of `path` and opens its end; gives whether that was made.
+fn directory(path: &Path) -> Result<(OwnedFd, bool), AgentError> {
     let refused = || {
         AgentError::Invalid(format!(
-            "mount point {} is not a plain path below {BASE}",
+            "directory {} is not a plain path below {BASE}",
             path.display()
         ))
     };
@@ -159,16 +191,18 @@ fn mount_point(path: &Path) -> Result<OwnedFd, AgentError> {
         })
         .collect();
     let names = names.filter(|names| !names.is_empty()).ok_or_else(refused)?;
-    let io = |error| AgentError::io(format!("creating the mount point {}", path.display()), error);
+    let io = |error| AgentError::io(format!("creating the directory {}", path.display()), error);
+    let mut is_new = false;
     let mut here = open_directory(nix::fcntl::AT_FDCWD, BASE).map_err(io)?;
     for name in names {
         match mkdirat(&here, name, Mode::from_bits_retain(0o755)) {
-            Ok(()) | Err(Errno::EEXIST) => {}
+            Ok(()) => is_new = true,
+            Err(Errno::EEXIST) => is_new = false,
             Err(error) => return Err(io(error)),
         }
         here = open_directory(&here, name).map_err(io)?;
     }
-    Ok(here)
+    Ok((here, is_new))
 }
 
 fn open_directory(at: impl AsFd, name: impl AsRef<Path>) -> Result<OwnedFd, Errno> {
@@ -193,7 +227,7 @@ mod tests {
     #[test]
     fn mount_points_elsewhere_are_refused() {
         for bad in ["/", "/etc", BASE, "relative", "/run/kata-like/../../etc", ""] {
-            assert!(matches!(mount_point(Path::new(bad)), Err(AgentError::Invalid(_))), "{bad}");
+            assert!(matches!(directory(Path::new(bad)), Err(AgentError::Invalid(_))), "{bad}");
         }
     }
 }

@@ -31,6 +31,11 @@ pub fn memory(source: &Path) -> PathBuf {
     Path::new(protocol::ports::MEMORY_DIR).join(name)
 }
 
+/// Where the guest shows a container a part of such memory, by its number.
+pub fn sub_path(container: &str, index: usize) -> PathBuf {
+    Path::new(protocol::ports::DISKS_DIR).join(container).join(format!("part-{index}"))
+}
+
 fn shared(container: &str) -> PathBuf {
     Path::new(protocol::ports::SHARED_DIR).join(container)
 }

@@ -2,14 +2,14 @@
 
 use crate::error::{Error, Result};
 use crate::oci::plan::disks::{Disk, Host, Kind, MountOf, Numbers};
-use crate::oci::plan::shared::Memory;
+use crate::oci::plan::shared::{Directory, Memory};
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::stat::{major, minor};
 use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 use std::fs::{self, File, Metadata};
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::AsRawFd;
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -45,6 +45,18 @@ impl Host for ThisHost {
         })
     }
 
+    fn part(&self, path: &Path) -> Option<Directory> {
+        let path = path.canonicalize().ok()?;
+        let meta = fs::metadata(&path).ok().filter(Metadata::is_dir)?;
+        let (wholes, below) = wholes(&fs::read("/proc/self/mountinfo").ok()?, &path)?;
+        Some(Directory {
+            wholes,
+            below,
+            mode: meta.mode() & 0o7777,
+            owner: (meta.uid(), meta.gid()),
+        })
+    }
+
     fn mount_of(&self, path: &Path) -> MountOf {
         let (Ok(path), Ok(mounts)) = (path.canonicalize(), fs::read("/proc/self/mountinfo")) else {
             return MountOf::default();
@@ -69,6 +81,45 @@ fn mount_in(mountinfo: &[u8], path: &[u8]) -> MountOf {
         found.mounts_below |= at != path && is_below(at, &path);
     }
     found
+}
+
+/// Where the file system that an absolute path is on is mounted whole, by mountinfo, and the path in it; none, where the
+/// path is the root of it.
+fn wholes(mountinfo: &[u8], path: &Path) -> Option<(Vec<PathBuf>, PathBuf)> {
+    let path = escaped(path.as_os_str().as_bytes());
+    // Numbers of the file system, what of it is mounted, and where.
+    let fields = |line: &'_ [u8]| -> Option<[Vec<u8>; 3]> {
+        let mut fields = line.split(|byte| *byte == b' ').skip(2).map(<[u8]>::to_vec);
+        Some([fields.next()?, fields.next()?, fields.next()?])
+    };
+    let all: Vec<_> = mountinfo.split(|byte| *byte == b'\n').filter_map(fields).collect();
+    let above = all.iter().filter(|[_, _, at]| is_below(&path, at));
+    // Of those on the same point the last is seen.
+    let [numbers, root, at] = above.max_by_key(|[_, _, at]| at.len())?;
+    let parts = [root, path.strip_prefix(&at[..])?];
+    let below = parts.map(|part| part.strip_prefix(b"/").unwrap_or(part));
+    let below: PathBuf = below.into_iter().filter(|part| !part.is_empty()).map(unescaped).collect();
+    let is_whole = |of: &&[Vec<u8>; 3]| of[0] == *numbers && of[1] == b"/";
+    let wholes = all.iter().filter(is_whole).map(|[_, _, at]| unescaped(at));
+    (below != Path::new("")).then(|| (wholes.collect(), below))
+}
+
+/// The path that [`escaped`] has written.
+fn unescaped(text: &[u8]) -> PathBuf {
+    let mut path = Vec::new();
+    let mut rest = text;
+    while let Some((&byte, after)) = rest.split_first() {
+        let digits = after.get(..3).filter(|_| byte == b'\\');
+        let code = digits.and_then(|digits| std::str::from_utf8(digits).ok());
+        if let Some(code) = code.and_then(|code| u8::from_str_radix(code, 8).ok()) {
+            path.push(code);
+            rest = &after[3..];
+        } else {
+            path.push(byte);
+            rest = after;
+        }
+    }
+    std::ffi::OsString::from_vec(path).into()
 }
 
 /// Whether a path is another one or below it.
@@ -187,6 +238,25 @@ mod tests {
         assert_eq!(escaped(b"/a b\\c\n"), b"/a\\040b\\134c\\012");
         assert!(ThisHost.mount_of(Path::new("/")).mounts_below);
         assert_eq!(ThisHost.mount_of(Path::new("/no/such/directory")), MountOf::default());
+    }
+
+    #[test]
+    fn the_whole_that_a_directory_is_of_is_found() {
+        let mountinfo = b"1 0 8:1 / / rw - ext4 /dev/a rw\n\
+            2 1 0:5 / /pod/empty\\040dir rw - tmpfs t rw\n\
+            3 1 0:5 /a\\040b /pod/subpaths/0 rw - tmpfs t rw\n\
+            4 1 8:1 /srv /mnt rw - ext4 /dev/a rw\n";
+        let of = |path: &str| wholes(mountinfo, Path::new(path));
+        let memory = |below: &str| Some((vec!["/pod/empty dir".into()], below.into()));
+        assert_eq!(of("/pod/subpaths/0"), memory("a b"));
+        assert_eq!(of("/pod/subpaths/0/c"), memory("a b/c"));
+        assert_eq!(of("/pod/empty dir/c/d"), memory("c/d"));
+        assert_eq!(of("/pod/empty dir"), None);
+        assert_eq!(of("/mnt/x"), Some((vec!["/".into()], "srv/x".into())));
+        assert_eq!(of("/"), None);
+        let own = ThisHost.part(Path::new("/proc/self")).unwrap();
+        assert!(own.wholes.contains(&"/proc".into()), "{own:?}");
+        assert_eq!(ThisHost.part(Path::new("/proc/version")), None);
     }
 
     fn disk(path: &Path, read_only: bool, exclusive: bool) -> Disk {

@@ -41,7 +41,7 @@ use protocol::machine::{FsConfig, JailConfig, MachineConfig, Size, VsockConfig};
 use protocol::ports;
 use serde::Deserialize;
 use serde_json::Value;
-use shared::{Surroundings, Volume};
+use shared::{SubPath, Surroundings, Volume};
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 
@@ -81,6 +81,8 @@ pub struct Plan {
     pub sysctls: BTreeMap<String, String>,
     /// The guest's memory that it shares with its pod.
     pub volumes: Vec<Volume>,
+    /// Parts of it that it mounts.
+    pub sub_paths: Vec<SubPath>,
     /// What it is to its sandbox.
     pub part: Part,
     /// The host's process whose PID namespace it is to have; whether that stands for one of the sandbox's is not known.
@@ -197,7 +199,7 @@ pub fn container(
             .iter()
             .any(|on_host| at.starts_with(on_host))
     });
-    let Binds { all: binds, volumes, .. } = binds;
+    let Binds { all: binds, volumes, sub_paths, .. } = binds;
     let resources = asked.pointer("/linux/resources").cloned().unwrap_or_default();
     Ok(Plan {
         spec,
@@ -211,6 +213,7 @@ pub fn container(
         network,
         sysctls,
         volumes,
+        sub_paths,
         part,
         joins_pids,
         hooks,

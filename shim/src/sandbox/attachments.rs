@@ -6,7 +6,7 @@ use crate::guest::paths as guest_paths;
 use crate::host::blocking::blocking;
 use crate::host::disk;
 use crate::oci::plan::disks::{Disk, DiskMount, Disks};
-use crate::oci::plan::shared::{Memory, Volume};
+use crate::oci::plan::shared::{Memory, SubPath, Volume};
 use protocol::agent as api;
 
 impl Sandbox {
@@ -60,6 +60,21 @@ pub(super) fn memory(volumes: &[Volume]) -> impl Iterator<Item = api::Storage> {
             of_sandbox: true,
             ..Default::default()
         }
+    })
+}
+
+/// Parts of such memory that a container mounts.
+pub(super) fn sub_paths(all: &[SubPath]) -> impl Iterator<Item = api::Storage> {
+    all.iter().map(|SubPath { source, at, mode, owner: (uid, gid) }| api::Storage {
+        source: source.display().to_string(),
+        options: vec![
+            "bind".into(),
+            format!("mode={mode:o}"),
+            format!("uid={uid}"),
+            format!("gid={gid}"),
+        ],
+        mount_point: at.display().to_string(),
+        ..Default::default()
     })
 }
 

@@ -1,6 +1,6 @@
 //! Making and deleting containers.
 
-use super::attachments::{memory, storages};
+use super::attachments::{memory, storages, sub_paths};
 use super::stand_ins::{self, StandIn};
 use super::{NewContainer, ProcessState, Sandbox, files, resolver};
 use crate::error::{Error, Result};
@@ -120,8 +120,8 @@ impl Sandbox {
         let (mut numbers, streams) = self.streams(open.wanted()).await?;
         numbers.plain_newlines = plain_newlines;
         let io = open.join(streams);
-        let storages =
-            storages(&id, &plan.disks).into_iter().chain(memory(&plan.volumes)).collect();
+        let storages = storages(&id, &plan.disks).into_iter().chain(memory(&plan.volumes));
+        let storages = storages.chain(sub_paths(&plan.sub_paths)).collect();
         let has = InGuest { disks, storages, pids };
         self.note_limits(&id, plan.resources);
         if plan.part != Part::Pause {

@@ -10,7 +10,7 @@
 
 use super::access_times::AccessTimes;
 use super::disks::Host;
-use super::shared::{self, Volume};
+use super::shared::{self, SubPath, Volume};
 use crate::error::{Error, Result};
 use crate::guest::paths as guest_paths;
 use crate::oci::bundle::is_bind;
@@ -72,6 +72,8 @@ pub(super) struct Binds {
     pub all: Vec<Bind>,
     /// The guest's memory in place of the host's.
     pub volumes: Vec<Volume>,
+    /// Parts of them.
+    pub sub_paths: Vec<SubPath>,
     part: Part,
     /// Whether a shared mount of the container's is one of the host's as well.
     with_host: bool,
@@ -81,7 +83,8 @@ impl Binds {
     /// None yet, of a container with this root on the host.
     pub fn new(id: &str, root: &Path, part: Part, with_host: bool) -> Self {
         let (id, root) = (id.to_owned(), root.to_owned());
-        Self { id, root, all: Vec::new(), volumes: Vec::new(), part, with_host }
+        let (all, volumes, sub_paths) = Default::default();
+        Self { id, root, all, volumes, sub_paths, part, with_host }
     }
 
     /// Makes a mount of the spec's one of the guest's.
@@ -129,6 +132,14 @@ impl Binds {
         if let Some(volume) = volume.filter(|_| owners.is_none()) {
             mount.set_source(Some(volume.path.clone()));
             self.volumes.push(volume);
+            return Ok(());
+        }
+        let number = (&*self.id, self.sub_paths.len());
+        let sub_path = shared::sub_path(self.part, &source, number, host);
+        if let Some((volume, sub_path)) = sub_path.filter(|_| owners.is_none()) {
+            mount.set_source(Some(sub_path.at.clone()));
+            self.volumes.push(volume);
+            self.sub_paths.push(sub_path);
             return Ok(());
         }
         let has = |option: &str| mount.options().iter().flatten().any(|o| o == option);

@@ -8,7 +8,7 @@
 //!   all that the host has, and get none. A rule for a block device that the container does not get is left out.
 
 use super::RootfsMount;
-use super::shared::Memory;
+use super::shared::{Directory, Memory};
 use crate::error::{Error, Result};
 use crate::guest::paths as guest_paths;
 use crate::oci::bundle::is_bind;
@@ -48,6 +48,8 @@ pub trait Host {
     fn mount_of(&self, path: &Path) -> MountOf;
     /// What is mounted there, if that is the whole of a file system in memory.
     fn memory(&self, path: &Path) -> Option<Memory>;
+    /// For a directory that is not the whole of its file system, what it is of it.
+    fn part(&self, path: &Path) -> Option<Directory>;
 }
 
 /// Of the host's mount that a path is on.

@@ -43,18 +43,63 @@ pub struct Volume {
     pub memory: Memory,
 }
 
+/// A directory that is not the whole of its file system.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Directory {
+    /// Where that is mounted whole.
+    pub wholes: Vec<PathBuf>,
+    /// The path from there.
+    pub below: PathBuf,
+    /// Its permissions.
+    pub mode: u32,
+    /// Its owner and group.
+    pub owner: (u32, u32),
+}
+
+/// A directory of a volume that a container mounts, made where the volume lacks it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SubPath {
+    /// In the guest.
+    pub source: PathBuf,
+    /// Where the guest is to show it, for that container alone.
+    pub at: PathBuf,
+    /// Permissions, where it is made.
+    pub mode: u32,
+    /// Owner and group, where it is made.
+    pub owner: (u32, u32),
+}
+
 /// Where kubelet keeps emptyDirs.
 const EMPTY_DIR: &str = "kubernetes.io~empty-dir";
 
 /// The volume that stands for the source of a bind mount in a pod, if one does.
 pub(super) fn volume(part: Part, mount: &Mount, source: &Path, host: &dyn Host) -> Option<Volume> {
     let is_shm = mount.destination() == Path::new(SHM);
-    let is_empty_dir = || source.components().any(|name| name.as_os_str() == EMPTY_DIR);
-    if part == Part::Alone || !(is_shm || is_empty_dir()) {
+    if part == Part::Alone || !(is_shm || is_empty_dir(source)) {
         return None;
     }
     let memory = host.memory(source)?;
     Some(Volume { path: guest_paths::memory(source), memory })
+}
+
+fn is_empty_dir(path: &Path) -> bool {
+    path.components().any(|name| name.as_os_str() == EMPTY_DIR)
+}
+
+/// The volume that stands for an emptyDir of which the source of a bind mount is a part, and that part of it, as the
+/// container's with this number.
+pub(super) fn sub_path(
+    part: Part,
+    source: &Path,
+    (id, number): (&str, usize),
+    host: &dyn Host,
+) -> Option<(Volume, SubPath)> {
+    let Directory { wholes, below, mode, owner } =
+        (part != Part::Alone).then(|| host.part(source))??;
+    let whole = wholes.into_iter().find(|whole| is_empty_dir(whole))?;
+    let volume = Volume { path: guest_paths::memory(&whole), memory: host.memory(&whole)? };
+    let source = volume.path.join(below);
+    Some((volume, SubPath { source, at: guest_paths::sub_path(id, number), mode, owner }))
 }
 
 /// Where engines put memory that is for sharing.

@@ -1,5 +1,5 @@
 use super::disks::{Disk, DiskMount, Kind, MountOf, Numbers};
-use super::shared::Memory;
+use super::shared::{Directory, Memory};
 use super::*;
 use oci_spec::runtime::LinuxDeviceCgroup;
 use serde_json::json;
@@ -27,6 +27,12 @@ impl Host for TestHost {
     fn memory(&self, path: &Path) -> Option<Memory> {
         let there = path.starts_with("/tmpfs");
         there.then_some(Memory { size: 4096, mode: 0o1777, owner: (7, 8) })
+    }
+
+    fn part(&self, path: &Path) -> Option<Directory> {
+        let below = path.strip_prefix("/parts").ok()?.to_owned();
+        let wholes = ["/else", "/tmpfs/volumes/kubernetes.io~empty-dir/cache"].map(PathBuf::from);
+        Some(Directory { wholes: wholes.into(), below, mode: 0o750, owner: (1, 2) })
     }
 
     fn mount_of(&self, path: &Path) -> MountOf {
@@ -652,7 +658,15 @@ fn memory_of_a_pods_is_the_guests_and_shared_by_its_containers() {
     let empty_dir = "/tmpfs/volumes/kubernetes.io~empty-dir/cache";
     let cache = plan("container", empty_dir, "/cache");
     assert_ne!(source(&cache), source(&member));
+    let part = plan("container", "/parts/a/b", "/cache");
+    assert_eq!(part.volumes, cache.volumes);
+    let of_cache = source(&cache);
+    let [sub_path] = &part.sub_paths[..] else { panic!("{part:?}") };
+    assert_eq!(sub_path.source, Path::new(&of_cache).join("a/b"));
+    assert_eq!((sub_path.mode, sub_path.owner), (0o750, (1, 2)));
+    assert_eq!(Path::new(&source(&part)), sub_path.at);
     let others = [
+        plan("neither", "/parts/a", "/cache"),
         plan("container", "/tmpfs/volumes/kubernetes.io~secret/key", "/key"),
         plan("container", "/disk/volumes/kubernetes.io~empty-dir/cache", "/cache"),
         plan("neither", "/tmpfs/shm", "/dev/shm"),

@@ -32,6 +32,7 @@ crate::cases!(
     the_end_of_any_of_our_processes_is_every_containers,
     its_processes_are_in_the_pods_cgroup,
     volumes_are_seen_as_kubelet_changes_them_and_memory_is_shared,
+    a_part_of_a_volume_in_memory_is_what_others_have_there,
     a_mount_of_the_hosts_is_followed_where_that_is_asked_for,
     many_at_once_leave_nothing,
 );
@@ -341,6 +342,46 @@ fn volumes_are_seen_as_kubelet_changes_them_and_memory_is_shared(context: &Conte
     pod.remove()?;
     drop(mounted);
     Ok(fs::remove_dir_all(directory)?)
+}
+
+/// Kubelet makes the directory in the host's memory, and binds it elsewhere.
+fn a_part_of_a_volume_in_memory_is_what_others_have_there(context: &Context) -> Result<()> {
+    let directory = Path::new("/tmp").join(context.fresh_id());
+    let cache = directory.join("volumes/kubernetes.io~empty-dir/cache");
+    let bound = directory.join("volume-subpaths/cache/c/0");
+    fs::create_dir_all(&cache)?;
+    fs::create_dir_all(&bound)?;
+    mount(Some("tmpfs"), &cache, Some("tmpfs"), MsFlags::empty(), Some("size=1m,mode=0777"))?;
+    let mounted = Mounted(cache.clone());
+    let part = cache.join("a part");
+    fs::create_dir(&part)?;
+    chown(&part, None, Some(4321))?;
+    fs::set_permissions(&part, Permissions::from_mode(0o2770))?;
+    mount(Some(&part), &bound, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
+    let mounted = [Mounted(bound.clone()), mounted];
+    let pod = Pod::run(context, OURS, &Value::Null)?;
+    let on = |path: &Path| json!({"mounts": [{"container_path": "/volume", "host_path": path}]});
+    let start = |path: &Path| pod.start(&["sleep", "1000000"], &on(path));
+    let (first, direct, whole) = (start(&bound)?, start(&part)?, start(&cache)?);
+    let said = first.sh("echo kept > /volume/file; stat -c '%a %u %g' /volume")?;
+    ensure!(said == "2770 0 4321", "{said:?}");
+    ensure!(direct.sh("cat /volume/file")? == "kept");
+    ensure!(whole.sh("cat '/volume/a part/file'; df /volume | grep -c ' 1024 '")? == "kept\n1");
+    ensure!(fs::read_dir(&part)?.count() == 0, "it is in the host's memory");
+    // What a container puts in its place leads nowhere.
+    whole.sh("mv '/volume/a part' /volume/was; ln -s / '/volume/a part'")?;
+    match start(&bound) {
+        Ok(_) => bail!("a link was followed"),
+        Err(error) => {
+            ensure!(
+                format!("{error:#}").contains("Too many levels of symbolic links"),
+                "{error:#}"
+            );
+        }
+    }
+    pod.remove()?;
+    drop(mounted);
+    Ok(fs::remove_dir_all(&directory)?)
 }
 
 fn a_mount_of_the_hosts_is_followed_where_that_is_asked_for(context: &Context) -> Result<()> {
