@@ -246,6 +246,7 @@ fn choose(arguments: &Arguments) -> Result<Vec<(Version, Case)>> {
         pods::cases,
         pods::forward::cases,
         pods::limits::cases,
+        pods::network::cases,
         pods::sandbox_api::cases,
         update::cases,
         memory::cases,

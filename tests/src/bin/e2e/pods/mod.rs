@@ -2,6 +2,7 @@
 
 pub mod forward;
 pub mod limits;
+pub mod network;
 mod pod;
 pub mod sandbox_api;
 

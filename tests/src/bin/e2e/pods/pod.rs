@@ -106,6 +106,11 @@ impl<'a> Pod<'a> {
         Path::new("/sys/fs/cgroup").join(&self.name)
     }
 
+    /// Where its files are on the host.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
     fn file(&self) -> String {
         self.directory.join("pod.json").display().to_string()
     }

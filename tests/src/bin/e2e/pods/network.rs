@@ -1,0 +1,118 @@
+//! A pod's network as a plugin makes it: both families, and frames that are smaller than usual.
+
+use super::pod::{OURS, Pod, crictl};
+use crate::command::{self, DEADLINE};
+use crate::context::Context;
+use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::Value;
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, Shutdown, TcpListener, TcpStream};
+use std::process::Command;
+
+crate::cases!(
+    crate::Scope::Once;
+    much_goes_each_way_by_both_families_in_small_frames,
+);
+
+const NAME: &str = "e2e-small";
+const FILE: &str = "/etc/cni/net.d/05-e2e.conflist";
+const BRIDGE: &str = "e2e-small0";
+
+/// One with what a tunnel leaves of a frame.
+const NETWORK: &str = r#"{"cniVersion": "1.0.0", "name": "e2e-small", "plugins": [
+    {"type": "bridge", "bridge": "e2e-small0", "isGateway": true, "mtu": 1400, "ipam": {"type": "host-local",
+        "ranges": [[{"subnet": "10.89.0.0/16"}], [{"subnet": "fd00:89::/64"}]],
+        "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]}}]}"#;
+
+/// Bytes that go each way.
+const LOT: usize = 32 << 20;
+
+/// The network above in place of the lab's, until it is dropped.
+struct Small<'a>(&'a Context);
+
+impl<'a> Small<'a> {
+    fn configure(context: &'a Context) -> Result<Self> {
+        let small = Self(context);
+        fs::write(FILE, NETWORK)?;
+        small.await_configured(true)?;
+        Ok(small)
+    }
+
+    /// containerd sees by itself that the directory has changed.
+    fn await_configured(&self, there: bool) -> Result<()> {
+        command::eventually("containerd has read the network's configuration", DEADLINE, || {
+            Ok(crictl(self.0, &["info"])?.expect_code(0)?.text().contains(NAME) == there)
+        })
+    }
+}
+
+impl Drop for Small<'_> {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(FILE);
+        let _ = command::output(Command::new("ip").args(["link", "delete", BRIDGE]));
+        let _ = fs::remove_dir_all(format!("/var/lib/cni/networks/{NAME}"));
+        if let Err(error) = self.await_configured(false) {
+            println!("{error:#}");
+        }
+    }
+}
+
+/// Numbers that no two places share.
+fn bytes() -> Vec<u8> {
+    (0..LOT as u32 / 4).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect()
+}
+
+/// Those of a pod, IPv4 first.
+fn addresses(pod: &Pod) -> Result<[IpAddr; 2]> {
+    let text = crictl(pod.context(), &["inspectp", &pod.id])?.expect_code(0)?.text();
+    let network = serde_json::from_str::<Value>(&text)?["status"]["network"].take();
+    let parsed = |ip: &Value| -> Result<IpAddr> { Ok(ip.as_str().context("an address")?.parse()?) };
+    Ok([parsed(&network["ip"])?, parsed(&network["additionalIps"][0]["ip"])?])
+}
+
+fn much_goes_each_way_by_both_families_in_small_frames(context: &Context) -> Result<()> {
+    let _small = Small::configure(context)?;
+    let pod = Pod::run(context, OURS, &Value::Null)?;
+    let [v4, v6] = addresses(&pod)?;
+    ensure!(v4.is_ipv4() && v6.is_ipv6(), "{v4} {v6}");
+    let member = pod.sleeper()?;
+    let said = member.sh("cat /sys/class/net/eth0/mtu; ip addr show eth0; ip -6 route")?;
+    for words in ["1400\n", &v4.to_string(), &v6.to_string(), "default via fd00:89::1"] {
+        ensure!(said.contains(words), "no {words:?}: {said}");
+    }
+    let data = bytes();
+    let sum = command::Running::start(&mut Command::new("sha256sum"), data.clone())?;
+    let sum = sum.finish(DEADLINE)?.expect_code(0)?.text();
+    for (own, gateway) in [(v4, "10.89.0.1"), (v6, "fd00:89::1")] {
+        let receive = "nc -l -p 9000 | sha256sum";
+        let receiver = pod.start(&["sh", "-c", receive], &Value::Null)?;
+        let mut stream = None;
+        command::eventually("the container listens", DEADLINE, || {
+            stream = TcpStream::connect((own, 9000)).ok();
+            Ok(stream.is_some())
+        })?;
+        let mut stream = stream.context("a stream")?;
+        stream.write_all(&data)?;
+        stream.shutdown(Shutdown::Write)?;
+        ensure!(receiver.ended()? == 0);
+        ensure!(receiver.log()? == sum, "{own} has received {}, not {sum}", receiver.log()?);
+        // And back, from a copy: of a file of the host each small read would be a request.
+        let listener = TcpListener::bind((gateway, 0))?;
+        let port = listener.local_addr()?.port();
+        let file = pod.directory().join("lot");
+        fs::write(&file, &data)?;
+        let lot = serde_json::json!({"mounts": [{"host_path": file, "container_path": "/lot"}]});
+        let send = format!("cp /lot /dev/shm/lot; nc {gateway} {port} < /dev/shm/lot");
+        let _sender = pod.start(&["sh", "-c", &send], &lot)?;
+        let (mut stream, from) = listener.accept()?;
+        ensure!(from.ip() == own, "{from} is not {own}");
+        stream.set_read_timeout(Some(DEADLINE))?;
+        let mut back = vec![0; data.len()];
+        stream.read_exact(&mut back)?;
+        if back != data {
+            bail!("what {own} sent is not what it was given");
+        }
+    }
+    pod.remove()
+}
