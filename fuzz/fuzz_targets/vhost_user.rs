@@ -58,7 +58,7 @@ fn serve(tree: &Path, socket: UnixStream) {
     unsafe { unshare_unsafe(UnshareFlags::FS) }.expect("a root of its own");
     chroot(tree).expect("the tree is a directory");
     chdir("/").expect("a root");
-    let files = file_server::open(own_descriptors).expect("a root");
+    let files = file_server::open(own_descriptors, file_server::Roots::Guests).expect("a root");
     // An error ends the server, as it may.
     let _ = file_server::serve(socket, files);
 }

@@ -22,6 +22,8 @@ pub struct Config {
     pub jail: Jail,
     /// What is done on the host.
     pub host: Host,
+    /// The containers' root file systems.
+    pub root: Root,
 }
 
 /// `[machine]`
@@ -85,6 +87,14 @@ pub struct Host {
     pub cgroups: Option<bool>,
 }
 
+/// `[root]`
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Root {
+    /// Whether others than its container change a root file system while it runs.
+    pub shared: Option<bool>,
+}
+
 impl Config {
     /// Reads `path`.
     ///
@@ -143,7 +153,7 @@ mod tests {
             .collect();
         let config: Config = toml::from_str(&told).unwrap();
         // A key that is new has to be named here to compile, and there to pass.
-        let Config { machine, paths, jail, host } = config.clone();
+        let Config { machine, paths, jail, host, root } = config.clone();
         let Machine {
             vcpus,
             memory_mib,
@@ -159,8 +169,9 @@ mod tests {
         let Paths { vmm, file_server, stand_in, state } = paths;
         let Jail { first_uid, uids, core_scheduling } = jail;
         let Host { cgroups } = host;
+        let Root { shared } = root;
         let numbers = [vcpus, max_vcpus, max_disks, first_uid, uids];
-        let switches = [nested, core_scheduling, cgroups];
+        let switches = [nested, core_scheduling, cgroups, shared];
         assert!(numbers.iter().all(Option::is_some) && switches.iter().all(Option::is_some));
         assert!(kernel_params.is_some());
         assert!([memory_mib, max_memory_mib, start_timeout_seconds].iter().all(Option::is_some));

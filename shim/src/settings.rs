@@ -42,6 +42,9 @@ pub struct Settings {
     pub state: PathBuf,
     /// Whether a sandbox's processes go where `linux.cgroupsPath` says.
     pub cgroups: bool,
+    /// Whether others than its container change a root file system while it runs: then the guest trusts what it knows
+    /// of it for a second only, else for ever.
+    pub shared_roots: bool,
     /// Of which a VMM gives itself one as uid and gid, see [`crate::host::uid`].
     pub uids: RangeInclusive<u32>,
 }
@@ -67,7 +70,7 @@ impl Settings {
     /// # Errors
     /// A value that can't be right on any machine. What this machine's KVM allows is checked by the VMM.
     pub fn resolve(config: Config) -> Result<Self> {
-        let Config { machine, paths, jail, host } = config;
+        let Config { machine, paths, jail, host, root } = config;
         let settings = Self {
             vcpus: machine.vcpus.unwrap_or(1),
             memory_mib: machine.memory_mib.unwrap_or(128),
@@ -89,6 +92,7 @@ impl Settings {
             core_scheduling: jail.core_scheduling.unwrap_or(true),
             state: paths.state.unwrap_or_else(|| "/run/kata-like".into()),
             cgroups: host.cgroups.unwrap_or(true),
+            shared_roots: root.shared.unwrap_or(false),
             uids: uids(jail.first_uid.unwrap_or(FIRST_UID), jail.uids.unwrap_or(UIDS))?,
         };
         settings.check()?;

@@ -331,8 +331,8 @@ mod tests {
     fn notifiers_never_block() {
         let event = || File::from(eventfd(0, EventfdFlags::CLOEXEC).unwrap());
         let shared = event();
-        let mut device =
-            Device::new(crate::open(crate::own_descriptors().unwrap()).unwrap()).unwrap();
+        let files = crate::open(crate::own_descriptors().unwrap(), crate::Roots::Guests);
+        let mut device = Device::new(files.unwrap()).unwrap();
         for index in 0..2 {
             let kick = shared.try_clone().unwrap();
             device.set_vring_kick(index, Some(kick)).unwrap();

@@ -1,11 +1,10 @@
 //! How the directory is served: what is cached for how long, which features the guest is offered.
 
-use crate::live::LiveMounts;
+use crate::live::{LiveMounts, Roots};
 use anyhow::{Context, Result};
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
 use vhost_user_backend::bitmap::BitmapMmapRegion;
 use virtiofsd::descriptor_utils::{Reader, Writer};
 use virtiofsd::filesystem::FileSystem;
@@ -16,9 +15,6 @@ use virtiofsd::server::Server;
 /// Descriptors that are not the guest's files: the socket, one for each memory region, and those that
 /// are opened for a moment.
 const OWN_DESCRIPTORS: u64 = 128;
-
-/// How long the guest takes names and attributes for granted, but for bind mounts: see [`crate::live`].
-const VALIDITY: Duration = Duration::from_secs(1);
 
 /// Answers FUSE requests.
 pub struct Files {
@@ -66,13 +62,13 @@ impl Files {
 ///
 /// # Errors
 /// It can't be opened.
-pub fn open(own_descriptors: File) -> Result<Files> {
+pub fn open(own_descriptors: File, roots: Roots) -> Result<Files> {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
     let config = Config {
-        entry_timeout: VALIDITY,
-        attr_timeout: VALIDITY,
+        entry_timeout: roots.validity(),
+        attr_timeout: roots.validity(),
         // Pages stay in the guest's cache when a file is opened again, unless its size or time of change
-        // turned out to be different, which is looked at every VALIDITY: with Auto, each exec of a program
+        // turned out to be different when its attributes were asked for: with Auto, each exec of a program
         // would read it anew.
         cache_policy: CachePolicy::Always,
         root_dir: "/".into(),
@@ -91,6 +87,6 @@ pub fn open(own_descriptors: File) -> Result<Files> {
         ..Config::default()
     };
     let files = PassthroughFs::new(config).context("cannot open the shared directory")?;
-    let live = LiveMounts(Arc::new(files));
+    let live = LiveMounts(Arc::new(files), roots);
     Ok(Files { server: Server::new(live.clone()), live })
 }

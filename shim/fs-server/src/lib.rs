@@ -18,6 +18,7 @@ mod serve;
 
 pub use confine::own_descriptors;
 pub use file_system::{Files, open};
+pub use live::Roots;
 pub use memory::{Memory, Regions};
 pub use queue::{Progress, RequestQueue};
 pub use serve::serve;
@@ -31,7 +32,7 @@ use std::path::Path;
 ///
 /// # Errors
 /// It is no such socket, the process can't be confined, or the VMM breaks the protocol.
-pub fn run(socket: OwnedFd, shared_dir: &Path) -> Result<()> {
+pub fn run(socket: OwnedFd, shared_dir: &Path, roots: Roots) -> Result<()> {
     logger::install();
     let fd = socket.as_raw_fd();
     jail::close_other_fds(&[fd])?;
@@ -42,7 +43,7 @@ pub fn run(socket: OwnedFd, shared_dir: &Path) -> Result<()> {
     let own_descriptors = own_descriptors()?;
     confine::enter_jail(shared_dir)
         .with_context(|| format!("cannot confine to {}", shared_dir.display()))?;
-    let files = open(own_descriptors)?;
+    let files = open(own_descriptors, roots)?;
     confine::syscall_filter()?.apply()?;
     serve(socket, files)
 }

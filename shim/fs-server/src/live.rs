@@ -1,5 +1,6 @@
 //! Bind mounts are live: of what lies below `<container>/mounts` the guest takes nothing for granted and keeps
-//! nothing, so its next look sees what the host did. The rest is a container's own and cached.
+//! nothing, so its next look sees what the host did. The rest is a container's own and cached, also that a name is not
+//! there, for as long as [`Roots`] says.
 //!
 //! Where a file lies is marked in the number by which the guest names it, so there is nothing to remember. A
 //! guest that makes up marks changes what its own kernel caches, nothing else.
@@ -59,27 +60,64 @@ impl Node {
     /// The answer about what has this name in this directory.
     fn entry(self, name: &CStr, mut entry: Entry) -> Entry {
         entry.inode |= self.mark_of(name);
-        if Self(entry.inode).is_live() {
+        let node = Self(entry.inode);
+        if !self.is_in_root() {
             entry.entry_timeout = Duration::ZERO;
+        }
+        if !node.is_in_root() {
             entry.attr_timeout = Duration::ZERO;
         }
         entry
     }
 
     fn attributes(self, (attr, validity): (Attr, Duration)) -> (Attr, Duration) {
-        (attr, if self.is_live() { Duration::ZERO } else { validity })
+        (attr, if self.is_in_root() { validity } else { Duration::ZERO })
     }
 
     /// Pages of a live file are not even kept for those who hold it open: its time of change, by which the
     /// guest would tell that they are old, is no finer than the host's clock tick.
+    ///
+    /// When one of the others is closed the guest has nothing to say: its writes have been answered.
     fn options(self, cached: OpenOptions, live: OpenOptions) -> OpenOptions {
-        if self.is_live() { live } else { cached }
+        if self.is_live() { live } else { cached | OpenOptions::NOFLUSH }
+    }
+
+    /// Whether it is a root file system, or in one. A container's directories are the shim's: the next container of
+    /// this id has others.
+    fn is_in_root(self) -> bool {
+        self.0 & (CONTAINER | LIVE) == 0 && self.0 != ROOT_ID
+    }
+}
+
+/// Who changes the containers' root file systems while they run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Roots {
+    /// Their guest alone: what it knows stays true.
+    Guests,
+    /// Others as well: what the guest knows is true for a second.
+    Shared,
+}
+
+impl Roots {
+    /// How long the guest takes names and attributes for granted.
+    pub(crate) fn validity(self) -> Duration {
+        match self {
+            // Of no guest's life the end, and no number that overflows in its kernel.
+            Self::Guests => Duration::from_secs(1 << 30),
+            Self::Shared => Duration::from_secs(1),
+        }
     }
 }
 
 /// virtiofsd's file system, with live bind mounts; clones are the same one.
 #[derive(Clone)]
-pub struct LiveMounts(pub(crate) Arc<PassthroughFs>);
+pub struct LiveMounts(pub(crate) Arc<PassthroughFs>, pub(crate) Roots);
+
+/// The answer about a name that is not there, by which the guest remembers that.
+fn absent(validity: Duration) -> Entry {
+    let (inode, attr) = (0, Attr::default());
+    Entry { inode, generation: 0, attr, attr_timeout: validity, entry_timeout: validity }
+}
 
 /// An offset that a file can have; virtiofsd panics at others.
 fn in_a_file(offset: u64) -> io::Result<u64> {
@@ -131,8 +169,21 @@ impl FileSystem for LiveMounts {
         fn removexattr(name: &CStr) -> ();
     }
 
+    fn lookup(&self, ctx: Context, parent: Node, name: &CStr) -> io::Result<Entry> {
+        match self.0.lookup(ctx, parent.inode(), name) {
+            Ok(entry) => Ok(parent.entry(name, entry)),
+            Err(error)
+                if error.raw_os_error() == Some(libc::ENOENT)
+                    && self.1 == Roots::Guests
+                    && parent.is_in_root() =>
+            {
+                Ok(absent(self.1.validity()))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     forward_making! {
-        fn lookup();
         fn mkdir(mode: u32, umask: u32, extensions: Extensions);
         fn mknod(mode: u32, device: u32, umask: u32, extensions: Extensions);
     }
@@ -169,7 +220,8 @@ impl FileSystem for LiveMounts {
     }
 
     fn init(&self, capable: FsOptions) -> io::Result<FsOptions> {
-        self.0.init(capable)
+        // What a symbolic link says never changes: another is another file, which has another number.
+        Ok(self.0.init(capable)? | FsOptions::CACHE_SYMLINKS)
     }
 
     fn destroy(&self) {
@@ -295,8 +347,6 @@ mod tests {
     use super::*;
     use virtiofsd::passthrough::Config;
 
-    const LONG: Duration = Duration::from_secs(1);
-
     /// The owner of the files: nobody's identity has to be taken on.
     fn owner() -> Context {
         let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
@@ -305,6 +355,10 @@ mod tests {
 
     /// A shared directory with a container in it, and the file system that serves it.
     fn shared() -> (tempfile::TempDir, LiveMounts) {
+        shared_as(Roots::Guests)
+    }
+
+    fn shared_as(roots: Roots) -> (tempfile::TempDir, LiveMounts) {
         let dir = tempfile::tempdir().unwrap();
         for path in ["c1/rootfs/mounts", "c1/mounts/0/rootfs"] {
             std::fs::create_dir_all(dir.path().join(path)).unwrap();
@@ -312,12 +366,12 @@ mod tests {
         }
         let files = PassthroughFs::new(Config {
             root_dir: dir.path().to_str().unwrap().to_owned(),
-            entry_timeout: LONG,
-            attr_timeout: LONG,
+            entry_timeout: roots.validity(),
+            attr_timeout: roots.validity(),
             cache_policy: virtiofsd::passthrough::CachePolicy::Always,
             ..Config::default()
         });
-        let files = LiveMounts(Arc::new(files.unwrap()));
+        let files = LiveMounts(Arc::new(files.unwrap()), roots);
         files.init(FsOptions::empty()).unwrap();
         (dir, files)
     }
@@ -349,11 +403,48 @@ mod tests {
     fn a_root_file_system_is_cached_whatever_its_directories_are_called() {
         let (_dir, files) = shared();
         let entry = find(&files, &[c"c1", c"rootfs", c"mounts", c"file"]);
-        assert_eq!(validity(&entry), (LONG, LONG));
+        let long = Roots::Guests.validity();
+        assert_eq!(validity(&entry), (long, long));
         let node = Node(entry.inode);
-        assert_eq!(files.getattr(owner(), node, None).unwrap().1, LONG);
+        assert_eq!(files.getattr(owner(), node, None).unwrap().1, long);
         let (_, options) = files.open(owner(), node, false, 0).unwrap();
-        assert_eq!(options, OpenOptions::KEEP_CACHE);
+        assert_eq!(options, OpenOptions::KEEP_CACHE | OpenOptions::NOFLUSH);
+    }
+
+    #[test]
+    fn the_next_container_of_an_id_is_found() {
+        let (_dir, files) = shared();
+        for path in [&[c"c1"][..], &[c"c1", c"rootfs"], &[c"c1", c"mounts"]] {
+            assert_eq!(validity(&find(&files, path)).0, Duration::ZERO, "{path:?}");
+        }
+        // What the root directory itself is like does not change.
+        let root = find(&files, &[c"c1", c"rootfs"]);
+        assert_eq!(validity(&root).1, Roots::Guests.validity());
+    }
+
+    #[test]
+    fn what_is_not_there_is_remembered_where_the_guest_alone_makes_files() {
+        let missing = |files: &LiveMounts, path: &[&CStr]| {
+            let parent = path.split_last().map_or(ROOT_ID, |(last, before)| {
+                let entry = find(files, &[before, &[last]].concat());
+                entry.inode
+            });
+            files.lookup(owner(), Node(parent), c"none")
+        };
+        let (_dir, files) = shared();
+        for path in [&[c"c1", c"rootfs"][..], &[c"c1", c"rootfs", c"mounts"]] {
+            let entry = missing(&files, path).unwrap();
+            assert_eq!((entry.inode, validity(&entry).0), (0, Roots::Guests.validity()));
+        }
+        // The shim's directories, and binds of the host's.
+        for path in [&[][..], &[c"c1"], &[c"c1", c"mounts"], &[c"c1", c"mounts", c"0"]] {
+            let error = missing(&files, path).err().unwrap();
+            assert_eq!(error.raw_os_error(), Some(libc::ENOENT), "{path:?}");
+        }
+        let (_dir, files) = shared_as(Roots::Shared);
+        assert!(missing(&files, &[c"c1", c"rootfs"]).is_err());
+        let entry = find(&files, &[c"c1", c"rootfs"]);
+        assert_eq!(validity(&entry).1, Duration::from_secs(1));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use clap::Parser;
+use file_server::Roots;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 
@@ -15,6 +16,9 @@ struct Arguments {
     /// The descriptor of a connected vhost-user socket
     #[arg(long, value_name = "FD", default_value_t = 3, value_parser = clap::value_parser!(RawFd).range(3..))]
     fd: RawFd,
+    /// Others than the machine change its containers' root file systems while they run
+    #[arg(long)]
+    shared_roots: bool,
 }
 
 fn main() -> Result<()> {
@@ -22,5 +26,6 @@ fn main() -> Result<()> {
     jail::close_other_fds(&[arguments.fd])?;
     // SAFETY: the caller passes this descriptor for us to own; nothing else in the process uses it.
     let socket = unsafe { OwnedFd::from_raw_fd(arguments.fd) };
-    file_server::run(socket, &arguments.shared_dir)
+    let roots = if arguments.shared_roots { Roots::Shared } else { Roots::Guests };
+    file_server::run(socket, &arguments.shared_dir, roots)
 }

@@ -16,6 +16,7 @@ pub use control::Control;
 use protocol::control::{BootTimes, Command};
 use protocol::machine::Size;
 pub use spawn::stand_in;
+use std::ffi::OsStr;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
@@ -110,9 +111,11 @@ impl Vm {
             tracing::warn!("boot message: {error}");
         }
         let shared = paths.shared();
+        let arguments: [&OsStr; 3] =
+            ["--shared-dir".as_ref(), shared.as_os_str(), "--shared-roots".as_ref()];
         let (file_server, fs_stderr) = spawn::helper(
             &settings.file_server,
-            &["--shared-dir".as_ref(), shared.as_os_str()],
+            &arguments[..2 + usize::from(settings.shared_roots)],
             fs_theirs.into(),
             cgroups.map(|cgroups| cgroups.file_server),
         )?;

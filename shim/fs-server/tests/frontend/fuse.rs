@@ -194,7 +194,9 @@ impl Machine {
     }
 
     pub fn lookup(&mut self, parent: u64, name: &str) -> io::Result<Entry> {
-        Ok(Entry::from_answer(&self.call(LOOKUP, parent, &Body::new().name(name))?))
+        let entry = Entry::from_answer(&self.call(LOOKUP, parent, &Body::new().name(name))?);
+        // So Linux understands an answer that there is none, and how long that is true.
+        if entry.node == 0 { Err(io::ErrorKind::NotFound.into()) } else { Ok(entry) }
     }
 
     /// Gives up what one look-up has found; there is no answer.
