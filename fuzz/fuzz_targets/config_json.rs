@@ -37,7 +37,7 @@ fuzz_target!(|data: &[u8]| {
     std::fs::write(&path, data).expect("a file");
     if let Some(directory) = path.parent()
         && let Ok(spec) = bundle::read_spec(directory)
-        && let Ok(plan) = plan::container("id", spec, Vec::new(), PID, &Disks)
+        && let Ok(plan) = plan::container("id", spec, Vec::new(), None, PID, &Disks)
     {
         let sent = serde_json::to_vec(&plan.spec).expect("a spec is JSON");
         serde_json::from_slice::<oci_spec::runtime::Spec>(&sent).expect("the agent can read it");

@@ -93,6 +93,20 @@ pub struct Host {
 pub struct Root {
     /// Whether others than its container change a root file system while it runs.
     pub shared: Option<bool>,
+    /// Where it goes what a container writes to its root file system.
+    pub writes: Option<RootWrites>,
+    /// Size of the disks for that, MiB.
+    pub disk_mib: Option<u64>,
+}
+
+/// `writes` of `[root]`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RootWrites {
+    /// To the snapshot, where whoever looks at it finds it.
+    Snapshot,
+    /// To a disk of the guest's own, which goes with the container.
+    Disk,
 }
 
 impl Config {
@@ -169,11 +183,11 @@ mod tests {
         let Paths { vmm, file_server, stand_in, state } = paths;
         let Jail { first_uid, uids, core_scheduling } = jail;
         let Host { cgroups } = host;
-        let Root { shared } = root;
+        let Root { shared, writes, disk_mib } = root;
         let numbers = [vcpus, max_vcpus, max_disks, first_uid, uids];
         let switches = [nested, core_scheduling, cgroups, shared];
         assert!(numbers.iter().all(Option::is_some) && switches.iter().all(Option::is_some));
-        assert!(kernel_params.is_some());
+        assert!(kernel_params.is_some() && writes.is_some() && disk_mib.is_some());
         assert!([memory_mib, max_memory_mib, start_timeout_seconds].iter().all(Option::is_some));
         assert!([kernel, image, vmm, file_server, stand_in, state].iter().all(Option::is_some));
 

@@ -1,6 +1,6 @@
 //! What the configuration means: every value decided, and checked as far as it can be without the machine.
 
-use crate::config::Config;
+use crate::config::{Config, RootWrites};
 use crate::error::{Error, Result};
 use protocol::machine::MAX_VCPUS;
 use std::ops::RangeInclusive;
@@ -45,6 +45,8 @@ pub struct Settings {
     /// Whether others than its container change a root file system while it runs: then the guest trusts what it knows
     /// of it for a second only, else for ever.
     pub shared_roots: bool,
+    /// Size of the disk of its guest's own that a container writes to instead of its snapshot, bytes.
+    pub root_disk: Option<u64>,
     /// Of which a VMM gives itself one as uid and gid, see [`crate::host::uid`].
     pub uids: RangeInclusive<u32>,
 }
@@ -60,6 +62,12 @@ const LAST_UID: u32 = u32::MAX - 1;
 
 /// The machine's interrupt lines, less those of its other devices.
 pub const MOST_DISKS: u32 = 15;
+
+/// Size of a container's own disk unless configured, MiB: what is not written takes no room on the host.
+const ROOT_DISK_MIB: u64 = 10 << 10;
+
+/// Least such size.
+const MIN_ROOT_DISK_MIB: u64 = 16;
 
 /// Least guest memory that a kernel and the agent fit into, MiB.
 const MIN_MEMORY_MIB: u64 = 48;
@@ -93,6 +101,10 @@ impl Settings {
             state: paths.state.unwrap_or_else(|| "/run/kata-like".into()),
             cgroups: host.cgroups.unwrap_or(true),
             shared_roots: root.shared.unwrap_or(false),
+            root_disk: match root.writes.unwrap_or(RootWrites::Snapshot) {
+                RootWrites::Snapshot => None,
+                RootWrites::Disk => Some(root_disk(root.disk_mib.unwrap_or(ROOT_DISK_MIB))?),
+            },
             uids: uids(jail.first_uid.unwrap_or(FIRST_UID), jail.uids.unwrap_or(UIDS))?,
         };
         settings.check()?;
@@ -125,6 +137,17 @@ impl Settings {
             return Err(Error::InvalidArgument("machine.start_timeout_seconds is 0".into()));
         }
         Ok(())
+    }
+}
+
+/// In bytes.
+fn root_disk(mib: u64) -> Result<u64> {
+    const MOST: u64 = 16 << 20;
+    match mib {
+        MIN_ROOT_DISK_MIB..=MOST => Ok(mib << 20),
+        _ => Err(Error::InvalidArgument(format!(
+            "root.disk_mib is {mib}: ext4 as it is made here has {MIN_ROOT_DISK_MIB} to {MOST}"
+        ))),
     }
 }
 

@@ -10,9 +10,9 @@ use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::{Mode, mkdirat};
 use protocol::agent::{Disk, Storage};
-use std::fs::{Permissions, set_permissions};
+use std::fs::{self, Permissions, set_permissions};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::fs::{PermissionsExt as _, chown};
+use std::os::unix::fs::{MetadataExt, PermissionsExt as _, chown};
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -123,6 +123,9 @@ pub fn mount_one(storage: &Storage) -> Result<PathBuf, AgentError> {
         bound = source_of_bind(Path::new(&source), &std::mem::take(&mut data))?;
         source = of_descriptor(&bound);
     }
+    if storage.fstype == "overlay" {
+        make_layers(&storage.options)?;
+    }
     mount(
         Some(source.as_str()),
         target.as_str(),
@@ -136,6 +139,25 @@ pub fn mount_one(storage: &Storage) -> Result<PathBuf, AgentError> {
         AgentError::io(what, error)
     })?;
     Ok(path)
+}
+
+/// Makes the directories of an overlay on a disk that is empty as yet. Its root is like that of the layer below.
+fn make_layers(options: &[String]) -> Result<(), AgentError> {
+    let path = |name: &str| options.iter().find_map(|option| option.strip_prefix(name));
+    let (Some(lower), Some(upper), Some(work)) =
+        (path("lowerdir="), path("upperdir="), path("workdir="))
+    else {
+        return Ok(());
+    };
+    let make = || {
+        let root = fs::metadata(lower)?;
+        for dir in [work, upper] {
+            fs::create_dir(dir)?;
+        }
+        chown(upper, Some(root.uid()), Some(root.gid()))?;
+        set_permissions(upper, root.permissions())
+    };
+    make().map_err(|error| AgentError::io(format!("making {upper}"), error))
 }
 
 fn options(options: &[String]) -> (MsFlags, String) {
@@ -215,6 +237,7 @@ fn open_directory(at: impl AsFd, name: impl AsRef<Path>) -> Result<OwnedFd, Errn
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::PermissionsExt;
 
     #[test]
     fn flags_are_told_from_the_file_systems_own_options() {
@@ -222,6 +245,22 @@ mod tests {
         let (flags, data) = options(&list);
         assert_eq!(flags, MsFlags::MS_RDONLY | MsFlags::MS_NODEV);
         assert_eq!(data, "lowerdir=/a:/b,xino=off");
+    }
+
+    #[test]
+    fn the_root_of_an_overlay_is_like_that_below() {
+        let dir = tempfile::tempdir().unwrap();
+        let lower = dir.path().join("lower");
+        fs::create_dir(&lower).unwrap();
+        fs::set_permissions(&lower, fs::Permissions::from_mode(0o1751)).unwrap();
+        let of = |name: &str| format!("{name}dir={}/{name}", dir.path().display());
+        let layers = ["lower", "upper", "work"].map(of);
+        make_layers(&layers).unwrap();
+        assert!(dir.path().join("work").is_dir());
+        let upper = fs::metadata(dir.path().join("upper")).unwrap();
+        assert_eq!(upper.mode() & 0o7777, 0o1751);
+        let error = make_layers(&layers).unwrap_err().to_string();
+        assert!(error.contains("/upper"), "a disk is for one container: {error}");
     }
 
     #[test]

@@ -24,6 +24,11 @@ pub fn disk_mount(container: &str, index: usize) -> PathBuf {
     Path::new(protocol::ports::DISKS_DIR).join(container).join(format!("mount-{index}"))
 }
 
+/// Where the guest shows a root file system of the host's with what the container writes on a disk above it.
+pub fn covered_root(container: &str) -> PathBuf {
+    Path::new(protocol::ports::DISKS_DIR).join(container).join("root")
+}
+
 /// Where the guest has the memory that stands for what the host has at `source`.
 pub fn memory(source: &Path) -> PathBuf {
     let digest = Sha256::digest(source.as_os_str().as_bytes());

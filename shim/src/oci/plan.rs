@@ -133,8 +133,8 @@ pub fn machine(settings: &Settings, uid: u32, console_log: PathBuf) -> MachineCo
     }
 }
 
-/// Plans container `id`, whose root file system is what these mounts give; process `pid` of the host stands for its
-/// sandbox.
+/// Plans container `id`, whose root file system is what these mounts give, and what it writes to it on a disk of so many
+/// bytes, if any; process `pid` of the host stands for its sandbox.
 ///
 /// # Errors
 /// [`Error::InvalidArgument`] naming what the spec lacks or asks that can't be had, [`Error::Unimplemented`] what
@@ -143,6 +143,7 @@ pub fn container(
     id: &str,
     mut spec: Spec,
     mut rootfs: Vec<RootfsMount>,
+    root_disk: Option<u64>,
     pid: u32,
     host: &dyn Host,
 ) -> Result<Plan> {
@@ -155,10 +156,14 @@ pub fn container(
     policy::process(process)?;
     let with_host = binds::are_with_host(&spec);
     let root = spec.root_mut().as_mut().ok_or_else(|| invalid("no root"))?;
-    let mut binds = Binds::new(id, root.path(), part, with_host);
     let mut disks = Disks::default();
-    let on_disk = disks.take_root(id, &mut rootfs, host);
-    root.set_path(on_disk.unwrap_or_else(|| guest_paths::rootfs(id)));
+    let on_disk = disks.take_root(id, &mut rootfs, host).or_else(|| {
+        let written = !root.readonly().unwrap_or_default();
+        root_disk.filter(|_| written).and_then(|bytes| disks.cover_root(id, &mut rootfs, bytes))
+    });
+    let in_guest = on_disk.unwrap_or_else(|| guest_paths::rootfs(id));
+    let mut binds = Binds::new(id, [root.path(), &in_guest], part, with_host);
+    root.set_path(in_guest);
     if part != Part::Alone {
         // The guest has been told the pod's.
         spec.set_hostname(None).set_domainname(None);

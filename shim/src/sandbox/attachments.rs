@@ -8,6 +8,7 @@ use crate::host::disk;
 use crate::oci::plan::disks::{Disk, DiskMount, Disks};
 use crate::oci::plan::shared::{Memory, SubPath, Volume};
 use protocol::agent as api;
+use std::path::Path;
 
 impl Sandbox {
     /// Attaches the disks of container `id`; gives what the agent is to know of them. After an error those that
@@ -87,5 +88,24 @@ pub(super) fn storages(id: &str, disks: &Disks) -> Vec<api::Storage> {
         mount_point: guest_paths::disk_mount(id, index).display().to_string(),
         ..Default::default()
     };
-    disks.mounts.iter().enumerate().map(storage).collect()
+    let root = disks.above_root.map(|above| covered_root(id, &guest_paths::disk_mount(id, above)));
+    disks.mounts.iter().enumerate().map(storage).chain(root).collect()
+}
+
+/// Nothing that is written there outlives the container, so nothing waits for it to be on the disk.
+fn covered_root(id: &str, disk: &Path) -> api::Storage {
+    let (below, disk) = (guest_paths::rootfs(id), disk.display());
+    let options = vec![
+        format!("lowerdir={}", below.display()),
+        format!("upperdir={disk}/upper"),
+        format!("workdir={disk}/work"),
+        "volatile".into(),
+    ];
+    api::Storage {
+        source: "overlay".into(),
+        fstype: "overlay".into(),
+        options,
+        mount_point: guest_paths::covered_root(id).display().to_string(),
+        ..Default::default()
+    }
 }

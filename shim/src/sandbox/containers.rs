@@ -81,9 +81,9 @@ impl Sandbox {
         let resolv_conf = resolver::file_of(&spec);
         let rootfs = rootfs_or_directory(rootfs, &spec);
         let planned = id.clone();
-        let pid = self.pid();
+        let (pid, root_disk) = (self.pid(), self.0.root_disk);
         let plan = blocking("look at what is mounted for", &bundle, move || {
-            plan::container(&planned, spec, rootfs, pid, &ThisHost)
+            plan::container(&planned, spec, rootfs, root_disk, pid, &ThisHost)
         });
         let plan = plan.await?;
         let pids = self.pids_of(&id, &plan)?;

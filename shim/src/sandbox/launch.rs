@@ -117,7 +117,8 @@ impl Sandbox {
         let capacity = Capacity::new(&settings, spec.size, cgroup);
         let stand_ins = StandIns::new(settings.stand_in, uid);
         let machine = (vm, helpers, capacity, stand_ins);
-        let sandbox = Self::around(id, paths, machine, (spec.pod, undo), events);
+        let sandbox =
+            Self::around(id, paths, machine, (spec.pod, settings.root_disk, undo), events);
         sandbox.clone().boot(messages, hostname, settings.start_timeout);
         Ok(sandbox)
     }
@@ -127,7 +128,7 @@ impl Sandbox {
         id: String,
         paths: SandboxPaths,
         (vm, helpers, capacity, stand_ins): (Vm, [ProcessId; 2], Capacity, StandIns),
-        (told, undo): (Option<PodSpec>, Undo),
+        (told, root_disk, undo): (Option<PodSpec>, Option<u64>, Undo),
         events: mpsc::UnboundedSender<SandboxEvent>,
     ) -> Self {
         Self(Arc::new(Inner {
@@ -151,6 +152,7 @@ impl Sandbox {
             network: tokio::sync::Mutex::default(),
             resolver: super::resolver::Resolver::default(),
             told,
+            root_disk,
             pod: Mutex::default(),
             oom_scores: Mutex::default(),
         }))

@@ -114,6 +114,8 @@ struct Inner {
     resolver: resolver::Resolver,
     /// What was told of the pod, if it has no container of its own.
     told: Option<PodSpec>,
+    /// Size of the disk that a container writes to instead of its snapshot, bytes.
+    root_disk: Option<u64>,
     pod: Mutex<pod::Pod>,
     oom_scores: Mutex<oom_score::OomScores>,
 }

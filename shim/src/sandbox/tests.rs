@@ -348,7 +348,7 @@ async fn fixture_of(told: Option<PodSpec>) -> Fixture {
             capacity::Capacity::new(&settings, PodSize::default(), None),
             StandIns::new(stand_in, 77),
         ),
-        (told, Undo::new()),
+        (told, None, Undo::new()),
         sender,
     );
     sandbox.clone().boot(messages, "host".into(), Duration::from_secs(20));
@@ -591,7 +591,7 @@ async fn what_a_failed_start_says_reaches_the_creator() {
             capacity::Capacity::default(),
             StandIns::new("/nowhere".into(), 1),
         ),
-        (None, Undo::new()),
+        (None, None, Undo::new()),
         sender,
     );
     sandbox.clone().boot(messages, String::new(), Duration::from_secs(20));
@@ -626,7 +626,7 @@ async fn an_end_that_has_begun_comes_though_nobody_waits_for_it() {
     let stand_ins = StandIns::new("/nowhere".into(), 1);
     let helpers = [ProcessId { pid: 1, start: 1 }; 2];
     let parts = (vm, helpers, capacity::Capacity::default(), stand_ins);
-    let sandbox = Sandbox::around("s".into(), paths, parts, (None, undo), sender);
+    let sandbox = Sandbox::around("s".into(), paths, parts, (None, None, undo), sender);
     tokio::select! {
         biased;
         () = sandbox.stop() => panic!("it takes a moment"),

@@ -68,6 +68,7 @@ pub(super) struct Binds {
     id: String,
     /// Of the host.
     root: PathBuf,
+    in_guest: PathBuf,
     /// To be shown in the container's part of the shared directory, by index.
     pub all: Vec<Bind>,
     /// The guest's memory in place of the host's.
@@ -80,11 +81,11 @@ pub(super) struct Binds {
 }
 
 impl Binds {
-    /// None yet, of a container with this root on the host.
-    pub fn new(id: &str, root: &Path, part: Part, with_host: bool) -> Self {
-        let (id, root) = (id.to_owned(), root.to_owned());
+    /// None yet, of a container with this root on the host and in the guest.
+    pub fn new(id: &str, [root, in_guest]: [&Path; 2], part: Part, with_host: bool) -> Self {
+        let (id, root, in_guest) = (id.to_owned(), root.to_owned(), in_guest.to_owned());
         let (all, volumes, sub_paths) = Default::default();
-        Self { id, root, all, volumes, sub_paths, part, with_host }
+        Self { id, root, in_guest, all, volumes, sub_paths, part, with_host }
     }
 
     /// Makes a mount of the spec's one of the guest's.
@@ -120,7 +121,7 @@ impl Binds {
                     "config.json: the mount on {to}: a source in the container's own root can't have mappings of ids"
                 )));
             }
-            mount.set_source(Some(guest_paths::rootfs(&self.id).join(below)));
+            mount.set_source(Some(self.in_guest.join(below)));
             return Ok(());
         }
         if self.with_host {

@@ -2,7 +2,9 @@
 //! mounted in the guest, by the guest's kernel: the host's never reads a file system that a container wrote.
 //!
 //! - A root file system that lies on one: a snapshotter's mount of a device or an image, alone.
-//! - The same for a mount of the spec's; it becomes a bind of what the guest has mounted.
+//! - Where the configuration says so, a disk that is made for it, for what the container writes to a root file system
+//!   that the host shows; it goes with the container.
+//! - The same as the first for a mount of the spec's; it becomes a bind of what the guest has mounted.
 //! - A bind of a block device; it becomes one of the node that the guest makes for the disk.
 //! - Block devices in `linux.devices`, except with leave for every device: such privileged containers are given
 //!   all that the host has, and get none. A rule for a block device that the container does not get is left out.
@@ -72,6 +74,8 @@ pub struct Disk {
     pub exclusive: bool,
     /// By which the spec names it; (0, 0): it does not.
     pub numbers: Numbers,
+    /// It is made, of so many bytes, with an empty ext4: a file without a name, in the directory `source`.
+    pub blank: Option<u64>,
 }
 
 /// What the guest mounts, at [`guest_paths::disk_mount`], by its index.
@@ -92,6 +96,8 @@ pub struct Disks {
     pub disks: Vec<Disk>,
     /// In the order in which they are mounted.
     pub mounts: Vec<DiskMount>,
+    /// Which of the mounts takes what the container writes to its root file system.
+    pub above_root: Option<usize>,
 }
 
 impl Disks {
@@ -116,6 +122,34 @@ impl Disks {
         Some(at)
     }
 
+    /// Has what is written to a root file system that the host shows written to a disk of so many bytes instead, which
+    /// is made where the host would have put it; where the guest has both as one. None: it can't be written to, or
+    /// where that would be is not known.
+    pub fn cover_root(
+        &mut self,
+        id: &str,
+        rootfs: &mut [RootfsMount],
+        bytes: u64,
+    ) -> Option<PathBuf> {
+        let [layer] = rootfs else { return None };
+        if layer.options.iter().any(|option| option == "ro") {
+            return None;
+        }
+        let upper = layer.options.iter().find_map(|option| option.strip_prefix("upperdir="));
+        let is_bind = layer.options.iter().any(|option| option == "bind" || option == "rbind");
+        let source = upper.or(is_bind.then_some(&*layer.source))?.into();
+        layer.options.retain(|option| option != "rw");
+        layer.options.push("ro".into());
+        let (read_only, exclusive) = (false, true);
+        let disk = Disk { source, read_only, exclusive, numbers: (0, 0), blank: Some(bytes) };
+        let disk = self.add(disk);
+        // Tables of inodes that are not there yet read as zeros.
+        let options = ["noinit_itable", "noatime"].map(String::from).into();
+        self.above_root = Some(self.mounts.len());
+        self.mounts.push(DiskMount { disk, fstype: "ext4".into(), options });
+        Some(guest_paths::covered_root(id))
+    }
+
     /// Changes a mount of the spec's that is on a disk, or is one; `false`: it is none.
     ///
     /// # Errors
@@ -129,7 +163,8 @@ impl Disks {
         let at = match kind {
             Kind::Block(numbers) if fstype == "bind" => {
                 let read_only = options.iter().any(|option| option == "ro" || option == "rro");
-                let index = self.add(Disk { source, read_only, exclusive: false, numbers });
+                let index =
+                    self.add(Disk { source, read_only, exclusive: false, numbers, blank: None });
                 mount.set_source(Some(guest_paths::disk(id, index)));
                 return Ok(true);
             }
@@ -168,7 +203,7 @@ impl Disks {
                         && rule.allow()
                         && rule.access().as_ref().is_none_or(|access| access.contains('w'))
                 });
-                self.add(Disk { source, read_only, exclusive: false, numbers });
+                self.add(Disk { source, read_only, exclusive: false, numbers, blank: None });
             }
         }
         let of_disk = |rule: &LinuxDeviceCgroup| match rule.major() {
@@ -224,7 +259,7 @@ impl Disks {
         let read_only = fstype == "erofs" || options.iter().any(|option| option == "ro");
         // Where it is attached there is no loop device.
         let options = options.iter().filter(|option| *option != "loop").cloned().collect();
-        let disk = self.add(Disk { source, read_only, exclusive: true, numbers });
+        let disk = self.add(Disk { source, read_only, exclusive: true, numbers, blank: None });
         self.mounts.push(DiskMount { disk, fstype: fstype.to_owned(), options });
         guest_paths::disk_mount(id, self.mounts.len() - 1)
     }

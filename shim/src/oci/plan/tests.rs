@@ -41,7 +41,7 @@ impl Host for TestHost {
 }
 
 fn container(id: &str, spec: Spec) -> Result<Plan> {
-    super::container(id, spec, Vec::new(), VMM, &TestHost)
+    super::container(id, spec, Vec::new(), None, VMM, &TestHost)
 }
 
 fn spec(change: impl FnOnce(&mut serde_json::Value)) -> Spec {
@@ -437,7 +437,7 @@ const NODE: &str = "/run/kata-like/disks/c1/0";
 const MOUNTED: &str = "/run/kata-like/disks/c1/mount-0";
 
 fn disk(source: &str, read_only: bool, exclusive: bool, numbers: Numbers) -> Disk {
-    Disk { source: source.into(), read_only, exclusive, numbers }
+    Disk { source: source.into(), read_only, exclusive, numbers, blank: None }
 }
 
 fn words(words: &[&str]) -> Vec<String> {
@@ -453,7 +453,7 @@ fn a_root_on_a_device_or_an_image_is_mounted_in_the_guest() {
             options: words(options),
             ..Default::default()
         };
-        super::container("c1", spec(|_| ()), vec![layer], VMM, &TestHost).unwrap()
+        super::container("c1", spec(|_| ()), vec![layer], None, VMM, &TestHost).unwrap()
     };
     let plan = root("ext4", "/dev/sdb", &["rw", "discard"]);
     assert!(plan.rootfs.is_empty());
@@ -468,6 +468,45 @@ fn a_root_on_a_device_or_an_image_is_mounted_in_the_guest() {
     for (fstype, source) in [("xfs", "/dev/sdb"), ("overlay", "overlay"), ("ext4", "/nowhere")] {
         let plan = root(fstype, source, &[]);
         assert_eq!((plan.rootfs.len(), plan.disks), (1, Disks::default()), "{fstype} {source}");
+    }
+}
+
+#[test]
+fn what_is_written_to_a_root_goes_to_a_disk_that_is_made_where_the_host_would_have_put_it() {
+    let covered = |fstype: &str, options: &[&str], change: fn(&mut serde_json::Value)| {
+        let source = "/snapshot".to_owned();
+        let options = words(options);
+        let layer = RootfsMount { fstype: fstype.into(), source, options, ..Default::default() };
+        super::container("c1", spec(change), vec![layer], Some(4096), VMM, &TestHost).unwrap()
+    };
+    let writable = |v: &mut serde_json::Value| {
+        v["root"] = json!({"path": "/bundle/rootfs"});
+        v["mounts"] =
+            json!([{"destination": "/x", "source": "/bundle/rootfs/y", "options": ["bind"]}]);
+    };
+    let overlay = ["workdir=/s/work", "upperdir=/s/fs", "lowerdir=/l"];
+    for (fstype, options, directory) in
+        [("overlay", &overlay[..], "/s/fs"), ("bind", &["rbind", "rw"], "/snapshot")]
+    {
+        let plan = covered(fstype, options, writable);
+        assert!(plan.rootfs[0].options.ends_with(&words(&["ro"])), "{:?}", plan.rootfs);
+        assert!(!plan.rootfs[0].options.contains(&"rw".to_owned()));
+        let made = Disk { blank: Some(4096), ..disk(directory, false, true, (0, 0)) };
+        assert_eq!(plan.disks.disks, [made]);
+        assert_eq!(plan.disks.above_root, Some(0));
+        let root = Path::new("/run/kata-like/disks/c1/root");
+        assert_eq!(plan.spec.root().as_ref().unwrap().path(), root);
+        let source = plan.spec.mounts().as_ref().unwrap()[0].source().clone().unwrap();
+        assert_eq!(source, root.join("y"), "what is in the root is there where the guest has it");
+    }
+    // Nothing is written to these, and of others it is not known where.
+    let read_only = |v: &mut serde_json::Value| v["root"]["readonly"] = true.into();
+    for plan in [
+        covered("overlay", &overlay, read_only),
+        covered("overlay", &["lowerdir=/l:/m", "ro"], writable),
+        covered("xfs", &["rw"], writable),
+    ] {
+        assert_eq!((plan.rootfs.len(), plan.disks), (1, Disks::default()));
     }
 }
 

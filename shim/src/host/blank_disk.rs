@@ -1,0 +1,91 @@
+//! Disks with an empty file system that are made for one container: files without a name, so nothing is left of them when
+//! the last who has them open has ended, however that comes.
+
+use super::disk::OpenDisk;
+use crate::error::{Error, Result};
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+/// Of e2fsprogs.
+const MKE2FS: &str = "mke2fs";
+
+/// No journal, as nothing is ever recovered; nothing written ahead that reads as zeros anyway.
+const OPTIONS: [&str; 9] = [
+    "-qF",
+    "-t",
+    "ext4",
+    "-O",
+    "^has_journal,^resize_inode,sparse_super2",
+    "-E",
+    "lazy_itable_init=1,nodiscard,num_backup_sb=0",
+    "-m",
+    "0",
+];
+
+/// Makes one of so many bytes in the file system of a directory; it takes as much room there as is written to it.
+///
+/// # Errors
+/// The directory's file system has no files without names or no room, or there is no `mke2fs`.
+pub fn make(directory: &Path, bytes: u64) -> Result<OpenDisk> {
+    let failed = Error::path("make a disk for what the container writes in", directory);
+    let made = || -> io::Result<OpenDisk> {
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .custom_flags(libc::O_TMPFILE)
+            .mode(0o600)
+            .open(directory)?;
+        file.set_len(bytes)?;
+        format(&file, MKE2FS)?;
+        Ok(OpenDisk { file, bytes })
+    };
+    made().map_err(failed)
+}
+
+fn format(file: &File, program: &str) -> io::Result<()> {
+    let path = format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd());
+    let done = Command::new(program).args(OPTIONS).arg(path).stdin(Stdio::null()).output();
+    let done = done.map_err(|error| {
+        let remedy = "install e2fsprogs, or set root.writes = \"snapshot\"";
+        io::Error::other(format!("{program}: {error}: {remedy}"))
+    })?;
+    if done.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&done.stderr);
+    Err(io::Error::other(format!("{program}: {}: {}", done.status, said.trim())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::{FileExt, MetadataExt};
+
+    #[test]
+    fn a_disk_has_a_file_system_and_takes_no_room() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = make(dir.path(), 1 << 30).unwrap();
+        let meta = disk.file.metadata().unwrap();
+        assert_eq!((meta.len(), disk.bytes), (1 << 30, 1 << 30));
+        assert!(meta.blocks() * 512 < 1 << 20, "{} blocks", meta.blocks());
+        let mut magic = [0; 2];
+        disk.file.read_exact_at(&mut magic, 1024 + 56).unwrap();
+        assert_eq!(u16::from_le_bytes(magic), 0xef53, "ext4's superblock");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "it has no name");
+    }
+
+    #[test]
+    fn what_is_missing_is_named_with_its_remedy() {
+        let file = tempfile::tempfile().unwrap();
+        let error = format(&file, "/nowhere/mke2fs").unwrap_err().to_string();
+        assert!(error.contains("e2fsprogs") && error.contains("snapshot"), "{error}");
+        let error = format(&file, "false").unwrap_err().to_string();
+        assert!(error.starts_with("false: exit status: 1"), "{error}");
+        let error = make(Path::new("/nowhere"), 1 << 20).unwrap_err().chain();
+        assert!(error.contains("/nowhere"), "{error}");
+    }
+}
