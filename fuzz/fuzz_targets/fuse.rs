@@ -54,7 +54,8 @@ fn serve(tree: &Path, data: &[u8]) {
     unsafe { unshare_unsafe(UnshareFlags::FS) }.expect("a root of its own");
     chroot(tree).expect("the tree is a directory");
     chdir("/").expect("a root");
-    let mut guest = Guest::new(file_server::open(own_descriptors, file_server::Roots::Guests).expect("a root"));
+    let mut guest =
+        Guest::new(file_server::open(own_descriptors, file_server::Roots::Guests).expect("a root"));
     let mut input = Choices::new(data);
     guest.init();
     while !input.is_empty() {

@@ -29,13 +29,14 @@ const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
 pub const MAX_VCPUS: usize = protocol::machine::MAX_VCPUS as usize;
 
 /// What we need of KVM beyond the basic API.
-const REQUIRED: [(Cap, &str); 7] = [
+const REQUIRED: [(Cap, &str); 8] = [
     (Cap::Irqchip, "KVM_CAP_IRQCHIP"),
     (Cap::Pit2, "KVM_CAP_PIT2"),
     (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
     (Cap::SetTssAddr, "KVM_CAP_SET_TSS_ADDR"),
     (Cap::Irqfd, "KVM_CAP_IRQFD"),
     (Cap::Ioeventfd, "KVM_CAP_IOEVENTFD"),
+    (Cap::ReadonlyMem, "KVM_CAP_READONLY_MEM"),
     (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
 ];
 

@@ -29,6 +29,9 @@ pub const HUGE_PAGE: u64 = 2 << 20;
 /// Most bytes of room: 8,192 of KVM's 32,764 slots.
 const MAX_ROOM: u64 = 1 << 40;
 
+/// KVM's slot that comes after those of all memory that a machine can have.
+pub const NEXT_SLOT: u32 = 2 + (MAX_ROOM / BLOCK) as u32;
+
 /// How guest memory is mapped.
 const PROTECTION: i32 = libc::PROT_READ | libc::PROT_WRITE;
 const FLAGS: i32 = libc::MAP_SHARED | libc::MAP_NORESERVE;

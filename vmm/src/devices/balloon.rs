@@ -281,8 +281,9 @@ mod tests {
         let (sender, _events) = crate::events::channel().unwrap();
         let io = crate::virtio::io_loop::IoLoop::new("test", sender).unwrap();
         let memory = crate::virtio::testing::memory();
+        let page = crate::virtio::registers::RegisterPages::one();
         let transport =
-            crate::virtio::mmio::MmioTransport::new(Box::new(Balloon), memory, io.handle());
+            crate::virtio::mmio::MmioTransport::new(page, Box::new(Balloon), memory, io.handle());
         let transport = transport.unwrap();
         let awaited: Vec<_> = transport.notifications().map(|(queue, _)| queue).collect();
         assert_eq!(awaited, [REPORTING as u32]);

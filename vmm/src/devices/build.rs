@@ -5,10 +5,12 @@ use super::fs::SharedDir;
 use super::rng::Rng;
 use super::slots::{EmptySlot, SlotLoops, Slots};
 use super::vsock::{Connector, Vsock};
+use crate::arch::x86_64::layout;
 use crate::events::{self, EventReceiver, EventSender};
 use crate::virtio::VirtioDevice;
 use crate::virtio::io_loop::IoLoop;
 use crate::virtio::mmio::MmioTransport;
+use crate::virtio::registers::RegisterPages;
 use protocol::machine::{FsConfig, MachineConfig};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -44,6 +46,8 @@ pub struct Devices {
     pub vsock: Option<Connector>,
     /// Where disks and network interfaces go.
     pub slots: Slots,
+    /// What the guest reads of their registers.
+    pub registers: RegisterPages,
 }
 
 /// Why a device can't be built. The display names the thing; see [`BuildError::remedy`].
@@ -94,7 +98,10 @@ pub fn build(
     memory: &GuestMemoryMmap,
 ) -> Result<Built, BuildError> {
     let (sender, events) = events::channel().map_err(|e| resources("events", e))?;
-    let mut builder = Builder { memory, sender, transports: Vec::new(), loops: Vec::new() };
+    let registers = RegisterPages::new(layout::VIRTIO_IRQS.len());
+    let registers = registers.map_err(|e| resources("registers", e))?;
+    let mut builder =
+        Builder { memory, registers, sender, transports: Vec::new(), loops: Vec::new() };
     let shared = builder.new_loop(Role::Io, "io")?;
     builder.add("rng", Box::new(Rng), shared)?;
     builder.add("balloon", Box::new(Balloon), shared)?;
@@ -115,9 +122,9 @@ pub fn build(
     }
     let first = builder.transports.len();
     let slot_loops = builder.add_slots(config.slots)?;
-    let Builder { transports, loops, .. } = builder;
+    let Builder { transports, loops, registers, .. } = builder;
     let slots = Slots::new(first as u32, &transports[first..], slot_loops);
-    Ok(Built { devices: Devices { transports, events, vsock, slots }, loops })
+    Ok(Built { devices: Devices { transports, events, vsock, slots, registers }, loops })
 }
 
 fn resources(device: &'static str, source: io::Error) -> BuildError {
@@ -126,6 +133,7 @@ fn resources(device: &'static str, source: io::Error) -> BuildError {
 
 struct Builder<'a> {
     memory: &'a GuestMemoryMmap,
+    registers: RegisterPages,
     sender: EventSender,
     transports: Vec<Arc<MmioTransport>>,
     loops: Vec<(Role, IoLoop)>,
@@ -145,7 +153,9 @@ impl Builder<'_> {
         device: Box<dyn VirtioDevice>,
         io: usize,
     ) -> Result<(), BuildError> {
-        let transport = MmioTransport::new(device, self.memory.clone(), self.loops[io].1.handle())
+        let page = self.registers.page(self.transports.len());
+        let io = self.loops[io].1.handle();
+        let transport = MmioTransport::new(page, device, self.memory.clone(), io)
             .map_err(|e| resources(name, e))?;
         self.transports.push(Arc::new(transport));
         Ok(())

@@ -2,6 +2,7 @@ use super::*;
 use crate::events::{self, DeviceEvent, EventReceiver};
 use crate::virtio::interrupt::IrqLine;
 use crate::virtio::io_loop::{IoHandle, IoLoop, WorkerId};
+use crate::virtio::registers::RegisterPages;
 use crate::virtio::testing::{self, MEMORY, TestQueue, wait_for};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use std::fs::File;
@@ -132,7 +133,7 @@ impl Rig {
         let io = io_loop.handle();
         let rig = Self {
             device: SharedDir::new("shared", ours.into()).unwrap(),
-            irq: Arc::new(IrqLine::new().unwrap()),
+            irq: Arc::new(IrqLine::new(RegisterPages::one()).unwrap()),
             queues: [0x10_0000, 0x20_0000].map(|base| TestQueue::new(&memory, base, 64)),
             memory,
             events,
@@ -221,7 +222,6 @@ fn the_server_gets_memory_rings_and_both_notifications() {
         let call = File::from(ring[3].fds[0].try_clone().unwrap());
         (&call).write_all(&1u64.to_ne_bytes()).unwrap();
         assert_eq!(rig.irq.line().read().unwrap(), 1);
-        assert_eq!(rig.irq.status(), 1, "the server can't set the bit, so it always reads as set");
         let kick: OwnedFd = ring[4].fds[0].try_clone().unwrap();
         // SAFETY: the descriptor is an eventfd, and owned.
         let kick = unsafe { EventFd::from_raw_fd(std::os::fd::IntoRawFd::into_raw_fd(kick)) };

@@ -202,7 +202,10 @@ mod tests {
         let new_loop = |name| IoLoop::new(name, events::channel().unwrap().0).unwrap();
         let (disks, network) = (new_loop("disks"), new_loop("net"));
         let loops = SlotLoops { disks: disks.handle(), network: network.handle() };
-        let slot = || MmioTransport::new(Box::new(EmptySlot), memory(), disks.handle()).unwrap();
+        let slot = || {
+            let page = crate::virtio::registers::RegisterPages::one();
+            MmioTransport::new(page, Box::new(EmptySlot), memory(), disks.handle()).unwrap()
+        };
         let transports = [Arc::new(slot()), Arc::new(slot())];
         let mut slots = Slots::new(4, &transports, Some(loops));
         let ids = || {

@@ -18,7 +18,7 @@ use crate::error::StartError;
 use crate::exit::ExitNotice;
 use crate::kvm::{self, KvmError};
 use crate::loader::{Initrd, KernelImage};
-use crate::memory::{GuestRam, HOLE_START, HUGE_PAGE};
+use crate::memory::{GuestRam, HOLE_START, HUGE_PAGE, NEXT_SLOT};
 use crate::vcpu::{Gate, Surroundings, Vcpu};
 use kvm_ioctls::{Kvm, VmFd};
 use protocol::machine::MachineConfig;
@@ -192,6 +192,7 @@ struct Placed {
 
 /// Gives each device the next window and interrupt line. Slots are connected when there is a device in them.
 fn place_devices(vm: &VmFd, devices: &Devices) -> Result<Placed, StartError> {
+    devices.registers.show(vm, NEXT_SLOT, layout::VIRTIO_MMIO)?;
     let (mut mmio, mut announced) = (Bus::default(), Vec::new());
     let asked = devices.transports.len();
     for (transport, number) in devices.transports.iter().zip(0..) {

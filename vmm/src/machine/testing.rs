@@ -9,6 +9,7 @@ use crate::events::{self, EventSender};
 use crate::exit::ExitNotice;
 use crate::memory::{BLOCK, GuestRam};
 use crate::vcpu::{Gate, Surroundings};
+use crate::virtio::registers::RegisterPages;
 use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
@@ -28,7 +29,8 @@ pub fn bare(blocks: u64) -> (Machine, File, EventSender) {
     let (_, console) = console::open(None, exit.clone()).unwrap();
     let (sender, events) = events::channel().unwrap();
     let slots = Slots::new(0, &[], None);
-    let devices = Devices { transports: Vec::new(), events, vsock: None, slots };
+    let registers = RegisterPages::new(1).unwrap();
+    let devices = Devices { transports: Vec::new(), events, vsock: None, slots, registers };
     let (ports, mmio) = (Arc::new(Bus::default()), Arc::new(Bus::default()));
     let around = Surroundings { ports, mmio, exit, gate: Arc::new(Gate::new(0)) };
     let machine = Machine { vm, ram, vcpus: Vec::new(), least_vcpus: 0, around, console, devices };

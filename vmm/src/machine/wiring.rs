@@ -2,6 +2,7 @@
 
 use crate::arch::x86_64::layout::VirtioWindow;
 use crate::kvm::KvmError;
+use crate::virtio::interrupt::USED;
 use crate::virtio::mmio::{MmioTransport, register};
 use kvm_ioctls::{IoEventAddress, VmFd};
 use std::ops::Range;
@@ -27,6 +28,9 @@ pub fn connect_queues(
     if queues.start == 0 {
         vm.register_irqfd(transport.irq(), at.irq)
             .map_err(KvmError::call("connect a device's interrupt"))?;
+        let acknowledge = IoEventAddress::Mmio(at.address + register::INTERRUPT_ACK);
+        vm.register_ioevent(transport.acknowledgements(), &acknowledge, USED)
+            .map_err(KvmError::call("connect a device's acknowledgements"))?;
     }
     let notify = IoEventAddress::Mmio(at.address + register::QUEUE_NOTIFY);
     let asked = transport.notifications().filter(|(queue, _)| queues.contains(&(*queue as usize)));

@@ -1,37 +1,46 @@
-//! The interrupt of a virtio-mmio device: an irqfd and the bits that say why (virtio 1.3 §4.2.2).
+//! The interrupt of a virtio-mmio device, and the registers that change with it (virtio 1.3 §4.2.2).
+//!
+//! InterruptStatus always has the bit of used buffers: the driver then looks at its queues, which is what the interrupt
+//! is for. So it is known without asking this process, and an acknowledgement of that bit means nothing: see
+//! [`IrqLine::acknowledged`].
 
 use super::Interrupt;
+use super::mmio::{register, status};
+use super::registers::RegisterPage;
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 /// InterruptStatus bit 0: a used buffer.
 pub const USED: u32 = 1;
-/// InterruptStatus bit 1: the configuration changed, or the device needs a reset.
+/// InterruptStatus bit 1: the device needs a reset. (No configuration of ours ever changes.)
 pub const CONFIG: u32 = 2;
 
-/// Shared by the transport (vCPU threads) and the worker (I/O thread); no locks.
+/// Shared by the transport (vCPU threads) and the worker (I/O thread); locked for what is rare.
 pub struct IrqLine {
     line: EventFd,
-    status: AtomicU32,
-    needs_reset: AtomicBool,
-    shared: AtomicBool,
-    generation: AtomicU32,
+    acknowledged: EventFd,
+    page: RegisterPage,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    status: u32,
+    needs_reset: bool,
+    changed: bool,
 }
 
 impl IrqLine {
-    /// A line that nothing is connected to yet.
+    /// A line that nothing is connected to yet, of a device with these registers.
     ///
     /// # Errors
     /// When no more descriptors can be opened.
-    pub fn new() -> io::Result<Self> {
-        Ok(Self {
-            line: EventFd::new(EFD_NONBLOCK)?,
-            status: AtomicU32::new(0),
-            needs_reset: AtomicBool::new(false),
-            shared: AtomicBool::new(false),
-            generation: AtomicU32::new(0),
-        })
+    pub fn new(page: RegisterPage) -> io::Result<Self> {
+        let [line, acknowledged] = [EventFd::new(EFD_NONBLOCK)?, EventFd::new(EFD_NONBLOCK)?];
+        let irq = Self { line, acknowledged, page, state: Mutex::default() };
+        irq.clear();
+        Ok(irq)
     }
 
     /// The eventfd to be made an irqfd; edge-triggered.
@@ -39,36 +48,55 @@ impl IrqLine {
         &self.line
     }
 
-    /// InterruptStatus.
-    pub fn status(&self) -> u32 {
-        let shared = if self.shared.load(Ordering::Acquire) { USED } else { 0 };
-        self.status.load(Ordering::Acquire) | shared
+    /// To be made an ioeventfd for acknowledgements of [`USED`] alone, which nobody waits for.
+    pub fn acknowledged(&self) -> &EventFd {
+        &self.acknowledged
+    }
+
+    /// The device's registers.
+    pub fn page(&self) -> &RegisterPage {
+        &self.page
     }
 
     /// InterruptACK.
     pub fn acknowledge(&self, bits: u32) {
-        self.status.fetch_and(!bits, Ordering::AcqRel);
-    }
-
-    /// ConfigGeneration: changes whenever the configuration space does.
-    pub fn generation(&self) -> u32 {
-        self.generation.load(Ordering::Acquire)
+        let mut state = self.state();
+        state.changed &= bits & CONFIG == 0;
+        self.show(&state);
     }
 
     /// Whether the device needs a reset.
     pub fn needs_reset(&self) -> bool {
-        self.needs_reset.load(Ordering::Acquire)
+        self.state().needs_reset
+    }
+
+    /// The Status register, but for the bit that says that it needs a reset.
+    pub fn set_status(&self, status: u32) {
+        let mut state = self.state();
+        state.status = status;
+        self.show(&state);
     }
 
     /// Forgets everything, at a reset of the device.
     pub fn clear(&self) {
-        self.status.store(0, Ordering::Release);
-        self.needs_reset.store(false, Ordering::Release);
-        self.shared.store(false, Ordering::Release);
+        let mut state = self.state();
+        *state = State::default();
+        self.show(&state);
     }
 
-    fn raise(&self, bits: u32) {
-        self.status.fetch_or(bits, Ordering::AcqRel);
+    fn show(&self, state: &State) {
+        let needs_reset = if state.needs_reset { status::NEEDS_RESET } else { 0 };
+        self.page.set(register::STATUS, state.status | needs_reset);
+        let changed = if state.changed { CONFIG } else { 0 };
+        self.page.set(register::INTERRUPT_STATUS, USED | changed);
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // What it guards is whole at all times.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn raise(&self) {
         // Fails only when 2^64 - 2 interrupts wait already: then one more makes no difference.
         let _ = self.line.write(1);
     }
@@ -76,22 +104,19 @@ impl IrqLine {
 
 impl Interrupt for IrqLine {
     fn signal_used(&self) {
-        self.raise(USED);
-    }
-
-    fn signal_config(&self) {
-        self.generation.fetch_add(1, Ordering::AcqRel);
-        self.raise(CONFIG);
+        self.raise();
     }
 
     fn signal_needs_reset(&self) {
-        self.needs_reset.store(true, Ordering::Release);
-        self.raise(CONFIG);
+        {
+            let mut state = self.state();
+            (state.needs_reset, state.changed) = (true, true);
+            self.show(&state);
+        }
+        self.raise();
     }
 
     fn share_used(&self) -> io::Result<EventFd> {
-        let line = self.line.try_clone()?;
-        self.shared.store(true, Ordering::Release);
-        Ok(line)
+        self.line.try_clone()
     }
 }

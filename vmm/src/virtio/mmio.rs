@@ -1,11 +1,13 @@
 //! The virtio-mmio transport, version 2 (virtio 1.3 §4.2): one window of registers per device.
 //!
-//! vCPU threads come here for set-up, interrupt status and configuration; the data path does not:
-//! notifications are ioeventfds on [`register::QUEUE_NOTIFY`], interrupts are irqfds.
+//! vCPU threads come here for set-up; the data path does not: what the driver reads is memory that it is shown
+//! ([`super::registers`]), notifications are ioeventfds on [`register::QUEUE_NOTIFY`], interrupts are irqfds, and their
+//! acknowledgement is an ioeventfd as well.
 //! Everything the driver writes is remembered as written and checked once, at DRIVER_OK, when it is
 //! handed to the worker by value: registers written later change nothing.
 
 use super::interrupt::IrqLine;
+use super::registers::RegisterPage;
 use super::setup::QueueSetup;
 use super::{
     ActivateError, Activation, ActiveQueue, F_EVENT_IDX, F_VERSION_1, Interrupt, VirtioDevice,
@@ -64,6 +66,9 @@ pub mod status {
     pub const FAILED: u32 = 128;
 }
 
+/// Most bytes of a device's configuration space.
+const CONFIG_LEN: usize = 256;
+
 /// How long a vCPU that resets a device waits for its worker to let go.
 const RESET_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -97,16 +102,17 @@ struct Front {
 }
 
 impl MmioTransport {
-    /// Puts registers before a device, whose workers will run in the loop of `io`.
+    /// Puts registers, which the guest reads in `page`, before a device, whose workers will run in the loop of `io`.
     ///
     /// # Errors
     /// When no more descriptors can be opened.
     pub fn new(
+        page: RegisterPage,
         device: Box<dyn VirtioDevice>,
         memory: GuestMemoryMmap,
         io: IoHandle,
     ) -> io::Result<Self> {
-        let irq = Arc::new(IrqLine::new()?);
+        let irq = Arc::new(IrqLine::new(page)?);
         let notify: Vec<EventFd> = device
             .queue_max_sizes()
             .iter()
@@ -127,12 +133,19 @@ impl MmioTransport {
             queue_sel: 0,
             worker: None,
         };
+        front.show_device();
         Ok(Self { irq, notify, quiet, front: Mutex::new(front) })
     }
 
     /// The interrupt: to be made an irqfd on the device's edge-triggered line.
     pub fn irq(&self) -> &EventFd {
         self.irq.line()
+    }
+
+    /// Acknowledgements of interrupts for used buffers alone: to be made an ioeventfd at [`register::INTERRUPT_ACK`],
+    /// 4 bytes wide, matching [`super::interrupt::USED`]. There is nothing to do about them.
+    pub fn acknowledgements(&self) -> &EventFd {
+        self.irq.acknowledged()
     }
 
     /// The notifications that somebody waits for: to be made ioeventfds at [`register::QUEUE_NOTIFY`], 4 bytes
@@ -162,6 +175,7 @@ impl MmioTransport {
         front.queues = empty_queues(device.as_ref());
         front.device = device;
         front.io = io;
+        front.show_device();
         Ok(())
     }
 
@@ -187,22 +201,14 @@ impl MmioTransport {
 
 impl BusDevice for MmioTransport {
     fn read(&self, offset: u64, data: &mut [u8]) {
-        data.fill(0);
-        if offset >= register::CONFIG {
-            self.front().device.read_config(offset - register::CONFIG, data);
-        } else if let Ok(word) = <&mut [u8; 4]>::try_from(data) {
-            let value = match offset {
-                register::INTERRUPT_STATUS => self.irq.status(),
-                register::CONFIG_GENERATION => self.irq.generation(),
-                _ => self.front().read(offset),
-            };
-            *word = value.to_le_bytes();
-        }
+        self.irq.page().read(offset, data);
     }
 
     fn write(&self, offset: u64, data: &[u8]) {
         if offset >= register::CONFIG {
-            self.front().device.write_config(offset - register::CONFIG, data);
+            let mut front = self.front();
+            front.device.write_config(offset - register::CONFIG, data);
+            front.show_device();
         } else if let Ok(word) = <[u8; 4]>::try_from(data) {
             let value = u32::from_le_bytes(word);
             match offset {
@@ -225,31 +231,45 @@ impl MmioTransport {
 }
 
 impl Front {
-    fn read(&self, offset: u64) -> u32 {
-        let queue = self.queues.get(self.queue_sel as usize);
-        match offset {
-            register::MAGIC => MAGIC,
-            register::VERSION => TRANSPORT_VERSION,
-            register::DEVICE_ID => self.device.device_type(),
-            register::VENDOR_ID => VENDOR,
-            register::DEVICE_FEATURES => half(self.offered(), self.device_features_sel),
-            register::QUEUE_SIZE_MAX => {
-                let sizes = self.device.queue_max_sizes();
-                sizes.get(self.queue_sel as usize).copied().unwrap_or(0).into()
-            }
-            register::QUEUE_READY => queue.is_some_and(|q| q.ready).into(),
-            register::STATUS if self.irq.needs_reset() => self.status | status::NEEDS_RESET,
-            register::STATUS => self.status,
+    /// Shows what the device is, and the rest.
+    fn show_device(&self) {
+        let page = self.irq.page();
+        page.set(register::MAGIC, MAGIC);
+        page.set(register::VERSION, TRANSPORT_VERSION);
+        page.set(register::DEVICE_ID, self.device.device_type());
+        page.set(register::VENDOR_ID, VENDOR);
+        for register in [
+            register::SHM_LEN_LOW,
+            register::SHM_LEN_HIGH,
+            register::SHM_BASE_LOW,
+            register::SHM_BASE_HIGH,
+        ] {
             // There is no shared memory region (§4.2.2): all ones.
-            register::SHM_LEN_LOW
-            | register::SHM_LEN_HIGH
-            | register::SHM_BASE_LOW
-            | register::SHM_BASE_HIGH => u32::MAX,
-            _ => 0,
+            page.set(register, u32::MAX);
         }
+        let mut config = [0; CONFIG_LEN];
+        self.device.read_config(0, &mut config);
+        page.set_bytes(register::CONFIG, &config);
+        self.show_selected();
+    }
+
+    /// Shows what the driver has selected, and what it has brought about.
+    fn show_selected(&self) {
+        let page = self.irq.page();
+        page.set(register::DEVICE_FEATURES, half(self.offered(), self.device_features_sel));
+        let queue = self.queue_sel as usize;
+        let most = self.device.queue_max_sizes().get(queue).copied().unwrap_or(0);
+        page.set(register::QUEUE_SIZE_MAX, most.into());
+        page.set(register::QUEUE_READY, self.queues.get(queue).is_some_and(|q| q.ready).into());
+        self.irq.set_status(self.status);
     }
 
     fn write(&mut self, offset: u64, value: u32) {
+        self.take(offset, value);
+        self.show_selected();
+    }
+
+    fn take(&mut self, offset: u64, value: u32) {
         match offset {
             register::DEVICE_FEATURES_SEL => self.device_features_sel = value,
             register::DRIVER_FEATURES_SEL => self.driver_features_sel = value,

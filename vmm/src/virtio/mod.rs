@@ -13,6 +13,7 @@ pub mod io_loop;
 pub mod iovec;
 pub mod mmio;
 pub mod queue;
+pub mod registers;
 pub mod setup;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod testing;
@@ -33,16 +34,13 @@ pub const F_INDIRECT_DESC: u64 = 1 << 28;
 /// Notifications and interrupts are suppressed by ring index (virtio 1.3 §6).
 pub const F_EVENT_IDX: u64 = 1 << 29;
 
-/// How a device tells the driver of used buffers and configuration changes (virtio 1.3 §4.2.2, InterruptStatus).
+/// How a device tells the driver of used buffers, and that it is broken (virtio 1.3 §4.2.2, InterruptStatus).
 pub trait Interrupt: Send + Sync {
     /// A used buffer is waiting.
     fn signal_used(&self);
-    /// The configuration space changed.
-    fn signal_config(&self);
     /// The device is broken: sets `DEVICE_NEEDS_RESET` (virtio 1.3 §2.1.2) and tells the driver.
     fn signal_needs_reset(&self);
-    /// A descriptor by which another process raises the interrupt for used buffers itself. It can't
-    /// set a bit in InterruptStatus, so from this call until the reset that bit always reads as one.
+    /// A descriptor by which another process raises the interrupt for used buffers itself.
     ///
     /// # Errors
     /// When no more descriptors can be opened.

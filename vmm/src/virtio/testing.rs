@@ -48,7 +48,6 @@ impl Interrupt for TestInterrupt {
     fn signal_used(&self) {
         self.used.fetch_add(1, Ordering::SeqCst);
     }
-    fn signal_config(&self) {}
     fn signal_needs_reset(&self) {
         self.needs_reset.store(true, Ordering::SeqCst);
     }
