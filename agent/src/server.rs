@@ -2,6 +2,7 @@
 
 use crate::containers::{Containers, blocking};
 use crate::error::AgentError;
+use crate::guest::busy;
 use crate::guest::capacity;
 use crate::guest::cgroup::Cgroup;
 use crate::guest::clock;
@@ -183,6 +184,11 @@ impl Agent for Service {
         let WaitOutOfMemoryRequest { container_id, seen, .. } = request;
         let kills = self.containers.wait_out_of_memory(&container_id, seen).await?;
         Ok(OutOfMemory { kills, ..OutOfMemory::default() })
+    }
+
+    async fn wait_busy(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Empty> {
+        busy::wait().await.map_err(|e| AgentError::io("watching /proc/pressure/cpu", e))?;
+        Ok(Empty::default())
     }
 
     async fn container_state(

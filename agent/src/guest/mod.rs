@@ -1,6 +1,7 @@
 //! The guest itself: its start, its kernel's log, what it has (processors, memory, disks) and who runs in it.
 
 pub mod boot;
+pub mod busy;
 pub mod capacity;
 pub mod cgroup;
 pub mod clock;

@@ -7,6 +7,7 @@ use nix::sys::socket::{
 };
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 /// Set, it names the abstract unix sockets (`NAME-PORT`) that stand in for vsock ports.
@@ -86,7 +87,7 @@ impl Transport {
 /// What `accept4` says.
 pub async fn accept(listener: &AsyncFd<OwnedFd>) -> io::Result<Stream> {
     let fd = listener
-        .async_io(tokio::io::Interest::READABLE, |listener| {
+        .async_io(Interest::READABLE, |listener| {
             let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
             Ok(accept4(listener.as_raw_fd(), flags)?)
         })
@@ -165,8 +166,16 @@ impl Stream {
 /// # Errors
 /// When it cannot be polled.
 pub fn pollable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    pollable_for(fd, Interest::READABLE | Interest::WRITABLE)
+}
+
+/// The same for what is of interest of it.
+///
+/// # Errors
+/// When it cannot be polled.
+pub fn pollable_for(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an OwnedFd is open, and the same number, until it is dropped; nothing replaces it.
-    Ok(unsafe { AsyncFd::register(fd) }?)
+    Ok(unsafe { AsyncFd::register_with_interest(fd, interest) }?)
 }
 
 /// Reads what there is from any descriptor that can be polled; 0 at the end.

@@ -306,6 +306,15 @@ impl Agent {
         checked("WaitOutOfMemory", FOREVER, call).map(|answer| answer.kills)
     }
 
+    /// Waits until the guest's processes have waited for processors.
+    ///
+    /// # Errors
+    /// As [`Agent::wait`]; or the guest keeps no account of that.
+    pub async fn wait_busy(&self) -> Result<()> {
+        let call = self.client.wait_busy(deadline(FOREVER), &api::Empty::new()).await;
+        checked("WaitBusy", FOREVER, call).map(drop)
+    }
+
     /// The processes of a container.
     ///
     /// # Errors

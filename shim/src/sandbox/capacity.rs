@@ -12,6 +12,7 @@ use oci_spec::runtime::{LinuxMemory, LinuxResources};
 use protocol::machine::{Size, memory_block_mib};
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// What the guest itself needs besides the memory that its containers are promised, MiB.
 const GUEST_MIB: u64 = 64;
@@ -35,6 +36,9 @@ const OVERHEAD_PART: u64 = 64;
 const COST_MIB: u64 = 24;
 const COST_PART: u64 = 170;
 
+/// From one change for what turned out to be used to the next, at least: a guest could ask for ever.
+const BETWEEN_LOOKS: Duration = Duration::from_secs(1);
+
 /// The machine's size, and what its containers may use.
 #[derive(Default)]
 pub(super) struct Capacity {
@@ -47,6 +51,8 @@ pub(super) struct Capacity {
     limits: HashMap<String, Limits>,
     /// What there is to be room for in any case.
     promised: Limits,
+    /// So many vCPUs turned out to be used by containers that have no limit.
+    used_vcpus: u32,
     /// Of the host's, for our processes.
     cgroup: Option<Arc<Cgroup>>,
     /// The most memory that those above it leave it, bytes; none: as much as there is.
@@ -142,6 +148,7 @@ impl Capacity {
             added_at: 0,
             limits: HashMap::new(),
             promised: size.into(),
+            used_vcpus: 0,
             cgroup,
             ceiling: None,
         }
@@ -187,7 +194,20 @@ impl Capacity {
         let least = one.max(promised).saturating_sub(self.initial_mib) / block;
         let most = self.below_ceiling().max(least);
         let blocks = all.min(most).min(self.max.added_mib / block);
-        Size { vcpus: vcpus.max(self.initial_vcpus), added_mib: blocks * block }
+        let used = if self.is_unlimited() { self.used_vcpus } else { 0 };
+        Size { vcpus: vcpus.max(self.initial_vcpus).max(used), added_mib: blocks * block }
+    }
+
+    /// Whether a container may use all the processors that there are.
+    fn is_unlimited(&self) -> bool {
+        self.promised.quota == 0 && self.limits.values().any(|limits| limits.quota == 0)
+    }
+
+    /// How many vCPUs to try when those that there are do not suffice; none: no more are to be had.
+    fn more_vcpus(&self, of_host: u32) -> Option<u32> {
+        let most = self.max.vcpus.min(of_host);
+        let more = self.now.vcpus.saturating_mul(2).min(most);
+        (self.is_unlimited() && more > self.now.vcpus).then_some(more)
     }
 
     /// The most blocks that those above the sandbox's cgroup leave the guest: if its page cache took more, the VMM would
@@ -248,6 +268,11 @@ impl Capacity {
             idle: all().any(|l| l.idle.is_some()).then(|| all().all(|l| l.idle == Some(true))),
         }
     }
+}
+
+/// The host's.
+fn processors() -> u32 {
+    std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX))
 }
 
 /// Each the larger of the two.
@@ -324,6 +349,23 @@ impl Sandbox {
         self.grow(agent, capacity, size).await
     }
 
+    /// Gives the machine more vCPUs whenever processes of a container that has no limit wait for those that it has; for
+    /// one that is idle, or has ended before, there is nothing to pay. Ends with the guest.
+    pub(super) async fn follow_use(self, agent: Agent) {
+        while let Ok(()) = agent.wait_busy().await {
+            let mut capacity = self.0.capacity.lock().await;
+            if let Some(more) = capacity.more_vcpus(processors()) {
+                let before = std::mem::replace(&mut capacity.used_vcpus, more);
+                if let Err(error) = self.fit(&agent, &mut capacity).await {
+                    capacity.used_vcpus = before;
+                    tracing::warn!("sandbox {} gets no more vCPUs: {}", self.id(), error.chain());
+                }
+            }
+            drop(capacity);
+            tokio::time::sleep(BETWEEN_LOOKS).await;
+        }
+    }
+
     async fn grow(&self, agent: &Agent, capacity: &mut Capacity, size: Size) -> Result<()> {
         capacity.added_at = self.0.vm.resize(capacity.now, size).await?;
         capacity.now = size;
@@ -353,6 +395,9 @@ impl Sandbox {
 
     async fn let_go(&self, capacity: &mut Capacity) {
         look_up(capacity).await;
+        if !capacity.is_unlimited() {
+            capacity.used_vcpus = 0;
+        }
         let (needed, now, added_at) = (capacity.needed(), capacity.now, capacity.added_at);
         if needed == now {
             return;
@@ -429,6 +474,23 @@ mod tests {
         assert_eq!(needed(&["{}", r#"{"memory": {"limit": -1}, "cpu": {"quota": -1}}"#]), (1, 0));
         assert_eq!(needed(&[r#"{"memory": {"limit": 67108864}}"#]), (1, 0));
         assert_eq!(needed(&[r#"{"memory": {"limit": 67108865}}"#]), (1, 128));
+    }
+
+    #[test]
+    fn what_turned_out_to_be_used_counts_for_who_has_no_limit() {
+        let limited = r#"{"cpu": {"quota": 50000}}"#;
+        let after = |limits: &[&str], promised: PodSize, used_vcpus: u32| {
+            let now = Size { vcpus: used_vcpus.max(1), added_mib: 0 };
+            let of = Capacity { promised: promised.into(), used_vcpus, now, ..capacity(limits) };
+            (of.needed().vcpus, of.more_vcpus(3))
+        };
+        let none = PodSize::default;
+        assert_eq!(after(&["{}", limited], none(), 0), (1, Some(2)));
+        assert_eq!(after(&["{}", limited], none(), 2), (2, Some(3)), "no more than the host has");
+        assert_eq!(after(&["{}"], none(), 3), (3, None));
+        assert_eq!(after(&[limited], none(), 2), (1, None));
+        let pod = PodSize { cpu_quota: 50_000, cpu_period: 100_000, ..none() };
+        assert_eq!(after(&["{}"], pod, 2), (1, None), "its pause container has no limit either");
     }
 
     #[test]

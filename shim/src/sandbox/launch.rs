@@ -213,6 +213,7 @@ impl Sandbox {
         let agent = Agent::new(self.0.vm.connect(ports::RPC).await?);
         agent.setup_sandbox(hostname, ports::SHARED_TAG).await?;
         tokio::spawn(clock::keep(agent.clone()));
+        tokio::spawn(self.clone().follow_use(agent.clone()));
         if let Some(entered) = entered {
             entered.await.map_err(Error::system("enter the cgroup"))??;
         }

@@ -14,6 +14,7 @@ crate::cases!(
     what_the_guest_cannot_be_given_is_named,
     beyond_what_the_machine_has_it_grows_and_gives_back,
     a_container_with_larger_limits_gets_a_larger_machine,
+    a_container_without_a_limit_gets_the_processors_that_it_uses,
 );
 
 /// Shows the container its cgroup, which `ctr` doesn't by itself.
@@ -148,4 +149,36 @@ fn a_container_with_larger_limits_gets_a_larger_machine(context: &Context) -> Re
     let fill = ["dd", "if=/dev/zero", "of=/dev/null", "bs=180M", "count=1"];
     container.exec(&fill)?.expect_code(0)?;
     container.remove()
+}
+
+/// The host has two CPUs or more.
+fn a_container_without_a_limit_gets_the_processors_that_it_uses(context: &Context) -> Result<()> {
+    let busy = ["sh", "-c", "for i in 1 2; do while :; do :; done & done; wait"];
+    let limited = context.container().flag("--cpus").flag("0.5").detached(&busy)?;
+    let container = context.sleeper()?;
+    let none_used = machine(&container)?.0;
+    let running = container.exec_command(&[], &busy).spawn()?;
+    let mut running = Killed(running);
+    let mut cpus = 0;
+    command::eventually("two processes have a processor each", DEADLINE, || {
+        cpus = machine(&container)?.0;
+        Ok(cpus > 1)
+    })?;
+    let of_limited = machine(&limited)?.0;
+    if (none_used, of_limited) != (1, 1) {
+        bail!("idle it has {none_used} CPUs, and one with a limit that is busy {of_limited}");
+    }
+    running.0.kill()?;
+    limited.remove()?;
+    container.remove()
+}
+
+/// A command that is not waited for.
+struct Killed(std::process::Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
