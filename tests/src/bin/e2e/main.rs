@@ -42,6 +42,7 @@ mod programs;
 mod ptrace;
 mod report;
 mod residue;
+mod roots;
 mod run;
 mod shim;
 mod spec;
@@ -280,6 +281,7 @@ fn choose(arguments: &Arguments) -> Result<Vec<(Version, Case)>> {
         outage::cases,
         shim::cases,
         residue::cases,
+        roots::cases,
         programs::cases,
     ];
     let only = match (arguments.containerd.as_str(), Version::from_name(&arguments.containerd)) {

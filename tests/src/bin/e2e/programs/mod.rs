@@ -21,6 +21,7 @@ crate::cases!(
     gcc_makes_a_program_that_runs,
     sudo_gives_and_takes_rights,
     ping_reaches_localhost,
+    a_program_that_is_written_to_loses_its_owners_rights,
     runc_runs_in_a_privileged_container,
     sandboxes_are_scopes_where_systemd_is_the_first_process;
     crate::Scope::Long;
@@ -185,6 +186,14 @@ fn sudo_gives_and_takes_rights(context: &Context) -> Result<()> {
 fn ping_reaches_localhost(context: &Context) -> Result<()> {
     let script = "ping -c 2 -i 0.2 127.0.0.1 | grep -o '2 received, 0% packet loss'; ip -br link | grep -c lo";
     alike(context, script, &["2 received"])
+}
+
+/// At once: nobody looks at the file in between.
+fn a_program_that_is_written_to_loses_its_owners_rights(context: &Context) -> Result<()> {
+    let script = "cd /var/tmp; u() { setpriv --reuid 1000 --regid 1000 --clear-groups \"$@\"; }
+        cp /usr/bin/id x; chmod 6777 x; u ./x -u; u sh -c 'printf more >> x'; u ./x -u
+        chmod 6777 x; u ./x -u; u cp /usr/bin/id x; u ./x -u; stat -c %a x";
+    alike(context, script, &["0\n1000\n0\n1000\n777"])
 }
 
 fn runc_runs_in_a_privileged_container(context: &Context) -> Result<()> {

@@ -1,0 +1,119 @@
+//! What the configuration says about root file systems.
+
+use crate::bundle::{Bundle, config};
+use crate::command::{self, Output};
+use crate::context::Context;
+use anyhow::{Result, bail, ensure};
+use serde_json::json;
+use std::fs;
+use std::process::Command;
+use std::time::Duration;
+
+crate::cases!(
+    crate::Scope::EachContainerd;
+    what_is_written_goes_to_a_disk_of_the_guests;
+    crate::Scope::Once;
+    a_directory_is_as_it_was_after_writes_to_a_disk,
+    a_disk_that_can_not_be_made_is_an_error,
+    a_shared_root_is_looked_at_again_after_a_second,
+);
+
+/// A configuration file; gone when dropped.
+struct Configuration(String);
+
+impl Configuration {
+    fn new(context: &Context, text: &str) -> Result<Self> {
+        let file = Self(format!("/tmp/{}.toml", context.fresh_id()));
+        fs::write(&file.0, text)?;
+        Ok(file)
+    }
+
+    fn kata_like(&self, words: &[&str]) -> Result<Output> {
+        command::output(Command::new("/usr/bin/kata-like").args(["--config", &self.0]).args(words))
+    }
+}
+
+impl Drop for Configuration {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+const ON_DISK: &str = "[root]\nwrites = \"disk\"\ndisk_mib = 64\n";
+
+/// What the image has can be changed, removed and replaced, and there is as much room as was said.
+const CHANGES: &str =
+    "stat -f -c %T /; echo new > /etc/passwd; rm /bin/yes; mkdir /made; mv /etc /made/etc
+    cat /made/etc/passwd; ls /bin/yes 2>/dev/null; ls -d /etc 2>/dev/null
+    mkdir /etc && ls -A /etc; chmod 700 / && stat -c %a /
+    head -c 100000000 /dev/zero > /large 2>/dev/null || echo full; rm /large
+    head -c 30000000 /dev/zero > /fits && echo fits; sync; ls -l /fits | cut -d' ' -f5";
+
+/// What they print; an overlay calls itself so by a number that busybox does not know.
+const CHANGED: &str = "new\n700\nfull\nfits\n30000000";
+
+fn what_is_written_goes_to_a_disk_of_the_guests(context: &Context) -> Result<()> {
+    let file = Configuration::new(context, ON_DISK)?;
+    let run = context.container().flag("--runtime-config-path").flag(&file.0);
+    let said = run.output(&["sh", "-c", CHANGES])?.expect_code(0)?.text();
+    ensure!(said.ends_with(CHANGED), "{said:?}");
+    let run = context.container().flag("--runtime-config-path").flag(&file.0).flag("--read-only");
+    let said = run.output(&["sh", "-c", "echo x > /new || ls /etc/passwd"])?.expect_code(0)?.text();
+    ensure!(said.ends_with("/etc/passwd"), "{said:?}");
+    Ok(())
+}
+
+fn a_directory_is_as_it_was_after_writes_to_a_disk(context: &Context) -> Result<()> {
+    let file = Configuration::new(context, ON_DISK)?;
+    let bundle = Bundle::new(context, &[])?;
+    let at = |path: &str| bundle.0.join("rootfs").join(path);
+    fs::create_dir(at("etc"))?;
+    fs::write(at("etc/passwd"), "old\n")?;
+    let list = || command::output(Command::new("ls").arg("-lAR").arg(at("")));
+    let before = list()?.text();
+    let mut spec = config(&["sh", "-c", &format!("cat /same; {CHANGES}")]);
+    // A source in the root is found where the guest has it.
+    let source = at("etc/passwd");
+    let same =
+        json!({"destination": "/same", "type": "bind", "source": source, "options": ["bind"]});
+    let dev = json!({"destination": "/dev", "type": "tmpfs", "source": "tmpfs"});
+    spec["mounts"]
+        .as_array_mut()
+        .into_iter()
+        .for_each(|mounts| mounts.extend([dev.clone(), same.clone()]));
+    bundle.write_config(&spec)?;
+    let id = context.fresh_id();
+    let path = bundle.0.display().to_string();
+    let said = file.kata_like(&["run", "--bundle", &path, &id])?.expect_code(0)?.text();
+    ensure!(said.starts_with("old\n") && said.ends_with(CHANGED), "{said:?}");
+    let after = list()?.text();
+    ensure!(before == after, "it was\n{before}\nand is\n{after}");
+    Ok(())
+}
+
+fn a_disk_that_can_not_be_made_is_an_error(context: &Context) -> Result<()> {
+    let file = Configuration::new(context, "[root]\nwrites = \"disk\"\ndisk_mib = 1\n")?;
+    let run = context.container().flag("--runtime-config-path").flag(&file.0);
+    run.output(&["true"])?.expect_error(&["root.disk_mib", "16"])?;
+    Ok(())
+}
+
+fn a_shared_root_is_looked_at_again_after_a_second(context: &Context) -> Result<()> {
+    let file = Configuration::new(context, "[root]\nshared = true\n")?;
+    let bundle = Bundle::new(context, &["sleep", "1000000"])?;
+    let (id, path) = (context.fresh_id(), bundle.0.display().to_string());
+    let look = || file.kata_like(&["exec", &id, "sh", "-c", "cat /made 2>/dev/null || echo none"]);
+    let outcome = (|| {
+        file.kata_like(&["run", "--detach", "--bundle", &path, &id])?.expect_code(0)?;
+        let first = look()?.expect_code(0)?.text();
+        fs::write(bundle.0.join("rootfs/made"), "by the host")?;
+        std::thread::sleep(Duration::from_millis(1500));
+        let second = look()?.expect_code(0)?.text();
+        if (first.as_str(), second.as_str()) != ("none", "by the host") {
+            bail!("first {first:?}, then {second:?}");
+        }
+        Ok(())
+    })();
+    file.kata_like(&["delete", "--force", &id])?;
+    outcome
+}
