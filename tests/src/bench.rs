@@ -13,6 +13,19 @@ pub struct Report {
     pub rows: Vec<Row>,
     /// A start of ours, cut into phases, in their order: name and median, ms.
     pub phases: Vec<(String, f64)>,
+    /// What did not get through.
+    pub failures: Vec<Failure>,
+}
+
+/// A run without a figure.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Failure {
+    /// What was to be measured.
+    pub name: String,
+    /// On what.
+    pub runtime: String,
+    /// How it ended.
+    pub said: String,
 }
 
 /// One figure.

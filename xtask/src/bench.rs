@@ -1,5 +1,7 @@
-//! `cargo xtask bench`: measures in the lab and writes `docs/benchmarks.{md,json,svg}`.
+//! `cargo xtask bench`: measures in the lab and writes `docs/benchmarks.{md,json,svg}`; `cargo xtask bench inside`
+//! writes `docs/benchmarks-inside.{md,json}`.
 
+mod inside;
 mod lives;
 mod page;
 mod plot;
@@ -18,12 +20,33 @@ const PROGRAM: &str = "/run/lab/bench";
 /// How to measure.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
+    /// What to measure
+    #[arg(value_enum, default_value_t = Part::Lives)]
+    part: Part,
     /// How often, after a first run that is thrown away
     #[arg(long, default_value_t = 10)]
     runs: u32,
     /// Take target/install as it is
     #[arg(long)]
     no_build: bool,
+}
+
+/// What there is to measure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Part {
+    /// Starts, execs and ends of containers and pods, memory, network
+    Lives,
+    /// What programs do in a container
+    Inside,
+}
+
+impl Part {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Lives => "lives",
+            Self::Inside => "inside",
+        }
+    }
 }
 
 /// Measures and writes.
@@ -45,16 +68,31 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     };
     let report = lab::install(&client)
         .and_then(|()| client.put(&[(&program, Path::new(PROGRAM))]).map(drop))
-        .and_then(|()| measure(&client, arguments.runs));
+        .and_then(|()| prepare(arguments.part, &lab, &client))
+        .and_then(|()| measure(&client, arguments));
     lab.down()?;
-    write(&report?, ground)
+    match arguments.part {
+        Part::Lives => write(&report?, ground),
+        Part::Inside => inside::write(&report?, ground),
+    }
 }
 
-fn measure(client: &::lab::client::Client, runs: u32) -> Result<Report> {
-    let argv = vec![PROGRAM.to_owned(), runs.to_string()];
+/// What runs in the containers.
+fn prepare(part: Part, lab: &Lab, client: &::lab::client::Client) -> Result<()> {
+    if part == Part::Inside {
+        lab.attach(&::lab::programs::prepare()?)?;
+        let small = build::lab_program("inside")?;
+        client.put(&[(&small, Path::new("/run/lab/inside"))])?;
+    }
+    Ok(())
+}
+
+fn measure(client: &::lab::client::Client, arguments: &Arguments) -> Result<Report> {
+    let (part, runs) = (arguments.part.name().to_owned(), arguments.runs.to_string());
+    let argv = vec![PROGRAM.to_owned(), part, runs];
     let mut out = Vec::new();
     // It says something at every run: a lab that is silent for long hangs.
-    let silence = Duration::from_secs(300);
+    let silence = Duration::from_secs(900);
     let status = client.exec_watched(Exec { argv, ..Exec::default() }, silence, None, &mut out)?;
     if status != 0 {
         bail!("the benchmark failed ({status})");

@@ -67,12 +67,12 @@ const HEAD: &str = "# Benchmarks
 
 Written by `make bench`; to repeat them, run it. The runtimes are run in turn, those of containerd by the same one with
 the same image. The first run of each kind is thrown away; the spread is the distance between the quartiles. Rows for programs:
-[benchmarks.json](benchmarks.json).
+[benchmarks.json](benchmarks.json). What programs do inside a container is on [a page of its own](benchmarks-inside.md).
 
 ";
 
 /// What a millisecond is.
-fn clock(ground: Ground) -> &'static str {
+pub(super) fn clock(ground: Ground) -> &'static str {
     match ground {
         Ground::Emulated => {
             "Times are of a lab whose clock counts instructions: a millisecond is 500,000 instructions of an emulated
@@ -84,7 +84,7 @@ other: exits and nested page faults cost more than on hardware.
     }
 }
 
-fn push(page: &mut String, text: std::fmt::Arguments<'_>) {
+pub(super) fn push(page: &mut String, text: std::fmt::Arguments<'_>) {
     // Writing to a String does not fail.
     let _ = page.write_fmt(text);
 }
@@ -116,7 +116,7 @@ mod tests {
             |runtime, median| Row::of("ctr run --rm … true", "ms", runtime, &[median]).unwrap();
         let mut rows = vec![row("runc", 100.0), row("kata-like", 250.0)];
         ::lab::bench::compare_to_runc(&mut rows);
-        Report { machine: vec![], runs: 1, rows, phases: vec![] }
+        Report { machine: vec![], runs: 1, rows, phases: vec![], failures: vec![] }
     }
 
     #[test]

@@ -1,14 +1,16 @@
 //! The benchmark's part in the lab: runs the runtimes in turn and prints a [`Report`] as JSON.
 //!
-//! `bench RUNS`; every figure is of RUNS runs after a first one that is thrown away.
+//! `bench lives RUNS`; every figure is of RUNS runs after a first one that is thrown away. `bench inside RUNS`: of what
+//! programs do in a container; caches are emptied before each run, so there is no first one.
 
+mod inside;
 mod lifecycle;
 mod memory;
 mod phases;
 mod pods;
 mod timing;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use lab::bench::{Report, Row, compare_to_runc};
 use lab::containerd::Version;
 use std::fs;
@@ -18,7 +20,25 @@ use timing::{Container, Runtime};
 const CONTAINERD: Version = Version::V1_7;
 
 fn main() -> Result<()> {
-    let runs = std::env::args().nth(1).and_then(|n| n.parse().ok()).unwrap_or(10);
+    let mut arguments = std::env::args().skip(1);
+    let part = arguments.next().context("which part?")?;
+    let runs = arguments.next().context("how many runs?")?.parse()?;
+    let report = match part.as_str() {
+        "lives" => lives(runs)?,
+        "inside" => inside(runs)?,
+        _ => bail!("there is no part {part:?}"),
+    };
+    println!("{}", serde_json::to_string(&report)?);
+    Ok(())
+}
+
+fn inside(runs: usize) -> Result<Report> {
+    let (mut rows, failures) = inside::rows(runs)?;
+    compare_to_runc(&mut rows);
+    Ok(Report { machine: machine()?, runs, rows, phases: Vec::new(), failures })
+}
+
+fn lives(runs: usize) -> Result<Report> {
     CONTAINERD.start()?;
     let mut rows = Vec::new();
     let starts = timing::starts(runs)?;
@@ -39,9 +59,7 @@ fn main() -> Result<()> {
     rows.extend(lifecycle::rows(runs.div_ceil(2))?);
     rows.extend(pods::rows(runs.div_ceil(2))?);
     compare_to_runc(&mut rows);
-    let report = Report { machine: machine()?, runs, rows, phases };
-    println!("{}", serde_json::to_string(&report)?);
-    Ok(())
+    Ok(Report { machine: machine()?, runs, rows, phases, failures: Vec::new() })
 }
 
 fn machine() -> Result<Vec<(String, String)>> {

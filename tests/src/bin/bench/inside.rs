@@ -1,0 +1,204 @@
+//! What programs do inside a container, on the OCI runtimes in turn: small ones, each of which does one thing, and real
+//! ones of the Debian on the disk of programs. Each gets a root file system of its own, an overlay over that disk, and
+//! finds the host's caches empty.
+
+use crate::timing::{milliseconds, now};
+use anyhow::{Context, Result, bail, ensure};
+use lab::bench::{Failure, Row};
+use serde_json::{Value, json};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// The small programs, as they are brought along.
+const INSIDE: &str = "/run/lab/inside";
+
+/// Where it all lies.
+const DIRECTORY: &str = "/var/lib/bench-inside";
+
+/// Ours, with writes to a disk of its guest's.
+const OWN_DISK: &str = "kata-like, own disk";
+
+/// What is compared.
+const RUNTIMES: [&str; 5] = ["runc", "crun", "runsc", "kata-like", OWN_DISK];
+
+/// How long a small program runs.
+const SECONDS: &str = "2";
+
+/// A small program, and of what it does how much a second.
+const RATES: [(&str, &str, &str); 11] = [
+    ("integers", "integers", "/s"),
+    ("floating point", "floats", "/s"),
+    ("memory copied", "memory", "MiB/s"),
+    ("execl", "execs", "/s"),
+    ("processes made", "forks", "/s"),
+    ("pipe", "pipe", "/s"),
+    ("pipe, two processes", "switches", "/s"),
+    ("system calls, five", "calls", "/s"),
+    ("file copied by 256 bytes", "copy-256", "KiB/s"),
+    ("file copied by 1024 bytes", "copy-1024", "KiB/s"),
+    ("file copied by 4096 bytes", "copy-4096", "KiB/s"),
+];
+
+/// A real program, and how it is run; it prints the seconds that it took.
+const PROGRAMS: [(&str, &str); 9] = [
+    ("one shell script", "loop() { for i in $(seq 5); do sort /etc/services | grep -c tcp | od | wc >&2; done; }; timed loop"),
+    ("8 shell scripts", "loop() { for i in $(seq 8); do (sort /etc/services | grep -c tcp | od | wc >&2) & done; wait; }; timed loop"),
+    ("python3 starts", "timed python3 -c 'import json, email, sqlite3'"),
+    ("find, cold", "timed find / -xdev"),
+    ("find, warm", "find / -xdev > /dev/null; timed find / -xdev"),
+    ("gcc", "cd /var/tmp; printf '#include <stdio.h>\nint main(void) { puts(\"hello\"); return 0; }' > p.c; timed gcc -O2 -o p p.c; ./p >&2"),
+    ("tar, 2,000 files", "mkdir /var/tmp/x; cd /; both() { tar c usr/lib/python3 usr/share/perl usr/share/doc | tar x -C /var/tmp/x; sync; }; timed both"),
+    ("git, 100 files", "git config --global user.name n; git config --global user.email e@x; git init -q -b main /work; cd /work
+        for i in $(seq 100); do mkdir d$i; echo $i > d$i/file; done
+        all() { git add . && git commit -qm one && git fsck; }; timed all"),
+    ("dpkg, 200 files", "cd /var/tmp; mkdir -p p/DEBIAN p/usr/share/made
+        printf 'Package: made\nVersion: 1\nArchitecture: all\nMaintainer: m <m@x>\nDescription: d\n' > p/DEBIAN/control
+        for i in $(seq 200); do echo $i > p/usr/share/made/$i; done; dpkg-deb --root-owner-group --build p made.deb >&2
+        all() { dpkg -i made.deb && dpkg -P made; }; timed all"),
+];
+
+/// In the guest's own time: what starts the container is measured elsewhere.
+const TIMED: &str =
+    "timed() { local start=$EPOCHREALTIME; \"$@\" >&2 || exit 1; echo $start $EPOCHREALTIME; }; ";
+
+/// Runs all, `runs` times each; and those that a runtime did not get through.
+pub fn rows(runs: usize) -> Result<(Vec<Row>, Vec<Failure>)> {
+    let lower = Path::new(DIRECTORY).join("lower");
+    fs::create_dir_all(&lower)?;
+    let disk = format!("LABEL={}", lab::programs::LABEL);
+    command(Command::new("mount").args(["-o", "ro", &disk]).arg(&lower))?;
+    let (mut rows, mut failures) = (Vec::new(), Vec::new());
+    let rates = RATES.iter().map(|(name, program, unit)| {
+        (*name, *unit, format!("cd /var/tmp; inside {program} {SECONDS}"))
+    });
+    let programs = PROGRAMS.iter().map(|(name, script)| (*name, "s", format!("{TIMED}{script}")));
+    for (name, unit, script) in rates.chain(programs) {
+        let mut samples = vec![Vec::new(); RUNTIMES.len()];
+        for _ in 0..runs {
+            for (runtime, samples) in RUNTIMES.iter().zip(&mut samples) {
+                match figure(runtime, &script) {
+                    Ok(figure) => {
+                        eprintln!("[bench] {name} on {runtime}: {figure:.2} {unit}");
+                        samples.push(figure);
+                    }
+                    Err(error) => {
+                        let (name, runtime) = (name.to_owned(), (*runtime).to_owned());
+                        let said = format!("{error:#}");
+                        eprintln!("[bench] {name} on {runtime}: {said}");
+                        failures.push(Failure { name, runtime, said });
+                    }
+                }
+            }
+        }
+        for (runtime, samples) in RUNTIMES.iter().zip(&samples) {
+            rows.extend(Row::of(name, unit, runtime, samples));
+        }
+    }
+    command(Command::new("umount").arg(&lower))?;
+    Ok((rows, failures))
+}
+
+/// What the script prints last: a rate, or when it began and ended, seconds.
+fn figure(runtime: &str, script: &str) -> Result<f64> {
+    let root = Root::mount()?;
+    fs::copy(INSIDE, root.path().join("usr/bin/inside"))?;
+    let bundle = Path::new(DIRECTORY).join("bundle");
+    fs::create_dir_all(&bundle)?;
+    fs::write(bundle.join("config.json"), config(&root.path(), script).to_string())?;
+    fs::write("/proc/sys/vm/drop_caches", "3")?;
+    let mut run = Command::new(if runtime == OWN_DISK { "kata-like" } else { runtime });
+    match runtime {
+        "runsc" => drop(run.arg("--network=none")),
+        OWN_DISK => {
+            let file = bundle.join("disk.toml");
+            fs::write(&file, "[root]\nwrites = \"disk\"\n")?;
+            run.arg("--config").arg(file);
+        }
+        _ => {}
+    }
+    run.arg("run").arg("--bundle").arg(&bundle).arg("bench-inside").stdin(Stdio::null());
+    let start = now()?;
+    let output = run.output().context("start it")?;
+    let took = milliseconds((start, now()?));
+    let said = String::from_utf8_lossy(&output.stdout);
+    let line = said.lines().next_back().unwrap_or_default();
+    ensure!(
+        output.status.success(),
+        "{} after {took:.0} ms: {}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr).lines().next_back().unwrap_or_default()
+    );
+    let numbers: Result<Vec<f64>, _> = line.split_whitespace().map(str::parse).collect();
+    match numbers.with_context(|| format!("it said {said:?}"))?[..] {
+        [rate] => Ok(rate),
+        [start, end] => Ok(end - start),
+        _ => bail!("it said {said:?}"),
+    }
+}
+
+fn config(root: &Path, script: &str) -> Value {
+    let namespaces = ["pid", "network", "ipc", "uts", "mount", "cgroup"];
+    let all =
+        ["CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID", "CAP_SETGID", "CAP_SETUID"];
+    json!({
+        "ociVersion": "1.0.2",
+        "process": {
+            "user": {"uid": 0, "gid": 0},
+            "args": ["bash", "-c", script],
+            "env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LC_ALL=C"],
+            "cwd": "/",
+            "capabilities": {"bounding": all, "effective": all, "permitted": all},
+        },
+        "root": {"path": root},
+        "hostname": "bench",
+        "mounts": [
+            {"destination": "/proc", "type": "proc", "source": "proc"},
+            {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755"]},
+            {"destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options": ["mode=1777"]},
+        ],
+        "linux": {
+            "namespaces": namespaces.map(|name| json!({"type": name})),
+            "resources": {"memory": {"limit": 512 << 20}},
+        },
+    })
+}
+
+/// A root file system that is thrown away.
+struct Root(PathBuf);
+
+impl Root {
+    fn mount() -> Result<Self> {
+        let root = Self(Path::new(DIRECTORY).join("root"));
+        for directory in ["upper", "work", "merged"] {
+            fs::create_dir_all(root.0.join(directory))?;
+        }
+        let at = |name: &str| root.0.join(name).display().to_string();
+        let (upper, work) = (at("upper"), at("work"));
+        let options = format!("lowerdir={DIRECTORY}/lower,upperdir={upper},workdir={work}");
+        command(
+            Command::new("mount")
+                .args(["-t", "overlay", "-o", &options, "overlay"])
+                .arg(root.path()),
+        )?;
+        Ok(root)
+    }
+
+    fn path(&self) -> PathBuf {
+        self.0.join("merged")
+    }
+}
+
+impl Drop for Root {
+    fn drop(&mut self) {
+        let _ = command(Command::new("umount").arg(self.path()));
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn command(command: &mut Command) -> Result<()> {
+    let output = command.output().with_context(|| format!("{command:?}"))?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{command:?}: {said}");
+    Ok(())
+}
