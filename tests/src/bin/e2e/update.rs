@@ -153,12 +153,13 @@ fn a_container_with_larger_limits_gets_a_larger_machine(context: &Context) -> Re
 
 /// The host has two CPUs or more.
 fn a_container_without_a_limit_gets_the_processors_that_it_uses(context: &Context) -> Result<()> {
-    let busy = ["sh", "-c", "for i in 1 2; do while :; do :; done & done; wait"];
-    let limited = context.container().flag("--cpus").flag("0.5").detached(&busy)?;
-    let container = context.sleeper()?;
+    let busy = "for i in 1 2; do while :; do :; done & done; wait";
+    let run = context.container().flag("--cpus").flag("0.5");
+    let limited = run.detached(&["sh", "-c", busy])?;
+    let when_told = format!("until [ -e /go ]; do sleep 0.2; done; {busy}");
+    let container = context.container().detached(&["sh", "-c", &when_told])?;
     let none_used = machine(&container)?.0;
-    let running = container.exec_command(&[], &busy).spawn()?;
-    let mut running = Killed(running);
+    container.exec(&["touch", "/go"])?.expect_code(0)?;
     let mut cpus = 0;
     command::eventually("two processes have a processor each", DEADLINE, || {
         cpus = machine(&container)?.0;
@@ -168,17 +169,6 @@ fn a_container_without_a_limit_gets_the_processors_that_it_uses(context: &Contex
     if (none_used, of_limited) != (1, 1) {
         bail!("idle it has {none_used} CPUs, and one with a limit that is busy {of_limited}");
     }
-    running.0.kill()?;
     limited.remove()?;
     container.remove()
-}
-
-/// A command that is not waited for.
-struct Killed(std::process::Child);
-
-impl Drop for Killed {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
