@@ -4,14 +4,14 @@
 use fuzz::scratch;
 use libfuzzer_sys::fuzz_target;
 use sandbox::plan::disks::{Host, Kind, MountOf, Numbers};
-use sandbox::plan::shared::Memory;
+use sandbox::plan::shared::{Directory, Memory};
 use sandbox::{bundle, plan};
 use std::path::{Path, PathBuf};
 
 /// The process that stands for the sandbox.
 const PID: u32 = 7;
 
-/// Every path is a block device, a file system in memory, or a directory with mounts below it.
+/// Every path is a block device, a file system in memory, a directory with mounts below it, or a part of a volume.
 struct Disks;
 
 impl Host for Disks {
@@ -29,6 +29,11 @@ impl Host for Disks {
 
     fn memory(&self, _: &Path) -> Option<Memory> {
         Some(Memory { size: 4096, mode: 0o1777, owner: (0, 0) })
+    }
+
+    fn part(&self, path: &Path) -> Option<Directory> {
+        let below = path.strip_prefix("/volume").ok()?.to_owned();
+        Some(Directory { wholes: vec!["/volume".into()], below, mode: 0o755, owner: (0, 0) })
     }
 }
 
