@@ -118,8 +118,8 @@ pub fn mount_one(storage: &Storage) -> Result<PathBuf, AgentError> {
     let (flags, mut data) = options(&storage.options);
     let (mut source, target) = (storage.source.clone(), of_descriptor(&point));
     let bound;
-    if flags.contains(MsFlags::MS_BIND) {
-        // A container may have put a link in its place.
+    if flags.contains(MsFlags::MS_BIND) && Path::new(&source).starts_with(BASE) {
+        // In memory that containers share: one may have put a link in its place.
         bound = source_of_bind(Path::new(&source), &std::mem::take(&mut data))?;
         source = of_descriptor(&bound);
     }
