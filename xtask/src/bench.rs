@@ -59,7 +59,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     }
     let program = build::lab_program("bench")?;
     let agent = build::lab_program("lab-agent")?;
-    let lab = Lab::named("bench")?;
+    let lab = Lab::named(&format!("bench-{}", arguments.part.name()))?;
     let ground = lab::ground()?;
     let client = match ground {
         // Its clock counts instructions: other load on this machine doesn't show.

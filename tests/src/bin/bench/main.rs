@@ -1,7 +1,7 @@
 //! The benchmark's part in the lab: runs the runtimes in turn and prints a [`Report`] as JSON.
 //!
 //! `bench lives RUNS`; every figure is of RUNS runs after a first one that is thrown away. `bench inside RUNS`: of what
-//! programs do in a container; caches are emptied before each run, so there is no first one.
+//! programs do in a container.
 
 mod inside;
 mod lifecycle;
