@@ -83,7 +83,7 @@ impl KvmError {
                  why it refuses this CPU"
             }
             Self::ApiVersion(..) | Self::MissingCapability(_) => {
-                "use a Linux kernel 5.10 or newer with its own kvm module"
+                "use a Linux kernel 5.15 or newer with its own kvm module"
             }
             Self::CannotRunGuests(_) => {
                 "use a host whose KVM works by VT-x or AMD-V (`ls /sys/module/kvm_intel \

@@ -13,7 +13,7 @@ use crate::error::AgentError;
 use crate::guest::cgroup::Cgroup;
 use crate::guest::pod_init::PodInit;
 use crate::guest::reaper::{Exit, Reaper};
-use crate::guest::storage::Storages;
+use crate::guest::storage::{Storages, let_go_of_shared};
 use crate::io::streams::Streams;
 use crate::work::deadline::Deadline;
 use crate::work::job::{Answer, Job, PROCESS_FILE, SPEC_FILE, STATE_DIR};
@@ -442,6 +442,7 @@ async fn clean_up(id: String, mut storages: Storages) -> (Storages, Result<(), A
             .and_then(|()| remove_directory(&bundle_of(&id)));
         if removed.is_ok() {
             storages.undo();
+            let_go_of_shared(&id);
         }
         Ok((storages, removed))
     };

@@ -76,10 +76,8 @@ impl Node {
 
     /// Pages of a live file are not even kept for those who hold it open: its time of change, by which the
     /// guest would tell that they are old, is no finer than the host's clock tick.
-    ///
-    /// When one of the others is closed the guest has nothing to say: its writes have been answered.
     fn options(self, cached: OpenOptions, live: OpenOptions) -> OpenOptions {
-        if self.is_live() { live } else { cached | OpenOptions::NOFLUSH }
+        if self.is_live() { live } else { cached }
     }
 
     /// Whether it is a root file system, or in one. A container's directories are the shim's: the next container of
@@ -106,6 +104,14 @@ impl Roots {
             Self::Guests => Duration::from_secs(1 << 30),
             Self::Shared => Duration::from_secs(1),
         }
+    }
+}
+
+impl Roots {
+    /// How files are opened there. When one is closed its guest has nothing to say: writes have been answered, and what
+    /// was changed in memory is written when the guest's kernel sees fit.
+    fn opened(self, cached: OpenOptions) -> OpenOptions {
+        if self == Self::Guests { cached | OpenOptions::NOFLUSH } else { cached }
     }
 }
 
@@ -220,7 +226,8 @@ impl FileSystem for LiveMounts {
     }
 
     fn init(&self, capable: FsOptions) -> io::Result<FsOptions> {
-        // What a symbolic link says never changes: another is another file, which has another number.
+        // What a symbolic link says never changes, but in file systems of the kernel's that no image has: another is
+        // another file, which has another number.
         Ok(self.0.init(capable)? | FsOptions::CACHE_SYMLINKS)
     }
 
@@ -292,7 +299,7 @@ impl FileSystem for LiveMounts {
         flags: u32,
     ) -> io::Result<(Option<u64>, OpenOptions)> {
         let (handle, options) = self.0.open(ctx, node.inode(), kill_priv, flags)?;
-        Ok((handle, node.options(options, OpenOptions::DIRECT_IO)))
+        Ok((handle, node.options(self.1.opened(options), OpenOptions::DIRECT_IO)))
     }
 
     fn opendir(
@@ -320,7 +327,7 @@ impl FileSystem for LiveMounts {
         let (entry, handle, options) =
             self.0.create(ctx, dir, name, mode, kill_priv, flags, umask, extensions)?;
         let entry = parent.entry(name, entry);
-        let options = Node(entry.inode).options(options, OpenOptions::DIRECT_IO);
+        let options = Node(entry.inode).options(self.1.opened(options), OpenOptions::DIRECT_IO);
         Ok((entry, handle, options))
     }
 

@@ -38,12 +38,24 @@ pub fn make(directory: &Path, bytes: u64) -> Result<OpenDisk> {
             .write(true)
             .custom_flags(libc::O_TMPFILE)
             .mode(0o600)
-            .open(directory)?;
+            .open(directory)
+            .map_err(with_remedy)?;
         file.set_len(bytes)?;
         format(&file, MKE2FS)?;
         Ok(OpenDisk { file, bytes })
     };
     made().map_err(failed)
+}
+
+/// Some file systems have no files without names: overlayfs before Linux 6.1, NFS.
+fn with_remedy(error: io::Error) -> io::Error {
+    match error.raw_os_error() {
+        Some(libc::EOPNOTSUPP | libc::EISDIR) => {
+            let remedy = "no files without names there; set root.writes = \"snapshot\"";
+            io::Error::other(format!("{error}: {remedy}"))
+        }
+        _ => error,
+    }
 }
 
 fn format(file: &File, program: &str) -> io::Result<()> {
@@ -85,6 +97,9 @@ mod tests {
         assert!(error.contains("e2fsprogs") && error.contains("snapshot"), "{error}");
         let error = format(&file, "false").unwrap_err().to_string();
         assert!(error.starts_with("false: exit status: 1"), "{error}");
+        // No other file system that is everywhere lacks them.
+        let error = make(Path::new("/proc"), 1 << 20).unwrap_err().chain();
+        assert!(error.contains("/proc") && error.contains("root.writes"), "{error}");
         let error = make(Path::new("/nowhere"), 1 << 20).unwrap_err().chain();
         assert!(error.contains("/nowhere"), "{error}");
     }

@@ -99,7 +99,7 @@ pub fn default_profile() -> Result<LinuxSeccomp, OciSpecError> {
     rules.push(rule(&["clone3"], libc::ENOSYS as u32, Vec::new())?);
     LinuxSeccompBuilder::default()
         .default_action(LinuxSeccompAction::ScmpActAllow)
-        .architectures(vec![Arch::ScmpArchX86_64])
+        .architectures(vec![Arch::ScmpArchX86_64, Arch::ScmpArchX86])
         .syscalls(rules)
         .build()
 }

@@ -23,7 +23,7 @@ impl Sandbox {
             let opened =
                 blocking("open the disk", &disk.source, move || disk::open(&opened)).await?;
             let device = self.0.vm.attach_disk(&opened, disk.read_only).await?;
-            self.disks().entry(id.to_owned()).or_default().push(device);
+            self.disks().entry(id.to_owned()).or_default().push((device, disk.blank.is_none()));
             tracing::info!("{id}: disk {} is device {device}", disk.source.display());
             let (host_major, host_minor) = disk.numbers;
             attached.push(api::Disk { device, host_major, host_minor, ..Default::default() });
@@ -34,16 +34,16 @@ impl Sandbox {
     /// Takes the disks of container `id` out of the machine; the guest shall have let go of them.
     pub(super) async fn detach_disks(&self, id: &str) {
         let devices = self.disks().remove(id).unwrap_or_default();
-        for device in devices {
+        for (device, _) in devices {
             if let Err(error) = self.0.vm.detach_disk(device).await {
                 tracing::warn!("{id}: disk {device}: {}", error.chain());
             }
         }
     }
 
-    /// Whether container `id` has any.
-    pub(super) fn has_disks(&self, id: &str) -> bool {
-        self.disks().contains_key(id)
+    /// Whether container `id` has any that outlive it.
+    pub(super) fn has_lasting_disks(&self, id: &str) -> bool {
+        self.disks().get(id).is_some_and(|disks| disks.iter().any(|(_, lasting)| *lasting))
     }
 }
 

@@ -82,6 +82,8 @@ pub(super) struct Limits {
     weight: u64,
     /// Whether it is to run only when nobody else does, if that was said.
     idle: Option<bool>,
+    /// It is for some of the host's processors only: the machine has others, but no more for it.
+    bound: bool,
 }
 
 impl Limits {
@@ -97,6 +99,7 @@ impl Limits {
             self.burst = cpu.burst().unwrap_or(self.burst);
             self.weight = cpu.shares().map_or(self.weight, cgroup::weight);
             self.idle = cpu.idle().map_or(self.idle, |idle| Some(idle == 1));
+            self.bound |= cpu.cpus().as_ref().is_some_and(|cpus| !cpus.is_empty());
         }
         let unified = to.unified().iter().flatten();
         unified.fold(self, |limits, (file, value)| limits.with_file(file, value.trim()))
@@ -127,6 +130,10 @@ impl Limits {
 
     fn period(&self) -> u64 {
         if self.period == 0 { PERIOD } else { self.period }
+    }
+
+    fn is_unlimited(&self) -> bool {
+        self.quota == 0 && !self.bound
     }
 }
 
@@ -159,17 +166,18 @@ impl Capacity {
         self.cgroup.clone()
     }
 
-    /// Whether limits of container `id` are noted.
+    /// Whether container `id` has a limit, as far as is noted.
     #[cfg(test)]
-    pub(super) fn knows(&self, id: &str) -> bool {
-        self.limits.contains_key(id)
+    pub(super) fn limits(&self, id: &str) -> bool {
+        self.limits.get(id).is_some_and(|limits| *limits != Limits::default())
     }
 
     /// Notes the limits of a container; none: it is gone.
     fn set(&mut self, id: &str, limits: Option<Limits>) {
         match limits {
             Some(limits) => self.limits.insert(id.to_owned(), limits),
-            None => self.limits.remove(id),
+            // Whether the others use as many shows.
+            None => self.limits.remove(id).inspect(|_| self.used_vcpus = 0),
         };
     }
 
@@ -200,7 +208,7 @@ impl Capacity {
 
     /// Whether a container may use all the processors that there are.
     fn is_unlimited(&self) -> bool {
-        self.promised.quota == 0 && self.limits.values().any(|limits| limits.quota == 0)
+        self.promised.quota == 0 && self.limits.values().any(Limits::is_unlimited)
     }
 
     /// How many vCPUs to try when those that there are do not suffice; none: no more are to be had.
@@ -352,7 +360,16 @@ impl Sandbox {
     /// Gives the machine more vCPUs whenever processes of a container that has no limit wait for those that it has; for
     /// one that is idle, or has ended before, there is nothing to pay. Ends with the guest.
     pub(super) async fn follow_use(self, agent: Agent) {
-        while let Ok(()) = agent.wait_busy().await {
+        loop {
+            match agent.wait_busy().await {
+                Ok(()) => {}
+                Err(Error::Ended(_)) => return,
+                Err(error) => {
+                    let id = self.id();
+                    tracing::info!("sandbox {id} keeps its vCPUs, used or not: {}", error.chain());
+                    return;
+                }
+            }
             let mut capacity = self.0.capacity.lock().await;
             if let Some(more) = capacity.more_vcpus(processors()) {
                 let before = std::mem::replace(&mut capacity.used_vcpus, more);
@@ -491,6 +508,8 @@ mod tests {
         assert_eq!(after(&[limited], none(), 2), (1, None));
         let pod = PodSize { cpu_quota: 50_000, cpu_period: 100_000, ..none() };
         assert_eq!(after(&["{}"], pod, 2), (1, None), "its pause container has no limit either");
+        let bound = r#"{"cpu": {"cpus": "0"}}"#;
+        assert_eq!(after(&[bound], none(), 2), (1, None), "processors of the host's");
     }
 
     #[test]
@@ -636,6 +655,7 @@ mod tests {
             burst: 4000,
             weight: 42,
             idle: Some(true),
+            bound: false,
         };
         assert_eq!(files, expected);
         let none = changed(

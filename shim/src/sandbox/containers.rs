@@ -16,7 +16,9 @@ use crate::oci::plan::{self, Plan, RootfsMount};
 use crate::oci::pod::Part;
 use crate::sandbox::event::Exit;
 use crate::sandbox::table::Phase;
+use oci_spec::runtime::LinuxResources;
 use protocol::ports::{self, StreamPreamble};
+use serde::Deserialize as _;
 use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -114,9 +116,8 @@ impl Sandbox {
         let pid = stand_in.as_ref().map_or(self.pid(), StandIn::pid);
         milestone::mark("storage-ready", &id);
         let agent = self.agent().await?;
-        if let Some(resources) = plan.spec.linux().as_ref().and_then(|l| l.resources().as_ref()) {
-            self.make_room(&agent, &id, resources).await?;
-        }
+        let asked = LinuxResources::deserialize(&plan.resources).unwrap_or_default();
+        self.make_room(&agent, &id, &asked).await?;
         let (mut numbers, streams) = self.streams(open.wanted()).await?;
         numbers.plain_newlines = plain_newlines;
         let io = open.join(streams);
@@ -291,14 +292,16 @@ impl Sandbox {
         self.drain(id, "").await;
         // With the last container goes the guest, which syncs before; file systems on disks shall be unmounted.
         let gone_with_guest =
-            self.0.told.is_none() && self.table().is_last(id) && !self.has_disks(id);
+            self.0.told.is_none() && self.table().is_last(id) && !self.has_lasting_disks(id);
         if !gone_with_guest
             && let Ok(agent) = self.agent().await
             && let Err(error) = agent.delete_container(id).await
         {
             tracing::warn!("delete container {id} in the guest: {}", error.chain());
         }
-        self.detach_disks(id).await;
+        if !gone_with_guest {
+            self.detach_disks(id).await;
+        }
         self.forget(id);
         let hooks = self.table().hooks(id);
         let undo = self.table().take_undo(id);

@@ -108,8 +108,8 @@ struct Inner {
     pending_execs: Mutex<PendingExecs>,
     cgroup: Option<Arc<Cgroup>>,
     capacity: tokio::sync::Mutex<capacity::Capacity>,
-    /// Numbers of the devices, by container.
-    disks: Mutex<BTreeMap<String, Vec<u32>>>,
+    /// Numbers of the devices, by container; and whether what is on them outlives it.
+    disks: Mutex<BTreeMap<String, Vec<(u32, bool)>>>,
     network: tokio::sync::Mutex<network::Network>,
     resolver: resolver::Resolver,
     /// What was told of the pod, if it has no container of its own.
@@ -179,7 +179,7 @@ impl Sandbox {
         self.0.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn disks(&self) -> MutexGuard<'_, BTreeMap<String, Vec<u32>>> {
+    fn disks(&self) -> MutexGuard<'_, BTreeMap<String, Vec<(u32, bool)>>> {
         self.0.disks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -410,7 +410,7 @@ async fn limits_that_the_machine_cannot_grow_to_are_not_kept() {
     f.sandbox.create(f.container("c", "sh")).await.unwrap();
     let error = f.sandbox.update("c", br#"{"memory": {"limit": 1073741824}}"#).await.unwrap_err();
     assert!(error.to_string().contains("the host has no memory"), "{error}");
-    assert!(!f.sandbox.0.capacity.lock().await.knows("c"));
+    assert!(!f.sandbox.0.capacity.lock().await.limits("c"));
 }
 
 #[tokio::test]

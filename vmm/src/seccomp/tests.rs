@@ -141,7 +141,7 @@ fn each_role_stands_contention_and_shortage() {
         std::process::exit(0);
     }
     let me = std::env::current_exe().unwrap();
-    for role in ["main_thread", "vcpu", "io"] {
+    for role in ["main_thread", "vcpu", "io", "network"] {
         let name = "seccomp::tests::each_role_stands_contention_and_shortage";
         let arguments = ["--exact", name, "--nocapture"];
         let output = Command::new(&me).args(arguments).env(ROLE, role).output().unwrap();
@@ -157,6 +157,7 @@ fn contend(role: &str) {
     let filter = match role {
         "main_thread" => filters.main_thread,
         "vcpu" => filters.vcpu,
+        "network" => filters.network,
         _ => filters.io,
     };
     // All of them are there before the first goes on: a confined thread can't start another.

@@ -55,9 +55,16 @@ fn text(report: &Report, ground: Ground) -> String {
         }
         push(&mut page, format_args!("\n"));
     }
-    push(&mut page, format_args!("| **index**: geometric mean |"));
+    let of_all = |row: &&Row| {
+        let has = |runtime: &&String| {
+            report.rows.iter().any(|r| r.name == row.name && r.runtime == **runtime)
+        };
+        runtimes.iter().all(has)
+    };
+    push(&mut page, format_args!("| **index**: geometric mean of what none failed |"));
     for runtime in &runtimes {
-        let index = index(report.rows.iter().filter(|row| row.runtime == **runtime));
+        let of_it = report.rows.iter().filter(|row| row.runtime == **runtime);
+        let index = index(of_it.filter(of_all));
         push(&mut page, format_args!(" **{index:.2}** |"));
     }
     push(&mut page, format_args!("\n"));

@@ -139,12 +139,18 @@ impl Disks {
         let is_bind = layer.options.iter().any(|option| option == "bind" || option == "rbind");
         let source = upper.or(is_bind.then_some(&*layer.source))?.into();
         layer.options.retain(|option| option != "rw");
+        // An overlay can't have below it what is mounted there.
+        layer
+            .options
+            .iter_mut()
+            .filter(|option| *option == "rbind")
+            .for_each(|o| *o = "bind".into());
         layer.options.push("ro".into());
         let (read_only, exclusive) = (false, true);
         let disk = Disk { source, read_only, exclusive, numbers: (0, 0), blank: Some(bytes) };
         let disk = self.add(disk);
-        // Tables of inodes that are not there yet read as zeros.
-        let options = ["noinit_itable", "noatime"].map(String::from).into();
+        // Tables of inodes that are not there yet read as zeros; and nobody waits for the host's disk.
+        let options = ["noinit_itable", "nobarrier", "noatime"].map(String::from).into();
         self.above_root = Some(self.mounts.len());
         self.mounts.push(DiskMount { disk, fstype: "ext4".into(), options });
         Some(guest_paths::covered_root(id))

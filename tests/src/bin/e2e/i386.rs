@@ -1,16 +1,19 @@
 //! 32-bit programs: they run, and a seccomp profile holds for them as on the host.
 
 use crate::bundle::{Bundle, config};
+use crate::command;
 use crate::context::Context;
 use anyhow::{Result, bail};
 use serde_json::{Value, json};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
 
 crate::cases!(
     crate::Scope::Once;
     a_program_of_32_bits_runs,
     a_profile_holds_for_programs_of_32_bits,
+    it_runs_in_an_image_under_the_profile_that_this_gets,
 );
 
 /// `getppid` of i386.
@@ -97,6 +100,21 @@ fn a_profile_holds_for_programs_of_32_bits(context: &Context) -> Result<()> {
         if code != expected {
             bail!("call {call} under {profile}: {code}, not {expected}");
         }
+    }
+    Ok(())
+}
+
+fn it_runs_in_an_image_under_the_profile_that_this_gets(context: &Context) -> Result<()> {
+    let bundle = Bundle::new(context, &[])?;
+    let path = bundle.0.join("program");
+    // `mount`, which the profile refuses with EPERM, and a call that it leaves alone.
+    for (call, expected) in [(GETPPID, 0), (21, 1)] {
+        fs::write(&path, program(call, 1))?;
+        fs::set_permissions(&path, PermissionsExt::from_mode(0o755))?;
+        let volume = format!("{}:/program", path.display());
+        let mut run = Command::new("/usr/bin/kata-like");
+        run.args(["run", "--net=none", "--volume", &volume, lab::containerd::IMAGE_ARCHIVE]);
+        command::output(run.arg("/program"))?.expect_code(expected)?;
     }
     Ok(())
 }
