@@ -39,3 +39,30 @@ fn what_a_dead_owner_left_goes_and_a_living_ones_stays() {
     assert!(!helper.wait().unwrap().success(), "the helper was killed");
     assert!(clean_up(dir.path()).status.success(), "nothing is left to do");
 }
+
+#[test]
+fn a_delete_looks_where_its_server_has_noted_that_the_states_are() {
+    let (states, bundle) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let paths = SandboxPaths::new(states.path(), "ns", "a").unwrap();
+    paths.create().unwrap();
+    let mut ended = Command::new("true").spawn().unwrap();
+    let dead = ProcessId::of(ended.id().cast_signed()).unwrap();
+    ended.wait().unwrap();
+    state(dead, dead).write(&paths).unwrap();
+    let delete = || {
+        Command::new(env!("CARGO_BIN_EXE_containerd-shim-kata-like-v2"))
+            .args(["-namespace", "ns", "-id", "a", "-bundle"])
+            .arg(bundle.path())
+            .arg("delete")
+            .current_dir(bundle.path())
+            .output()
+            .unwrap()
+    };
+    assert!(delete().status.success());
+    assert!(paths.root().exists(), "without a word of it");
+    let noted = states.path().as_os_str().as_encoded_bytes();
+    std::fs::write(bundle.path().join("kata-like-state"), noted).unwrap();
+    let said = delete();
+    assert!(said.status.success(), "{said:?}");
+    assert!(!paths.root().exists(), "its id is taken for ever");
+}
