@@ -6,7 +6,7 @@ use crate::context::Context;
 use anyhow::{Result, bail, ensure};
 use serde_json::json;
 use std::fs;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 crate::cases!(
@@ -104,7 +104,12 @@ fn a_shared_root_is_looked_at_again_after_a_second(context: &Context) -> Result<
     let (id, path) = (context.fresh_id(), bundle.0.display().to_string());
     let look = || file.kata_like(&["exec", &id, "sh", "-c", "cat /made 2>/dev/null || echo none"]);
     let outcome = (|| {
-        file.kata_like(&["run", "--detach", "--bundle", &path, &id])?.expect_code(0)?;
+        // Its standard streams stay with the container.
+        let mut run = Command::new("/usr/bin/kata-like");
+        run.args(["--config", &file.0, "run", "--detach", "--bundle", &path, &id]);
+        let status =
+            run.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status()?;
+        ensure!(status.success(), "{status}");
         let first = look()?.expect_code(0)?.text();
         fs::write(bundle.0.join("rootfs/made"), "by the host")?;
         std::thread::sleep(Duration::from_millis(1500));
