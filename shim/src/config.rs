@@ -41,6 +41,8 @@ pub struct Machine {
     /// Most disks and network interfaces that a machine has at once: block devices, disk images and interfaces of its
     /// containers.
     pub max_disks: Option<u32>,
+    /// Whether containers without a CPU limit get more vCPUs when they use those that they have.
+    pub vcpus_by_use: Option<bool>,
     /// Whether guests may run virtual machines of their own.
     pub nested: Option<bool>,
     /// Guest kernel.
@@ -179,13 +181,14 @@ mod tests {
             kernel_params,
             start_timeout_seconds,
             nested,
+            vcpus_by_use,
         } = machine;
         let Paths { vmm, file_server, stand_in, state } = paths;
         let Jail { first_uid, uids, core_scheduling } = jail;
         let Host { cgroups } = host;
         let Root { shared, writes, disk_mib } = root;
         let numbers = [vcpus, max_vcpus, max_disks, first_uid, uids];
-        let switches = [nested, core_scheduling, cgroups, shared];
+        let switches = [nested, vcpus_by_use, core_scheduling, cgroups, shared];
         assert!(numbers.iter().all(Option::is_some) && switches.iter().all(Option::is_some));
         assert!(kernel_params.is_some() && writes.is_some() && disk_mib.is_some());
         assert!([memory_mib, max_memory_mib, start_timeout_seconds].iter().all(Option::is_some));

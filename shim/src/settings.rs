@@ -20,6 +20,8 @@ pub struct Settings {
     pub max_memory_mib: u64,
     /// Most disks and network interfaces that a machine has at once, at most [`MOST_DISKS`].
     pub max_disks: u32,
+    /// Whether containers without a CPU limit get more vCPUs when they use those that they have.
+    pub vcpus_by_use: bool,
     /// Whether guests may run virtual machines of their own: what they then reach of KVM is more than a guest needs.
     pub nested: bool,
     /// Guest kernel.
@@ -86,6 +88,7 @@ impl Settings {
             max_memory_mib: machine.max_memory_mib.unwrap_or_else(host_memory_mib),
             max_disks: machine.max_disks.unwrap_or(8),
             nested: machine.nested.unwrap_or(false),
+            vcpus_by_use: machine.vcpus_by_use.unwrap_or(false),
             kernel: machine.kernel.unwrap_or_else(|| "/usr/share/kata-like/vmlinux".into()),
             image: machine.image.unwrap_or_else(|| "/usr/share/kata-like/guest.img".into()),
             kernel_params: machine.kernel_params.unwrap_or_default(),

@@ -53,6 +53,8 @@ pub(super) struct Capacity {
     promised: Limits,
     /// So many vCPUs turned out to be used by containers that have no limit.
     used_vcpus: u32,
+    /// Whether they get more then.
+    by_use: bool,
     /// Of the host's, for our processes.
     cgroup: Option<Arc<Cgroup>>,
     /// The most memory that those above it leave it, bytes; none: as much as there is.
@@ -156,6 +158,7 @@ impl Capacity {
             limits: HashMap::new(),
             promised: size.into(),
             used_vcpus: 0,
+            by_use: settings.vcpus_by_use,
             cgroup,
             ceiling: None,
         }
@@ -360,6 +363,9 @@ impl Sandbox {
     /// Gives the machine more vCPUs whenever processes of a container that has no limit wait for those that it has; for
     /// one that is idle, or has ended before, there is nothing to pay. Ends with the guest.
     pub(super) async fn follow_use(self, agent: Agent) {
+        if !self.0.capacity.lock().await.by_use {
+            return;
+        }
         loop {
             match agent.wait_busy().await {
                 Ok(()) => {}
