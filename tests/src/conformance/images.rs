@@ -29,12 +29,14 @@ const GROUP: &str = "root:x:0:\nwww-data:x:33:\nusers:x:100:\ndefault-user:x:100
     group-defined-in-image:x:50000:default-user\nnobody:x:65534:\n";
 
 /// The servers, and where each goes: the suite looks for the name that the second has outside of Debian.
-const SERVERS: [(&str, &str); 5] = [
+const SERVERS: [(&str, &str); 6] = [
     ("usr/sbin/nginx", "usr/sbin/nginx"),
     ("usr/sbin/apache2", "usr/sbin/httpd"),
     ("usr/lib/apache2/modules/mod_mpm_event.so", "usr/lib/apache2/modules/mod_mpm_event.so"),
     ("usr/lib/apache2/modules/mod_authz_core.so", "usr/lib/apache2/modules/mod_authz_core.so"),
     ("usr/lib/apache2/modules/mod_dir.so", "usr/lib/apache2/modules/mod_dir.so"),
+    // What ends a thread opens it: without it apache's children are killed, sooner or later.
+    ("usr/lib/x86_64-linux-gnu/libgcc_s.so.1", "usr/lib/x86_64-linux-gnu/libgcc_s.so.1"),
 ];
 
 const LIBRARIES: &str = "usr/lib/x86_64-linux-gnu";
