@@ -103,7 +103,7 @@ impl Settings {
             core_scheduling: jail.core_scheduling.unwrap_or(true),
             state: paths.state.unwrap_or_else(|| "/run/kata-like".into()),
             cgroups: host.cgroups.unwrap_or(true),
-            shared_roots: root.shared.unwrap_or(true),
+            shared_roots: root.shared.unwrap_or(false),
             root_disk: match root.writes.unwrap_or(RootWrites::Snapshot) {
                 RootWrites::Snapshot => None,
                 RootWrites::Disk => Some(root_disk(root.disk_mib.unwrap_or(ROOT_DISK_MIB))?),
