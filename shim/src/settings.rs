@@ -88,7 +88,7 @@ impl Settings {
             max_memory_mib: machine.max_memory_mib.unwrap_or_else(host_memory_mib),
             max_disks: machine.max_disks.unwrap_or(8),
             nested: machine.nested.unwrap_or(false),
-            vcpus_by_use: machine.vcpus_by_use.unwrap_or(false),
+            vcpus_by_use: machine.vcpus_by_use.unwrap_or(true),
             kernel: machine.kernel.unwrap_or_else(|| "/usr/share/kata-like/vmlinux".into()),
             image: machine.image.unwrap_or_else(|| "/usr/share/kata-like/guest.img".into()),
             kernel_params: machine.kernel_params.unwrap_or_default(),

@@ -157,11 +157,7 @@ fn a_container_without_a_limit_gets_the_processors_that_it_uses(context: &Contex
     let run = context.container().flag("--cpus").flag("0.5");
     let limited = run.detached(&["sh", "-c", busy])?;
     let when_told = format!("until [ -e /go ]; do sleep 0.2; done; {busy}");
-    let config = format!("/tmp/{}.toml", context.fresh_id());
-    std::fs::write(&config, "[machine]\nvcpus_by_use = true\n")?;
-    let run = context.container().flag("--runtime-config-path").flag(&config);
-    let container = run.detached(&["sh", "-c", &when_told])?;
-    std::fs::remove_file(&config)?;
+    let container = context.container().detached(&["sh", "-c", &when_told])?;
     let none_used = machine(&container)?.0;
     container.exec(&["touch", "/go"])?.expect_code(0)?;
     let mut cpus = 0;
