@@ -14,7 +14,7 @@ use vmm::bus::BusDevice;
 use vmm::devices::fs::SharedDir;
 use vmm::memory::GuestRam;
 use vmm::virtio::mmio::{MmioTransport, register};
-use vmm::virtio::registers::RegisterPages;
+use vmm::virtio::testing::registers;
 
 /// Its mapping stays until the process ends, so there is one.
 static RAM: LazyLock<GuestRam> = LazyLock::new(|| GuestRam::new(4 << 20).expect("memory"));
@@ -29,7 +29,7 @@ fuzz_target!(init: scratch::limit_process(), |data: &[u8]| {
     let (io, _events) = io_loop();
     let handle = io.handle();
     let thread = io.spawn(Box::new(|| Ok(()))).expect("a thread");
-    let transport = MmioTransport::new(RegisterPages::one(), Box::new(device), RAM.memory().clone(), handle.clone());
+    let transport = MmioTransport::new(registers(), Box::new(device), RAM.memory().clone(), handle.clone());
     let transport = transport.expect("eventfds");
     let write = |offset, value: u32| transport.write(offset, &value.to_le_bytes());
     let choice = input.u32();

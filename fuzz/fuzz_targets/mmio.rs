@@ -16,7 +16,7 @@ use vmm::devices::vsock::Vsock;
 use vmm::events::channel;
 use vmm::virtio::VirtioDevice;
 use vmm::virtio::mmio::{MmioTransport, register};
-use vmm::virtio::registers::RegisterPages;
+use vmm::virtio::testing::registers;
 use vmm::virtio::testing::{self, MEMORY};
 
 /// The steps of a good driver's initialisation.
@@ -35,7 +35,7 @@ fuzz_target!(init: scratch::limit_process(), |data: &[u8]| {
     let (io, _events) = io_loop();
     let handle = io.handle();
     let thread = io.spawn(Box::new(|| Ok(()))).expect("a thread");
-    let transport = MmioTransport::new(RegisterPages::one(), device(kind, 0), memory.clone(), handle.clone()).expect("eventfds");
+    let transport = MmioTransport::new(registers(), device(kind, 0), memory.clone(), handle.clone()).expect("eventfds");
     let write = |offset, value: u32| transport.write(offset, &value.to_le_bytes());
     while !input.is_empty() {
         match input.below(8) {

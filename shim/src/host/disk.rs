@@ -1,6 +1,5 @@
 //! Block devices and disk images of the host, looked at and opened for the VMM.
 
-use super::blank_disk;
 use crate::error::{Error, Result};
 use crate::oci::plan::disks::{Disk, Host, Kind, MountOf, Numbers};
 use crate::oci::plan::shared::{Directory, Memory};
@@ -164,16 +163,13 @@ pub struct OpenDisk {
     pub bytes: u64,
 }
 
-/// Opens a disk, or makes it. One with a file system is claimed as long as it is open: a file by a lock, a device by the
+/// Opens a disk. One with a file system is claimed as long as it is open: a file by a lock, a device by the
 /// kernel's own means, for which mounting it is a claim as well. Readers share it.
 ///
 /// # Errors
 /// It is in use, is neither file nor block device, or is no whole number of sectors; it is named.
 pub fn open(disk: &Disk) -> Result<OpenDisk> {
     let path = &disk.source;
-    if let Some(bytes) = disk.blank {
-        return blank_disk::make(path, bytes);
-    }
     let failed = |error: io::Error| match error.raw_os_error() {
         Some(libc::EBUSY | libc::EAGAIN) => Error::FailedPrecondition(format!(
             "disk {}: in use: mounted on the host, or another machine's",

@@ -1,6 +1,6 @@
 //! What a sandbox has of its host: directories, mounts, disks and processes, and how they are given back.
 
-mod blank_disk;
+pub(crate) mod blank_disk;
 pub mod blocking;
 pub mod cgroup;
 pub mod descriptor;

@@ -4,7 +4,7 @@ use super::Sandbox;
 use crate::error::Result;
 use crate::guest::paths as guest_paths;
 use crate::host::blocking::blocking;
-use crate::host::disk;
+use crate::host::{blank_disk, disk};
 use crate::oci::plan::disks::{Disk, DiskMount, Disks};
 use crate::oci::plan::shared::{Memory, SubPath, Volume};
 use protocol::agent as api;
@@ -20,8 +20,11 @@ impl Sandbox {
         let mut attached = Vec::new();
         for disk in disks {
             let opened = disk.clone();
-            let opened =
-                blocking("open the disk", &disk.source, move || disk::open(&opened)).await?;
+            let open = move || match opened.blank {
+                Some(bytes) => blank_disk::make(&opened.source, bytes),
+                None => disk::open(&opened),
+            };
+            let opened = blocking("open the disk", &disk.source, open).await?;
             let device = self.0.vm.attach_disk(&opened, disk.read_only).await?;
             self.disks().entry(id.to_owned()).or_default().push((device, disk.blank.is_none()));
             tracing::info!("{id}: disk {} is device {device}", disk.source.display());

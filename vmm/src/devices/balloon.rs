@@ -281,7 +281,7 @@ mod tests {
         let (sender, _events) = crate::events::channel().unwrap();
         let io = crate::virtio::io_loop::IoLoop::new("test", sender).unwrap();
         let memory = crate::virtio::testing::memory();
-        let page = crate::virtio::registers::RegisterPages::one();
+        let page = crate::virtio::testing::registers();
         let transport =
             crate::virtio::mmio::MmioTransport::new(page, Box::new(Balloon), memory, io.handle());
         let transport = transport.unwrap();

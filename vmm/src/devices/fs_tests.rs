@@ -2,7 +2,7 @@ use super::*;
 use crate::events::{self, DeviceEvent, EventReceiver};
 use crate::virtio::interrupt::IrqLine;
 use crate::virtio::io_loop::{IoHandle, IoLoop, WorkerId};
-use crate::virtio::registers::RegisterPages;
+use crate::virtio::testing::registers;
 use crate::virtio::testing::{self, MEMORY, TestQueue, wait_for};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use std::fs::File;
@@ -133,7 +133,7 @@ impl Rig {
         let io = io_loop.handle();
         let rig = Self {
             device: SharedDir::new("shared", ours.into()).unwrap(),
-            irq: Arc::new(IrqLine::new(RegisterPages::one()).unwrap()),
+            irq: Arc::new(IrqLine::new(registers()).unwrap()),
             queues: [0x10_0000, 0x20_0000].map(|base| TestQueue::new(&memory, base, 64)),
             memory,
             events,

@@ -203,7 +203,7 @@ mod tests {
         let (disks, network) = (new_loop("disks"), new_loop("net"));
         let loops = SlotLoops { disks: disks.handle(), network: network.handle() };
         let slot = || {
-            let page = crate::virtio::registers::RegisterPages::one();
+            let page = crate::virtio::testing::registers();
             MmioTransport::new(page, Box::new(EmptySlot), memory(), disks.handle()).unwrap()
         };
         let transports = [Arc::new(slot()), Arc::new(slot())];

@@ -5,8 +5,7 @@
 //! [`IrqLine::acknowledged`].
 
 use super::Interrupt;
-use super::mmio::{register, status};
-use super::registers::RegisterPage;
+use super::registers::{RegisterPage, register, status};
 use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};

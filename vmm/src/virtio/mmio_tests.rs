@@ -2,7 +2,7 @@ use super::*;
 use crate::devices::rng::Rng;
 use crate::events::{self, EventReceiver};
 use crate::virtio::io_loop::IoLoop;
-use crate::virtio::registers::RegisterPages;
+use crate::virtio::testing::registers;
 use crate::virtio::testing::{Dice, TestQueue, event_idx, in_both_modes, memory, wait_for};
 use crate::virtio::{Watcher, Worker};
 use std::thread::JoinHandle;
@@ -22,7 +22,7 @@ impl Rig {
         let io_loop = IoLoop::new("test", sender).unwrap();
         let io = io_loop.handle();
         let memory = memory();
-        let page = RegisterPages::one();
+        let page = registers();
         let transport =
             MmioTransport::new(page, Box::new(Rng), memory.clone(), io_loop.handle()).unwrap();
         let thread = Some(io_loop.spawn(Box::new(|| Ok(()))).unwrap());

@@ -9,6 +9,50 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use vm_memory::{Bytes, MmapRegion, VolatileMemory};
 
+/// Offsets of the registers (virtio 1.3 §4.2.2); all are 32 bits wide.
+#[allow(missing_docs)]
+pub mod register {
+    pub const MAGIC: u64 = 0x000;
+    pub const VERSION: u64 = 0x004;
+    pub const DEVICE_ID: u64 = 0x008;
+    pub const VENDOR_ID: u64 = 0x00c;
+    pub const DEVICE_FEATURES: u64 = 0x010;
+    pub const DEVICE_FEATURES_SEL: u64 = 0x014;
+    pub const DRIVER_FEATURES: u64 = 0x020;
+    pub const DRIVER_FEATURES_SEL: u64 = 0x024;
+    pub const QUEUE_SEL: u64 = 0x030;
+    pub const QUEUE_SIZE_MAX: u64 = 0x034;
+    pub const QUEUE_SIZE: u64 = 0x038;
+    pub const QUEUE_READY: u64 = 0x044;
+    pub const QUEUE_NOTIFY: u64 = 0x050;
+    pub const INTERRUPT_STATUS: u64 = 0x060;
+    pub const INTERRUPT_ACK: u64 = 0x064;
+    pub const STATUS: u64 = 0x070;
+    pub const QUEUE_DESC_LOW: u64 = 0x080;
+    pub const QUEUE_DESC_HIGH: u64 = 0x084;
+    pub const QUEUE_DRIVER_LOW: u64 = 0x090;
+    pub const QUEUE_DRIVER_HIGH: u64 = 0x094;
+    pub const QUEUE_DEVICE_LOW: u64 = 0x0a0;
+    pub const QUEUE_DEVICE_HIGH: u64 = 0x0a4;
+    pub const SHM_LEN_LOW: u64 = 0x0b0;
+    pub const SHM_LEN_HIGH: u64 = 0x0b4;
+    pub const SHM_BASE_LOW: u64 = 0x0b8;
+    pub const SHM_BASE_HIGH: u64 = 0x0bc;
+    pub const CONFIG_GENERATION: u64 = 0x0fc;
+    pub const CONFIG: u64 = 0x100;
+}
+
+/// Bits of the Status register (virtio 1.3 §2.1).
+#[allow(missing_docs)]
+pub mod status {
+    pub const ACKNOWLEDGE: u32 = 1;
+    pub const DRIVER: u32 = 2;
+    pub const DRIVER_OK: u32 = 4;
+    pub const FEATURES_OK: u32 = 8;
+    pub const NEEDS_RESET: u32 = 64;
+    pub const FAILED: u32 = 128;
+}
+
 /// Bytes of a device's registers: a page of its own.
 pub const PAGE: u64 = 0x1000;
 
@@ -23,12 +67,6 @@ impl RegisterPages {
     pub fn new(devices: usize) -> io::Result<Self> {
         let memory = MmapRegion::new(devices * PAGE as usize).map_err(io::Error::other)?;
         Ok(Self(Arc::new(memory)))
-    }
-
-    /// One device's, alone.
-    #[cfg(any(test, feature = "fuzzing"))]
-    pub fn one() -> RegisterPage {
-        Self::new(1).expect("a page").page(0)
     }
 
     /// That of the device with this number; one that there is not keeps nothing.

@@ -1,6 +1,7 @@
 //! The driver's side, for unit tests and fuzz targets: lays out rings in guest memory and offers chains, good and bad.
 
 use super::{Activation, ActiveQueue, Interrupt};
+use crate::virtio::registers::{RegisterPage, RegisterPages};
 use crate::virtio::setup::QueueSetup;
 use std::cell::Cell;
 use std::io;
@@ -9,6 +10,14 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
 use std::time::{Duration, Instant};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+/// The registers of one device.
+///
+/// # Panics
+/// There is no memory.
+pub fn registers() -> RegisterPage {
+    RegisterPages::new(1).unwrap().page(0)
+}
 
 /// Bytes of guest memory in tests, from address 0.
 pub const MEMORY: u64 = 0x40_0000;
