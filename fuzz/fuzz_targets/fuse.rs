@@ -54,8 +54,13 @@ fn serve(tree: &Path, data: &[u8]) {
     unsafe { unshare_unsafe(UnshareFlags::FS) }.expect("a root of its own");
     chroot(tree).expect("the tree is a directory");
     chdir("/").expect("a root");
-    let mut guest =
-        Guest::new(file_server::open(own_descriptors, file_server::Roots::Guests).expect("a root"));
+    // The end of the input says which of the two file systems it is for.
+    let files = if data.last().is_some_and(|last| last & 1 == 1) {
+        file_server::open_layers(own_descriptors)
+    } else {
+        file_server::open(own_descriptors, file_server::Roots::Guests)
+    };
+    let mut guest = Guest::new(files.expect("a root"));
     let mut input = Choices::new(data);
     guest.init();
     while !input.is_empty() {

@@ -28,6 +28,9 @@ pub const MAX_ANSWER: u64 = 128 << 10;
 /// Where the agent mounts the sandbox's shared directory.
 pub const SHARED_DIR: &str = "/run/kata-like/shared";
 
+/// Where the agent mounts the same directory read-only, for root file systems to which nobody writes.
+pub const LAYERS_DIR: &str = "/run/kata-like/layers";
+
 /// Where the agent makes the nodes of containers' disks, and mounts what is on them.
 pub const DISKS_DIR: &str = "/run/kata-like/disks";
 
@@ -36,6 +39,9 @@ pub const MEMORY_DIR: &str = "/run/kata-like/memory";
 
 /// The virtio-fs tag of the sandbox's shared directory.
 pub const SHARED_TAG: &str = "shared";
+
+/// The virtio-fs tag of the same directory, served for what does not change.
+pub const LAYERS_TAG: &str = "layers";
 
 /// First bytes of a stream to [`STDIO`]: which of a process's streams it is.
 ///

@@ -10,7 +10,7 @@ use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::{Mode, mkdirat};
 use protocol::agent::{Disk, Storage};
-use protocol::ports::SHARED_DIR;
+use protocol::ports::{LAYERS_DIR, SHARED_DIR};
 use std::fs::{self, Permissions, set_permissions};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt as _, chown};
@@ -93,14 +93,15 @@ impl Storages {
     }
 }
 
-/// Unmounts what the kernel has mounted by itself below a container's part of the shared directory: of a file system of the
-/// host's that is looked into, a mount of its own, which nobody would take away before the guest's end. Blocks.
+/// Unmounts what the kernel has mounted by itself below a container's part of the shared directory, or of its layers: of a
+/// file system of the host's that is looked into, a mount of its own, which nobody would take away before the guest's end.
+/// Blocks.
 pub fn let_go_of_shared(id: &str) {
-    let below = format!("{SHARED_DIR}/{id}/");
+    let below = [SHARED_DIR, LAYERS_DIR].map(|dir| format!("{dir}/{id}/"));
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
     // The last ones first: they may be on others.
     for point in mounts.lines().rev().filter_map(|line| line.split(' ').nth(1)) {
-        if point.starts_with(&below)
+        if below.iter().any(|below| point.starts_with(below))
             && let Err(error) = umount2(point, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW)
         {
             tracing::warn!(%error, point, "unmounting");

@@ -51,7 +51,7 @@ fn max_open_files() -> u64 {
     MAX_OPEN_FILES.min(system)
 }
 
-/// The system calls of the one thread that serves requests.
+/// The system calls of a thread that serves requests.
 pub(crate) fn syscall_filter() -> Result<CompiledFilter> {
     let filter = SyscallFilter::new()
         // The vhost-user socket, guest memory and queue notifications.
@@ -74,6 +74,7 @@ pub(crate) fn syscall_filter() -> Result<CompiledFilter> {
             libc::SYS_getrandom,
         ])
         .allow_without(libc::SYS_mmap, 2, libc::PROT_EXEC as u32)
+        .allow_without(libc::SYS_mprotect, 2, libc::PROT_EXEC as u32)
         // Contents of files.
         .allow(&[
             libc::SYS_preadv,

@@ -1,6 +1,7 @@
 //! How the directory is served: what is cached for how long, which features the guest is offered.
 
-use crate::live::{LiveMounts, Roots};
+use crate::layers::Layers;
+use crate::live::{LiveMounts, Node, Roots};
 use anyhow::{Context, Result};
 use std::fs::File;
 use std::io;
@@ -17,12 +18,29 @@ use virtiofsd::server::Server;
 const OWN_DESCRIPTORS: u64 = 128;
 
 /// Answers FUSE requests.
-pub struct Files {
-    server: Server<LiveMounts>,
-    live: LiveMounts,
+pub struct Files(Box<dyn Answers + Send>);
+
+/// What a file system does with requests.
+trait Answers {
+    fn answer(
+        &self,
+        reader: Reader<'_, BitmapMmapRegion>,
+        writer: Writer<'_, BitmapMmapRegion>,
+    ) -> virtiofsd::Result<usize>;
+    fn destroy(&self);
+}
+
+/// A file system, and the library's server of it.
+struct Served<F: FileSystem + Sync> {
+    server: Server<F>,
+    files: F,
 }
 
 impl Files {
+    fn of<F: FileSystem<Inode = Node> + Clone + Send + Sync + 'static>(files: F) -> Self {
+        Self(Box::new(Served { server: Server::new(files.clone()), files }))
+    }
+
     /// Carries out the request and writes the answer; gives its length, bytes.
     ///
     /// # Errors
@@ -32,30 +50,47 @@ impl Files {
         reader: Reader<'_, BitmapMmapRegion>,
         writer: Writer<'_, BitmapMmapRegion>,
     ) -> virtiofsd::Result<usize> {
+        self.0.answer(reader, writer)
+    }
+
+    /// Forgets all that the guest knows and has open.
+    pub(crate) fn destroy(&self) {
+        self.0.destroy();
+    }
+}
+
+impl<F: FileSystem<Inode = Node> + Send + Sync> Answers for Served<F> {
+    fn answer(
+        &self,
+        reader: Reader<'_, BitmapMmapRegion>,
+        writer: Writer<'_, BitmapMmapRegion>,
+    ) -> virtiofsd::Result<usize> {
         if writer.available_bytes() < size_of::<OutHeader>() {
-            return self.forget(reader);
+            return forget(&self.files, reader);
         }
         // No mapping of files into guest memory (DAX), so no requests to the front end.
         self.server.handle_message(reader, writer, None::<&mut ()>)
     }
 
-    /// Forgets all that the guest knows and has open.
-    pub(crate) fn destroy(&self) {
+    fn destroy(&self) {
         self.server.destroy();
     }
+}
 
-    /// The one request of Linux that wants no answer. virtiofsd's server relies on room for one; the guest can change
-    /// the request under its eyes, so it is not given what has none.
-    fn forget(&self, mut reader: Reader<'_, BitmapMmapRegion>) -> virtiofsd::Result<usize> {
-        let header: InHeader = reader.read_obj().map_err(virtiofsd::Error::DecodeMessage)?;
-        if header.opcode != Opcode::Forget as u32 {
-            let text = "no room for an answer";
-            return Err(virtiofsd::Error::EncodeMessage(io::Error::other(text)));
-        }
-        let ForgetIn { nlookup } = reader.read_obj().map_err(virtiofsd::Error::DecodeMessage)?;
-        self.live.forget(header.into(), header.nodeid.into(), nlookup);
-        Ok(0)
+/// The one request of Linux that wants no answer. virtiofsd's server relies on room for one; the guest can change
+/// the request under its eyes, so it is not given what has none.
+fn forget<F: FileSystem<Inode = Node>>(
+    files: &F,
+    mut reader: Reader<'_, BitmapMmapRegion>,
+) -> virtiofsd::Result<usize> {
+    let header: InHeader = reader.read_obj().map_err(virtiofsd::Error::DecodeMessage)?;
+    if header.opcode != Opcode::Forget as u32 {
+        let text = "no room for an answer";
+        return Err(virtiofsd::Error::EncodeMessage(io::Error::other(text)));
     }
+    let ForgetIn { nlookup } = reader.read_obj().map_err(virtiofsd::Error::DecodeMessage)?;
+    files.forget(header.into(), header.nodeid.into(), nlookup);
+    Ok(0)
 }
 
 /// Serves the root directory of this (confined) process, or thread.
@@ -63,6 +98,18 @@ impl Files {
 /// # Errors
 /// It can't be opened.
 pub fn open(own_descriptors: File, roots: Roots) -> Result<Files> {
+    Ok(Files::of(tree(own_descriptors, roots)?))
+}
+
+/// The same for root file systems to which nobody writes, see [`Layers`].
+///
+/// # Errors
+/// As [`open`].
+pub fn open_layers(own_descriptors: File) -> Result<Files> {
+    Ok(Files::of(Layers::new(tree(own_descriptors, Roots::Guests)?)))
+}
+
+fn tree(own_descriptors: File, roots: Roots) -> Result<LiveMounts> {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
     let config = Config {
         entry_timeout: roots.validity(),
@@ -83,10 +130,10 @@ pub fn open(own_descriptors: File, roots: Roots) -> Result<Files> {
         // Each mount gets a device number of its own in the guest, so inode numbers don't collide.
         announce_submounts: true,
         readdirplus: true,
-        guest_fd_limit: limit.unwrap_or(u64::MAX).saturating_sub(OWN_DESCRIPTORS),
+        // Of two trees each has half.
+        guest_fd_limit: limit.unwrap_or(u64::MAX).saturating_sub(OWN_DESCRIPTORS) / 2,
         ..Config::default()
     };
     let files = PassthroughFs::new(config).context("cannot open the shared directory")?;
-    let live = LiveMounts(Arc::new(files), roots);
-    Ok(Files { server: Server::new(live.clone()), live })
+    Ok(LiveMounts(Arc::new(files), roots))
 }

@@ -43,7 +43,7 @@ impl From<Node> for u64 {
 
 impl Node {
     /// virtiofsd's number.
-    fn inode(self) -> u64 {
+    pub(crate) fn inode(self) -> u64 {
         self.0 & !(CONTAINER | LIVE)
     }
 

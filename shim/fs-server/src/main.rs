@@ -16,6 +16,9 @@ struct Arguments {
     /// The descriptor of a connected vhost-user socket
     #[arg(long, value_name = "FD", default_value_t = 3, value_parser = clap::value_parser!(RawFd).range(3..))]
     fd: RawFd,
+    /// That of a second one, at which the directory is served as root file systems to which nobody writes
+    #[arg(long, value_name = "FD", value_parser = clap::value_parser!(RawFd).range(3..))]
+    layers_fd: Option<RawFd>,
     /// Others than the machine change its containers' root file systems while they run
     #[arg(long)]
     shared_roots: bool,
@@ -23,9 +26,11 @@ struct Arguments {
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
-    jail::close_other_fds(&[arguments.fd])?;
-    // SAFETY: the caller passes this descriptor for us to own; nothing else in the process uses it.
-    let socket = unsafe { OwnedFd::from_raw_fd(arguments.fd) };
+    let fds: Vec<RawFd> = [Some(arguments.fd), arguments.layers_fd].into_iter().flatten().collect();
+    jail::close_other_fds(&fds)?;
+    // SAFETY: the caller passes these descriptors for us to own; nothing else in the process uses them.
+    let own = |fd| unsafe { OwnedFd::from_raw_fd(fd) };
     let roots = if arguments.shared_roots { Roots::Shared } else { Roots::Guests };
-    file_server::run(socket, &arguments.shared_dir, roots)
+    let layers = arguments.layers_fd.map(own);
+    file_server::run(own(arguments.fd), layers, &arguments.shared_dir, roots)
 }

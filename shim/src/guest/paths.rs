@@ -9,6 +9,11 @@ pub fn rootfs(container: &str) -> PathBuf {
     shared(container).join("rootfs")
 }
 
+/// Where the guest finds a container's root file system if nobody writes to it.
+pub fn layers(container: &str) -> PathBuf {
+    Path::new(protocol::ports::LAYERS_DIR).join(container).join("rootfs")
+}
+
 /// Where the guest finds the source of a container's bind mount number `index`.
 pub fn bind(container: &str, index: usize) -> PathBuf {
     shared(container).join("mounts").join(index.to_string())

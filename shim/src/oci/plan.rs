@@ -104,7 +104,7 @@ pub struct RootfsMount {
     pub options: Vec<String>,
 }
 
-/// The machine of a sandbox, whose VMM is to be this user. Its one vhost-user socket is descriptor 0 of the boot message.
+/// The machine of a sandbox, whose VMM is to be this user. Its vhost-user sockets are descriptors 0 and 1 of the boot message.
 pub fn machine(settings: &Settings, uid: u32, console_log: PathBuf) -> MachineConfig {
     MachineConfig {
         vcpus: settings.vcpus,
@@ -122,7 +122,11 @@ pub fn machine(settings: &Settings, uid: u32, console_log: PathBuf) -> MachineCo
             guest_cid: GUEST_CID,
             host_ports: vec![ports::LOG, ports::RESOLVER],
         }),
-        shared_dirs: vec![FsConfig { tag: ports::SHARED_TAG.into(), socket_fd: 0 }],
+        shared_dirs: [ports::SHARED_TAG, ports::LAYERS_TAG]
+            .into_iter()
+            .enumerate()
+            .map(|(socket_fd, tag)| FsConfig { tag: tag.into(), socket_fd })
+            .collect(),
         slots: settings.max_disks,
         jail: JailConfig {
             uid,

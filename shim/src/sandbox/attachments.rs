@@ -7,7 +7,7 @@ use crate::host::blocking::blocking;
 use crate::host::{blank_disk, disk};
 use crate::oci::plan::disks::{Disk, DiskMount, Disks};
 use crate::oci::plan::shared::{Memory, SubPath, Volume};
-use protocol::agent as api;
+use protocol::{agent as api, ports};
 use std::path::Path;
 
 impl Sandbox {
@@ -91,13 +91,27 @@ pub(super) fn storages(id: &str, disks: &Disks) -> Vec<api::Storage> {
         mount_point: guest_paths::disk_mount(id, index).display().to_string(),
         ..Default::default()
     };
-    let root = disks.above_root.map(|above| covered_root(id, &guest_paths::disk_mount(id, above)));
-    disks.mounts.iter().enumerate().map(storage).chain(root).collect()
+    let root = disks
+        .above_root
+        .map(|above| [layers(), covered_root(id, &guest_paths::disk_mount(id, above))]);
+    disks.mounts.iter().enumerate().map(storage).chain(root.into_iter().flatten()).collect()
+}
+
+/// All containers' root file systems, for those who do not write to them.
+fn layers() -> api::Storage {
+    api::Storage {
+        source: ports::LAYERS_TAG.into(),
+        fstype: "virtiofs".into(),
+        options: vec!["ro".into()],
+        mount_point: ports::LAYERS_DIR.into(),
+        of_sandbox: true,
+        ..Default::default()
+    }
 }
 
 /// Nothing that is written there outlives the container, so nothing waits for it to be on the disk.
 fn covered_root(id: &str, disk: &Path) -> api::Storage {
-    let (below, disk) = (guest_paths::rootfs(id), disk.display());
+    let (below, disk) = (guest_paths::layers(id), disk.display());
     let options = vec![
         format!("lowerdir={}", below.display()),
         format!("upperdir={disk}/upper"),

@@ -98,25 +98,26 @@ impl Vm {
         uid: u32,
         cgroups: Option<Cgroups<'_>>,
     ) -> Result<(Self, mpsc::Receiver<Message>, [ProcessId; 2])> {
-        let (fs_ours, fs_theirs) =
-            StdUnixStream::pair().map_err(Error::system("make the file server's socket"))?;
+        let socket =
+            || StdUnixStream::pair().map_err(Error::system("make the file server's socket"));
+        let ((fs_ours, fs_theirs), (layers_ours, layers_theirs)) = (socket()?, socket()?);
         let (control, control_theirs) = Control::pair()?;
         // The VMM first: its guest needs the file server only when its kernel is up.
         let cgroup = cgroups.map(|cgroups| cgroups.vmm);
-        let (vmm, vmm_stderr) = spawn::helper(&settings.vmm, &[], control_theirs, cgroup)?;
+        let (vmm, vmm_stderr) = spawn::helper(&settings.vmm, &[], vec![control_theirs], cgroup)?;
         let boot = plan::machine(settings, uid, paths.console_log());
         let boot = Command::Boot(Box::new(boot));
-        if let Err(error) = control.send_first(&boot, &[fs_ours.as_fd()]) {
+        if let Err(error) = control.send_first(&boot, &[fs_ours.as_fd(), layers_ours.as_fd()]) {
             // Why the VMM doesn't listen shows in its end.
             tracing::warn!("boot message: {error}");
         }
         let shared = paths.shared();
-        let arguments: [&OsStr; 3] =
-            ["--shared-dir".as_ref(), shared.as_os_str(), "--shared-roots".as_ref()];
+        let words = ["--layers-fd=4", "--shared-dir", "--shared-roots"].map(OsStr::new);
+        let arguments = [words[0], words[1], shared.as_os_str(), words[2]];
         let (file_server, fs_stderr) = spawn::helper(
             &settings.file_server,
-            &arguments[..2 + usize::from(settings.shared_roots)],
-            fs_theirs.into(),
+            &arguments[..3 + usize::from(settings.shared_roots)],
+            vec![fs_theirs.into(), layers_theirs.into()],
             cgroups.map(|cgroups| cgroups.file_server),
         )?;
         let ids = [ProcessId::of(vmm.pid())?, ProcessId::of(file_server.pid())?];

@@ -21,7 +21,7 @@ use std::time::Duration;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::unix::pipe;
 
-/// The descriptor at which both helpers find their socket.
+/// The descriptor at which both helpers find their socket, and a second one behind it.
 const SOCKET_FD: RawFd = protocol::control::CONTROL_FD;
 
 /// Above those that a helper is born with, so that none is overwritten before it is in its place.
@@ -37,7 +37,7 @@ struct Birth {
     parent: libc::pid_t,
     null: OwnedFd,
     stderr: OwnedFd,
-    socket: Option<OwnedFd>,
+    sockets: Vec<OwnedFd>,
     /// The namespace that it is born in, if not in its parent's.
     network: Option<OwnedFd>,
     /// Takes the error number of what failed; closed by exec.
@@ -51,8 +51,8 @@ struct Born {
     failure: OwnedFd,
 }
 
-/// Starts `program` with `socket` at descriptor 3, its standard error piped, everything else closed; in the cgroup
-/// whose directory is given, or in the caller's.
+/// Starts `program` with `sockets` at descriptors 3 and on, its standard error piped, everything else closed; in the
+/// cgroup whose directory is given, or in the caller's.
 ///
 /// It is killed when the calling *thread* ends (until it changes its identity), so that thread must live
 /// as long as the sandbox.
@@ -62,12 +62,11 @@ struct Born {
 pub fn helper(
     program: &Path,
     arguments: &[&OsStr],
-    socket: OwnedFd,
+    sockets: Vec<OwnedFd>,
     cgroup: Option<BorrowedFd<'_>>,
 ) -> Result<(Child, pipe::Receiver)> {
     let start = || -> io::Result<_> {
-        let Born { child, stderr, failure } =
-            begin(program, arguments, [Some(socket), None], cgroup)?;
+        let Born { child, stderr, failure } = begin(program, arguments, (sockets, None), cgroup)?;
         let mut said = Vec::new();
         File::from(failure).read_to_end(&mut said)?;
         check(said)?;
@@ -105,7 +104,8 @@ async fn stand_in_within(
     network: Option<OwnedFd>,
 ) -> Result<Child> {
     let started = async {
-        let Born { child, stderr, failure } = begin(program, arguments, [None, network], None)?;
+        let Born { child, stderr, failure } =
+            begin(program, arguments, (Vec::new(), network), None)?;
         let mut said = Vec::new();
         pipe::Receiver::from_owned_fd(failure)?.read_to_end(&mut said).await?;
         check(said)?;
@@ -134,7 +134,7 @@ fn check(said: Vec<u8>) -> io::Result<()> {
 fn begin(
     program: &Path,
     arguments: &[&OsStr],
-    [socket, network]: [Option<OwnedFd>; 2],
+    (sockets, network): (Vec<OwnedFd>, Option<OwnedFd>),
     cgroup: Option<BorrowedFd<'_>>,
 ) -> io::Result<Born> {
     let (stderr, stderr_theirs) = pipe_with(PipeFlags::CLOEXEC)?;
@@ -149,7 +149,7 @@ fn begin(
         parent: nix::unistd::getpid().as_raw(),
         null: away(File::options().read(true).write(true).open("/dev/null")?.into())?,
         stderr: away(stderr_theirs)?,
-        socket: socket.map(away).transpose()?,
+        sockets: sockets.into_iter().map(away).collect::<Result<_, _>>()?,
         network,
         failure: away(failure_theirs)?,
     };
@@ -232,10 +232,10 @@ fn prepare(birth: &Birth) -> io::Result<()> {
     place(birth.null.as_raw_fd(), libc::STDIN_FILENO)?;
     place(birth.null.as_raw_fd(), libc::STDOUT_FILENO)?;
     place(birth.stderr.as_raw_fd(), libc::STDERR_FILENO)?;
-    match &birth.socket {
-        Some(socket) => place(socket.as_raw_fd(), SOCKET_FD),
-        None => Ok(()),
+    for (place_of, socket) in (SOCKET_FD..).zip(&birth.sockets) {
+        place(socket.as_raw_fd(), place_of)?;
     }
+    Ok(())
 }
 
 /// A caller that is kept to some processors (systemd's `CPUAffinity`, taskset) does not keep the machine to them: as with
@@ -288,7 +288,8 @@ mod tests {
         let program = script(&dir, text);
         let (mut ours, theirs) = UnixStream::pair().unwrap();
         let arguments: [&OsStr; 1] = ["a word".as_ref()];
-        let (mut child, mut stderr) = helper(&program, &arguments, theirs.into(), None).unwrap();
+        let (mut child, mut stderr) =
+            helper(&program, &arguments, vec![theirs.into()], None).unwrap();
         let mut wrong = String::new();
         stderr.read_to_string(&mut wrong).await.unwrap();
         assert_eq!(wrong, "wrong\n", "stdout goes nowhere");
@@ -324,7 +325,7 @@ mod tests {
         let (mut ours, theirs) = UnixStream::pair().unwrap();
         let arguments = ["1000".as_ref()];
         let (mut child, _) =
-            helper(Path::new("/bin/sleep"), &arguments, theirs.into(), None).unwrap();
+            helper(Path::new("/bin/sleep"), &arguments, vec![theirs.into()], None).unwrap();
         let pid = nix::unistd::Pid::from_raw(child.pid());
         let theirs: Vec<usize> = have(&sched_getaffinity(pid).unwrap());
         sched_setaffinity(this, &before).unwrap();
@@ -350,12 +351,12 @@ mod tests {
     async fn what_can_not_be_executed_is_named() {
         let (_ours, theirs) = UnixStream::pair().unwrap();
         let missing = Path::new("/nowhere/program");
-        let error = helper(missing, &[], theirs.into(), None).unwrap_err().chain();
+        let error = helper(missing, &[], vec![theirs.into()], None).unwrap_err().chain();
         assert!(error.contains("/nowhere/program") && error.contains("No such file"), "{error}");
         let (_ours, theirs) = UnixStream::pair().unwrap();
         let not_a_cgroup = File::open("/").unwrap();
         let cgroup = Some(std::os::fd::AsFd::as_fd(&not_a_cgroup));
-        let error = helper(Path::new("/bin/true"), &[], theirs.into(), cgroup).unwrap_err();
+        let error = helper(Path::new("/bin/true"), &[], vec![theirs.into()], cgroup).unwrap_err();
         assert!(error.chain().contains("/bin/true"), "{}", error.chain());
     }
 
@@ -364,7 +365,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let program = script(&dir, "exec sleep 1000");
         let (_ours, theirs) = UnixStream::pair().unwrap();
-        let (child, _stderr) = helper(&program, &[], theirs.into(), None).unwrap();
+        let (child, _stderr) = helper(&program, &[], vec![theirs.into()], None).unwrap();
         let pid = child.pid();
         drop(child);
         assert!(!Path::new(&format!("/proc/{pid}")).exists());

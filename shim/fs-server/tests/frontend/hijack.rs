@@ -27,10 +27,7 @@ impl Machine {
         arguments: impl Fn(u64) -> [u64; 6],
     ) -> io::Result<i64> {
         let pid = self.server.id();
-        request(libc::PTRACE_SEIZE, pid, 0)?;
-        request(libc::PTRACE_INTERRUPT, pid, 0)?;
-        stopped(pid)?;
-        let before = registers(pid)?;
+        let before = stop_in_poll(pid)?;
         // Below what a function may use beneath its stack pointer.
         let address = before.rsp - 4096;
         let memory = File::options().write(true).open(format!("/proc/{pid}/mem"))?;
@@ -57,6 +54,21 @@ impl Machine {
         set_registers(pid, &before)?;
         request(libc::PTRACE_DETACH, pid, 0)?;
         if result < 0 { Err(io::Error::from_raw_os_error(-result as i32)) } else { Ok(result) }
+    }
+}
+
+/// Stops the server where it waits for requests: it may still be busy with what it has answered.
+fn stop_in_poll(pid: u32) -> io::Result<libc::user_regs_struct> {
+    loop {
+        request(libc::PTRACE_SEIZE, pid, 0)?;
+        request(libc::PTRACE_INTERRUPT, pid, 0)?;
+        stopped(pid)?;
+        let registers = registers(pid)?;
+        if [libc::SYS_poll, libc::SYS_ppoll].contains(&(registers.orig_rax as i64)) {
+            return Ok(registers);
+        }
+        request(libc::PTRACE_DETACH, pid, 0)?;
+        std::thread::sleep(std::time::Duration::from_millis(1));
     }
 }
 

@@ -54,10 +54,19 @@ struct Queue {
     used: u16,
 }
 
+/// Which of the server's two file systems it is about.
+#[derive(Clone, Copy)]
+enum Served {
+    Everything,
+    Layers,
+}
+
 /// A running file server and the machine that it serves.
 pub struct Machine {
     pub server: Child,
     frontend: Option<Frontend>,
+    /// The server's other socket, at which nothing is said.
+    _other: UnixStream,
     memory: GuestMemoryMmap,
     queues: Vec<Queue>,
     /// From exec to the answer to the first message.
@@ -67,18 +76,28 @@ pub struct Machine {
 impl Machine {
     /// Starts a server for the directory and sets its device up.
     pub fn start(directory: &Path) -> Self {
-        Self::start_with(directory, None)
+        Self::start_with(directory, None, Served::Everything)
+    }
+
+    /// The same, to be served as root file systems to which nobody writes.
+    pub fn start_for_layers(directory: &Path) -> Self {
+        Self::start_with(directory, None, Served::Layers)
     }
 
     /// The same for a server that may have so many descriptors and can't raise the limit.
     pub fn start_with_files(directory: &Path, files: u64) -> Self {
-        Self::start_with(directory, Some(files))
+        Self::start_with(directory, Some(files), Served::Everything)
     }
 
-    fn start_with(directory: &Path, files: Option<u64>) -> Self {
+    fn start_with(directory: &Path, files: Option<u64>, served: Served) -> Self {
         let (ours, theirs) = UnixStream::pair().unwrap();
+        let (other, other_theirs) = UnixStream::pair().unwrap();
         let started = Instant::now();
-        let server = spawn(directory, theirs.into(), files);
+        let sockets = match served {
+            Served::Everything => [theirs, other_theirs],
+            Served::Layers => [other_theirs, theirs],
+        };
+        let server = spawn(directory, sockets.map(OwnedFd::from), files);
         let mut frontend = Frontend::from_stream(ours, 2);
         frontend.set_owner().unwrap();
         let features = frontend.get_features().unwrap();
@@ -91,7 +110,7 @@ impl Machine {
         let region = VhostUserMemoryRegionInfo::from_guest_region(region).unwrap();
         frontend.set_mem_table(&[region]).unwrap();
         let queues = (0..2).map(|index| set_up_queue(&mut frontend, index, &memory)).collect();
-        Self { server, frontend: Some(frontend), memory, queues, start_time }
+        Self { server, frontend: Some(frontend), _other: other, memory, queues, start_time }
     }
 
     /// Puts a chain in the queue and waits for the server to give it back: the length of the answer.
@@ -211,19 +230,18 @@ impl Drop for Machine {
     }
 }
 
-fn spawn(directory: &Path, socket: OwnedFd, files: Option<u64>) -> Child {
+fn spawn(directory: &Path, sockets: [OwnedFd; 2], files: Option<u64>) -> Child {
     let mut command = Command::new(env!("CARGO_BIN_EXE_kata-like-fs"));
-    command.arg("--shared-dir").arg(directory);
+    command.arg("--shared-dir").arg(directory).arg("--layers-fd=4");
+    // Out of the way of each other.
+    let sockets = sockets.map(|socket| rustix::io::fcntl_dupfd_cloexec(socket, 16).unwrap());
     // It complains of each broken rule; many tests break them by the hundred.
     command.stderr(Stdio::null());
     let inherit = move || {
         if let Some(files) = files {
             limit_files(files)?;
         }
-        match socket.as_raw_fd() {
-            3 => rustix::io::fcntl_setfd(&socket, rustix::io::FdFlags::empty()).map_err(Into::into),
-            _ => dup_to_3(socket.as_fd()),
-        }
+        (3..).zip(&sockets).try_for_each(|(number, socket)| dup_to(socket.as_fd(), number))
     };
     // SAFETY: between fork and exec only system calls are made.
     unsafe { command.pre_exec(inherit) };
@@ -243,9 +261,9 @@ fn limit_files(files: u64) -> io::Result<()> {
     }
 }
 
-fn dup_to_3(socket: BorrowedFd<'_>) -> io::Result<()> {
-    // SAFETY: dup2 touches no memory, and whatever had the number 3 is not needed after exec.
-    match unsafe { libc::dup2(socket.as_raw_fd(), 3) } {
+fn dup_to(socket: BorrowedFd<'_>, number: i32) -> io::Result<()> {
+    // SAFETY: dup2 touches no memory, and whatever had the number is not needed after exec.
+    match unsafe { libc::dup2(socket.as_raw_fd(), number) } {
         -1 => Err(io::Error::last_os_error()),
         _ => Ok(()),
     }
