@@ -83,7 +83,7 @@ fn device(kind: u8, which: u8) -> Box<dyn VirtioDevice> {
         0 => Box::new(Rng),
         1 => match which % 3 {
             0 => Box::new(EmptySlot),
-            1 => Box::new(Disk::new(scratch::disk(), scratch::DISK, false).expect("a disk")),
+            1 => Box::new(Disk::new(vec![(scratch::disk(), scratch::DISK)], false).expect("a disk")),
             _ => Box::new(Net::new(scratch::disk(), [2; 6], 1500).expect("an interface")),
         },
         _ => {

@@ -7,7 +7,7 @@ mod command;
 mod event;
 
 pub use crate::packet::{MAX_FDS, MAX_MESSAGE, PacketError as ControlError, receive, send};
-pub use command::Command;
+pub use command::{Command, PART_BLOCK, part_offsets};
 pub use event::{BootTimes, Event, ExitReason};
 
 /// The descriptor at which the VMM finds its end of the control socket.

@@ -12,8 +12,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 /// Longest message, bytes.
 pub const MAX_MESSAGE: usize = 64 * 1024;
 
-/// Most descriptors with one message.
-pub const MAX_FDS: usize = 16;
+/// Most descriptors with one message: the layers of an image. The kernel takes no more than 253 (SCM_RIGHTS, unix(7)).
+pub const MAX_FDS: usize = 128;
 
 /// Why a message could not be sent or read.
 #[derive(Debug, thiserror::Error)]
@@ -118,6 +118,16 @@ mod tests {
         let (command, fds) = receive::<Command>(&b).unwrap();
         assert_eq!(command, Command::Connect { port: 7 });
         assert_eq!(fds.len(), 1);
+    }
+
+    #[test]
+    fn as_many_descriptors_arrive_as_may_be_sent() {
+        let (a, b) = pair();
+        let file = std::fs::File::open("/dev/null").unwrap();
+        send(&a, &Command::Counters, &[file.as_fd(); MAX_FDS]).unwrap();
+        assert_eq!(receive::<Command>(&b).unwrap().1.len(), MAX_FDS);
+        let sent = send(&a, &Command::Counters, &[file.as_fd(); MAX_FDS + 1]);
+        assert!(matches!(sent, Err(PacketError::TooLong)));
     }
 
     #[test]

@@ -172,13 +172,13 @@ fn obey(
         Command::Resize(size) => {
             return Ok(Done::Later(machine.resize(*size).map_err(|e| chain(&e))));
         }
-        Command::AttachDisk { bytes, read_only } => {
-            let outcome = match fds.into_iter().next() {
-                Some(file) => machine
-                    .attach_disk(file.into(), *bytes, *read_only)
-                    .map(u64::from)
-                    .map_err(|e| chain(&e)),
-                None => Err("no file came with the command".to_owned()),
+        Command::AttachDisk { parts, read_only } => {
+            let outcome = if fds.len() == parts.len() {
+                let files = fds.into_iter().map(Into::into).zip(parts.iter().copied()).collect();
+                machine.attach_disk(files, *read_only).map(u64::from).map_err(|e| chain(&e))
+            } else {
+                let (files, parts) = (fds.len(), parts.len());
+                Err(format!("{files} files came with the command for a disk of {parts}"))
             };
             control::send(socket, &Event::Done { outcome }, &[])?;
         }

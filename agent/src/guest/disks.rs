@@ -3,7 +3,7 @@
 //! The container's specification names disks by the host's numbers.
 
 use crate::error::AgentError;
-use crate::guest::slots;
+use crate::guest::{partitions, slots};
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use oci_spec::runtime::{
     LinuxBlockIo, LinuxDeviceType, LinuxResources, LinuxThrottleDevice, LinuxThrottleDeviceBuilder,
@@ -25,7 +25,8 @@ pub struct Disks(Vec<Attached>);
 #[derive(Debug)]
 struct Attached {
     device: String,
-    node: PathBuf,
+    /// Its own, and its partitions'.
+    nodes: Vec<PathBuf>,
     host: Numbers,
     guest: Numbers,
 }
@@ -52,20 +53,37 @@ impl Disks {
         let device = slots::name(disk.device);
         let place = slots::bind(&device)?;
         let host = (disk.host_major, disk.host_minor);
-        self.0.push(Attached { device, node: node.to_owned(), host, guest: (0, 0) });
-        let guest = numbers(&place)?;
+        self.0.push(Attached { device, nodes: vec![node.to_owned()], host, guest: (0, 0) });
+        let shown = slots::found(&place, "block")?;
+        let guest = numbers(&shown)?;
         if let Some(last) = self.0.last_mut() {
             last.guest = guest;
         }
-        make_node(node, guest)
+        make_node(node, guest)?;
+        for (number, partition) in (1..).zip(&disk.partitions) {
+            partitions::add(node, number, partition.offset, partition.bytes)?;
+            let name = |of: &Path, between: &str| {
+                let name = of.file_name().unwrap_or_default().to_string_lossy();
+                format!("{name}{between}{number}")
+            };
+            let node = node.with_file_name(name(node, "p"));
+            let guest = numbers(&shown.join(name(&shown, "")))?;
+            if let Some(last) = self.0.last_mut() {
+                last.nodes.push(node.clone());
+            }
+            make_node(&node, guest)?;
+        }
+        Ok(())
     }
 
-    /// Has the driver let go of all. Nothing may be mounted from them. Blocks.
+    /// Has the driver let go of all, with their partitions. Nothing may be mounted from them. Blocks.
     pub fn detach(&mut self) {
-        for Attached { device, node, .. } in self.0.drain(..) {
-            let _ = fs::remove_file(&node);
+        for Attached { device, nodes, .. } in self.0.drain(..) {
+            for node in &nodes {
+                let _ = fs::remove_file(node);
+            }
             // With the last of them.
-            let _ = node.parent().map(fs::remove_dir);
+            let _ = nodes.first().and_then(|node| node.parent()).map(fs::remove_dir);
             if let Err(error) = slots::unbind(&device) {
                 tracing::warn!(%error, device, "letting go of a disk");
             }
@@ -148,10 +166,9 @@ fn invalid(error: impl std::fmt::Display) -> AgentError {
     AgentError::Invalid(format!("specification: {error}"))
 }
 
-/// Of the disk that the device at `place` has become.
-fn numbers(place: &Path) -> io::Result<Numbers> {
-    let disk = slots::found(place, "block")?;
-    parse_numbers(&fs::read_to_string(disk.join("dev"))?)
+/// Of a disk or partition, by where the kernel shows it.
+fn numbers(shown: &Path) -> io::Result<Numbers> {
+    parse_numbers(&fs::read_to_string(shown.join("dev"))?)
 }
 
 fn parse_numbers(text: &str) -> io::Result<Numbers> {
@@ -181,8 +198,7 @@ mod tests {
 
     #[test]
     fn the_specification_gets_the_guests_numbers() {
-        let disk =
-            |host, guest| Attached { device: String::new(), node: PathBuf::new(), host, guest };
+        let disk = |host, guest| Attached { device: String::new(), nodes: Vec::new(), host, guest };
         let disks = Disks(vec![disk((0, 0), (254, 0)), disk((8, 16), (254, 16))]);
         let device = |kind: &str, major: u32, minor: u32| json!({"path": "/dev/x", "type": kind, "major": major, "minor": minor});
         let rule = |kind: &str, major: u32, minor: u32| json!({"allow": true, "type": kind, "major": major, "minor": minor, "access": "rw"});

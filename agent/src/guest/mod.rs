@@ -8,6 +8,7 @@ pub mod clock;
 pub mod disks;
 pub mod logging;
 pub mod network;
+mod partitions;
 pub mod pod_init;
 pub mod ps;
 pub mod reaper;

@@ -20,8 +20,8 @@ use std::sync::{Mutex, PoisonError};
 /// Mount points are below this.
 const BASE: &str = "/run/kata-like";
 
-/// Most storages of one container.
-pub const MAX_STORAGES: usize = 128;
+/// Most storages of one container: twice as many as an image has layers.
+pub const MAX_STORAGES: usize = 256;
 
 /// Mount options that are flags of mount(2); any other goes to the file system.
 const FLAGS: &[(&str, MsFlags)] = &[

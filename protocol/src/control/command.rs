@@ -3,6 +3,19 @@
 use crate::machine::{MachineConfig, Size};
 use serde::{Deserialize, Serialize};
 
+/// The parts of a disk begin at multiples of it, bytes: no file system has larger blocks.
+pub const PART_BLOCK: u64 = 4096;
+
+/// Where parts of these sizes begin on a disk of several, see [`Command::AttachDisk`], and how many bytes each takes
+/// there; all bytes.
+pub fn part_offsets(parts: &[u64]) -> impl Iterator<Item = (u64, u64)> {
+    parts.iter().scan(0u64, |end, bytes| {
+        let (start, takes) = (*end, bytes.next_multiple_of(PART_BLOCK));
+        *end = start.saturating_add(takes);
+        Some((start, takes))
+    })
+}
+
 /// Shim → VMM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -23,13 +36,15 @@ pub enum Command {
     /// address at which added memory begins. What is taken away the guest must have let go before; memory
     /// loses its contents.
     Resize(Size),
-    /// Put the file or block device that comes with this message into an empty slot as a virtio-blk device;
+    /// Put the files or block devices that come with this message into an empty slot as one virtio-blk device;
     /// answered by [`super::Event::Done`] with its number: the guest calls it `virtio-mmio.NUMBER`, and sees it when
     /// its driver is bound to it next.
     AttachDisk {
-        /// Its size, bytes: a positive multiple of 512.
-        bytes: u64,
-        /// Offered with `VIRTIO_BLK_F_RO`; the descriptor is to be open for reading only then.
+        /// How many bytes of each file, in their order, are on the disk; none is 0. One: a multiple of 512. Several,
+        /// at most [`super::MAX_FDS`], if `read_only`: each begins at the next multiple of [`PART_BLOCK`], and what is
+        /// between them, and behind the last, reads as zeros. See [`part_offsets`].
+        parts: Vec<u64>,
+        /// Offered with `VIRTIO_BLK_F_RO`; the descriptors are to be open for reading only then.
         read_only: bool,
     },
     /// Empty the slot with this number; answered by [`super::Event::Done`]. A guest that still uses the disk sees

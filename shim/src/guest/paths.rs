@@ -24,6 +24,11 @@ pub fn disk(container: &str, index: usize) -> PathBuf {
     Path::new(protocol::ports::DISKS_DIR).join(container).join(index.to_string())
 }
 
+/// Where the guest makes the node of what is on that disk from file number `part` on, of a disk of several.
+pub fn disk_part(container: &str, index: usize, part: usize) -> PathBuf {
+    disk(container, index).with_file_name(format!("{index}p{}", part + 1))
+}
+
 /// Where the guest mounts what a container has on disks, by its number.
 pub fn disk_mount(container: &str, index: usize) -> PathBuf {
     Path::new(protocol::ports::DISKS_DIR).join(container).join(format!("mount-{index}"))

@@ -42,7 +42,7 @@ pub fn make(directory: &Path, bytes: u64) -> Result<OpenDisk> {
             .map_err(with_remedy)?;
         file.set_len(bytes)?;
         format(&file, MKE2FS)?;
-        Ok(OpenDisk { file, bytes })
+        Ok(OpenDisk { parts: vec![(file, bytes)] })
     };
     made().map_err(failed)
 }
@@ -81,11 +81,12 @@ mod tests {
     fn a_disk_has_a_file_system_and_takes_no_room() {
         let dir = tempfile::tempdir().unwrap();
         let disk = make(dir.path(), 1 << 30).unwrap();
-        let meta = disk.file.metadata().unwrap();
-        assert_eq!((meta.len(), disk.bytes), (1 << 30, 1 << 30));
+        let [(file, bytes)] = &disk.parts[..] else { panic!("{disk:?}") };
+        let meta = file.metadata().unwrap();
+        assert_eq!((meta.len(), *bytes), (1 << 30, 1 << 30));
         assert!(meta.blocks() * 512 < 1 << 20, "{} blocks", meta.blocks());
         let mut magic = [0; 2];
-        disk.file.read_exact_at(&mut magic, 1024 + 56).unwrap();
+        file.read_exact_at(&mut magic, 1024 + 56).unwrap();
         assert_eq!(u16::from_le_bytes(magic), 0xef53, "ext4's superblock");
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "it has no name");
     }

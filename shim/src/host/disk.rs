@@ -1,11 +1,12 @@
 //! Block devices and disk images of the host, looked at and opened for the VMM.
 
 use crate::error::{Error, Result};
-use crate::oci::plan::disks::{Disk, Host, Kind, MountOf, Numbers};
+use crate::oci::plan::disks::{Disk, Host, Kind, MountOf, Numbers, Source};
 use crate::oci::plan::shared::{Directory, Memory};
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::stat::{major, minor};
 use nix::sys::statfs::{TMPFS_MAGIC, statfs};
+use protocol::control::MAX_FDS;
 use std::fs::{self, File, Metadata};
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::AsRawFd;
@@ -157,19 +158,36 @@ fn numbers(device: u64) -> Numbers {
 /// A disk that is open.
 #[derive(Debug)]
 pub struct OpenDisk {
-    /// Holds what claim there is on it.
-    pub file: File,
-    /// Its size, bytes.
-    pub bytes: u64,
+    /// Its files, one behind the other, and their sizes, bytes. They hold what claim there is on it.
+    pub parts: Vec<(File, u64)>,
 }
 
-/// Opens a disk. One with a file system is claimed as long as it is open: a file by a lock, a device by the
+/// Opens a disk that is there. One with a file system is claimed as long as it is open: a file by a lock, a device by the
 /// kernel's own means, for which mounting it is a claim as well. Readers share it.
 ///
 /// # Errors
-/// It is in use, is neither file nor block device, or is no whole number of sectors; it is named.
+/// It is in use, is neither file nor block device, or is no whole number of sectors; it is named. Several files are too
+/// many, or are to be written to.
 pub fn open(disk: &Disk) -> Result<OpenDisk> {
-    let path = &disk.source;
+    let paths = match &disk.source {
+        Source::One(path) | Source::Blank { directory: path, .. } => std::slice::from_ref(path),
+        Source::Several(paths) => paths,
+    };
+    let count = paths.len();
+    if count == 0 || count > MAX_FDS || (count > 1 && !disk.read_only) {
+        let what =
+            format!("it is of {count} files: up to {MAX_FDS} are one disk, for reading only");
+        return Err(invalid(disk.source.path(), &what));
+    }
+    let parts = paths.iter().map(|path| open_part(path, disk));
+    Ok(OpenDisk { parts: parts.collect::<Result<_>>()? })
+}
+
+fn invalid(path: &Path, what: &str) -> Error {
+    Error::InvalidArgument(format!("disk {}: {what}", path.display()))
+}
+
+fn open_part(path: &Path, disk: &Disk) -> Result<(File, u64)> {
     let failed = |error: io::Error| match error.raw_os_error() {
         Some(libc::EBUSY | libc::EAGAIN) => Error::FailedPrecondition(format!(
             "disk {}: in use: mounted on the host, or another machine's",
@@ -177,13 +195,12 @@ pub fn open(disk: &Disk) -> Result<OpenDisk> {
         )),
         _ => Error::path("open the disk", path)(error),
     };
-    let invalid = |what: &str| Error::InvalidArgument(format!("disk {}: {what}", path.display()));
     // From here on it is this one, whatever takes its place at the path.
     let found = File::options().read(true).custom_flags(libc::O_PATH).open(path).map_err(failed)?;
     let kind = kind(&found.metadata().map_err(failed)?);
     // To open something else may block, or do what nobody asked for.
     if kind == Kind::Other {
-        return Err(invalid("it is neither a file nor a block device"));
+        return Err(invalid(path, "it is neither a file nor a block device"));
     }
     let claim = disk.exclusive && !disk.read_only && kind != Kind::File;
     let mut file = File::options()
@@ -198,9 +215,9 @@ pub fn open(disk: &Disk) -> Result<OpenDisk> {
     let bytes = file.seek(SeekFrom::End(0)).map_err(failed)?;
     if bytes == 0 || !bytes.is_multiple_of(SECTOR) {
         let what = format!("its size, {bytes} bytes, is not a positive multiple of {SECTOR}");
-        return Err(invalid(&what));
+        return Err(invalid(path, &what));
     }
-    Ok(OpenDisk { file, bytes })
+    Ok((file, bytes))
 }
 
 /// The lock is the open file's: it goes along to the VMM, and ends with it.
@@ -260,7 +277,8 @@ mod tests {
     }
 
     fn disk(path: &Path, read_only: bool, exclusive: bool) -> Disk {
-        Disk { source: path.to_owned(), read_only, exclusive, numbers: (0, 0), blank: None }
+        let source = Source::One(path.to_owned());
+        Disk { source, read_only, exclusive, numbers: (0, 0) }
     }
 
     #[test]
@@ -269,7 +287,7 @@ mod tests {
         let path = dir.path().join("image");
         fs::write(&path, [0; 1024]).unwrap();
         let writer = open(&disk(&path, false, true)).unwrap();
-        assert_eq!(writer.bytes, 1024);
+        assert_eq!(writer.parts[0].1, 1024);
         for read_only in [false, true] {
             let error = open(&disk(&path, read_only, true)).unwrap_err();
             assert!(matches!(error, Error::FailedPrecondition(_)), "{error}");
@@ -279,6 +297,35 @@ mod tests {
         let readers = [(); 2].map(|()| open(&disk(&path, true, true)).unwrap());
         assert!(open(&disk(&path, false, true)).is_err());
         drop(readers);
+    }
+
+    #[test]
+    fn several_files_are_one_disk_for_readers() {
+        let dir = tempfile::tempdir().unwrap();
+        let part = |bytes: usize| {
+            let path = dir.path().join(bytes.to_string());
+            fs::write(&path, vec![0; bytes]).unwrap();
+            path
+        };
+        let of = |paths: Vec<PathBuf>, read_only| Disk {
+            source: Source::Several(paths),
+            ..disk(Path::new(""), read_only, true)
+        };
+        let parts = vec![part(1024), part(512)];
+        let opened = open(&of(parts.clone(), true)).unwrap();
+        assert_eq!(opened.parts.iter().map(|(_, bytes)| *bytes).collect::<Vec<_>>(), [1024, 512]);
+        let again = open(&of(parts.clone(), true));
+        assert!(again.is_ok(), "another machine of the same image: {again:?}");
+        let writer = open(&disk(&parts[1], false, true));
+        assert!(matches!(writer, Err(Error::FailedPrecondition(_))), "{writer:?}");
+        let error = open(&of(vec![parts[0].clone(), part(1000)], true)).unwrap_err().to_string();
+        assert!(error.contains("/1000: "), "{error}");
+        for (paths, read_only) in
+            [(parts, false), (vec![part(512); MAX_FDS + 1], true), (vec![], true)]
+        {
+            let (count, refused) = (paths.len(), open(&of(paths, read_only)));
+            assert!(matches!(refused, Err(Error::InvalidArgument(_))), "{count}: {refused:?}");
+        }
     }
 
     #[test]

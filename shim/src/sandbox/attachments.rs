@@ -4,9 +4,11 @@ use super::Sandbox;
 use crate::error::Result;
 use crate::guest::paths as guest_paths;
 use crate::host::blocking::blocking;
+use crate::host::disk::OpenDisk;
 use crate::host::{blank_disk, disk};
-use crate::oci::plan::disks::{Disk, DiskMount, Disks};
+use crate::oci::plan::disks::{Disk, DiskMount, Disks, Source};
 use crate::oci::plan::shared::{Memory, SubPath, Volume};
+use protocol::control::part_offsets;
 use protocol::{agent as api, ports};
 use std::path::Path;
 
@@ -20,16 +22,21 @@ impl Sandbox {
         let mut attached = Vec::new();
         for disk in disks {
             let opened = disk.clone();
-            let open = move || match opened.blank {
-                Some(bytes) => blank_disk::make(&opened.source, bytes),
-                None => disk::open(&opened),
+            let open = move || match &opened.source {
+                Source::Blank { directory, bytes } => blank_disk::make(directory, *bytes),
+                Source::One(_) | Source::Several(_) => disk::open(&opened),
             };
-            let opened = blocking("open the disk", &disk.source, open).await?;
+            let path = disk.source.path();
+            let opened = blocking("open the disk", path, open).await?;
             let device = self.0.vm.attach_disk(&opened, disk.read_only).await?;
-            self.disks().entry(id.to_owned()).or_default().push((device, disk.blank.is_none()));
-            tracing::info!("{id}: disk {} is device {device}", disk.source.display());
+            let lasting = !matches!(disk.source, Source::Blank { .. });
+            self.disks().entry(id.to_owned()).or_default().push((device, lasting));
+            tracing::info!("{id}: disk {} is device {device}", path.display());
             let (host_major, host_minor) = disk.numbers;
-            attached.push(api::Disk { device, host_major, host_minor, ..Default::default() });
+            let partitions = partitions(&disk.source, &opened);
+            let disk =
+                api::Disk { device, host_major, host_minor, partitions, ..Default::default() };
+            attached.push(disk);
         }
         Ok(attached)
     }
@@ -48,6 +55,14 @@ impl Sandbox {
     pub(super) fn has_lasting_disks(&self, id: &str) -> bool {
         self.disks().get(id).is_some_and(|disks| disks.iter().any(|(_, lasting)| *lasting))
     }
+}
+
+/// What the guest divides a disk into.
+fn partitions(source: &Source, opened: &OpenDisk) -> Vec<api::Partition> {
+    let Source::Several(_) = source else { return Vec::new() };
+    let sizes: Vec<u64> = opened.parts.iter().map(|(_, bytes)| *bytes).collect();
+    let partition = |(offset, bytes)| api::Partition { offset, bytes, ..Default::default() };
+    part_offsets(&sizes).map(partition).collect()
 }
 
 /// The memory that containers of a pod share, for the guest to mount where it has not.
@@ -85,7 +100,12 @@ pub(super) fn sub_paths(all: &[SubPath]) -> impl Iterator<Item = api::Storage> {
 /// What the guest is to mount from the disks of container `id`.
 pub(super) fn storages(id: &str, disks: &Disks) -> Vec<api::Storage> {
     let storage = |(index, mount): (usize, &DiskMount)| api::Storage {
-        source: guest_paths::disk(id, mount.disk).display().to_string(),
+        source: match mount.part {
+            Some(part) => guest_paths::disk_part(id, mount.disk, part),
+            None => guest_paths::disk(id, mount.disk),
+        }
+        .display()
+        .to_string(),
         fstype: mount.fstype.clone(),
         options: mount.options.clone(),
         mount_point: guest_paths::disk_mount(id, index).display().to_string(),
@@ -124,5 +144,27 @@ fn covered_root(id: &str, disk: &Path) -> api::Storage {
         options,
         mount_point: guest_paths::covered_root(id).display().to_string(),
         ..Default::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_of_several_files_has_a_partition_for_each() {
+        let file = || tempfile::tempfile().unwrap();
+        let opened = OpenDisk { parts: vec![(file(), 1), (file(), 4096), (file(), 4097)] };
+        let paths = ["/a", "/b", "/c"].map(Into::into);
+        let made: Vec<_> = partitions(&Source::Several(paths.into()), &opened)
+            .into_iter()
+            .map(|partition| (partition.offset, partition.bytes))
+            .collect();
+        assert_eq!(made, [(0, 4096), (4096, 4096), (8192, 8192)]);
+        assert!(partitions(&Source::One("/a".into()), &opened).is_empty());
+        let mount = |part| DiskMount { disk: 3, part, fstype: "erofs".into(), options: vec![] };
+        let disks = Disks { mounts: vec![mount(Some(0)), mount(None)], ..Disks::default() };
+        let sources: Vec<_> = storages("c", &disks).into_iter().map(|s| s.source).collect();
+        assert_eq!(sources, ["/run/kata-like/disks/c/3p1", "/run/kata-like/disks/c/3"]);
     }
 }

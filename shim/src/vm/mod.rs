@@ -188,8 +188,9 @@ impl Vm {
     /// # Errors
     /// There is none, or the machine has ended.
     pub async fn attach_disk(&self, disk: &OpenDisk, read_only: bool) -> Result<u32> {
-        let command = Command::AttachDisk { bytes: disk.bytes, read_only };
-        let outcome = self.change(command, &[disk.file.as_fd()]).await?;
+        let parts = disk.parts.iter().map(|(_, bytes)| *bytes).collect();
+        let files: Vec<_> = disk.parts.iter().map(|(file, _)| file.as_fd()).collect();
+        let outcome = self.change(Command::AttachDisk { parts, read_only }, &files).await?;
         outcome.map(|device| device as u32).map_err(refused("takes no disk"))
     }
 
@@ -347,7 +348,7 @@ mod tests {
         settings.file_server = script(dir.path(), "fs", "exec /bin/sleep 100");
         let paths = SandboxPaths::new(dir.path(), "ns", "s").unwrap();
         let (vm, mut messages, _) = Vm::launch(&settings, &paths, 65534, None).unwrap();
-        let disk = OpenDisk { file: std::fs::File::open(image).unwrap(), bytes: 512 };
+        let disk = OpenDisk { parts: vec![(std::fs::File::open(image).unwrap(), 512)] };
         // The script answers nothing; what it has read is all that matters.
         assert!(vm.attach_disk(&disk, true).await.is_err());
         let mut heard = String::new();

@@ -192,7 +192,7 @@ mod tests {
     fn device(kind: Kind) -> Box<dyn VirtioDevice> {
         let file = File::open("/dev/zero").unwrap();
         match kind {
-            Kind::Disk => Box::new(Disk::new(file, 512, true).unwrap()),
+            Kind::Disk => Box::new(Disk::new(vec![(file, 512)], true).unwrap()),
             Kind::Network => Box::new(Net::new(file, [2; 6], 1500).unwrap()),
         }
     }

@@ -204,17 +204,16 @@ impl Machine {
         }
     }
 
-    /// Puts a disk of so many bytes of `file` into an empty slot; gives the device's number.
+    /// Puts a disk of these files, with so many bytes of each, into an empty slot; gives the device's number.
     ///
     /// # Errors
     /// See [`SlotError`].
     pub fn attach_disk(
         &mut self,
-        file: File,
-        bytes: u64,
+        files: Vec<(File, u64)>,
         read_only: bool,
     ) -> Result<u32, SlotError> {
-        self.attach(Kind::Disk, Box::new(Disk::new(file, bytes, read_only)?))
+        self.attach(Kind::Disk, Box::new(Disk::new(files, read_only)?))
     }
 
     /// Puts a network interface on `tap` into an empty slot; gives the device's number. See [`Net::new`].

@@ -66,16 +66,42 @@ pub struct MountOf {
 /// A disk of the container's; the guest has its node at [`guest_paths::disk`], by its index.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Disk {
-    /// A block device or a regular file.
-    pub source: PathBuf,
+    /// What is on it.
+    pub source: Source,
     /// The guest can't write to it, whatever it does.
     pub read_only: bool,
     /// There is a file system on it that the guest mounts, so nobody else may have it mounted.
     pub exclusive: bool,
     /// By which the spec names it; (0, 0): it does not.
     pub numbers: Numbers,
-    /// It is made, of so many bytes, with an empty ext4: a file without a name, in the directory `source`.
-    pub blank: Option<u64>,
+}
+
+/// What is on a disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// A block device or a regular file.
+    One(PathBuf),
+    /// Regular files, at most [`protocol::control::MAX_FDS`], one behind the other, each a partition of its own:
+    /// image layers, which so take one of the machine's slots together. The disk is read-only. A file system in the file
+    /// with index N, from 0, is mounted by a [`DiskMount`] whose `part` is N.
+    Several(Vec<PathBuf>),
+    /// It is made, with an empty ext4: a file without a name.
+    Blank {
+        /// Where it takes its room.
+        directory: PathBuf,
+        /// Its size.
+        bytes: u64,
+    },
+}
+
+impl Source {
+    /// A path that says where it is.
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::One(path) | Self::Blank { directory: path, .. } => path,
+            Self::Several(paths) => paths.first().map_or(Path::new(""), PathBuf::as_path),
+        }
+    }
 }
 
 /// What the guest mounts, at [`guest_paths::disk_mount`], by its index.
@@ -83,6 +109,8 @@ pub struct Disk {
 pub struct DiskMount {
     /// Index of the disk.
     pub disk: usize,
+    /// Of a disk of [`Source::Several`] the index of the file; of others there is none.
+    pub part: Option<usize>,
     /// Type of the file system.
     pub fstype: String,
     /// As in fstab.
@@ -137,7 +165,7 @@ impl Disks {
         }
         let upper = layer.options.iter().find_map(|option| option.strip_prefix("upperdir="));
         let is_bind = layer.options.iter().any(|option| option == "bind" || option == "rbind");
-        let source = upper.or(is_bind.then_some(&*layer.source))?.into();
+        let directory = upper.or(is_bind.then_some(&*layer.source))?.into();
         layer.options.retain(|option| option != "rw");
         // An overlay can't have below it what is mounted there.
         layer
@@ -147,12 +175,12 @@ impl Disks {
             .for_each(|o| *o = "bind".into());
         layer.options.push("ro".into());
         let (read_only, exclusive) = (false, true);
-        let disk = Disk { source, read_only, exclusive, numbers: (0, 0), blank: Some(bytes) };
-        let disk = self.add(disk);
+        let source = Source::Blank { directory, bytes };
+        let disk = self.add(Disk { source, read_only, exclusive, numbers: (0, 0) });
         // Tables of inodes that are not there yet read as zeros; and nobody waits for the host's disk.
         let options = ["noinit_itable", "nobarrier", "noatime"].map(String::from).into();
         self.above_root = Some(self.mounts.len());
-        self.mounts.push(DiskMount { disk, fstype: "ext4".into(), options });
+        self.mounts.push(DiskMount { disk, part: None, fstype: "ext4".into(), options });
         Some(guest_paths::covered_root(id))
     }
 
@@ -169,8 +197,8 @@ impl Disks {
         let at = match kind {
             Kind::Block(numbers) if fstype == "bind" => {
                 let read_only = options.iter().any(|option| option == "ro" || option == "rro");
-                let index =
-                    self.add(Disk { source, read_only, exclusive: false, numbers, blank: None });
+                let source = Source::One(source);
+                let index = self.add(Disk { source, read_only, exclusive: false, numbers });
                 mount.set_source(Some(guest_paths::disk(id, index)));
                 return Ok(true);
             }
@@ -209,7 +237,8 @@ impl Disks {
                         && rule.allow()
                         && rule.access().as_ref().is_none_or(|access| access.contains('w'))
                 });
-                self.add(Disk { source, read_only, exclusive: false, numbers, blank: None });
+                let source = Source::One(source);
+                self.add(Disk { source, read_only, exclusive: false, numbers });
             }
         }
         let of_disk = |rule: &LinuxDeviceCgroup| match rule.major() {
@@ -265,8 +294,9 @@ impl Disks {
         let read_only = fstype == "erofs" || options.iter().any(|option| option == "ro");
         // Where it is attached there is no loop device.
         let options = options.iter().filter(|option| *option != "loop").cloned().collect();
-        let disk = self.add(Disk { source, read_only, exclusive: true, numbers, blank: None });
-        self.mounts.push(DiskMount { disk, fstype: fstype.to_owned(), options });
+        let source = Source::One(source);
+        let disk = self.add(Disk { source, read_only, exclusive: true, numbers });
+        self.mounts.push(DiskMount { disk, part: None, fstype: fstype.to_owned(), options });
         guest_paths::disk_mount(id, self.mounts.len() - 1)
     }
 }

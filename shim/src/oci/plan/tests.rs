@@ -1,4 +1,4 @@
-use super::disks::{Disk, DiskMount, Kind, MountOf, Numbers};
+use super::disks::{Disk, DiskMount, Kind, MountOf, Numbers, Source};
 use super::shared::{Directory, Memory};
 use super::*;
 use oci_spec::runtime::LinuxDeviceCgroup;
@@ -437,7 +437,7 @@ const NODE: &str = "/run/kata-like/disks/c1/0";
 const MOUNTED: &str = "/run/kata-like/disks/c1/mount-0";
 
 fn disk(source: &str, read_only: bool, exclusive: bool, numbers: Numbers) -> Disk {
-    Disk { source: source.into(), read_only, exclusive, numbers, blank: None }
+    Disk { source: Source::One(source.into()), read_only, exclusive, numbers }
 }
 
 fn words(words: &[&str]) -> Vec<String> {
@@ -460,7 +460,10 @@ fn a_root_on_a_device_or_an_image_is_mounted_in_the_guest() {
     assert_eq!(plan.spec.root().as_ref().unwrap().path(), Path::new(MOUNTED));
     assert_eq!(plan.disks.disks, [disk("/dev/sdb", false, true, (8, 16))]);
     let options = words(&["rw", "discard"]);
-    assert_eq!(plan.disks.mounts, [DiskMount { disk: 0, fstype: "ext4".into(), options }]);
+    assert_eq!(
+        plan.disks.mounts,
+        [DiskMount { disk: 0, part: None, fstype: "ext4".into(), options }]
+    );
     let plan = root("erofs", "/image", &["loop"]);
     assert_eq!(plan.disks.disks, [disk("/image", true, true, (0, 0))]);
     assert!(plan.disks.mounts[0].options.is_empty());
@@ -491,7 +494,8 @@ fn what_is_written_to_a_root_goes_to_a_disk_that_is_made_where_the_host_would_ha
         let plan = covered(fstype, options, writable);
         assert!(plan.rootfs[0].options.ends_with(&words(&["ro"])), "{:?}", plan.rootfs);
         assert!(!plan.rootfs[0].options.contains(&"rw".to_owned()));
-        let made = Disk { blank: Some(4096), ..disk(directory, false, true, (0, 0)) };
+        let source = Source::Blank { directory: directory.into(), bytes: 4096 };
+        let made = Disk { source, ..disk(directory, false, true, (0, 0)) };
         assert_eq!(plan.disks.disks, [made]);
         assert_eq!(plan.disks.above_root, Some(0));
         let root = Path::new("/run/kata-like/disks/c1/root");

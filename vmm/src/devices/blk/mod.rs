@@ -1,7 +1,9 @@
-//! virtio-blk on a raw image file or a block device (virtio 1.3 §5.2).
+//! virtio-blk on a raw image file or a block device, or on several read-only files, one behind the other
+//! (virtio 1.3 §5.2).
 //!
-//! A read-only disk is a descriptor open for reading: what the guest thinks of it does not matter.
+//! A read-only disk is descriptors open for reading: what the guest thinks of it does not matter.
 
+mod image;
 mod request;
 #[cfg(test)]
 mod tests;
@@ -10,6 +12,8 @@ mod worker;
 use crate::virtio::{
     ActivateError, Activation, F_EVENT_IDX, F_INDIRECT_DESC, VirtioDevice, Worker,
 };
+use image::Image;
+use protocol::control::MAX_FDS;
 use request::{MAX_RANGES, SECTOR};
 use std::fs::File;
 use std::sync::Arc;
@@ -39,27 +43,30 @@ const CONFIG_LEN: usize = 60;
 const MAX_RANGE_SECTORS: u32 = (1 << 30) / SECTOR as u32;
 
 /// A size that no disk has.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("a disk's size, {0} bytes, is not a positive multiple of {SECTOR}")]
-pub struct OddSize(u64);
+#[derive(Debug, Clone, Copy, thiserror::Error, PartialEq, Eq)]
+pub enum OddSize {
+    /// Of it all, or of a part.
+    #[error("a disk's size, {0} bytes, is not a positive multiple of {SECTOR}, or is too large")]
+    Bytes(u64),
+    /// Of how many parts it is.
+    #[error("a disk is one file, or up to {MAX_FDS} that are only read, not {0}")]
+    Parts(usize),
+}
 
 /// The front.
 pub struct Disk {
-    file: Arc<File>,
-    sectors: u64,
+    image: Arc<Image>,
     read_only: bool,
 }
 
 impl Disk {
-    /// A disk of so many bytes of a raw image file or a block device.
+    /// A disk of so many bytes of a raw image file or a block device; or of several that are only read, see
+    /// [`protocol::control::Command::AttachDisk`].
     ///
     /// # Errors
     /// [`OddSize`].
-    pub fn new(file: File, bytes: u64, read_only: bool) -> Result<Self, OddSize> {
-        if bytes == 0 || !bytes.is_multiple_of(SECTOR) {
-            return Err(OddSize(bytes));
-        }
-        Ok(Self { file: Arc::new(file), sectors: bytes / SECTOR, read_only })
+    pub fn new(files: Vec<(File, u64)>, read_only: bool) -> Result<Self, OddSize> {
+        Ok(Self { image: Arc::new(Image::new(files, read_only)?), read_only })
     }
 
     /// The configuration space (§5.2.4); what has no feature bit reads as zero.
@@ -68,8 +75,8 @@ impl Disk {
         let mut put = |at: usize, value: u32| {
             config[at..at + 4].copy_from_slice(&value.to_le_bytes());
         };
-        put(0, self.sectors as u32);
-        put(4, (self.sectors >> 32) as u32);
+        put(0, self.image.sectors() as u32);
+        put(4, (self.image.sectors() >> 32) as u32);
         // size_max (8) is not offered; seg_max:
         put(12, u32::from(QUEUE_SIZES[0]) - OVERHEAD);
         if !self.read_only {
@@ -109,8 +116,7 @@ impl VirtioDevice for Disk {
             requests,
             memory: activation.memory,
             interrupt: activation.interrupt,
-            file: self.file.clone(),
-            sectors: self.sectors,
+            image: self.image.clone(),
             read_only: self.read_only,
         }))
     }

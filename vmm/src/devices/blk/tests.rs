@@ -34,16 +34,19 @@ impl Rig {
         if read_only {
             file = File::open(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap();
         }
-        let disk = Disk::new(file, SECTORS * SECTOR, read_only).unwrap();
+        let disk = Disk::new(vec![(file, SECTORS * SECTOR)], read_only).unwrap();
+        Self::of(disk)
+    }
+
+    fn of(disk: Disk) -> Self {
         let memory = memory();
         let queue = TestQueue::new(&memory, 0x10_0000, 256);
         let worker = BlkWorker {
             requests: queue.active(),
             memory: memory.clone(),
             interrupt: activation(&memory, &[], 0).1,
-            file: disk.file.clone(),
-            sectors: disk.sectors,
-            read_only,
+            image: disk.image.clone(),
+            read_only: disk.read_only,
         };
         Self { memory, queue, disk, worker }
     }
@@ -64,8 +67,12 @@ impl Rig {
 
     fn contents(&self, sector: u64) -> [u8; 512] {
         let mut data = [0; 512];
-        std::os::unix::fs::FileExt::read_exact_at(&*self.disk.file, &mut data, sector * SECTOR)
-            .unwrap();
+        std::os::unix::fs::FileExt::read_exact_at(
+            self.disk.image.writable().unwrap(),
+            &mut data,
+            sector * SECTOR,
+        )
+        .unwrap();
         data
     }
 }
@@ -231,15 +238,116 @@ fn random_requests_are_survived() {
             let status = rig.request(kind, sector, &out, dice.pick(&[0, 1, 512, 4096])).0;
             assert!(status <= UNSUPPORTED);
         }
-        assert_eq!(rig.disk.file.metadata().unwrap().len(), SECTORS * SECTOR);
+        assert_eq!(rig.disk.image.writable().unwrap().metadata().unwrap().len(), SECTORS * SECTOR);
     });
 }
 
 #[test]
 fn sizes_that_no_disk_has_are_refused() {
-    for bytes in [0, 1000, u64::MAX] {
-        assert_eq!(Disk::new(image(), bytes, true).err(), Some(OddSize(bytes)));
+    for bytes in [0, 1000, u64::MAX, 1 << 63] {
+        let disk = Disk::new(vec![(image(), bytes)], true);
+        assert_eq!(disk.err(), Some(OddSize::Bytes(bytes)));
     }
+    let parts = |sizes: &[u64]| sizes.iter().map(|bytes| (image(), *bytes)).collect();
+    for (sizes, bytes) in
+        [(&[1000, 0][..], 0), (&[1, u64::MAX], u64::MAX), (&[1 << 62; 2], 1 << 62)]
+    {
+        assert_eq!(Disk::new(parts(sizes), true).err(), Some(OddSize::Bytes(bytes)));
+    }
+    for count in [0, MAX_FDS + 1] {
+        let disk = Disk::new(parts(&vec![512; count]), true);
+        assert_eq!(disk.err(), Some(OddSize::Parts(count)));
+    }
+    assert_eq!(Disk::new(parts(&[512, 512]), false).err(), Some(OddSize::Parts(2)));
+    assert!(Disk::new(parts(&[1; MAX_FDS]), true).is_ok());
+}
+
+/// Parts of these sizes; each byte is the number of its part, from 1.
+fn parts(sizes: &[u64]) -> (Rig, Vec<File>) {
+    let part = |(number, bytes): (u8, &u64)| {
+        let fd = nix::sys::memfd::memfd_create(c"part", nix::sys::memfd::MFdFlags::MFD_CLOEXEC);
+        let mut file = File::from(fd.unwrap());
+        file.write_all(&vec![number; *bytes as usize]).unwrap();
+        file
+    };
+    let files: Vec<File> = (1..).zip(sizes).map(part).collect();
+    let opened = files.iter().map(|file| file.try_clone().unwrap()).zip(sizes.iter().copied());
+    (Rig::of(Disk::new(opened.collect(), true).unwrap()), files)
+}
+
+/// What such a disk is.
+fn whole(sizes: &[u64]) -> Vec<u8> {
+    let mut whole = Vec::new();
+    for (number, bytes) in (1..).zip(sizes) {
+        whole.resize(whole.len() + *bytes as usize, number);
+        whole.resize(whole.len().next_multiple_of(4096), 0);
+    }
+    whole
+}
+
+#[test]
+fn several_files_are_one_disk() {
+    in_both_modes(|| {
+        let sizes = [4096, 1, 8191, 512, 5000];
+        let (mut rig, _files) = parts(&sizes);
+        let whole = whole(&sizes);
+        let mut capacity = [0; 8];
+        rig.disk.read_config(0, &mut capacity);
+        let sectors = u64::from_le_bytes(capacity);
+        assert_eq!(sectors * SECTOR, whole.len() as u64);
+        // Every run of sectors there is: over borders, within paddings, and all of it.
+        for first in 0..sectors {
+            for end in first + 1..=sectors {
+                rig.queue = TestQueue::new(&rig.memory, 0x10_0000, 256);
+                rig.worker.requests = rig.queue.active();
+                let (from, to) = ((first * SECTOR) as usize, (end * SECTOR) as usize);
+                let (status, written, data) = rig.request(0, first, &[], to - from);
+                assert_eq!((status, written as usize), (OK, to - from + 1), "{first}..{end}");
+                assert!(data == whole[from..to], "{first}..{end}");
+            }
+        }
+        for (first, len) in [(sectors, 512), (sectors - 1, 1024), (u64::MAX, 512), (0, 513)] {
+            assert_eq!(rig.request(0, first, &[], len).0, IO_ERROR, "{first} {len}");
+        }
+    });
+}
+
+#[test]
+fn of_several_files_none_is_written_to() {
+    in_both_modes(|| {
+        let (mut rig, files) = parts(&[512, 512]);
+        let range = range(0, 1, 0);
+        for read_only in [true, false] {
+            // Not even by a worker that forgot that it may not.
+            rig.worker.read_only = read_only;
+            for (kind, out) in [(1, &[9; 512][..]), (11, &range), (13, &range)] {
+                assert_eq!(rig.request(kind, 0, out, 0).0, IO_ERROR, "{kind}");
+            }
+        }
+        let mut data = [0; 512];
+        std::os::unix::fs::FileExt::read_exact_at(&files[0], &mut data, 0).unwrap();
+        assert_eq!(data, [1; 512]);
+    });
+}
+
+#[test]
+fn a_part_that_has_shrunk_fails_alone() {
+    in_both_modes(|| {
+        let (mut rig, files) = parts(&[4096, 4096, 4096]);
+        files[1].set_len(1024).unwrap();
+        assert_eq!(rig.request(0, 0, &[], 8 * 512 + 1024).0, OK);
+        let (status, written, _) = rig.request(0, 0, &[], 8 * 512 + 1536);
+        assert_eq!((status, written), (IO_ERROR, 0));
+        assert_eq!(rig.request(0, 10, &[], 512).0, IO_ERROR);
+        let (status, _, data) = rig.request(0, 16, &[], 4096);
+        assert_eq!((status, data), (OK, vec![3; 4096]));
+        // And what has grown shows none of it.
+        let (mut rig, files) = parts(&[100, 4096]);
+        files[0].set_len(4096).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&files[0], &[7; 4096], 0).unwrap();
+        let (_, _, data) = rig.request(0, 0, &[], 4096);
+        assert_eq!((&data[..100], &data[100..]), (&[7; 100][..], &[0; 3996][..]));
+    });
 }
 
 #[test]

@@ -1,12 +1,13 @@
 //! The data path of virtio-blk: one request after the other, straight between file and guest memory.
 
+use super::image::{Extent, Image};
 use super::request::{Range, Request, Status};
 use super::{ID, NAME};
 use crate::virtio::Watcher;
 use crate::virtio::chain::{Chain, ChainError};
 use crate::virtio::iovec::IoVecs;
 use crate::virtio::{ActiveQueue, Interrupt, Worker, WorkerError};
-use std::fs::File;
+use protocol::control::PART_BLOCK;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
@@ -22,8 +23,7 @@ pub(super) struct BlkWorker {
     pub(super) requests: ActiveQueue,
     pub(super) memory: GuestMemoryMmap,
     pub(super) interrupt: Arc<dyn Interrupt>,
-    pub(super) file: Arc<File>,
-    pub(super) sectors: u64,
+    pub(super) image: Arc<Image>,
     pub(super) read_only: bool,
 }
 
@@ -52,7 +52,7 @@ impl BlkWorker {
     /// from the start of the writable part without gaps.
     fn serve_one(&self, chain: &Chain) -> Result<u32, ChainError> {
         let status_at = chain.writable_len().saturating_sub(1);
-        let result = Request::decode(chain, &self.memory, self.sectors)?
+        let result = Request::decode(chain, &self.memory, self.image.sectors())?
             .and_then(|request| self.execute(&request, chain));
         let (status, filled) = match result {
             Ok(filled) => (Status::Ok, filled),
@@ -74,7 +74,9 @@ impl BlkWorker {
             Request::Read(range) => self.read(*range, chain),
             Request::Write(range) => self.write(*range, chain).map(|()| 0),
             Request::Flush if self.read_only => Ok(0),
-            Request::Flush => self.file.sync_data().map(|()| 0).map_err(|_| Status::IoError),
+            Request::Flush => {
+                self.image.writable()?.sync_data().map(|()| 0).map_err(|_| Status::IoError)
+            }
             Request::GetId => {
                 // A shorter buffer gets the beginning.
                 let len = ID.len().min(chain.writable_len().saturating_sub(1));
@@ -87,10 +89,21 @@ impl BlkWorker {
     }
 
     fn read(&self, range: Range, chain: &Chain) -> Result<usize, Status> {
-        let mut pieces = IoVecs::default();
-        let len = range.len as usize;
-        chain.writer(&self.memory).gather(len, &mut pieces).map_err(|_| Status::IoError)?;
-        pieces.read_from(self.file.as_fd(), range.offset).map(|()| len).map_err(|_| Status::IoError)
+        static ZEROS: [u8; PART_BLOCK as usize] = [0; PART_BLOCK as usize];
+        let mut writer = chain.writer(&self.memory);
+        for extent in self.image.extents(range.offset, range.len) {
+            match extent {
+                Extent::File { file, offset, len } => {
+                    let mut pieces = IoVecs::default();
+                    writer.gather(len, &mut pieces).map_err(|_| Status::IoError)?;
+                    pieces.read_from(file.as_fd(), offset).map_err(|_| Status::IoError)?;
+                }
+                Extent::Zeros(len) => {
+                    writer.write(&ZEROS[..len]).map_err(|_| Status::IoError)?;
+                }
+            }
+        }
+        Ok(range.len as usize)
     }
 
     fn write(&self, range: Range, chain: &Chain) -> Result<(), Status> {
@@ -100,7 +113,8 @@ impl BlkWorker {
             .skip(HEADER)
             .and_then(|()| reader.gather(range.len as usize, &mut pieces))
             .map_err(|_| Status::IoError)?;
-        pieces.write_to(self.file.as_fd(), range.offset).map_err(|_| Status::IoError)
+        let file = self.image.writable()?;
+        pieces.write_to(file.as_fd(), range.offset).map_err(|_| Status::IoError)
     }
 
     fn deallocate(&self, ranges: &[Range]) -> Result<(), Status> {
@@ -123,8 +137,9 @@ impl BlkWorker {
         let (Ok(offset), Ok(len)) = (i64::try_from(range.offset), i64::try_from(range.len)) else {
             return Err(Status::IoError);
         };
-        // SAFETY: takes no pointers; the descriptor is owned by `self.file`.
-        if unsafe { libc::fallocate(self.file.as_raw_fd(), mode, offset, len) } == 0 {
+        let fd = self.image.writable()?.as_raw_fd();
+        // SAFETY: takes no pointers; the descriptor is owned by `self.image`.
+        if unsafe { libc::fallocate(fd, mode, offset, len) } == 0 {
             return Ok(());
         }
         Err(match io::Error::last_os_error().raw_os_error() {
