@@ -7,6 +7,7 @@ use fuzz::guest::{Guest, io_loop};
 use fuzz::scratch;
 use libfuzzer_sys::fuzz_target;
 use vmm::devices::blk::Disk;
+use vmm::virtio::starter::Starter;
 
 fuzz_target!(init: scratch::limit_process(), |data: &[u8]| {
     let mut input = Choices::new(data);
@@ -15,7 +16,7 @@ fuzz_target!(init: scratch::limit_process(), |data: &[u8]| {
     let read_only = form & 2 != 0;
     let sizes = if form & 6 == 6 { vec![4097, scratch::DISK - 8192] } else { vec![scratch::DISK] };
     let parts = sizes.into_iter().map(|bytes| (file.try_clone().expect("a descriptor"), bytes)).collect();
-    let mut disk = Disk::new(parts, read_only).expect("a disk");
+    let mut disk = Disk::new(parts, read_only, Starter::default().threads()).expect("a disk");
     let (io, _events) = io_loop();
     let mut guest = Guest::new(&mut disk, io, form & 1 != 0);
     while !input.is_empty() {

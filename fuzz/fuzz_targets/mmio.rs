@@ -9,6 +9,7 @@ use libfuzzer_sys::fuzz_target;
 use vm_memory::{Bytes, GuestAddress};
 use vmm::bus::BusDevice;
 use vmm::devices::blk::Disk;
+use vmm::virtio::starter::Starter;
 use vmm::devices::net::Net;
 use vmm::devices::rng::Rng;
 use vmm::devices::slots::EmptySlot;
@@ -83,7 +84,7 @@ fn device(kind: u8, which: u8) -> Box<dyn VirtioDevice> {
         0 => Box::new(Rng),
         1 => match which % 3 {
             0 => Box::new(EmptySlot),
-            1 => Box::new(Disk::new(vec![(scratch::disk(), scratch::DISK)], false).expect("a disk")),
+            1 => Box::new(Disk::new(vec![(scratch::disk(), scratch::DISK)], false, Starter::default().threads()).expect("a disk")),
             _ => Box::new(Net::new(scratch::disk(), [2; 6], 1500).expect("an interface")),
         },
         _ => {

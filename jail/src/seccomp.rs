@@ -99,6 +99,21 @@ impl SyscallFilter {
 pub struct CompiledFilter(BpfProgram);
 
 impl CompiledFilter {
+    /// A filter that allows all but these system calls, which fail with `errno` instead. Another filter that does not
+    /// allow them is the stronger one.
+    ///
+    /// # Errors
+    /// [`SeccompError::Compile`] when the list is empty or too long.
+    pub fn refusing(calls: &[i64], errno: i32) -> Result<Self, SeccompError> {
+        let rules = calls.iter().map(|&call| (call, Vec::new())).collect();
+        let arch = TargetArch::try_from(std::env::consts::ARCH).map_err(SeccompError::Compile)?;
+        let refused = SeccompAction::Errno(errno as u32);
+        SeccompFilter::new(rules, SeccompAction::Allow, refused, arch)
+            .and_then(BpfProgram::try_from)
+            .map(Self)
+            .map_err(SeccompError::Compile)
+    }
+
     /// Installs the filter in the calling thread, for good. Sets `no_new_privs` too.
     ///
     /// # Errors

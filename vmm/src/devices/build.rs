@@ -11,6 +11,7 @@ use crate::virtio::VirtioDevice;
 use crate::virtio::io_loop::IoLoop;
 use crate::virtio::mmio::MmioTransport;
 use crate::virtio::registers::RegisterPages;
+use crate::virtio::starter::Starter;
 use protocol::machine::{FsConfig, MachineConfig};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -24,6 +25,8 @@ pub struct Built {
     /// The loops of their workers; to be spawned once the process is confined. A worker that is
     /// activated earlier waits.
     pub loops: Vec<(Role, IoLoop)>,
+    /// What starts disks' threads, to be spawned as well; none without slots.
+    pub starter: Option<Starter>,
 }
 
 /// What the workers of a loop do, which says what system calls its thread may make.
@@ -121,10 +124,10 @@ pub fn build(
         builder.add_shared_dir(dir, &mut fds)?;
     }
     let first = builder.transports.len();
-    let slot_loops = builder.add_slots(config.slots)?;
+    let (slot_loops, starter) = builder.add_slots(config.slots, shared)?.unzip();
     let Builder { transports, loops, registers, .. } = builder;
     let slots = Slots::new(first as u32, &transports[first..], slot_loops);
-    Ok(Built { devices: Devices { transports, events, vsock, slots, registers }, loops })
+    Ok(Built { devices: Devices { transports, events, vsock, slots, registers }, loops, starter })
 }
 
 fn resources(device: &'static str, source: io::Error) -> BuildError {
@@ -178,15 +181,20 @@ impl Builder<'_> {
         self.add("fs", Box::new(dir), io)
     }
 
-    /// Disks have one loop together, and so have interfaces.
-    fn add_slots(&mut self, count: u32) -> Result<Option<SlotLoops>, BuildError> {
+    /// Interfaces have one loop together, disks each their own, once they are there. No worker of an empty slot will run
+    /// in loop `none`.
+    fn add_slots(
+        &mut self,
+        count: u32,
+        none: usize,
+    ) -> Result<Option<(SlotLoops, Starter)>, BuildError> {
         if count == 0 {
             return Ok(None);
         }
-        let disks = self.new_loop(Role::Io, "disks")?;
+        (0..count).try_for_each(|_| self.add("slot", Box::new(EmptySlot), none))?;
         let network = self.new_loop(Role::Network, "net")?;
-        (0..count).try_for_each(|_| self.add("slot", Box::new(EmptySlot), disks))?;
-        let [disks, network] = [disks, network].map(|io| self.loops[io].1.handle());
-        Ok(Some(SlotLoops { disks, network }))
+        let (starter, network) = (Starter::default(), self.loops[network].1.handle());
+        let (threads, events) = (starter.threads(), self.sender.clone());
+        Ok(Some((SlotLoops { threads, events, network }, starter)))
     }
 }

@@ -4,12 +4,15 @@
 //! command line. Empty it has device id 0: a placeholder, which drivers leave alone (virtio 1.3 §4.2.3.1).
 //! The guest binds its driver again, by sysfs, when it is told of a device.
 
-use super::blk::OddSize;
+use super::blk::DiskError;
 use super::net::{self, OddMtu};
+use crate::events::EventSender;
 use crate::kvm::KvmError;
-use crate::virtio::io_loop::{IoHandle, LoopStuck};
+use crate::virtio::io_loop::{IoHandle, IoLoop, LoopStuck};
 use crate::virtio::mmio::MmioTransport;
+use crate::virtio::starter::Threads;
 use crate::virtio::{ActivateError, Activation, VirtioDevice, Worker};
+use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -42,9 +45,12 @@ impl VirtioDevice for EmptySlot {
 /// Why a device can't be attached or detached.
 #[derive(Debug, thiserror::Error)]
 pub enum SlotError {
-    /// A disk's size.
+    /// A disk's size, or what it takes.
     #[error(transparent)]
-    Size(#[from] OddSize),
+    Disk(#[from] DiskError),
+    /// A disk's thread.
+    #[error("start a thread for a disk")]
+    Thread(#[from] io::Error),
     /// An interface's MTU.
     #[error(transparent)]
     Mtu(#[from] OddMtu),
@@ -87,11 +93,12 @@ impl std::fmt::Display for Kind {
     }
 }
 
-/// In which loop the workers of each kind run.
-#[derive(Clone)]
+/// In which threads the workers of each kind run.
 pub struct SlotLoops {
-    /// Disks': their reads and writes block, and few machines have any.
-    pub disks: IoHandle,
+    /// Disks': each has a loop of its own, and more, as long as it is there: their reads and writes block.
+    pub threads: Threads,
+    /// What disks' loops report to.
+    pub events: EventSender,
     /// Interfaces': nothing blocks, and nothing else shall keep frames waiting.
     pub network: IoHandle,
 }
@@ -110,6 +117,8 @@ struct Slot {
     /// How many of its queues are connected; with the first of them its interrupt.
     connected: usize,
     holds: Option<Kind>,
+    /// The loop that ends with what the slot holds.
+    own: Option<IoHandle>,
 }
 
 impl Slots {
@@ -119,6 +128,7 @@ impl Slots {
             transport: transport.clone(),
             connected: 0,
             holds: None,
+            own: None,
         };
         Self { first, loops, places: slots.iter().map(slot).collect() }
     }
@@ -126,6 +136,14 @@ impl Slots {
     /// The number of the first slot.
     pub fn first(&self) -> u32 {
         self.first
+    }
+
+    /// What starts disks' threads.
+    ///
+    /// # Errors
+    /// [`SlotError::Full`]: there are no slots.
+    pub fn threads(&self) -> Result<Threads, SlotError> {
+        self.loops.as_ref().map(|loops| loops.threads.clone()).ok_or(SlotError::Full(0))
     }
 
     /// Puts `device` into an empty slot; gives the device's number. Before the first device of a slot that has so many
@@ -152,10 +170,19 @@ impl Slots {
             slot.connected = queues;
         }
         let io = match kind {
-            Kind::Disk => &loops.disks,
-            Kind::Network => &loops.network,
+            Kind::Disk => {
+                let mut io = IoLoop::new("disk", loops.events.clone())?;
+                let handle = io.handle();
+                let run = move || {
+                    // A loop without epoll: its disk is stuck from then on, and nothing else.
+                    let _ = io.run();
+                };
+                loops.threads.start("disk", Box::new(run))?;
+                slot.own.insert(handle).clone()
+            }
+            Kind::Network => loops.network.clone(),
         };
-        slot.transport.replace(device, io.clone())?;
+        slot.transport.replace(device, io)?;
         slot.holds = Some(kind);
         Ok(number)
     }
@@ -171,8 +198,11 @@ impl Slots {
         let (Some(slot), Some(loops)) = (slot, &self.loops) else {
             return Err(SlotError::Other { device: number, kind });
         };
-        slot.transport.replace(Box::new(EmptySlot), loops.disks.clone())?;
+        slot.transport.replace(Box::new(EmptySlot), loops.network.clone())?;
         slot.holds = None;
+        if let Some(io) = slot.own.take() {
+            io.exit();
+        }
         Ok(())
     }
 }
@@ -184,27 +214,32 @@ mod tests {
     use crate::devices::blk::Disk;
     use crate::devices::net::Net;
     use crate::events;
-    use crate::virtio::io_loop::IoLoop;
     use crate::virtio::mmio::register;
+    use crate::virtio::starter::Starter;
     use crate::virtio::testing::memory;
     use std::fs::File;
 
     fn device(kind: Kind) -> Box<dyn VirtioDevice> {
         let file = File::open("/dev/zero").unwrap();
         match kind {
-            Kind::Disk => Box::new(Disk::new(vec![(file, 512)], true).unwrap()),
+            Kind::Disk => {
+                let threads = Starter::default().threads();
+                Box::new(Disk::new(vec![(file, 512)], true, threads).unwrap())
+            }
             Kind::Network => Box::new(Net::new(file, [2; 6], 1500).unwrap()),
         }
     }
 
     #[test]
     fn a_slot_is_a_placeholder_until_a_device_is_in_it_and_after() {
-        let new_loop = |name| IoLoop::new(name, events::channel().unwrap().0).unwrap();
-        let (disks, network) = (new_loop("disks"), new_loop("net"));
-        let loops = SlotLoops { disks: disks.handle(), network: network.handle() };
+        let (events, _receiver) = events::channel().unwrap();
+        let network = IoLoop::new("net", events.clone()).unwrap();
+        let starter = Starter::default();
+        let loops = SlotLoops { threads: starter.threads(), events, network: network.handle() };
+        starter.spawn(Box::new(|| Ok(())), Arc::new(|| Ok(()))).unwrap();
         let slot = || {
             let page = crate::virtio::testing::registers();
-            MmioTransport::new(page, Box::new(EmptySlot), memory(), disks.handle()).unwrap()
+            MmioTransport::new(page, Box::new(EmptySlot), memory(), network.handle()).unwrap()
         };
         let transports = [Arc::new(slot()), Arc::new(slot())];
         let mut slots = Slots::new(4, &transports, Some(loops));

@@ -55,7 +55,8 @@ pub fn build(config: &MachineConfig, descriptors: Vec<OwnedFd>) -> Result<Prepar
     let exit = Arc::new(ExitNotice::new().map_err(StartError::host("an eventfd"))?);
     let (console_input, console) = open_console(config, exit.clone())?;
     let ports = build_ports(&vm, console_input, &exit)?;
-    let Built { devices, loops } = devices::build::build(config, descriptors, ram.memory())?;
+    let Built { devices, loops, starter } =
+        devices::build::build(config, descriptors, ram.memory())?;
     let Placed { mmio, announced } = place_devices(&vm, &devices)?;
 
     populate_start(&ram, &kernel, initrd_at + initrd.as_ref().map_or(0, Initrd::len));
@@ -77,7 +78,7 @@ pub fn build(config: &MachineConfig, descriptors: Vec<OwnedFd>) -> Result<Prepar
     let around = Surroundings { ports: Arc::new(ports), mmio: Arc::new(mmio), exit, gate };
     let least_vcpus = config.vcpus as usize;
     let machine = Machine { vm, ram, vcpus, least_vcpus, around, console, devices };
-    Ok(Prepared { machine, loops })
+    Ok(Prepared { machine, loops, starter })
 }
 
 /// Where the image goes: right after the kernel. Refuses a memory that is too small for both.

@@ -26,12 +26,14 @@ use crate::seccomp::Filters;
 use crate::vcpu::{StuckVcpu, Surroundings, Vcpu};
 use crate::virtio::VirtioDevice;
 use crate::virtio::io_loop::{IoLoop, LoopStuck};
+use crate::virtio::starter::Starter;
 use kvm_ioctls::VmFd;
 use protocol::control::ExitReason;
 use protocol::machine::Size;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// How long devices may take to stop: what the host's disks take for the requests they are at.
@@ -42,6 +44,8 @@ pub struct Prepared {
     machine: Machine,
     /// Of the devices' workers.
     loops: Vec<(Role, IoLoop)>,
+    /// Of disks' threads.
+    starter: Option<Starter>,
 }
 
 impl Prepared {
@@ -50,7 +54,7 @@ impl Prepared {
     /// # Errors
     /// [`StartError::Host`] when a thread can't be started.
     pub fn start(self, filters: &Filters) -> Result<Machine, StartError> {
-        let Self { mut machine, loops } = self;
+        let Self { mut machine, loops, starter } = self;
         let around = &machine.around;
         for (role, io_loop) in loops {
             let filter = match role {
@@ -65,6 +69,21 @@ impl Prepared {
                 })
             };
             io_loop.spawn(Box::new(confine)).map_err(StartError::host("a thread for devices"))?;
+        }
+        if let Some(starter) = starter {
+            let (own, disk) = (filters.starter.clone(), filters.disk.clone());
+            let exit = around.exit.clone();
+            let at_first = move || own.apply().map_err(io::Error::other);
+            let confine = move || {
+                disk.apply().map_err(io::Error::other).inspect_err(|e| {
+                    exit.end(ExitReason::Internal(format!(
+                        "a disk's thread can't be confined: {e}"
+                    )));
+                })
+            };
+            starter
+                .spawn(Box::new(at_first), Arc::new(confine))
+                .map_err(StartError::host("a thread that starts others"))?;
         }
         for vcpu in &mut machine.vcpus {
             let filter = filters.vcpu.clone();
@@ -213,7 +232,8 @@ impl Machine {
         files: Vec<(File, u64)>,
         read_only: bool,
     ) -> Result<u32, SlotError> {
-        self.attach(Kind::Disk, Box::new(Disk::new(files, read_only)?))
+        let threads = self.devices.slots.threads()?;
+        self.attach(Kind::Disk, Box::new(Disk::new(files, read_only, threads)?))
     }
 
     /// Puts a network interface on `tap` into an empty slot; gives the device's number. See [`Net::new`].

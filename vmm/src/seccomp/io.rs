@@ -1,4 +1,4 @@
-//! Threads that run devices' workers: they move data between queues and descriptors.
+//! Threads that run the workers of most devices: they move data between queues and sockets.
 
 use jail::SyscallFilter;
 
@@ -9,11 +9,6 @@ pub(super) fn filter() -> SyscallFilter {
             libc::SYS_epoll_wait,
             libc::SYS_epoll_pwait,
             libc::SYS_epoll_ctl,
-            // Disks.
-            libc::SYS_preadv,
-            libc::SYS_pwritev,
-            libc::SYS_fdatasync,
-            libc::SYS_fallocate,
             // Streams of vsock: data and half-close.
             libc::SYS_sendto,
             libc::SYS_shutdown,

@@ -15,6 +15,10 @@ pub(super) fn filter() -> SyscallFilter {
             // Waits for the control socket, the machine's end, devices' events and the console.
             libc::SYS_poll,
             libc::SYS_ppoll,
+            // The loop of a disk that is attached, and what its threads wait for.
+            libc::SYS_epoll_create1,
+            libc::SYS_epoll_ctl,
+            libc::SYS_eventfd2,
             // The control socket.
             libc::SYS_recvmsg,
             libc::SYS_sendmsg,

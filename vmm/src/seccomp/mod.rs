@@ -3,9 +3,11 @@
 //! The filters go on after everything is opened and the process is jailed. What a thread does not
 //! do in its steady state is not in its list, even where it would be harmless.
 
+mod disk;
 mod io;
 mod main_thread;
 mod network;
+mod starter;
 mod vcpu;
 
 use jail::{CompiledFilter, SeccompError, SyscallFilter};
@@ -20,6 +22,24 @@ pub struct Filters {
     pub io: CompiledFilter,
     /// The one that runs those of network interfaces.
     pub network: CompiledFilter,
+    /// Threads of disks.
+    pub disk: CompiledFilter,
+    /// The one that starts them.
+    pub starter: Starter,
+}
+
+/// The filters of a thread that starts others.
+#[derive(Clone)]
+pub struct Starter([CompiledFilter; 2]);
+
+impl Starter {
+    /// Installs both in the calling thread, for good.
+    ///
+    /// # Errors
+    /// [`SeccompError::Install`].
+    pub fn apply(&self) -> Result<(), SeccompError> {
+        self.0.iter().try_for_each(CompiledFilter::apply)
+    }
 }
 
 impl Filters {
@@ -34,6 +54,8 @@ impl Filters {
             vcpu: compile(vcpu::filter())?,
             io: compile(io::filter())?,
             network: compile(network::filter())?,
+            disk: compile(disk::filter())?,
+            starter: Starter([starter::without_clone3()?, compile(starter::filter())?]),
         })
     }
 }

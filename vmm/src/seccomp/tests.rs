@@ -38,6 +38,11 @@ fn survived(status: WaitStatus) -> bool {
     matches!(status, WaitStatus::Exited(_, 7))
 }
 
+/// All but the one that starts threads.
+fn all(filters: &Filters) -> [&CompiledFilter; 5] {
+    [&filters.main_thread, &filters.vcpu, &filters.io, &filters.network, &filters.disk]
+}
+
 #[test]
 fn a_call_outside_the_list_kills_the_process() {
     let filters = Filters::compile().unwrap();
@@ -56,7 +61,7 @@ fn a_call_outside_the_list_kills_the_process() {
         libc::SYS_io_uring_setup,
         libc::SYS_getppid,
     ];
-    for filter in [&filters.main_thread, &filters.vcpu, &filters.io, &filters.network] {
+    for filter in all(&filters) {
         for call in forbidden {
             assert!(killed(fate(filter, call)), "system call {call}");
         }
@@ -76,7 +81,9 @@ fn each_role_has_only_its_own_calls() {
     assert!(killed(fate(&filters.main_thread, libc::SYS_epoll_wait)));
     assert!(killed(fate(&filters.main_thread, libc::SYS_socketpair)));
     assert!(killed(fate(&filters.io, libc::SYS_ftruncate)));
-    assert!(survived(fate(&filters.io, libc::SYS_pwritev)));
+    assert!(killed(fate(&filters.io, libc::SYS_pwritev)));
+    assert!(survived(fate(&filters.disk, libc::SYS_pwritev)));
+    assert!(killed(fate(&filters.disk, libc::SYS_sendmsg)));
     assert!(killed(fate(&filters.io, libc::SYS_writev)));
     assert!(killed(fate(&filters.network, libc::SYS_pwritev)));
     assert!(killed(fate(&filters.network, libc::SYS_sendmsg)));
@@ -89,7 +96,7 @@ fn each_role_has_only_its_own_calls() {
 #[test]
 fn no_thread_makes_executable_memory() {
     let filters = Filters::compile().unwrap();
-    for filter in [&filters.main_thread, &filters.vcpu, &filters.io, &filters.network] {
+    for filter in all(&filters) {
         // SAFETY: as in `fate`; the mapping is anonymous and is not used.
         let status = match unsafe { fork() }.unwrap() {
             // SAFETY: plain system calls in a process that ends with them.
@@ -109,7 +116,7 @@ fn no_thread_makes_executable_memory() {
 fn signals_go_to_the_own_process_alone() {
     let filters = Filters::compile().unwrap();
     let own = i64::from(std::process::id());
-    for filter in [&filters.main_thread, &filters.vcpu, &filters.io, &filters.network] {
+    for filter in all(&filters) {
         // No thread has the number 0x7fff_ffff, so what is allowed does nothing.
         let signal = |process| fate_with(filter, libc::SYS_tgkill, [process, 0x7fff_ffff, 0]);
         assert!(survived(signal(own)));
@@ -129,6 +136,68 @@ fn a_stream_of_the_guests_is_a_unix_socket() {
     }
 }
 
+/// What a process under the starter's filters comes to that makes one system call.
+fn starter(call: i64, arguments: [i64; 3]) -> WaitStatus {
+    let filters = Filters::compile().unwrap().starter;
+    // SAFETY: the child makes only system calls, on filters compiled before.
+    match unsafe { fork() }.unwrap() {
+        ForkResult::Child => {
+            let applied = filters.apply().is_ok();
+            let [first, second, third] = arguments;
+            // SAFETY: none of the calls used here has an argument that is a pointer it gets to.
+            unsafe {
+                let done = libc::syscall(call, first, second, third, 0, 0, 0);
+                let refused = done == -1 && *libc::__errno_location() == libc::ENOSYS;
+                libc::_exit(if applied && (call != libc::SYS_clone3 || refused) { 7 } else { 8 });
+            }
+        }
+        ForkResult::Parent { child } => waitpid(child, None).unwrap(),
+    }
+}
+
+#[test]
+fn threads_are_started_and_no_processes() {
+    assert!(survived(starter(libc::SYS_clone3, [0; 3])), "as if there were none");
+    for flags in [libc::SIGCHLD, libc::CLONE_VM | libc::CLONE_VFORK, libc::CLONE_NEWUSER] {
+        assert!(killed(starter(libc::SYS_clone, [flags.into(), 0, 0])), "{flags:#x}");
+    }
+    for call in [libc::SYS_fork, libc::SYS_vfork, libc::SYS_execve, libc::SYS_openat] {
+        assert!(killed(starter(call, [0; 3])), "system call {call}");
+    }
+    let allow = libc::PR_SET_DUMPABLE.into();
+    assert!(killed(starter(libc::SYS_prctl, [allow, 1, 0])));
+}
+
+/// What the thread that starts others does, and these, with the filters on.
+#[test]
+fn a_confined_thread_starts_confined_threads() {
+    if std::env::var(ROLE).is_ok() {
+        // As the program does.
+        // SAFETY: only sets a number of the allocator's.
+        unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
+        let filters = Filters::compile().unwrap();
+        let starter = crate::virtio::starter::Starter::default();
+        let threads = starter.threads();
+        let (own, disk) = (filters.starter, filters.disk);
+        let own = move || own.apply().map_err(std::io::Error::other);
+        let disk = move || disk.apply().map_err(std::io::Error::other);
+        starter.spawn(Box::new(own), Arc::new(disk)).unwrap();
+        let (told, heard) = channel();
+        for number in 0..50 {
+            let told = told.clone();
+            threads.start("disk", Box::new(move || told.send(number).unwrap())).unwrap();
+        }
+        drop(told);
+        assert_eq!(heard.iter().sum::<i32>(), 50 * 49 / 2);
+        std::process::exit(0);
+    }
+    let name = "seccomp::tests::a_confined_thread_starts_confined_threads";
+    let arguments = ["--exact", name, "--nocapture"];
+    let mut again = Command::new(std::env::current_exe().unwrap());
+    let output = again.args(arguments).env(ROLE, "starter").output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+}
+
 /// The role that this process, started by [`each_role_stands_contention_and_shortage`], plays.
 const ROLE: &str = "VMM_SECCOMP_TEST_ROLE";
 
@@ -141,7 +210,7 @@ fn each_role_stands_contention_and_shortage() {
         std::process::exit(0);
     }
     let me = std::env::current_exe().unwrap();
-    for role in ["main_thread", "vcpu", "io", "network"] {
+    for role in ["main_thread", "vcpu", "io", "network", "disk"] {
         let name = "seccomp::tests::each_role_stands_contention_and_shortage";
         let arguments = ["--exact", name, "--nocapture"];
         let output = Command::new(&me).args(arguments).env(ROLE, role).output().unwrap();
@@ -158,6 +227,7 @@ fn contend(role: &str) {
         "main_thread" => filters.main_thread,
         "vcpu" => filters.vcpu,
         "network" => filters.network,
+        "disk" => filters.disk,
         _ => filters.io,
     };
     // All of them are there before the first goes on: a confined thread can't start another.

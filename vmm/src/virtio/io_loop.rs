@@ -1,7 +1,7 @@
 //! Threads that run device workers: one epoll set each.
 //!
-//! Devices whose workers never block (rng, vsock) share a loop; a disk and a file system have one
-//! each, because a read of a slow disk or a handshake with a server must not stall the others.
+//! Devices whose workers never block (rng, vsock) share a loop; each disk and each file system has one of its own,
+//! because a read of a slow disk or a handshake with a server must not stall the others.
 //! A loop exists, and takes requests, before its thread does: devices are built first, then the
 //! process is confined, and only then are the threads started, under their seccomp filters.
 
@@ -149,7 +149,11 @@ impl IoLoop {
         })
     }
 
-    fn run(&mut self) -> io::Result<()> {
+    /// Runs on the calling thread, until it ends as [`Self::spawn`]'s.
+    ///
+    /// # Errors
+    /// epoll's.
+    pub fn run(&mut self) -> io::Result<()> {
         while self.turn(-1)?.is_some() {}
         Ok(())
     }

@@ -91,12 +91,31 @@ impl<'a> IoVecs<'a> {
         Ok(())
     }
 
-    /// Fills all pieces from a file at `offset`.
+    /// Fills all pieces from a file at `offset`; calls `before_waiting` unless the host has it all in memory.
     ///
     /// # Errors
     /// The system call's, and `UnexpectedEof` when the file ends first.
-    pub fn read_from(self, file: BorrowedFd<'_>, offset: u64) -> io::Result<()> {
+    pub fn read_from(
+        mut self,
+        file: BorrowedFd<'_>,
+        mut offset: u64,
+        before_waiting: impl FnOnce(),
+    ) -> io::Result<()> {
         let fd = file.as_raw_fd();
+        let count = self.pieces.len().min(MAX_PIECES) as i32;
+        let position = i64::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput)?;
+        // SAFETY: as below.
+        let n =
+            unsafe { libc::preadv2(fd, self.pieces.as_ptr(), count, position, libc::RWF_NOWAIT) };
+        // Whatever keeps it from that is found again.
+        if let Ok(n @ 1..) = usize::try_from(n) {
+            self.advance(n);
+            offset += n as u64;
+        }
+        if self.is_empty() {
+            return Ok(());
+        }
+        before_waiting();
         // SAFETY: the pieces are writable guest memory that outlives `'a`; the descriptor is borrowed.
         self.all(offset, |iov, count, at| unsafe { libc::preadv(fd, iov, count, at) })
     }

@@ -15,6 +15,7 @@ pub mod mmio;
 pub mod queue;
 pub mod registers;
 pub mod setup;
+pub mod starter;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod testing;
 mod watcher;

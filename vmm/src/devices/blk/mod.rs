@@ -3,21 +3,27 @@
 //!
 //! A read-only disk is descriptors open for reading: what the guest thinks of it does not matter.
 
+mod helpers;
 mod image;
 mod request;
+#[cfg(test)]
+mod slow_tests;
 #[cfg(test)]
 mod tests;
 mod worker;
 
+use crate::virtio::starter::Threads;
 use crate::virtio::{
     ActivateError, Activation, F_EVENT_IDX, F_INDIRECT_DESC, VirtioDevice, Worker,
 };
+use helpers::Helpers;
 use image::Image;
 use protocol::control::MAX_FDS;
 use request::{MAX_RANGES, SECTOR};
 use std::fs::File;
+use std::io;
 use std::sync::Arc;
-use worker::BlkWorker;
+use worker::{BlkWorker, DataPath};
 
 const NAME: &str = "blk";
 const DEVICE_ID: u32 = 2;
@@ -42,6 +48,17 @@ const CONFIG_LEN: usize = 60;
 /// Most sectors of one discarded or zeroed range: 1 GiB.
 const MAX_RANGE_SECTORS: u32 = (1 << 30) / SECTOR as u32;
 
+/// Why there is no such disk.
+#[derive(Debug, thiserror::Error)]
+pub enum DiskError {
+    /// Its size.
+    #[error(transparent)]
+    Size(#[from] OddSize),
+    /// No more descriptors, or the like.
+    #[error("set up a disk")]
+    Resources(#[from] io::Error),
+}
+
 /// A size that no disk has.
 #[derive(Debug, Clone, Copy, thiserror::Error, PartialEq, Eq)]
 pub enum OddSize {
@@ -57,16 +74,22 @@ pub enum OddSize {
 pub struct Disk {
     image: Arc<Image>,
     read_only: bool,
+    helpers: Arc<Helpers>,
 }
 
 impl Disk {
     /// A disk of so many bytes of a raw image file or a block device; or of several that are only read, see
-    /// [`protocol::control::Command::AttachDisk`].
+    /// [`protocol::control::Command::AttachDisk`]. While a driver is up, it has more `threads` than its loop's.
     ///
     /// # Errors
-    /// [`OddSize`].
-    pub fn new(files: Vec<(File, u64)>, read_only: bool) -> Result<Self, OddSize> {
-        Ok(Self { image: Arc::new(Image::new(files, read_only)?), read_only })
+    /// [`DiskError`].
+    pub fn new(
+        files: Vec<(File, u64)>,
+        read_only: bool,
+        threads: Threads,
+    ) -> Result<Self, DiskError> {
+        let image = Arc::new(Image::new(files, read_only)?);
+        Ok(Self { image, read_only, helpers: Arc::new(Helpers::new(threads)?) })
     }
 
     /// The configuration space (§5.2.4); what has no feature bit reads as zero.
@@ -112,12 +135,13 @@ impl VirtioDevice for Disk {
 
     fn activate(&mut self, mut activation: Activation) -> Result<Box<dyn Worker>, ActivateError> {
         let requests = activation.take_queue(0)?;
-        Ok(Box::new(BlkWorker {
-            requests,
+        let path = DataPath {
+            queue: Some(requests).into(),
             memory: activation.memory,
             interrupt: activation.interrupt,
             image: self.image.clone(),
             read_only: self.read_only,
-        }))
+        };
+        Ok(Box::new(BlkWorker { path: Arc::new(path), helpers: self.helpers.clone() }))
     }
 }

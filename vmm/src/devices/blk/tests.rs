@@ -16,10 +16,15 @@ struct Rig {
     memory: GuestMemoryMmap,
     queue: TestQueue,
     disk: Disk,
-    worker: BlkWorker,
+    worker: DataPath,
 }
 
-fn image() -> File {
+/// Of which there will be none.
+fn threads() -> Threads {
+    crate::virtio::starter::Starter::default().threads()
+}
+
+pub(super) fn image() -> File {
     let fd = nix::sys::memfd::memfd_create(c"disk", nix::sys::memfd::MFdFlags::MFD_CLOEXEC);
     let mut file = File::from(fd.unwrap());
     for sector in 0..SECTORS {
@@ -34,15 +39,15 @@ impl Rig {
         if read_only {
             file = File::open(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap();
         }
-        let disk = Disk::new(vec![(file, SECTORS * SECTOR)], read_only).unwrap();
+        let disk = Disk::new(vec![(file, SECTORS * SECTOR)], read_only, threads()).unwrap();
         Self::of(disk)
     }
 
     fn of(disk: Disk) -> Self {
         let memory = memory();
         let queue = TestQueue::new(&memory, 0x10_0000, 256);
-        let worker = BlkWorker {
-            requests: queue.active(),
+        let worker = DataPath {
+            queue: Some(queue.active()).into(),
             memory: memory.clone(),
             interrupt: activation(&memory, &[], 0).1,
             image: disk.image.clone(),
@@ -196,7 +201,7 @@ fn a_hostile_chain_stops_the_device() {
     in_both_modes(|| {
         hostile_chains(256, |name, memory, queue| {
             let mut rig = Rig::new(false);
-            rig.worker.requests = queue.active();
+            rig.worker.queue = Some(queue.active()).into();
             rig.worker.memory = memory.clone();
             assert!(rig.worker.serve().is_err(), "{name}");
         });
@@ -213,7 +218,7 @@ fn a_chain_changed_while_it_is_served_is_survived() {
                 let mut queue = TestQueue::new(&memory, 0x10_0000, 256);
                 // The second descriptor has room for a status, whatever becomes of the first.
                 queue.descriptor(1, 0x18_0000, 513, WRITE, 0);
-                rig.worker.requests = queue.active();
+                rig.worker.queue = Some(queue.active()).into();
                 queue.offer(0);
                 // Served or refused, as it happens to be when it is read.
                 let _ = rig.worker.serve();
@@ -230,7 +235,7 @@ fn random_requests_are_survived() {
         let mut dice = Dice(42);
         for _ in 0..300 {
             rig.queue = TestQueue::new(&rig.memory, 0x10_0000, 256);
-            rig.worker.requests = rig.queue.active();
+            rig.worker.queue = Some(rig.queue.active()).into();
             let kind = dice.pick(&[0, 1, 4, 8, 11, 13, 14]);
             let sector = dice.pick(&[0, 1, 63, 64, u64::MAX, u64::MAX / 512]);
             let out: Vec<u8> =
@@ -242,24 +247,29 @@ fn random_requests_are_survived() {
     });
 }
 
+fn odd(files: Vec<(File, u64)>, read_only: bool) -> Option<OddSize> {
+    match Disk::new(files, read_only, threads()) {
+        Err(DiskError::Size(odd)) => Some(odd),
+        other => other.map(|_| None).unwrap(),
+    }
+}
+
 #[test]
 fn sizes_that_no_disk_has_are_refused() {
     for bytes in [0, 1000, u64::MAX, 1 << 63] {
-        let disk = Disk::new(vec![(image(), bytes)], true);
-        assert_eq!(disk.err(), Some(OddSize::Bytes(bytes)));
+        assert_eq!(odd(vec![(image(), bytes)], true), Some(OddSize::Bytes(bytes)));
     }
     let parts = |sizes: &[u64]| sizes.iter().map(|bytes| (image(), *bytes)).collect();
     for (sizes, bytes) in
         [(&[1000, 0][..], 0), (&[1, u64::MAX], u64::MAX), (&[1 << 62; 2], 1 << 62)]
     {
-        assert_eq!(Disk::new(parts(sizes), true).err(), Some(OddSize::Bytes(bytes)));
+        assert_eq!(odd(parts(sizes), true), Some(OddSize::Bytes(bytes)));
     }
     for count in [0, MAX_FDS + 1] {
-        let disk = Disk::new(parts(&vec![512; count]), true);
-        assert_eq!(disk.err(), Some(OddSize::Parts(count)));
+        assert_eq!(odd(parts(&vec![512; count]), true), Some(OddSize::Parts(count)));
     }
-    assert_eq!(Disk::new(parts(&[512, 512]), false).err(), Some(OddSize::Parts(2)));
-    assert!(Disk::new(parts(&[1; MAX_FDS]), true).is_ok());
+    assert_eq!(odd(parts(&[512, 512]), false), Some(OddSize::Parts(2)));
+    assert_eq!(odd(parts(&[1; MAX_FDS]), true), None);
 }
 
 /// Parts of these sizes; each byte is the number of its part, from 1.
@@ -272,7 +282,7 @@ fn parts(sizes: &[u64]) -> (Rig, Vec<File>) {
     };
     let files: Vec<File> = (1..).zip(sizes).map(part).collect();
     let opened = files.iter().map(|file| file.try_clone().unwrap()).zip(sizes.iter().copied());
-    (Rig::of(Disk::new(opened.collect(), true).unwrap()), files)
+    (Rig::of(Disk::new(opened.collect(), true, threads()).unwrap()), files)
 }
 
 /// What such a disk is.
@@ -299,7 +309,7 @@ fn several_files_are_one_disk() {
         for first in 0..sectors {
             for end in first + 1..=sectors {
                 rig.queue = TestQueue::new(&rig.memory, 0x10_0000, 256);
-                rig.worker.requests = rig.queue.active();
+                rig.worker.queue = Some(rig.queue.active()).into();
                 let (from, to) = ((first * SECTOR) as usize, (end * SECTOR) as usize);
                 let (status, written, data) = rig.request(0, first, &[], to - from);
                 assert_eq!((status, written as usize), (OK, to - from + 1), "{first}..{end}");

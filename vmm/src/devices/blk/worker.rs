@@ -1,5 +1,10 @@
-//! The data path of virtio-blk: one request after the other, straight between file and guest memory.
+//! The data path of virtio-blk, straight between file and guest memory, by any number of threads at once.
+//!
+//! A thread takes a request, does it, gives it back and takes the next. Before it does what may wait for the host's
+//! disk, it has another one look for more: see [`super::helpers`]. What the host has in memory is read without that.
+//! Requests end in any order, as the standard has it (virtio 1.3 §5.2.6.2): a driver waits for what it wants done first.
 
+use super::helpers::Helpers;
 use super::image::{Extent, Image};
 use super::request::{Range, Request, Status};
 use super::{ID, NAME};
@@ -8,9 +13,10 @@ use crate::virtio::chain::{Chain, ChainError};
 use crate::virtio::iovec::IoVecs;
 use crate::virtio::{ActiveQueue, Interrupt, Worker, WorkerError};
 use protocol::control::PART_BLOCK;
+use std::cell::Cell;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::epoll::EventSet;
 
@@ -19,33 +25,68 @@ const MAX_REQUESTS: usize = 64;
 /// Bytes of a request's header, before the data to be written.
 const HEADER: usize = 16;
 
-pub(super) struct BlkWorker {
-    pub(super) requests: ActiveQueue,
+/// What the threads of a disk share while its driver is up.
+pub(super) struct DataPath {
+    /// Held for a moment, not while a request is served. None: it was given back.
+    pub(super) queue: Mutex<Option<ActiveQueue>>,
     pub(super) memory: GuestMemoryMmap,
     pub(super) interrupt: Arc<dyn Interrupt>,
     pub(super) image: Arc<Image>,
     pub(super) read_only: bool,
 }
 
-impl BlkWorker {
-    pub(super) fn serve(&mut self) -> Result<(), ChainError> {
-        self.requests.drain_notification();
-        self.requests.disable_notification(&self.memory)?;
+impl DataPath {
+    /// Serves what the driver has asked for, until there is no more.
+    pub(super) fn serve(&self) -> Result<(), ChainError> {
+        if let Some(queue) = &*self.queue() {
+            queue.drain_notification();
+        }
         for _ in 0..MAX_REQUESTS {
-            let Some(chain) = self.requests.pop(&self.memory)? else {
-                if self.requests.enable_notification(&self.memory)? {
-                    continue;
-                }
-                return Ok(());
-            };
+            let Some(chain) = self.next()? else { return Ok(()) };
             let written = self.serve_one(&chain)?;
-            self.requests.complete(&self.memory, chain.head(), written)?;
-            if self.requests.wants_interrupt(&self.memory)? {
+            if self.complete(&chain, written)? {
                 self.interrupt.signal_used();
             }
         }
-        self.requests.notify_again();
+        if let Some(queue) = &*self.queue() {
+            queue.notify_again();
+        }
         Ok(())
+    }
+
+    fn queue(&self) -> MutexGuard<'_, Option<ActiveQueue>> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The next request; none: there will be a notification of it.
+    fn next(&self) -> Result<Option<Chain>, ChainError> {
+        let mut queue = self.queue();
+        let Some(queue) = &mut *queue else { return Ok(None) };
+        queue.disable_notification(&self.memory)?;
+        loop {
+            let chain = queue.pop(&self.memory)?;
+            if chain.is_some() || !queue.enable_notification(&self.memory)? {
+                return Ok(chain);
+            }
+        }
+    }
+
+    /// Gives a request back; whether the driver wants to be told.
+    fn complete(&self, chain: &Chain, written: u32) -> Result<bool, ChainError> {
+        let mut queue = self.queue();
+        let Some(queue) = &mut *queue else { return Ok(false) };
+        queue.complete(&self.memory, chain.head(), written)?;
+        queue.wants_interrupt(&self.memory)
+    }
+
+    /// This thread is away for some time: what more there is, or comes, is for others.
+    fn let_others_go_on(&self) {
+        if let Some(queue) = &mut *self.queue()
+            // If the rings can't be used any more, whoever takes a request next finds out.
+            && queue.enable_notification(&self.memory).unwrap_or_default()
+        {
+            queue.notify_again();
+        }
     }
 
     /// Serves one request and writes its status; returns the bytes written for the driver, counted
@@ -70,6 +111,9 @@ impl BlkWorker {
         if changes && self.read_only {
             return Err(Status::IoError);
         }
+        if changes || *request == Request::Flush {
+            self.let_others_go_on();
+        }
         match request {
             Request::Read(range) => self.read(*range, chain),
             Request::Write(range) => self.write(*range, chain).map(|()| 0),
@@ -91,12 +135,20 @@ impl BlkWorker {
     fn read(&self, range: Range, chain: &Chain) -> Result<usize, Status> {
         static ZEROS: [u8; PART_BLOCK as usize] = [0; PART_BLOCK as usize];
         let mut writer = chain.writer(&self.memory);
+        let waits = Cell::new(false);
+        let before_waiting = || {
+            if !waits.replace(true) {
+                self.let_others_go_on();
+            }
+        };
         for extent in self.image.extents(range.offset, range.len) {
             match extent {
                 Extent::File { file, offset, len } => {
                     let mut pieces = IoVecs::default();
                     writer.gather(len, &mut pieces).map_err(|_| Status::IoError)?;
-                    pieces.read_from(file.as_fd(), offset).map_err(|_| Status::IoError)?;
+                    pieces
+                        .read_from(file.as_fd(), offset, before_waiting)
+                        .map_err(|_| Status::IoError)?;
                 }
                 Extent::Zeros(len) => {
                     writer.write(&ZEROS[..len]).map_err(|_| Status::IoError)?;
@@ -150,19 +202,44 @@ impl BlkWorker {
     }
 }
 
+/// Runs in the loop of the disk, which is one of its threads.
+pub(super) struct BlkWorker {
+    pub(super) path: Arc<DataPath>,
+    pub(super) helpers: Arc<Helpers>,
+}
+
+/// What the loop watches.
+const REQUESTS: u32 = 0;
+const FAILED: u32 = 1;
+
 impl Worker for BlkWorker {
     fn start(&mut self, watcher: &mut Watcher<'_>) -> Result<(), WorkerError> {
-        watcher
-            .add(&self.requests.notify, EventSet::IN, 0)
-            .map_err(|e| WorkerError::new(NAME, &e))?;
-        self.handle(0, 0, watcher)
+        let mut start = || {
+            if let Some(queue) = &*self.path.queue() {
+                watcher.add(&queue.notify, EventSet::IN | EventSet::EXCLUSIVE, REQUESTS)?;
+                watcher.add(self.helpers.failed(), EventSet::IN, FAILED)?;
+                self.helpers.start(&self.path, &queue.notify)?;
+            }
+            Ok(())
+        };
+        start().map_err(|e: io::Error| WorkerError::new(NAME, &e))?;
+        self.handle(REQUESTS, 0, watcher)
     }
 
-    fn handle(&mut self, _: u32, _: u32, _: &mut Watcher<'_>) -> Result<(), WorkerError> {
-        self.serve().map_err(|e| WorkerError::new(NAME, &e))
+    fn handle(&mut self, token: u32, _: u32, _: &mut Watcher<'_>) -> Result<(), WorkerError> {
+        let failure = if token == FAILED { self.helpers.failure() } else { None };
+        failure.map_or_else(|| self.path.serve(), Err).map_err(|e| WorkerError::new(NAME, &e))
+    }
+
+    /// Until then a disk of the host's that does not answer keeps what else there is of this one waiting.
+    fn quiesce(&mut self) {
+        self.helpers.stop();
+        if let Some(queue) = &*self.path.queue() {
+            self.helpers.forget(&queue.notify);
+        }
     }
 
     fn stop(self: Box<Self>) -> Vec<Option<ActiveQueue>> {
-        vec![Some(self.requests)]
+        vec![self.path.queue().take()]
     }
 }
