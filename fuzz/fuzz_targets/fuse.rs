@@ -11,6 +11,7 @@ use rustix::thread::{UnshareFlags, unshare_unsafe};
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
+use std::sync::Arc;
 use virtio_queue::QueueT;
 use vm_memory::{Bytes, GuestAddress};
 
@@ -70,7 +71,7 @@ fn serve(tree: &Path, data: &[u8]) {
 
 /// A driver and the file server's view of its queue.
 struct Guest {
-    files: Files,
+    files: Arc<Files>,
     memory: Memory,
     queue: RequestQueue,
     available: u16,
@@ -85,7 +86,7 @@ impl Guest {
         queue.ring.set_avail_ring_address(Some(AVAILABLE as u32), Some(0));
         queue.ring.set_used_ring_address(Some(USED as u32), Some(0));
         queue.ring.set_ready(true);
-        Self { files, memory: Memory::new(regions), queue, available: 0 }
+        Self { files: Arc::new(files), memory: Memory::new(regions), queue, available: 0 }
     }
 
     /// As a good driver begins; every feature is wanted.

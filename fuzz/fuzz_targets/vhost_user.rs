@@ -60,7 +60,7 @@ fn serve(tree: &Path, socket: UnixStream) {
     chdir("/").expect("a root");
     let files = file_server::open(own_descriptors, file_server::Roots::Guests).expect("a root");
     // An error ends the server, as it may.
-    let _ = file_server::serve(socket, files);
+    let _ = file_server::serve(socket, files, None);
 }
 
 struct Vmm {

@@ -71,6 +71,7 @@ pub(crate) fn syscall_filter() -> Result<CompiledFilter> {
             libc::SYS_munmap,
             libc::SYS_madvise,
             libc::SYS_futex,
+            libc::SYS_sched_yield,
             libc::SYS_getrandom,
         ])
         .allow_without(libc::SYS_mmap, 2, libc::PROT_EXEC as u32)

@@ -5,9 +5,12 @@
 use crate::file_system::Files;
 use crate::memory::Memory;
 use crate::queue::{Progress, RequestQueue};
+use crate::slow::{Done, Slow};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use std::fs::File;
 use std::io::{self, Read};
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 use vhost::vhost_user::message::{
     VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight,
     VhostUserLog, VhostUserMemoryRegion, VhostUserProtocolFeatures, VhostUserShMemConfig,
@@ -40,7 +43,9 @@ struct Mapping {
 
 /// A virtio-fs device.
 pub(crate) struct Device {
-    files: Files,
+    files: Arc<Files>,
+    /// Who carries out what takes long; without, it is done like the rest.
+    slow: Option<Slow>,
     memory: Memory,
     mappings: Vec<Mapping>,
     queues: Vec<RequestQueue>,
@@ -49,11 +54,15 @@ pub(crate) struct Device {
 
 impl Device {
     /// A device that waits for the VMM to set it up.
-    pub(crate) fn new(files: Files) -> std::result::Result<Self, virtio_queue::Error> {
+    pub(crate) fn new(
+        files: Files,
+        slow: Option<Slow>,
+    ) -> std::result::Result<Self, virtio_queue::Error> {
         let queues: std::result::Result<_, _> =
             (0..QUEUES).map(|_| RequestQueue::new(MAX_QUEUE_SIZE)).collect();
         let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
-        Ok(Self { files, memory, mappings: Vec::new(), queues: queues?, features: 0 })
+        let files = Arc::new(files);
+        Ok(Self { files, slow, memory, mappings: Vec::new(), queues: queues?, features: 0 })
     }
 
     /// The queues, to wait for their notifications.
@@ -72,7 +81,33 @@ impl Device {
                 _ => {}
             }
         }
-        Ok(queue.serve(&self.memory, &self.files))
+        let slow = self.slow.as_mut().map(|slow| (slow, index));
+        Ok(queue.serve_with(&self.memory, &self.files, slow))
+    }
+
+    /// What is readable when a request that took long is done.
+    pub(crate) fn slow_notifier(&self) -> Option<BorrowedFd<'_>> {
+        self.slow.as_ref().map(Slow::notifier)
+    }
+
+    /// Tells the guest of requests that took long.
+    pub(crate) fn finish(&mut self) {
+        let done = self.slow.as_mut().map(Slow::done);
+        self.give_back(done.unwrap_or_default());
+    }
+
+    /// Waits for them all: a queue is given back with nothing under way.
+    fn settle(&mut self) {
+        let done = self.slow.as_mut().map(Slow::settle);
+        self.give_back(done.unwrap_or_default());
+    }
+
+    fn give_back(&mut self, done: Vec<Done>) {
+        for Done { queue, head, outcome } in done {
+            if let Some(queue) = self.queues.get_mut(queue) {
+                queue.finish(&self.memory, head, outcome);
+            }
+        }
     }
 
     fn queue(&mut self, index: impl TryInto<usize>) -> Result<&mut RequestQueue> {
@@ -116,6 +151,7 @@ impl VhostUserBackendReqHandlerMut for Device {
     }
 
     fn reset_device(&mut self) -> Result<()> {
+        self.settle();
         for queue in &mut self.queues {
             queue.set_event_idx(false);
             queue.reset();
@@ -202,6 +238,7 @@ impl VhostUserBackendReqHandlerMut for Device {
     }
 
     fn get_vring_base(&mut self, index: u32) -> Result<VhostUserVringState> {
+        self.settle();
         let queue = self.queue(index)?;
         let next = queue.ring.next_avail();
         let enabled = queue.enabled;
@@ -332,7 +369,7 @@ mod tests {
         let event = || File::from(eventfd(0, EventfdFlags::CLOEXEC).unwrap());
         let shared = event();
         let files = crate::open(crate::own_descriptors().unwrap(), crate::Roots::Guests);
-        let mut device = Device::new(files.unwrap()).unwrap();
+        let mut device = Device::new(files.unwrap(), None).unwrap();
         for index in 0..2 {
             let kick = shared.try_clone().unwrap();
             device.set_vring_kick(index, Some(kick)).unwrap();

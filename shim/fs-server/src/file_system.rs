@@ -18,7 +18,7 @@ use virtiofsd::server::Server;
 const OWN_DESCRIPTORS: u64 = 128;
 
 /// Answers FUSE requests.
-pub struct Files(Box<dyn Answers + Send>);
+pub struct Files(Box<dyn Answers + Send + Sync>);
 
 /// What a file system does with requests.
 trait Answers {

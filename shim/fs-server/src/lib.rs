@@ -4,7 +4,8 @@
 //! closed: so it cannot outlive its machine. File operations are virtiofsd's, used as a library; the
 //! vhost-user device around them is ours, because it works on a connected socket, in a single thread,
 //! and answers a broken queue by stopping that queue. The directory is served twice, as a file system for everything
-//! (`live`) and as one for root file systems to which nobody writes (`layers`), each by a thread of its own.
+//! (`live`) and as one for root file systems to which nobody writes (`layers`), each by a thread of its own; what waits for the host's disk
+//! is carried out by two more (`slow`).
 //!
 //! The program calls [`run`]; what else is public is for the fuzz targets of the guest's and the VMM's requests.
 
@@ -17,6 +18,7 @@ mod logger;
 mod memory;
 mod queue;
 mod serve;
+mod slow;
 
 pub use confine::own_descriptors;
 pub use file_system::{Files, open, open_layers};
@@ -24,6 +26,7 @@ pub use live::Roots;
 pub use memory::{Memory, Regions};
 pub use queue::{Progress, RequestQueue};
 pub use serve::serve;
+pub use slow::Slow;
 
 use anyhow::{Context, Result};
 use nix::sched::{CloneFlags, unshare};
@@ -64,8 +67,9 @@ pub fn run(
         is_confined.recv().context("the second thread ended")?;
     }
     let files = open(own_descriptors, roots)?;
+    let slow = Slow::start()?;
     confine::syscall_filter()?.apply()?;
-    serve(socket, files)
+    serve(socket, files, Some(slow))
 }
 
 fn connected(socket: OwnedFd) -> Result<UnixStream> {
@@ -84,7 +88,7 @@ fn serve_layers(socket: UnixStream, files: Files, confined: &mpsc::Sender<()>) {
         unshare(CloneFlags::CLONE_FS).context("unshare")?;
         confine::syscall_filter()?.apply()?;
         let _ = confined.send(());
-        serve(socket, files)
+        serve(socket, files, None)
     };
     let status = match serve() {
         Ok(()) => 0,

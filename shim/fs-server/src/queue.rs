@@ -2,12 +2,13 @@
 
 use crate::file_system::Files;
 use crate::memory::{Memory, Regions};
+use crate::slow::{Request, Slow};
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd};
-use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
-use virtiofsd::descriptor_utils::{Reader, Writer};
-use vm_memory::GuestMemoryLoadGuard;
+use std::sync::Arc;
+use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use vm_memory::{GuestAddressSpace, GuestMemoryLoadGuard};
 
 /// Requests served before the control socket gets its turn.
 const BATCH: usize = 64;
@@ -90,16 +91,35 @@ impl RequestQueue {
     }
 
     /// Serves some requests. A guest that breaks the rules loses the queue, nothing else.
-    pub fn serve(&mut self, memory: &Memory, files: &Files) -> Progress {
-        self.serve_batch(memory, files).unwrap_or_else(|error| {
-            log::error!("a request queue is stopped: {error}");
-            self.broken = true;
+    pub fn serve(&mut self, memory: &Memory, files: &Arc<Files>) -> Progress {
+        self.serve_with(memory, files, None)
+    }
+
+    /// The same; what waits for the host's disk goes to threads of its own, if there are any, in the name of the queue with
+    /// this index, and comes back by [`RequestQueue::finish`].
+    pub(crate) fn serve_with(
+        &mut self,
+        memory: &Memory,
+        files: &Arc<Files>,
+        slow: Option<(&mut Slow, usize)>,
+    ) -> Progress {
+        self.serve_batch(memory, files, slow).unwrap_or_else(|error| {
+            self.stop(&error);
             Progress::Idle
         })
     }
 
-    fn serve_batch(&mut self, memory: &Memory, files: &Files) -> Result<Progress, QueueError> {
-        use vm_memory::GuestAddressSpace;
+    fn stop(&mut self, error: &QueueError) {
+        log::error!("a request queue is stopped: {error}");
+        self.broken = true;
+    }
+
+    fn serve_batch(
+        &mut self,
+        memory: &Memory,
+        files: &Arc<Files>,
+        mut slow: Option<(&mut Slow, usize)>,
+    ) -> Result<Progress, QueueError> {
         let guard = memory.memory();
         if !self.ring.is_valid(&*guard) {
             return Err(QueueError::Rings);
@@ -113,22 +133,37 @@ impl RequestQueue {
                 let more = self.event_idx && self.ring.enable_notification(&*guard)?;
                 return Ok(if more { Progress::More } else { Progress::Idle });
             };
-            self.answer(chain, &guard, files)?;
+            let head = chain.head_index();
+            let request = Request { chain, memory: guard.clone() };
+            let request = match &mut slow {
+                Some((slow, queue)) if request.is_slow() => slow.begin(*queue, request, files),
+                _ => Some(request),
+            };
+            if let Some(request) = request {
+                let len = request.carry_out(files)?;
+                self.give_back(&guard, head, len)?;
+            }
         }
         Ok(Progress::More)
     }
 
-    fn answer(
+    /// Tells the guest of a request that was carried out elsewhere.
+    pub(crate) fn finish(&mut self, memory: &Memory, head: u16, outcome: Result<u32, QueueError>) {
+        if self.broken || !self.ring.ready() {
+            return;
+        }
+        let guard = memory.memory();
+        if let Err(error) = outcome.and_then(|len| self.give_back(&guard, head, len)) {
+            self.stop(&error);
+        }
+    }
+
+    fn give_back(
         &mut self,
-        chain: DescriptorChain<GuestMemoryLoadGuard<Regions>>,
         guard: &GuestMemoryLoadGuard<Regions>,
-        files: &Files,
+        head: u16,
+        len: u32,
     ) -> Result<(), QueueError> {
-        let head = chain.head_index();
-        let reader = Reader::new(guard, chain.clone())?;
-        let writer = Writer::new(guard, chain)?;
-        let len = files.answer(reader, writer)?;
-        let len = u32::try_from(len).map_err(|_| QueueError::AnswerLength)?;
         self.ring.add_used(&**guard, head, len)?;
         if !self.event_idx || self.ring.needs_notification(&**guard)? {
             self.notify().map_err(QueueError::Notification)?;

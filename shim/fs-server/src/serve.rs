@@ -2,7 +2,8 @@
 
 use crate::device::{Device, QUEUES};
 use crate::file_system::Files;
-use crate::queue::{Progress, RequestQueue};
+use crate::queue::Progress;
+use crate::slow::Slow;
 use anyhow::{Context, Result, anyhow};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -15,6 +16,8 @@ use vhost::vhost_user::{BackendReqHandler, Error};
 #[derive(Debug, Default)]
 struct Work {
     message: bool,
+    /// Requests that took long are done.
+    done: bool,
     notified: [bool; QUEUES],
 }
 
@@ -23,14 +26,14 @@ struct Work {
 /// # Errors
 /// The VMM breaks the protocol such that its next message can't be told from this one, or hands over what is no
 /// notifier.
-pub fn serve(socket: UnixStream, files: Files) -> Result<()> {
+pub fn serve(socket: UnixStream, files: Files, slow: Option<Slow>) -> Result<()> {
     let poll_socket = socket.try_clone().context("cannot duplicate the vhost-user socket")?;
     // The library wants a lock; with one thread nobody ever waits for it.
-    let device = Arc::new(Mutex::new(Device::new(files)?));
+    let device = Arc::new(Mutex::new(Device::new(files, slow)?));
     let mut messages = BackendReqHandler::from_stream(socket, Arc::clone(&device));
     let mut pending = [false; QUEUES];
     loop {
-        let work = wait(&poll_socket, lock(&device)?.queues(), pending.contains(&true))?;
+        let work = wait(&poll_socket, &*lock(&device)?, pending.contains(&true))?;
         if work.message {
             match messages.handle_request() {
                 Ok(()) => {}
@@ -41,6 +44,9 @@ pub fn serve(socket: UnixStream, files: Files) -> Result<()> {
                 Err(e) if survivable(&e) => log::warn!("vhost-user: {e}"),
                 Err(e) => return Err(e).context("vhost-user"),
             }
+        }
+        if work.done {
+            lock(&device)?.finish();
         }
         for (index, pending) in pending.iter_mut().enumerate() {
             let notified = work.notified[index];
@@ -60,15 +66,18 @@ fn lock(device: &Mutex<Device>) -> Result<MutexGuard<'_, Device>> {
     device.lock().map_err(|_| anyhow!("the device is in an undefined state"))
 }
 
-fn wait(socket: &UnixStream, queues: &[RequestQueue], busy: bool) -> Result<Work> {
-    let mut polled = Vec::with_capacity(1 + QUEUES);
+fn wait(socket: &UnixStream, device: &Device, busy: bool) -> Result<Work> {
+    let mut polled = Vec::with_capacity(2 + QUEUES);
     let mut which = Vec::with_capacity(QUEUES);
     polled.push(PollFd::from_borrowed_fd(socket.as_fd(), PollFlags::IN));
-    for (index, queue) in queues.iter().enumerate() {
+    for (index, queue) in device.queues().iter().enumerate() {
         if let Some(notifier) = queue.notifier() {
             polled.push(PollFd::from_borrowed_fd(notifier, PollFlags::IN));
             which.push(index);
         }
+    }
+    if let Some(done) = device.slow_notifier() {
+        polled.push(PollFd::from_borrowed_fd(done, PollFlags::IN));
     }
     let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
     match poll(&mut polled, busy.then_some(&at_once)) {
@@ -77,8 +86,11 @@ fn wait(socket: &UnixStream, queues: &[RequestQueue], busy: bool) -> Result<Work
         Err(e) => return Err(e).context("poll"),
     }
     let mut work = Work { message: !polled[0].revents().is_empty(), ..Work::default() };
+    let queues = which.len();
     for (index, entry) in which.into_iter().zip(&polled[1..]) {
         work.notified[index] = entry.revents().contains(PollFlags::IN);
     }
+    // The last one, if it is no queue's.
+    work.done = polled.get(1 + queues).is_some_and(|entry| !entry.revents().is_empty());
     Ok(work)
 }

@@ -31,7 +31,7 @@ impl Machine {
         // Below what a function may use beneath its stack pointer.
         let address = before.rsp - 4096;
         let memory = File::options().write(true).open(format!("/proc/{pid}/mem"))?;
-        memory.write_all_at(text.unwrap_or_default().as_bytes(), address)?;
+        memory.write_all_at(&[text.unwrap_or_default().as_bytes(), b"\0"].concat(), address)?;
         let [rdi, rsi, rdx, r10, r8, r9] = arguments(address);
         // It stands behind the instruction by which it waits; a call that was interrupted is not begun again.
         let rip = before.rip - SYSCALL;

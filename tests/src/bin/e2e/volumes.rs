@@ -6,8 +6,10 @@ use anyhow::{Context as _, Result, bail};
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::time::Duration;
 
 crate::cases!(
     crate::Scope::Once;
@@ -15,6 +17,7 @@ crate::cases!(
     what_the_guest_does_is_seen_by_the_next_look_of_the_host,
     a_file_that_is_mapped_into_memory_is_written_to_the_host,
     a_program_that_another_user_writes_loses_its_rights,
+    what_waits_for_the_hosts_disk_holds_up_nobody_else,
 );
 
 const ROUNDS: usize = 20;
@@ -223,5 +226,79 @@ fn a_program_that_another_user_writes_loses_its_rights(context: &Context) -> Res
     if mode & 0o7777 != 0o777 {
         bail!("the host sees {mode:o}");
     }
+    container.remove()
+}
+
+/// A file system of the host's in which every change waits; thawed, unmounted and removed when dropped.
+struct Frozen(PathBuf);
+
+impl Frozen {
+    fn new(context: &Context) -> Result<Self> {
+        let frozen = Self(format!("/tmp/{}", context.fresh_id()).into());
+        let image = frozen.0.with_extension("img");
+        fs::create_dir(&frozen.0)?;
+        for command in [
+            Command::new("mke2fs").args(["-q", "-t", "ext4"]).arg(&image).arg("16M"),
+            Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&frozen.0),
+        ] {
+            command::output(command)?.expect_code(0)?;
+        }
+        Ok(frozen)
+    }
+
+    fn freeze(&self) -> Result<()> {
+        let mut freeze = Command::new("fsfreeze");
+        command::output(freeze.arg("--freeze").arg(&self.0))?.expect_code(0)?;
+        Ok(())
+    }
+
+    /// In a while if not before, so that nobody waits for ever; until what is given is dropped.
+    fn thaw_later(&self) -> Sender<()> {
+        let (wanted, until) = channel();
+        let directory = self.0.clone();
+        std::thread::spawn(move || {
+            if until.recv_timeout(Duration::from_secs(60)) == Err(RecvTimeoutError::Timeout) {
+                thaw(&directory);
+            }
+        });
+        wanted
+    }
+}
+
+fn thaw(directory: &Path) {
+    let _ = Command::new("fsfreeze").arg("--unfreeze").arg(directory).output();
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        thaw(&self.0);
+        let _ = Command::new("umount").arg("--lazy").arg(&self.0).output();
+        let _ = fs::remove_dir(&self.0);
+        let _ = fs::remove_file(self.0.with_extension("img"));
+    }
+}
+
+fn what_waits_for_the_hosts_disk_holds_up_nobody_else(context: &Context) -> Result<()> {
+    let frozen = Frozen::new(context)?;
+    let volume = Volume::new(context)?;
+    let [directory, _] = volume.flags();
+    let slow = format!("--mount=type=bind,src={},dst=/slow,options=rbind:rw", frozen.0.display());
+    let container = context.container().flag(directory).flag(slow).detached(&["sleep", "1000"])?;
+    let mut shell = Shell::start(container.exec_command(&[], &["sh"]))?;
+    shell.expect("touch /slow/file", "")?;
+    volume.write("text", "from another disk\n")?;
+    frozen.freeze()?;
+    let in_time = frozen.thaw_later();
+    shell.ask("fallocate -l 65536 /slow/file >/dev/null 2>&1 & waits=$!")?;
+    let said = shell.ask("cat /volume/text && touch /volume/new && kill -0 $waits && echo still");
+    // Thawed before the outcome is looked at: whatever it is, the container can end.
+    thaw(&frozen.0);
+    drop(in_time);
+    let said = said?;
+    if said != "from another disk\nstill" {
+        bail!("{said:?}");
+    }
+    shell.expect("wait $waits && stat -c %s /slow/file", "65536")?;
+    shell.end()?;
     container.remove()
 }
