@@ -16,7 +16,8 @@ use std::process::Command;
 
 crate::cases!(
     crate::Scope::EachContainerd;
-    a_block_rootfs_is_mounted_in_the_guest;
+    a_block_rootfs_is_mounted_in_the_guest,
+    a_block_rootfs_is_committed;
     crate::Scope::Once;
     an_image_is_mounted_in_the_guest_and_clean_afterwards,
     an_image_in_use_is_refused_by_name,
@@ -218,6 +219,34 @@ fn a_block_rootfs_is_mounted_in_the_guest(context: &Context) -> Result<()> {
     }
     container.exec(&["sh", "-c", "echo more >> /kept && sync"])?.expect_code(0)?;
     container.remove()
+}
+
+/// What was written is in what the next container begins with.
+fn a_block_rootfs_is_committed(context: &Context) -> Result<()> {
+    let snapshots = |words: &[&str]| {
+        let all = [&["snapshots", "--snapshotter=blockfile"], words].concat();
+        context.ctr(&all)?.expect_code(0).map(|output| output.text())
+    };
+    let run = context.container().flag("--snapshotter=blockfile");
+    let container = run.detached(&["sh", "-c", "echo kept > /kept; sleep 1000000"])?;
+    container.await_file("/kept")?;
+    container.kill("KILL")?.expect_code(0)?;
+    container.await_status("STOPPED")?;
+    container.delete_task()?;
+    let [committed, next] = ["committed", "next"].map(|name| format!("{}-{name}", container.id));
+    snapshots(&["commit", &committed, &container.id])?;
+    snapshots(&["prepare", &next, &committed])?;
+    let mount = snapshots(&["mounts", "/mnt", &next])?;
+    let file = mount.split_whitespace().find(|word| word.contains("/snapshots/"));
+    let file = file.with_context(|| format!("the next one is {mount:?}"))?;
+    let kept = tool(&["debugfs", "-R", "cat /kept", file])?.expect_code(0)?.text();
+    snapshots(&["rm", &next])?;
+    snapshots(&["rm", &committed])?;
+    context.ctr(&["container", "delete", "--keep-snapshot", &container.id])?.expect_code(0)?;
+    if kept != "kept" {
+        bail!("the next one has {kept:?}");
+    }
+    Ok(())
 }
 
 fn all_slots_are_used_and_used_again(context: &Context) -> Result<()> {

@@ -19,6 +19,7 @@ mod crash;
 mod deadline;
 mod deploy;
 mod destinations;
+mod devmapper;
 mod disks;
 mod exec;
 mod hardware;
@@ -259,6 +260,7 @@ fn choose(arguments: &Arguments) -> Result<Vec<(Version, Case)>> {
         deploy::cases,
         destinations::cases,
         disks::cases,
+        devmapper::cases,
         leaks::cases,
         hardware::cases,
         wrong_settings::cases,
