@@ -3,7 +3,7 @@
 
 use fuzz::scratch;
 use libfuzzer_sys::fuzz_target;
-use sandbox::plan::disks::{Host, Kind, MountOf, Numbers};
+use sandbox::plan::disks::{Host, Kind, MountOf, Numbers, Writes};
 use sandbox::plan::shared::{Directory, Memory};
 use sandbox::{bundle, plan};
 use std::path::{Path, PathBuf};
@@ -42,7 +42,7 @@ fuzz_target!(|data: &[u8]| {
     std::fs::write(&path, data).expect("a file");
     if let Some(directory) = path.parent()
         && let Ok(spec) = bundle::read_spec(directory)
-        && let Ok(plan) = plan::container("id", spec, Vec::new(), None, PID, &Disks)
+        && let Ok(plan) = plan::container("id", spec, Vec::new(), Writes::ToSnapshot, PID, &Disks)
     {
         let sent = serde_json::to_vec(&plan.spec).expect("a spec is JSON");
         serde_json::from_slice::<oci_spec::runtime::Spec>(&sent).expect("the agent can read it");

@@ -34,6 +34,10 @@ pub const LAYERS_DIR: &str = "/run/kata-like/layers";
 /// Where the agent makes the nodes of containers' disks, and mounts what is on them.
 pub const DISKS_DIR: &str = "/run/kata-like/disks";
 
+/// The name of the disk for what a container writes, in the directory of the host where it would have been written. The
+/// agent hides it from the container.
+pub const ROOT_DISK: &str = ".kata-like-root-disk";
+
 /// Where the guest has file systems in memory that containers of a pod share.
 pub const MEMORY_DIR: &str = "/run/kata-like/memory";
 

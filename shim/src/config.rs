@@ -105,6 +105,8 @@ pub struct Root {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum RootWrites {
+    /// As `Disk` for containers of Kubernetes' pods, if `mke2fs` is there; otherwise as `Snapshot`.
+    Auto,
     /// To the snapshot, where whoever looks at it finds it.
     Snapshot,
     /// To a disk of the guest's own, which goes with the container.

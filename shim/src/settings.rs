@@ -1,7 +1,9 @@
 //! What the configuration means: every value decided, and checked as far as it can be without the machine.
 
-use crate::config::{Config, RootWrites};
+use crate::config::{Config, Root, RootWrites};
 use crate::error::{Error, Result};
+use crate::host::blank_disk;
+use crate::oci::plan::disks::Writes;
 use protocol::machine::MAX_VCPUS;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
@@ -47,8 +49,8 @@ pub struct Settings {
     /// Whether others than its container change a root file system while it runs: then the guest trusts what it knows
     /// of it for a second only, else for ever.
     pub shared_roots: bool,
-    /// Size of the disk of its guest's own that a container writes to instead of its snapshot, bytes.
-    pub root_disk: Option<u64>,
+    /// Where it goes what containers write to their root file systems.
+    pub writes: Writes,
     /// Of which a VMM gives itself one as uid and gid, see [`crate::host::uid`].
     pub uids: RangeInclusive<u32>,
 }
@@ -66,7 +68,7 @@ const LAST_UID: u32 = u32::MAX - 1;
 pub const MOST_DISKS: u32 = 15;
 
 /// Size of a container's own disk unless configured, MiB: what is not written takes no room on the host.
-const ROOT_DISK_MIB: u64 = 10 << 10;
+const ROOT_DISK_MIB: u64 = 100 << 10;
 
 /// Least such size.
 const MIN_ROOT_DISK_MIB: u64 = 16;
@@ -104,10 +106,7 @@ impl Settings {
             state: paths.state.unwrap_or_else(|| "/run/kata-like".into()),
             cgroups: host.cgroups.unwrap_or(true),
             shared_roots: root.shared.unwrap_or(false),
-            root_disk: match root.writes.unwrap_or(RootWrites::Snapshot) {
-                RootWrites::Snapshot => None,
-                RootWrites::Disk => Some(root_disk(root.disk_mib.unwrap_or(ROOT_DISK_MIB))?),
-            },
+            writes: writes(&root)?,
             uids: uids(jail.first_uid.unwrap_or(FIRST_UID), jail.uids.unwrap_or(UIDS))?,
         };
         settings.check()?;
@@ -141,6 +140,19 @@ impl Settings {
         }
         Ok(())
     }
+}
+
+/// By default a disk where it is nobody's loss, and where it can be made.
+fn writes(root: &Root) -> Result<Writes> {
+    let bytes = root_disk(root.disk_mib.unwrap_or(ROOT_DISK_MIB))?;
+    let shared = root.shared.unwrap_or(false);
+    Ok(match root.writes {
+        Some(RootWrites::Disk) => Writes::ToDisk(bytes),
+        Some(RootWrites::Auto) | None if !shared && blank_disk::can_be_made() => {
+            Writes::ToDiskInPods(bytes)
+        }
+        Some(RootWrites::Snapshot | RootWrites::Auto) | None => Writes::ToSnapshot,
+    })
 }
 
 /// In bytes.

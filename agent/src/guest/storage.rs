@@ -8,9 +8,9 @@ use crate::guest::disks::Disks;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sys::stat::{Mode, mkdirat};
+use nix::sys::stat::{Mode, SFlag, mkdirat, mknod};
 use protocol::agent::{Disk, Storage};
-use protocol::ports::{LAYERS_DIR, SHARED_DIR};
+use protocol::ports::{LAYERS_DIR, ROOT_DISK, SHARED_DIR};
 use std::fs::{self, Permissions, set_permissions};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt as _, chown};
@@ -171,10 +171,19 @@ fn make_layers(options: &[String]) -> Result<(), AgentError> {
         for dir in [work, upper] {
             fs::create_dir(dir)?;
         }
+        if Path::new(lower).join(ROOT_DISK).symlink_metadata().is_ok() {
+            hide(&Path::new(upper).join(ROOT_DISK))?;
+        }
         chown(upper, Some(root.uid()), Some(root.gid()))?;
         set_permissions(upper, root.permissions())
     };
     make().map_err(|error| AgentError::io(format!("making {upper}"), error))
+}
+
+/// Lets an overlay take what has this name below for removed.
+fn hide(path: &Path) -> std::io::Result<()> {
+    let (kind, mode) = (SFlag::S_IFCHR, Mode::empty());
+    mknod(path, kind, mode, 0).map_err(Into::into)
 }
 
 fn options(options: &[String]) -> (MsFlags, String) {

@@ -39,6 +39,11 @@ pub fn covered_root(container: &str) -> PathBuf {
     Path::new(protocol::ports::DISKS_DIR).join(container).join("root")
 }
 
+/// Where the guest has the memory for what is written to such a root file system, if it is not on a disk.
+pub fn above_root(container: &str) -> PathBuf {
+    Path::new(protocol::ports::DISKS_DIR).join(container).join("above")
+}
+
 /// Where the guest has the memory that stands for what the host has at `source`.
 pub fn memory(source: &Path) -> PathBuf {
     let digest = Sha256::digest(source.as_os_str().as_bytes());

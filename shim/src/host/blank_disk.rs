@@ -3,6 +3,7 @@
 
 use super::disk::OpenDisk;
 use crate::error::{Error, Result};
+use protocol::ports::ROOT_DISK;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
@@ -26,20 +27,32 @@ const OPTIONS: [&str; 9] = [
     "0",
 ];
 
-/// Makes one of so many bytes in the file system of a directory; it takes as much room there as is written to it.
+/// Whether this host has what makes the file system on them.
+pub fn can_be_made() -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|directory| directory.join(MKE2FS).is_file())
+}
+
+/// Makes one of so many bytes in the file system of a directory; it takes as much room there as is written to it. It has
+/// a name there, [`ROOT_DISK`], if it is `named`.
 ///
 /// # Errors
 /// The directory's file system has no files without names or no room, or there is no `mke2fs`.
-pub fn make(directory: &Path, bytes: u64) -> Result<OpenDisk> {
+pub fn make(directory: &Path, bytes: u64, named: bool) -> Result<OpenDisk> {
     let failed = Error::path("make a disk for what the container writes in", directory);
     let made = || -> io::Result<OpenDisk> {
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .custom_flags(libc::O_TMPFILE)
-            .mode(0o600)
-            .open(directory)
-            .map_err(with_remedy)?;
+        let mut options = File::options();
+        options.read(true).write(true).mode(0o600);
+        let file = if named {
+            let path = directory.join(ROOT_DISK);
+            // Of a container that was not made.
+            match std::fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => options.create_new(true).open(path)?,
+            }
+        } else {
+            options.custom_flags(libc::O_TMPFILE).open(directory).map_err(with_remedy)?
+        };
         file.set_len(bytes)?;
         format(&file, MKE2FS)?;
         Ok(OpenDisk { parts: vec![(file, bytes)] })
@@ -80,7 +93,7 @@ mod tests {
     #[test]
     fn a_disk_has_a_file_system_and_takes_no_room() {
         let dir = tempfile::tempdir().unwrap();
-        let disk = make(dir.path(), 1 << 30).unwrap();
+        let disk = make(dir.path(), 1 << 30, false).unwrap();
         let [(file, bytes)] = &disk.parts[..] else { panic!("{disk:?}") };
         let meta = file.metadata().unwrap();
         assert_eq!((meta.len(), *bytes), (1 << 30, 1 << 30));
@@ -99,9 +112,9 @@ mod tests {
         let error = format(&file, "false").unwrap_err().to_string();
         assert!(error.starts_with("false: exit status: 1"), "{error}");
         // No other file system that is everywhere lacks them.
-        let error = make(Path::new("/proc"), 1 << 20).unwrap_err().chain();
+        let error = make(Path::new("/proc"), 1 << 20, false).unwrap_err().chain();
         assert!(error.contains("/proc") && error.contains("root.writes"), "{error}");
-        let error = make(Path::new("/nowhere"), 1 << 20).unwrap_err().chain();
+        let error = make(Path::new("/nowhere"), 1 << 20, false).unwrap_err().chain();
         assert!(error.contains("/nowhere"), "{error}");
     }
 }

@@ -32,7 +32,7 @@ use crate::settings::Settings;
 pub use access_times::AccessTimes;
 use binds::Binds;
 pub use binds::{Bind, Follows, Owners};
-use disks::{Disks, Host};
+use disks::{Disks, Host, Writes};
 use oci_spec::runtime::{
     Hooks, HooksBuilder, Linux, LinuxDevice, LinuxDeviceType, LinuxIdMapping, LinuxNamespace,
     LinuxNamespaceType, LinuxResources, Process, Spec,
@@ -137,8 +137,7 @@ pub fn machine(settings: &Settings, uid: u32, console_log: PathBuf) -> MachineCo
     }
 }
 
-/// Plans container `id`, whose root file system is what these mounts give, and what it writes to it on a disk of so many
-/// bytes, if any; process `pid` of the host stands for its sandbox.
+/// Plans container `id`, whose root file system is what these mounts give; process `pid` of the host stands for its sandbox.
 ///
 /// # Errors
 /// [`Error::InvalidArgument`] naming what the spec lacks or asks that can't be had, [`Error::Unimplemented`] what
@@ -147,7 +146,7 @@ pub fn container(
     id: &str,
     mut spec: Spec,
     mut rootfs: Vec<RootfsMount>,
-    root_disk: Option<u64>,
+    writes: Writes,
     pid: u32,
     host: &dyn Host,
 ) -> Result<Plan> {
@@ -162,8 +161,8 @@ pub fn container(
     let root = spec.root_mut().as_mut().ok_or_else(|| invalid("no root"))?;
     let mut disks = Disks::default();
     let on_disk = disks.take_root(id, &mut rootfs, host).or_else(|| {
-        let written = !root.readonly().unwrap_or_default();
-        root_disk.filter(|_| written).and_then(|bytes| disks.cover_root(id, &mut rootfs, bytes))
+        let read_only = root.readonly().unwrap_or_default();
+        disks.cover_root(id, &mut rootfs, (writes, part), read_only)
     });
     let in_guest = on_disk.unwrap_or_else(|| guest_paths::rootfs(id));
     let mut binds = Binds::new(id, [root.path(), &in_guest], part, with_host);

@@ -6,7 +6,7 @@ use crate::guest::paths as guest_paths;
 use crate::host::blocking::blocking;
 use crate::host::disk::OpenDisk;
 use crate::host::{blank_disk, disk};
-use crate::oci::plan::disks::{Disk, DiskMount, Disks, Source};
+use crate::oci::plan::disks::{Above, Disk, DiskMount, Disks, Source, Writes};
 use crate::oci::plan::shared::{Memory, SubPath, Volume};
 use protocol::control::part_offsets;
 use protocol::{agent as api, ports};
@@ -23,7 +23,9 @@ impl Sandbox {
         for disk in disks {
             let opened = disk.clone();
             let open = move || match &opened.source {
-                Source::Blank { directory, bytes } => blank_disk::make(directory, *bytes),
+                Source::Blank { directory, bytes, named } => {
+                    blank_disk::make(directory, *bytes, *named)
+                }
                 Source::One(_) | Source::Several(_) => disk::open(&opened),
             };
             let path = disk.source.path();
@@ -39,6 +41,16 @@ impl Sandbox {
             attached.push(disk);
         }
         Ok(attached)
+    }
+
+    /// Where the next container's writes go: where they have to take a disk only if there is room for one, and for one
+    /// more that is being made.
+    pub(super) fn writes(&self) -> Writes {
+        let taken: usize = self.disks().values().map(Vec::len).sum();
+        match self.0.writes {
+            Writes::ToDiskInPods(_) if taken + 3 > self.0.slots as usize => Writes::ToSnapshot,
+            writes => writes,
+        }
     }
 
     /// Takes the disks of container `id` out of the machine; the guest shall have let go of them.
@@ -111,10 +123,28 @@ pub(super) fn storages(id: &str, disks: &Disks) -> Vec<api::Storage> {
         mount_point: guest_paths::disk_mount(id, index).display().to_string(),
         ..Default::default()
     };
-    let root = disks
-        .above_root
-        .map(|above| [layers(), covered_root(id, &guest_paths::disk_mount(id, above))]);
+    let root = disks.above_root.map(|above| {
+        let (memory, at) = match above {
+            Above::Disk(mount) => (None, guest_paths::disk_mount(id, mount)),
+            Above::Memory => {
+                let at = guest_paths::above_root(id);
+                (Some(for_mount_points(&at)), at)
+            }
+        };
+        memory.into_iter().chain([layers(), covered_root(id, &at)])
+    });
     disks.mounts.iter().enumerate().map(storage).chain(root.into_iter().flatten()).collect()
+}
+
+/// Memory for the directories and files on which a container's mounts are, where its root file system is read-only.
+fn for_mount_points(at: &Path) -> api::Storage {
+    api::Storage {
+        source: "tmpfs".into(),
+        fstype: "tmpfs".into(),
+        options: ["size=1m", "mode=0755"].map(String::from).into(),
+        mount_point: at.display().to_string(),
+        ..Default::default()
+    }
 }
 
 /// All containers' root file systems, for those who do not write to them.

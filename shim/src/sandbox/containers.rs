@@ -83,9 +83,9 @@ impl Sandbox {
         let resolv_conf = resolver::file_of(&spec);
         let rootfs = rootfs_or_directory(rootfs, &spec);
         let planned = id.clone();
-        let (pid, root_disk) = (self.pid(), self.0.root_disk);
+        let (pid, writes) = (self.pid(), self.writes());
         let plan = blocking("look at what is mounted for", &bundle, move || {
-            plan::container(&planned, spec, rootfs, root_disk, pid, &ThisHost)
+            plan::container(&planned, spec, rootfs, writes, pid, &ThisHost)
         });
         let plan = plan.await?;
         let pids = self.pids_of(&id, &plan)?;

@@ -13,6 +13,7 @@ use crate::host::storage;
 use crate::host::uid::Uid;
 use crate::host::undo::Undo;
 use crate::milestone;
+use crate::oci::plan::disks::Writes;
 use crate::sandbox::event::SandboxEvent;
 use crate::sandbox::stand_ins::StandIns;
 use crate::sandbox::table::Table;
@@ -117,8 +118,13 @@ impl Sandbox {
         let capacity = Capacity::new(&settings, spec.size, cgroup);
         let stand_ins = StandIns::new(settings.stand_in, uid);
         let machine = (vm, helpers, capacity, stand_ins);
-        let sandbox =
-            Self::around(id, paths, machine, (spec.pod, settings.root_disk, undo), events);
+        let sandbox = Self::around(
+            id,
+            paths,
+            machine,
+            (spec.pod, (settings.writes, settings.max_disks), undo),
+            events,
+        );
         sandbox.clone().boot(messages, hostname, settings.start_timeout);
         Ok(sandbox)
     }
@@ -128,7 +134,7 @@ impl Sandbox {
         id: String,
         paths: SandboxPaths,
         (vm, helpers, capacity, stand_ins): (Vm, [ProcessId; 2], Capacity, StandIns),
-        (told, root_disk, undo): (Option<PodSpec>, Option<u64>, Undo),
+        (told, (writes, slots), undo): (Option<PodSpec>, (Writes, u32), Undo),
         events: mpsc::UnboundedSender<SandboxEvent>,
     ) -> Self {
         Self(Arc::new(Inner {
@@ -152,7 +158,8 @@ impl Sandbox {
             network: tokio::sync::Mutex::default(),
             resolver: super::resolver::Resolver::default(),
             told,
-            root_disk,
+            writes,
+            slots,
             pod: Mutex::default(),
             oom_scores: Mutex::default(),
         }))

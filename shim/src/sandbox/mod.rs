@@ -31,6 +31,7 @@ use crate::host::persist::ProcessId;
 use crate::host::undo::Undo;
 use crate::io::Stdio;
 use crate::oci::plan::RootfsMount;
+use crate::oci::plan::disks::Writes;
 use crate::sandbox::event::Exit;
 use crate::sandbox::stand_ins::StandIns;
 use crate::sandbox::table::{Phase, Table};
@@ -114,8 +115,10 @@ struct Inner {
     resolver: resolver::Resolver,
     /// What was told of the pod, if it has no container of its own.
     told: Option<PodSpec>,
-    /// Size of the disk that a container writes to instead of its snapshot, bytes.
-    root_disk: Option<u64>,
+    /// Where it goes what containers write to their root file systems.
+    writes: Writes,
+    /// Disks and network interfaces that the machine has room for.
+    slots: u32,
     pod: Mutex<pod::Pod>,
     oom_scores: Mutex<oom_score::OomScores>,
 }

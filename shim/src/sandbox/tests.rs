@@ -22,6 +22,8 @@ use std::time::Duration;
 use tokio::sync::{Notify, mpsc};
 use ttrpc::asynchronous::{Server, TtrpcContext};
 
+const TO_SNAPSHOT: (Writes, u32) = (Writes::ToSnapshot, 0);
+
 /// A guest: containers run until they are signalled; what is written to STDIO streams is given back.
 #[derive(Default)]
 struct Guest {
@@ -348,7 +350,7 @@ async fn fixture_of(told: Option<PodSpec>) -> Fixture {
             capacity::Capacity::new(&settings, PodSize::default(), None),
             StandIns::new(stand_in, 77),
         ),
-        (told, None, Undo::new()),
+        (told, TO_SNAPSHOT, Undo::new()),
         sender,
     );
     sandbox.clone().boot(messages, "host".into(), Duration::from_secs(20));
@@ -591,7 +593,7 @@ async fn what_a_failed_start_says_reaches_the_creator() {
             capacity::Capacity::default(),
             StandIns::new("/nowhere".into(), 1),
         ),
-        (None, None, Undo::new()),
+        (None, TO_SNAPSHOT, Undo::new()),
         sender,
     );
     sandbox.clone().boot(messages, String::new(), Duration::from_secs(20));
@@ -626,7 +628,7 @@ async fn an_end_that_has_begun_comes_though_nobody_waits_for_it() {
     let stand_ins = StandIns::new("/nowhere".into(), 1);
     let helpers = [ProcessId { pid: 1, start: 1 }; 2];
     let parts = (vm, helpers, capacity::Capacity::default(), stand_ins);
-    let sandbox = Sandbox::around("s".into(), paths, parts, (None, None, undo), sender);
+    let sandbox = Sandbox::around("s".into(), paths, parts, (None, TO_SNAPSHOT, undo), sender);
     tokio::select! {
         biased;
         () = sandbox.stop() => panic!("it takes a moment"),

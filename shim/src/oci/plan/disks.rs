@@ -14,6 +14,7 @@ use super::shared::{Directory, Memory};
 use crate::error::{Error, Result};
 use crate::guest::paths as guest_paths;
 use crate::oci::bundle::is_bind;
+use crate::oci::pod::Part;
 use oci_spec::runtime::{
     Linux, LinuxBlockIo, LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType, LinuxResources,
     LinuxThrottleDevice, Mount,
@@ -85,13 +86,37 @@ pub enum Source {
     /// image layers, which so take one of the machine's slots together. The disk is read-only. A file system in the file
     /// with index N, from 0, is mounted by a [`DiskMount`] whose `part` is N.
     Several(Vec<PathBuf>),
-    /// It is made, with an empty ext4: a file without a name.
+    /// It is made, with an empty ext4.
     Blank {
         /// Where it takes its room.
         directory: PathBuf,
         /// Its size.
         bytes: u64,
+        /// Whether it has a name there, [`protocol::ports::ROOT_DISK`], so that whoever counts what the directory takes
+        /// counts it; else it has none, and is gone with the last who has it open.
+        named: bool,
     },
+}
+
+/// Where it goes what containers write to root file systems that the host shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Writes {
+    /// To the host's snapshot.
+    ToSnapshot,
+    /// To a disk of so many bytes of the guest's own.
+    ToDisk(u64),
+    /// The same for containers of Kubernetes' pods, whose snapshot nobody looks at but to see how large it is; of others
+    /// to the snapshot.
+    ToDiskInPods(u64),
+}
+
+/// What takes what a container writes to its root file system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Above {
+    /// A disk, by the index of its mount.
+    Disk(usize),
+    /// Memory: only mount points are made there.
+    Memory,
 }
 
 impl Source {
@@ -124,8 +149,8 @@ pub struct Disks {
     pub disks: Vec<Disk>,
     /// In the order in which they are mounted.
     pub mounts: Vec<DiskMount>,
-    /// Which of the mounts takes what the container writes to its root file system.
-    pub above_root: Option<usize>,
+    /// What takes what the container writes to its root file system, if it is not the host's.
+    pub above_root: Option<Above>,
 }
 
 impl Disks {
@@ -150,21 +175,29 @@ impl Disks {
         Some(at)
     }
 
-    /// Has what is written to a root file system that the host shows written to a disk of so many bytes instead, which
-    /// is made where the host would have put it; where the guest has both as one. None: it can't be written to, or
-    /// where that would be is not known.
+    /// Has what is written to a root file system that the host shows written to a disk instead, which is made where the
+    /// host would have put it, or if it is `read_only` to memory; where the guest has both as one. None: it is to be the
+    /// host's, it can't be written to, or where that would be is not known.
     pub fn cover_root(
         &mut self,
         id: &str,
         rootfs: &mut [RootfsMount],
-        bytes: u64,
+        (writes, part): (Writes, Part),
+        read_only: bool,
     ) -> Option<PathBuf> {
+        let (bytes, named) = match writes {
+            Writes::ToDisk(bytes) => (bytes, false),
+            Writes::ToDiskInPods(bytes) if part == Part::Member => (bytes, true),
+            Writes::ToSnapshot | Writes::ToDiskInPods(_) => return None,
+        };
         let [layer] = rootfs else { return None };
         if layer.options.iter().any(|option| option == "ro") {
             return None;
         }
         let upper = layer.options.iter().find_map(|option| option.strip_prefix("upperdir="));
         let is_bind = layer.options.iter().any(|option| option == "bind" || option == "rbind");
+        // In a directory that is bound a name would be one of the container's own.
+        let named = named && upper.is_some();
         let directory = upper.or(is_bind.then_some(&*layer.source))?.into();
         layer.options.retain(|option| option != "rw");
         // An overlay can't have below it what is mounted there.
@@ -174,13 +207,17 @@ impl Disks {
             .filter(|option| *option == "rbind")
             .for_each(|o| *o = "bind".into());
         layer.options.push("ro".into());
-        let (read_only, exclusive) = (false, true);
-        let source = Source::Blank { directory, bytes };
-        let disk = self.add(Disk { source, read_only, exclusive, numbers: (0, 0) });
-        // Tables of inodes that are not there yet read as zeros; and nobody waits for the host's disk.
-        let options = ["noinit_itable", "nobarrier", "noatime"].map(String::from).into();
-        self.above_root = Some(self.mounts.len());
-        self.mounts.push(DiskMount { disk, part: None, fstype: "ext4".into(), options });
+        self.above_root = Some(if read_only {
+            Above::Memory
+        } else {
+            let source = Source::Blank { directory, bytes, named };
+            let (read_only, exclusive) = (false, true);
+            let disk = self.add(Disk { source, read_only, exclusive, numbers: (0, 0) });
+            // Tables of inodes that are not there yet read as zeros; and nobody waits for the host's disk.
+            let options = ["noinit_itable", "nobarrier", "noatime"].map(String::from).into();
+            self.mounts.push(DiskMount { disk, part: None, fstype: "ext4".into(), options });
+            Above::Disk(self.mounts.len() - 1)
+        });
         Some(guest_paths::covered_root(id))
     }
 

@@ -1,4 +1,4 @@
-use super::disks::{Disk, DiskMount, Kind, MountOf, Numbers, Source};
+use super::disks::{Above, Disk, DiskMount, Kind, MountOf, Numbers, Source};
 use super::shared::{Directory, Memory};
 use super::*;
 use oci_spec::runtime::LinuxDeviceCgroup;
@@ -41,7 +41,7 @@ impl Host for TestHost {
 }
 
 fn container(id: &str, spec: Spec) -> Result<Plan> {
-    super::container(id, spec, Vec::new(), None, VMM, &TestHost)
+    super::container(id, spec, Vec::new(), Writes::ToSnapshot, VMM, &TestHost)
 }
 
 fn spec(change: impl FnOnce(&mut serde_json::Value)) -> Spec {
@@ -453,7 +453,8 @@ fn a_root_on_a_device_or_an_image_is_mounted_in_the_guest() {
             options: words(options),
             ..Default::default()
         };
-        super::container("c1", spec(|_| ()), vec![layer], None, VMM, &TestHost).unwrap()
+        super::container("c1", spec(|_| ()), vec![layer], Writes::ToSnapshot, VMM, &TestHost)
+            .unwrap()
     };
     let plan = root("ext4", "/dev/sdb", &["rw", "discard"]);
     assert!(plan.rootfs.is_empty());
@@ -476,39 +477,56 @@ fn a_root_on_a_device_or_an_image_is_mounted_in_the_guest() {
 
 #[test]
 fn what_is_written_to_a_root_goes_to_a_disk_that_is_made_where_the_host_would_have_put_it() {
-    let covered = |fstype: &str, options: &[&str], change: fn(&mut serde_json::Value)| {
+    let covered = |fstype: &str, options: &[&str], writes, change: fn(&mut Value)| {
         let source = "/snapshot".to_owned();
         let options = words(options);
         let layer = RootfsMount { fstype: fstype.into(), source, options, ..Default::default() };
-        super::container("c1", spec(change), vec![layer], Some(4096), VMM, &TestHost).unwrap()
+        super::container("c1", spec(change), vec![layer], writes, VMM, &TestHost).unwrap()
     };
-    let writable = |v: &mut serde_json::Value| {
+    let writable = |v: &mut Value| {
         v["root"] = json!({"path": "/bundle/rootfs"});
         v["mounts"] =
             json!([{"destination": "/x", "source": "/bundle/rootfs/y", "options": ["bind"]}]);
     };
+    let in_pod = |v: &mut Value| {
+        v["root"] = json!({"path": "/bundle/rootfs"});
+        v["annotations"] = json!({"io.kubernetes.cri.container-type": "container"});
+    };
+    let read_only = |v: &mut Value| v["root"]["readonly"] = true.into();
+    let (always, in_pods) = (Writes::ToDisk(4096), Writes::ToDiskInPods(4096));
     let overlay = ["workdir=/s/work", "upperdir=/s/fs", "lowerdir=/l"];
-    for (fstype, options, directory) in
-        [("overlay", &overlay[..], "/s/fs"), ("bind", &["rbind", "rw"], "/snapshot")]
-    {
-        let plan = covered(fstype, options, writable);
+    let bind = ["rbind", "rw"];
+    for (fstype, options, directory, writes, named, change) in [
+        ("overlay", &overlay[..], "/s/fs", always, false, writable as fn(&mut Value)),
+        ("overlay", &overlay, "/s/fs", always, false, in_pod),
+        ("overlay", &overlay, "/s/fs", in_pods, true, in_pod),
+        ("bind", &bind, "/snapshot", always, false, writable),
+        // There a name would be the container's.
+        ("bind", &bind, "/snapshot", in_pods, false, in_pod),
+    ] {
+        let plan = covered(fstype, options, writes, change);
         assert!(plan.rootfs[0].options.ends_with(&words(&["ro"])), "{:?}", plan.rootfs);
         assert!(!plan.rootfs[0].options.contains(&"rw".to_owned()));
-        let source = Source::Blank { directory: directory.into(), bytes: 4096 };
+        let source = Source::Blank { directory: directory.into(), bytes: 4096, named };
         let made = Disk { source, ..disk(directory, false, true, (0, 0)) };
         assert_eq!(plan.disks.disks, [made]);
-        assert_eq!(plan.disks.above_root, Some(0));
+        assert_eq!(plan.disks.above_root, Some(Above::Disk(0)));
         let root = Path::new("/run/kata-like/disks/c1/root");
         assert_eq!(plan.spec.root().as_ref().unwrap().path(), root);
-        let source = plan.spec.mounts().as_ref().unwrap()[0].source().clone().unwrap();
-        assert_eq!(source, root.join("y"), "what is in the root is there where the guest has it");
     }
-    // Nothing is written to these, and of others it is not known where.
-    let read_only = |v: &mut serde_json::Value| v["root"]["readonly"] = true.into();
+    let plan = covered("overlay", &overlay, always, writable);
+    let source = plan.spec.mounts().as_ref().unwrap()[0].source().clone().unwrap();
+    let there = Path::new("/run/kata-like/disks/c1/root/y");
+    assert_eq!(source, there, "what is in the root is there where the guest has it");
+    // Only mount points are made there.
+    let plan = covered("overlay", &overlay, always, read_only);
+    assert_eq!((plan.disks.above_root, plan.disks.disks.len()), (Some(Above::Memory), 0));
+    // These are to be the host's, nothing is written to them, and of others it is not known where.
     for plan in [
-        covered("overlay", &overlay, read_only),
-        covered("overlay", &["lowerdir=/l:/m", "ro"], writable),
-        covered("xfs", &["rw"], writable),
+        covered("overlay", &overlay, Writes::ToSnapshot, in_pod),
+        covered("overlay", &overlay, in_pods, writable),
+        covered("overlay", &["lowerdir=/l:/m", "ro"], always, writable),
+        covered("xfs", &["rw"], always, writable),
     ] {
         assert_eq!((plan.rootfs.len(), plan.disks), (1, Disks::default()));
     }

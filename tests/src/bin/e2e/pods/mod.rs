@@ -26,7 +26,8 @@ crate::cases!(
     a_container_comes_and_goes_while_the_pod_lives,
     limits_change_beside_those_that_are_left_out,
     users_of_a_pods_own_own_its_files,
-    another_containers_processes_are_seen_by_who_asks_for_them;
+    another_containers_processes_are_seen_by_who_asks_for_them,
+    what_is_written_to_a_root_is_on_a_disk_and_counted;
     crate::Scope::Once;
     each_has_pids_of_its_own_where_the_pod_says_so,
     what_is_only_the_hosts_is_refused,
@@ -121,6 +122,39 @@ fn come_and_go(context: &Context, handler: &str, sleepers: (&str, &str)) -> Resu
     let stats: Value = serde_json::from_str(&stats.text())?;
     let used = stats["stats"][0]["memory"]["workingSetBytes"]["value"].as_str();
     ensure!(used.is_some_and(|bytes| bytes.parse::<u64>().is_ok_and(|b| b > 0)), "{stats}");
+    pod.remove()
+}
+
+/// What a container's snapshot takes on the host, as kubelet hears of it, bytes.
+fn written(context: &Context, id: &str) -> Result<u64> {
+    let stats = crictl(context, &["stats", "--output", "json", id])?.expect_code(0)?;
+    let stats: Value = serde_json::from_str(&stats.text())?;
+    let used = stats["stats"][0]["writableLayer"]["usedBytes"]["value"].as_str();
+    Ok(used.and_then(|bytes| bytes.parse().ok()).unwrap_or_default())
+}
+
+fn what_is_written_to_a_root_is_on_a_disk_and_counted(context: &Context) -> Result<()> {
+    const MIB: u64 = 1 << 20;
+    let pod = Pod::run(context, OURS, &Value::Null)?;
+    let container = pod.sleeper()?;
+    let before = container.sh("ls -A / | sort; grep ' / ' /proc/mounts | cut -d ' ' -f 1,3")?;
+    ensure!(before.ends_with("overlay overlay") && !before.contains("disk"), "{before:?}");
+    container.sh("head -c 40000000 /dev/urandom > /large && rm /bin/yes && sync")?;
+    command::eventually("40 MB are counted", DEADLINE, || {
+        Ok((38 * MIB..60 * MIB).contains(&written(context, &container.id)?))
+    })?;
+    container.remove()?;
+    // Only mount points are made above one that is read-only, and that takes no disk.
+    let read_only = json!({"linux": {"security_context": {"readonly_rootfs": true}}});
+    let container = pod.start(&["sleep", "1000000"], &read_only)?;
+    let said = container.sh("ls -d /etc; touch /new 2>&1 || grep ' / ' /proc/mounts")?;
+    ensure!(said.contains("/etc") && said.contains("Read-only") && said.contains(" ro,"), "{said}");
+    // One more than the machine has room for: the last ones write to the host.
+    let many = (0..9).map(|_| pod.sleeper()).collect::<Result<Vec<_>>>()?;
+    for (n, container) in many.iter().enumerate() {
+        let said = container.sh("echo written > /new && cat /new")?;
+        ensure!(said == "written", "container {n}: {said:?}");
+    }
     pod.remove()
 }
 
