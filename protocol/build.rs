@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-const PROTOS: [&str; 3] = ["src/agent.proto", "src/cri.proto", "src/sandbox_update.proto"];
+const PROTOS: [&str; 4] =
+    ["src/agent.proto", "src/cri.proto", "src/mounts.proto", "src/sandbox_update.proto"];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     for proto in PROTOS {

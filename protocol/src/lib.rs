@@ -1,7 +1,7 @@
 //! What the processes of kata-like say to each other.
 //!
 //! - [`agent`]: shim → agent, ttrpc over vsock (`agent.proto`).
-//! - [`cri`] and [`sandbox_update`]: what containerd says of a pod, as far as no crate has it.
+//! - [`cri`] and [`sandbox_update`]: what containerd says of a pod, as far as no crate has it; [`mounts`]: what it is told.
 //! - [`machine`] and [`control`]: shim ↔ VMM.
 //! - [`packet`]: JSON datagrams on a unix socket, file descriptors beside them; what carries [`control`] and others.
 //! - [`ports`]: vsock ports and the preamble of a standard stream.
@@ -23,6 +23,12 @@ pub mod agent {
 #[allow(warnings, clippy::all, clippy::pedantic)]
 pub mod cri {
     include!(concat!(env!("OUT_DIR"), "/agent_api/cri.rs"));
+}
+
+/// Generated from `mounts.proto`.
+#[allow(warnings, clippy::all, clippy::pedantic)]
+pub mod mounts {
+    include!(concat!(env!("OUT_DIR"), "/agent_api/mounts.rs"));
 }
 
 /// Generated from `sandbox_update.proto`.

@@ -19,6 +19,18 @@ pub const PAUSE_IMAGE: &str = "docker.io/library/pause:lab";
 /// The namespaces of containerd's that have the images: that of `ctr`, and that of the CRI.
 const NAMESPACES: [&str; 2] = ["default", "k8s.io"];
 
+/// As the README says, but for the size.
+const EROFS: &str = r#"[plugins."io.containerd.service.v1.diff-service"]
+default = ["erofs", "walking"]
+
+[plugins."io.containerd.differ.v1.erofs"]
+mkfs_options = ["-T0", "--mkfs-time", "--sort=none"]
+
+[plugins."io.containerd.snapshotter.v1.erofs"]
+default_size = "1GiB"
+
+"#;
+
 /// A containerd release line; each has its own files, sockets and state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Version {
@@ -117,15 +129,21 @@ impl Version {
             Self::V1_7 => String::new(),
             Self::V2_4 => format!(
                 "[{runtimes}.kata-like-sandbox]\nruntime_type = \"io.containerd.kata-like.v2\"\n\
-                 sandboxer = \"shim\"\ndisable_pause_image_pull = true\n\n"
+                 sandboxer = \"shim\"\ndisable_pause_image_pull = true\n\n\
+                 [{runtimes}.kata-like-erofs]\nruntime_type = \"io.containerd.kata-like.v2\"\n\
+                 snapshotter = \"erofs\"\n\n"
             ),
+        };
+        let erofs = match self {
+            Self::V1_7 => "",
+            Self::V2_4 => EROFS,
         };
         format!(
             "version = {version}\nroot = {root:?}\nstate = {state:?}\n\n[grpc]\naddress = {address:?}\n\n\
              {pause} = {PAUSE_IMAGE:?}\n\n\
              [{runtimes}.runc]\nruntime_type = \"io.containerd.runc.v2\"\n\n\
              [{runtimes}.kata-like]\nruntime_type = \"io.containerd.kata-like.v2\"\n\n\
-             {by_sandbox_api}\
+             {by_sandbox_api}{erofs}\
              [plugins.\"io.containerd.snapshotter.v1.blockfile\"]\nscratch_file = {:?}\nfs_type = \"ext4\"\n",
             self.scratch_file()
         )

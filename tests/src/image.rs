@@ -44,35 +44,42 @@ pub fn write_busybox(busybox: &Path, archive: &Path) -> Result<()> {
     let layer = work.join("layer.tar");
     tar(&rootfs, &layer)?;
     let layout = work.join("layout");
-    write_layout(&layout, &std::fs::read(&layer)?)?;
-    tar(&layout, archive)?;
-    std::fs::remove_dir_all(&work)?;
-    Ok(())
-}
-
-/// An OCI image layout of one uncompressed layer.
-fn write_layout(layout: &Path, layer: &[u8]) -> Result<()> {
-    let blobs = layout.join("blobs/sha256");
-    std::fs::create_dir_all(&blobs)?;
-    let layer = write_blob(&blobs, layer, "application/vnd.oci.image.layer.v1.tar")?;
     let env = ["PATH=/bin"];
     let images = [
         (IMAGE, json!({ "Env": env, "Cmd": ["sh"] })),
         (PAUSE_IMAGE, json!({ "Env": env, "Entrypoint": ["sh", "-c", PAUSE] })),
     ];
+    write_layout(&layout, &[layer], &images)?;
+    tar(&layout, archive)?;
+    std::fs::remove_dir_all(&work)?;
+    Ok(())
+}
+
+/// An OCI image layout of images of the same uncompressed layers, the lowest first; an image is its name and its
+/// configuration.
+///
+/// # Errors
+/// When a file can't be read or written.
+pub fn write_layout(layout: &Path, layers: &[PathBuf], images: &[(&str, Value)]) -> Result<()> {
+    let blobs = layout.join("blobs/sha256");
+    std::fs::create_dir_all(&blobs)?;
+    let layer =
+        |tar| write_blob(&blobs, &std::fs::read(tar)?, "application/vnd.oci.image.layer.v1.tar");
+    let layers = layers.iter().map(layer).collect::<Result<Vec<_>>>()?;
+    let digests: Vec<_> = layers.iter().map(|layer| &layer["digest"]).collect();
     let mut manifests = Vec::new();
     for (name, config) in images {
         let config = json!({
             "architecture": "amd64",
             "os": "linux",
             "config": config,
-            "rootfs": { "type": "layers", "diff_ids": [layer["digest"]] },
+            "rootfs": { "type": "layers", "diff_ids": digests },
         });
         let media_type = "application/vnd.oci.image.config.v1+json";
         let config = write_blob(&blobs, config.to_string().as_bytes(), media_type)?;
         let media_type = "application/vnd.oci.image.manifest.v1+json";
         let manifest = json!({ "schemaVersion": 2, "mediaType": media_type, "config": config,
-            "layers": [layer] });
+            "layers": layers });
         let mut manifest = write_blob(&blobs, manifest.to_string().as_bytes(), media_type)?;
         manifest["annotations"] = json!({ "io.containerd.image.name": name,
             "org.opencontainers.image.ref.name": "lab" });
@@ -100,7 +107,10 @@ pub(crate) fn write_blob(blobs: &Path, bytes: &[u8], media_type: &str) -> Result
 }
 
 /// A tar archive of a folder, the same for the same contents.
-pub(crate) fn tar(folder: &Path, archive: &Path) -> Result<()> {
+///
+/// # Errors
+/// `tar`'s.
+pub fn tar(folder: &Path, archive: &Path) -> Result<()> {
     run(Command::new("tar")
         .args(["--sort=name", "--mtime=@0", "--owner=0", "--group=0", "--numeric-owner", "-C"])
         .arg(folder)

@@ -5,15 +5,16 @@
 
 use crate::error::AgentError;
 use crate::guest::disks::Disks;
+use crate::guest::{erofs, overlay};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sys::stat::{Mode, SFlag, mkdirat, mknod};
+use nix::sys::stat::{Mode, mkdirat};
 use protocol::agent::{Disk, Storage};
-use protocol::ports::{LAYERS_DIR, ROOT_DISK, SHARED_DIR};
+use protocol::ports::{LAYERS_DIR, SHARED_DIR};
 use std::fs::{self, Permissions, set_permissions};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::fs::{MetadataExt, PermissionsExt as _, chown};
+use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -132,6 +133,18 @@ pub fn is_mounted(path: &str) -> bool {
 pub fn mount_one(storage: &Storage) -> Result<PathBuf, AgentError> {
     let path = PathBuf::from(&storage.mount_point);
     let (point, _) = directory(&path)?;
+    let failed = |error| {
+        let what =
+            format!("mounting {:?} ({}) on {}", storage.source, storage.fstype, path.display());
+        AgentError::io(what, error)
+    };
+    match &*storage.fstype {
+        "overlay" => {
+            return overlay::mount(&storage.options, &point).map_err(failed).map(|()| path);
+        }
+        "erofs" => erofs::check(Path::new(&storage.source)).map_err(failed)?,
+        _ => {}
+    }
     let (flags, mut data) = options(&storage.options);
     let (mut source, target) = (storage.source.clone(), of_descriptor(&point));
     let bound;
@@ -140,50 +153,10 @@ pub fn mount_one(storage: &Storage) -> Result<PathBuf, AgentError> {
         bound = source_of_bind(Path::new(&source), &std::mem::take(&mut data))?;
         source = of_descriptor(&bound);
     }
-    if storage.fstype == "overlay" {
-        make_layers(&storage.options)?;
-    }
-    mount(
-        Some(source.as_str()),
-        target.as_str(),
-        Some(storage.fstype.as_str()),
-        flags,
-        Some(data.as_str()),
-    )
-    .map_err(|error| {
-        let what =
-            format!("mounting {:?} ({}) on {}", storage.source, storage.fstype, path.display());
-        AgentError::io(what, error)
-    })?;
+    let fstype = Some(storage.fstype.as_str());
+    mount(Some(source.as_str()), target.as_str(), fstype, flags, Some(data.as_str()))
+        .map_err(|error| failed(error.into()))?;
     Ok(path)
-}
-
-/// Makes the directories of an overlay on a disk that is empty as yet. Its root is like that of the layer below.
-fn make_layers(options: &[String]) -> Result<(), AgentError> {
-    let path = |name: &str| options.iter().find_map(|option| option.strip_prefix(name));
-    let (Some(lower), Some(upper), Some(work)) =
-        (path("lowerdir="), path("upperdir="), path("workdir="))
-    else {
-        return Ok(());
-    };
-    let make = || {
-        let root = fs::metadata(lower)?;
-        for dir in [work, upper] {
-            fs::create_dir(dir)?;
-        }
-        if Path::new(lower).join(ROOT_DISK).symlink_metadata().is_ok() {
-            hide(&Path::new(upper).join(ROOT_DISK))?;
-        }
-        chown(upper, Some(root.uid()), Some(root.gid()))?;
-        set_permissions(upper, root.permissions())
-    };
-    make().map_err(|error| AgentError::io(format!("making {upper}"), error))
-}
-
-/// Lets an overlay take what has this name below for removed.
-fn hide(path: &Path) -> std::io::Result<()> {
-    let (kind, mode) = (SFlag::S_IFCHR, Mode::empty());
-    mknod(path, kind, mode, 0).map_err(Into::into)
 }
 
 fn options(options: &[String]) -> (MsFlags, String) {
@@ -263,7 +236,6 @@ fn open_directory(at: impl AsFd, name: impl AsRef<Path>) -> Result<OwnedFd, Errn
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::PermissionsExt;
 
     #[test]
     fn flags_are_told_from_the_file_systems_own_options() {
@@ -271,22 +243,6 @@ mod tests {
         let (flags, data) = options(&list);
         assert_eq!(flags, MsFlags::MS_RDONLY | MsFlags::MS_NODEV);
         assert_eq!(data, "lowerdir=/a:/b,xino=off");
-    }
-
-    #[test]
-    fn the_root_of_an_overlay_is_like_that_below() {
-        let dir = tempfile::tempdir().unwrap();
-        let lower = dir.path().join("lower");
-        fs::create_dir(&lower).unwrap();
-        fs::set_permissions(&lower, fs::Permissions::from_mode(0o1751)).unwrap();
-        let of = |name: &str| format!("{name}dir={}/{name}", dir.path().display());
-        let layers = ["lower", "upper", "work"].map(of);
-        make_layers(&layers).unwrap();
-        assert!(dir.path().join("work").is_dir());
-        let upper = fs::metadata(dir.path().join("upper")).unwrap();
-        assert_eq!(upper.mode() & 0o7777, 0o1751);
-        let error = make_layers(&layers).unwrap_err().to_string();
-        assert!(error.contains("/upper"), "a disk is for one container: {error}");
     }
 
     #[test]

@@ -20,6 +20,7 @@
 mod access_times;
 mod binds;
 pub mod disks;
+mod layers;
 mod policy;
 pub mod shared;
 
@@ -160,10 +161,11 @@ pub fn container(
     let with_host = binds::are_with_host(&spec);
     let root = spec.root_mut().as_mut().ok_or_else(|| invalid("no root"))?;
     let mut disks = Disks::default();
-    let on_disk = disks.take_root(id, &mut rootfs, host).or_else(|| {
-        let read_only = root.readonly().unwrap_or_default();
-        disks.cover_root(id, &mut rootfs, (writes, part), read_only)
-    });
+    let read_only = root.readonly().unwrap_or_default();
+    let layered = disks.take_layers(id, &mut rootfs, (writes, part), read_only, host)?;
+    let on_disk = layered
+        .or_else(|| disks.take_root(id, &mut rootfs, host))
+        .or_else(|| disks.cover_root(id, &mut rootfs, (writes, part), read_only));
     let in_guest = on_disk.unwrap_or_else(|| guest_paths::rootfs(id));
     let mut binds = Binds::new(id, [root.path(), &in_guest], part, with_host);
     root.set_path(in_guest);

@@ -6,7 +6,7 @@ use crate::guest::paths as guest_paths;
 use crate::host::blocking::blocking;
 use crate::host::disk::OpenDisk;
 use crate::host::{blank_disk, disk};
-use crate::oci::plan::disks::{Above, Disk, DiskMount, Disks, Source, Writes};
+use crate::oci::plan::disks::{Disk, DiskMount, Disks, Overlay, Source, Upper, Writes};
 use crate::oci::plan::shared::{Memory, SubPath, Volume};
 use protocol::control::part_offsets;
 use protocol::{agent as api, ports};
@@ -31,7 +31,7 @@ impl Sandbox {
             let path = disk.source.path();
             let opened = blocking("open the disk", path, open).await?;
             let device = self.0.vm.attach_disk(&opened, disk.read_only).await?;
-            let lasting = !matches!(disk.source, Source::Blank { .. });
+            let lasting = !disk.read_only && !matches!(disk.source, Source::Blank { .. });
             self.disks().entry(id.to_owned()).or_default().push((device, lasting));
             tracing::info!("{id}: disk {} is device {device}", path.display());
             let (host_major, host_minor) = disk.numbers;
@@ -63,7 +63,7 @@ impl Sandbox {
         }
     }
 
-    /// Whether container `id` has any that outlive it.
+    /// Whether container `id` has any that it writes to and that outlive it.
     pub(super) fn has_lasting_disks(&self, id: &str) -> bool {
         self.disks().get(id).is_some_and(|disks| disks.iter().any(|(_, lasting)| *lasting))
     }
@@ -123,17 +123,8 @@ pub(super) fn storages(id: &str, disks: &Disks) -> Vec<api::Storage> {
         mount_point: guest_paths::disk_mount(id, index).display().to_string(),
         ..Default::default()
     };
-    let root = disks.above_root.map(|above| {
-        let (memory, at) = match above {
-            Above::Disk(mount) => (None, guest_paths::disk_mount(id, mount)),
-            Above::Memory => {
-                let at = guest_paths::above_root(id);
-                (Some(for_mount_points(&at)), at)
-            }
-        };
-        memory.into_iter().chain([layers(), covered_root(id, &at)])
-    });
-    disks.mounts.iter().enumerate().map(storage).chain(root.into_iter().flatten()).collect()
+    let root = disks.root.iter().flat_map(|root| put_together(id, root));
+    disks.mounts.iter().enumerate().map(storage).chain(root).collect()
 }
 
 /// Memory for the directories and files on which a container's mounts are, where its root file system is read-only.
@@ -159,22 +150,43 @@ fn layers() -> api::Storage {
     }
 }
 
-/// Nothing that is written there outlives the container, so nothing waits for it to be on the disk.
-fn covered_root(id: &str, disk: &Path) -> api::Storage {
-    let (below, disk) = (guest_paths::layers(id), disk.display());
-    let options = vec![
-        format!("lowerdir={}", below.display()),
-        format!("upperdir={disk}/upper"),
-        format!("workdir={disk}/work"),
-        "volatile".into(),
-    ];
-    api::Storage {
+/// What a root file system of several becomes.
+fn put_together(id: &str, root: &Overlay) -> Vec<api::Storage> {
+    let at = |index| guest_paths::disk_mount(id, index).display().to_string();
+    let mut storages = Vec::new();
+    let lower: Vec<_> = if root.lower.is_empty() {
+        storages.push(layers());
+        vec![guest_paths::layers(id).display().to_string()]
+    } else {
+        root.lower.clone().map(at).collect()
+    };
+    let mut options: Vec<_> = lower.iter().map(|path| format!("lowerdir+={path}")).collect();
+    let upper = match root.upper {
+        Upper::None => None,
+        Upper::Memory => {
+            let at = guest_paths::above_root(id);
+            storages.push(for_mount_points(&at));
+            Some(at.display().to_string())
+        }
+        Upper::Passing(index) | Upper::Lasting(index) => Some(at(index)),
+    };
+    match upper {
+        None => options.push("ro".into()),
+        Some(upper) => {
+            options.extend([format!("upperdir={upper}/upper"), format!("workdir={upper}/work")]);
+        }
+    }
+    // Nothing that is written there outlives the container, so nothing waits for it to be on the disk.
+    options.extend(matches!(root.upper, Upper::Passing(_)).then(|| "volatile".to_owned()));
+    options.extend(root.options.iter().cloned());
+    storages.push(api::Storage {
         source: "overlay".into(),
         fstype: "overlay".into(),
         options,
         mount_point: guest_paths::covered_root(id).display().to_string(),
         ..Default::default()
-    }
+    });
+    storages
 }
 
 #[cfg(test)]
@@ -196,5 +208,30 @@ mod tests {
         let disks = Disks { mounts: vec![mount(Some(0)), mount(None)], ..Disks::default() };
         let sources: Vec<_> = storages("c", &disks).into_iter().map(|s| s.source).collect();
         assert_eq!(sources, ["/run/kata-like/disks/c/3p1", "/run/kata-like/disks/c/3"]);
+    }
+
+    #[test]
+    fn a_root_is_put_together_of_what_is_mounted_before_it() {
+        let storages = |lower, upper| {
+            let options = vec!["index=off".to_owned()];
+            put_together("c", &Overlay { lower, upper, options })
+        };
+        let at = |n| format!("/run/kata-like/disks/c/mount-{n}");
+        let [root] = &storages(0..2, Upper::Lasting(2))[..] else { panic!() };
+        assert_eq!(root.mount_point, "/run/kata-like/disks/c/root");
+        let written = |at: &str| [format!("upperdir={at}/upper"), format!("workdir={at}/work")];
+        let layers = [0, 1].map(|n| format!("lowerdir+={}", at(n)));
+        let index = ["index=off".to_owned()];
+        assert_eq!(root.options, [&layers[..], &written(&at(2)), &index].concat());
+        let [memory, root] = &storages(0..2, Upper::Memory)[..] else { panic!() };
+        assert_eq!(memory.fstype, "tmpfs");
+        assert_eq!(root.options, [&layers[..], &written(&memory.mount_point), &index].concat());
+        let [root] = &storages(0..2, Upper::None)[..] else { panic!() };
+        assert_eq!(root.options, [&layers[..], &["ro".to_owned()], &index].concat());
+        let [shown, root] = &storages(0..0, Upper::Passing(0))[..] else { panic!() };
+        assert!(shown.of_sandbox && shown.mount_point == ports::LAYERS_DIR);
+        let hosts = [format!("lowerdir+={}/c/rootfs", ports::LAYERS_DIR)];
+        let expected = [&hosts[..], &written(&at(0)), &["volatile".to_owned()], &index].concat();
+        assert_eq!(root.options, expected);
     }
 }

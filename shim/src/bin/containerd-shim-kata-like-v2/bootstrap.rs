@@ -5,6 +5,7 @@
 //! | 1.7 | flags, environment, options (`Any`) on stdin | a plain address, JSON up to version 2 |
 //! | 2.0 to 2.2 | the same | a plain address, JSON up to version 3 |
 //! | 2.3 and later | `BootstrapParams` on stdin, flags too | all of these, and `BootstrapResult` |
+//! | 2.4 and later | | in that also which mounts are the shim's |
 //!
 //! Nothing tells 1.7 from 2.0, so both get the plain address, and ask this program for every container of a
 //! pod; 2.3 and later get version 3, and keep one connection for each pod.
@@ -12,9 +13,10 @@
 use crate::flags::Flags;
 use anyhow::bail;
 use containerd_shim_protos::TASK_API_VERSION;
-use containerd_shim_protos::bootstrap_api::{BootstrapParams, BootstrapResult};
+use containerd_shim_protos::bootstrap_api::{BootstrapParams, BootstrapResult, Extension};
 use protobuf::well_known_types::any::Any;
 use protobuf::{CodedInputStream, Message};
+use protocol::mounts::MountCapabilities;
 use std::path::PathBuf;
 
 /// Longest input that is read, bytes; containerd's own limit.
@@ -141,20 +143,41 @@ pub fn config_path(options: &Any) -> Option<PathBuf> {
 pub fn answer(form: Form, address: &str) -> anyhow::Result<Vec<u8>> {
     Ok(match form {
         Form::Plain => address.into(),
-        Form::Protobuf => BootstrapResult {
-            version: TASK_API_VERSION,
-            address: address.into(),
-            protocol: "ttrpc".into(),
-            ..Default::default()
+        Form::Protobuf => {
+            let mut result = BootstrapResult {
+                version: TASK_API_VERSION,
+                address: address.into(),
+                protocol: "ttrpc".into(),
+                ..Default::default()
+            };
+            let mounts = Extension { value: Some(own_mounts()?).into(), ..Default::default() };
+            let unknown = result.special_fields.mut_unknown_fields();
+            unknown.add_length_delimited(EXTENSIONS, mounts.write_to_bytes()?);
+            result.write_to_bytes()?
         }
-        .write_to_bytes()?,
     })
+}
+
+/// The field of `BootstrapResult` that the crate does not know; containerds before 2.4 don't either, and pass over it.
+const EXTENSIONS: u32 = 6;
+
+/// The mounts that containerd shall not make on the host, since the guest does: of the EROFS snapshotter's, see
+/// `shim/src/oci/plan/layers.rs`.
+fn own_mounts() -> anyhow::Result<Any> {
+    let words = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect();
+    let own = MountCapabilities {
+        types: words(&["erofs"]),
+        transforms: words(&["format", "mkdir"]),
+        ..Default::default()
+    };
+    let type_url = "type.googleapis.com/containerd.types.MountCapabilities".into();
+    Ok(Any { type_url, value: own.write_to_bytes()?, ..Default::default() })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use containerd_shim_protos::bootstrap_api::{Extension, LogLevel};
+    use containerd_shim_protos::bootstrap_api::LogLevel;
     use protobuf::EnumOrUnknown;
 
     const ENV: &str = "/run/containerd/containerd.sock.ttrpc";
@@ -224,6 +247,22 @@ mod tests {
         let result = result.unwrap();
         assert_eq!((result.version, result.protocol.as_str()), (3, "ttrpc"));
         assert_eq!(result.address, "unix:///s");
+        // As containerd's own program writes the same.
+        let extension = [
+            &[0x0a, 0x50, 0x0a, 54][..],
+            b"type.googleapis.com/containerd.types.MountCapabilities",
+            &[0x12, 22, 0x0a, 5],
+            b"erofs",
+            &[0x12, 6],
+            b"format",
+            &[0x12, 5],
+            b"mkdir",
+        ];
+        let unknown: Vec<_> = result.special_fields.unknown_fields().iter().collect();
+        let [(6, protobuf::UnknownValueRef::LengthDelimited(bytes))] = unknown[..] else {
+            panic!("{unknown:?}")
+        };
+        assert_eq!(bytes, extension.concat());
     }
 
     #[test]

@@ -2,6 +2,8 @@
 //! mounted in the guest, by the guest's kernel: the host's never reads a file system that a container wrote.
 //!
 //! - A root file system that lies on one: a snapshotter's mount of a device or an image, alone.
+//! - The layers of one, as EROFS images ([`layers`]), and what is written above them: the guest makes the overlay. All
+//!   layers are one disk, which any number of machines read; the host's page cache has them once.
 //! - Where the configuration says so, a disk that is made for it, for what the container writes to a root file system
 //!   that the host shows; it goes with the container.
 //! - The same as the first for a mount of the spec's; it becomes a bind of what the guest has mounted.
@@ -10,6 +12,7 @@
 //!   all that the host has, and get none. A rule for a block device that the container does not get is left out.
 
 use super::RootfsMount;
+use super::layers::{self, Layers};
 use super::shared::{Directory, Memory};
 use crate::error::{Error, Result};
 use crate::guest::paths as guest_paths;
@@ -19,6 +22,7 @@ use oci_spec::runtime::{
     Linux, LinuxBlockIo, LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType, LinuxResources,
     LinuxThrottleDevice, Mount,
 };
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 /// File systems that the guest's kernel has for disks.
@@ -110,13 +114,15 @@ pub enum Writes {
     ToDiskInPods(u64),
 }
 
-/// What takes what a container writes to its root file system.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Above {
-    /// A disk, by the index of its mount.
-    Disk(usize),
-    /// Memory: only mount points are made there.
-    Memory,
+impl Writes {
+    /// How large the disk of such a container is, if it has one, and whether that has a name.
+    fn disk(self, part: Part) -> Option<(u64, bool)> {
+        match self {
+            Self::ToDisk(bytes) => Some((bytes, false)),
+            Self::ToDiskInPods(bytes) if part == Part::Member => Some((bytes, true)),
+            Self::ToSnapshot | Self::ToDiskInPods(_) => None,
+        }
+    }
 }
 
 impl Source {
@@ -149,11 +155,84 @@ pub struct Disks {
     pub disks: Vec<Disk>,
     /// In the order in which they are mounted.
     pub mounts: Vec<DiskMount>,
-    /// What takes what the container writes to its root file system, if it is not the host's.
-    pub above_root: Option<Above>,
+    /// The root file system, where the guest puts it together.
+    pub root: Option<Overlay>,
+}
+
+/// A root file system of several, one above the other, at [`guest_paths::covered_root`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Overlay {
+    /// Which of the mounts are below, the top one first; none: what the host shows is.
+    pub lower: Range<usize>,
+    /// What takes what is written.
+    pub upper: Upper,
+    /// More options of it, as in fstab.
+    pub options: Vec<String>,
+}
+
+/// The uppermost of an [`Overlay`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Upper {
+    /// There is none: nobody can write.
+    None,
+    /// The guest's memory: for the mount points of a root that is read-only once they are made.
+    Memory,
+    /// That of the mounts, of a disk that is made for the container.
+    Passing(usize),
+    /// That of the mounts, of a disk that outlives the container.
+    Lasting(usize),
 }
 
 impl Disks {
+    /// Takes a root file system of image layers out of `rootfs`; where the guest has it. What is written to it goes to the
+    /// snapshotter's image, which is a disk of the guest's like the one that is made elsewhere, or to such a one where there
+    /// is no image, or all are to have one; if it is `read_only` to memory.
+    ///
+    /// # Errors
+    /// See [`Layers::of`]; or what is written would be in a directory of the host's.
+    pub fn take_layers(
+        &mut self,
+        id: &str,
+        rootfs: &mut Vec<RootfsMount>,
+        (writes, part): (Writes, Part),
+        read_only: bool,
+        host: &dyn Host,
+    ) -> Result<Option<PathBuf>> {
+        let Some(Layers { images, upper, options }) = Layers::of(rootfs)? else { return Ok(None) };
+        let first = self.mounts.len();
+        let paths: Vec<_> = images.iter().map(|(path, _)| path.clone()).collect();
+        let (disk, is_one) = (self.disks.len(), paths.len() == 1);
+        let source = if is_one { Source::One(paths[0].clone()) } else { Source::Several(paths) };
+        self.disks.push(Disk { source, read_only: true, exclusive: true, numbers: (0, 0) });
+        let of_layer = |(part, (_, options)): (usize, (_, Vec<String>))| {
+            let part = (!is_one).then_some(part);
+            DiskMount { disk, part, fstype: "erofs".into(), options }
+        };
+        self.mounts.extend(images.into_iter().enumerate().map(of_layer));
+        let lower = first..self.mounts.len();
+        let upper = match (upper, writes) {
+            (layers::Upper::None, _) => Upper::None,
+            _ if read_only => Upper::Memory,
+            (layers::Upper::Image(path), Writes::ToDisk(bytes)) => {
+                let directory = path.parent().unwrap_or(Path::new("/")).to_owned();
+                Upper::Passing(self.add_blank(directory, bytes, false))
+            }
+            (layers::Upper::Image(path), _) => {
+                let kind = host.kind(&path);
+                // The snapshotter's image is sparse: what of it was never written reads as zeros.
+                self.mount(id, (path, kind), "ext4", &words(&["noinit_itable"]));
+                Upper::Lasting(self.mounts.len() - 1)
+            }
+            (layers::Upper::Directory(directory), writes) => match writes.disk(part) {
+                Some((bytes, named)) => Upper::Passing(self.add_blank(directory, bytes, named)),
+                None => return Err(above_layers(&directory)),
+            },
+        };
+        self.root = Some(Overlay { lower, upper, options });
+        rootfs.clear();
+        Ok(Some(guest_paths::covered_root(id)))
+    }
+
     /// Takes a root file system that lies on a disk out of `rootfs`; where the guest has it.
     pub fn take_root(
         &mut self,
@@ -185,11 +264,7 @@ impl Disks {
         (writes, part): (Writes, Part),
         read_only: bool,
     ) -> Option<PathBuf> {
-        let (bytes, named) = match writes {
-            Writes::ToDisk(bytes) => (bytes, false),
-            Writes::ToDiskInPods(bytes) if part == Part::Member => (bytes, true),
-            Writes::ToSnapshot | Writes::ToDiskInPods(_) => return None,
-        };
+        let (bytes, named) = writes.disk(part)?;
         let [layer] = rootfs else { return None };
         if layer.options.iter().any(|option| option == "ro") {
             return None;
@@ -207,18 +282,24 @@ impl Disks {
             .filter(|option| *option == "rbind")
             .for_each(|o| *o = "bind".into());
         layer.options.push("ro".into());
-        self.above_root = Some(if read_only {
-            Above::Memory
+        let upper = if read_only {
+            Upper::Memory
         } else {
-            let source = Source::Blank { directory, bytes, named };
-            let (read_only, exclusive) = (false, true);
-            let disk = self.add(Disk { source, read_only, exclusive, numbers: (0, 0) });
-            // Tables of inodes that are not there yet read as zeros; and nobody waits for the host's disk.
-            let options = ["noinit_itable", "nobarrier", "noatime"].map(String::from).into();
-            self.mounts.push(DiskMount { disk, part: None, fstype: "ext4".into(), options });
-            Above::Disk(self.mounts.len() - 1)
-        });
+            Upper::Passing(self.add_blank(directory, bytes, named))
+        };
+        self.root = Some(Overlay { lower: 0..0, upper, options: Vec::new() });
         Some(guest_paths::covered_root(id))
+    }
+
+    /// A disk that is made in a directory, and its mount; gives that one's index.
+    fn add_blank(&mut self, directory: PathBuf, bytes: u64, named: bool) -> usize {
+        let (read_only, exclusive) = (false, true);
+        let source = Source::Blank { directory, bytes, named };
+        let disk = self.add(Disk { source, read_only, exclusive, numbers: (0, 0) });
+        // Tables of inodes that are not there yet read as zeros; and nobody waits for the host's disk.
+        let options = words(&["noinit_itable", "nobarrier", "noatime"]);
+        self.mounts.push(DiskMount { disk, part: None, fstype: "ext4".into(), options });
+        self.mounts.len() - 1
     }
 
     /// Changes a mount of the spec's that is on a disk, or is one; `false`: it is none.
@@ -336,6 +417,19 @@ impl Disks {
         self.mounts.push(DiskMount { disk, part: None, fstype: fstype.to_owned(), options });
         guest_paths::disk_mount(id, self.mounts.len() - 1)
     }
+}
+
+/// A directory of the host's can't be above layers that only the guest has mounted.
+fn above_layers(directory: &Path) -> Error {
+    Error::FailedPrecondition(format!(
+        "root file system: what the container writes would be in {}, a directory of the host's, above layers that are \
+         its guest's: set default_size for containerd's EROFS snapshotter, or root.writes = \"disk\"",
+        directory.display()
+    ))
+}
+
+fn words(words: &[&str]) -> Vec<String> {
+    words.iter().map(|&word| word.to_owned()).collect()
 }
 
 /// The rates, each list changed; `None` if none is left. Weights and leaf weights mean nothing in a guest.

@@ -1,4 +1,4 @@
-use super::disks::{Above, Disk, DiskMount, Kind, MountOf, Numbers, Source};
+use super::disks::{Disk, DiskMount, Kind, MountOf, Numbers, Overlay, Source, Upper};
 use super::shared::{Directory, Memory};
 use super::*;
 use oci_spec::runtime::LinuxDeviceCgroup;
@@ -510,7 +510,8 @@ fn what_is_written_to_a_root_goes_to_a_disk_that_is_made_where_the_host_would_ha
         let source = Source::Blank { directory: directory.into(), bytes: 4096, named };
         let made = Disk { source, ..disk(directory, false, true, (0, 0)) };
         assert_eq!(plan.disks.disks, [made]);
-        assert_eq!(plan.disks.above_root, Some(Above::Disk(0)));
+        let upper = Upper::Passing(0);
+        assert_eq!(plan.disks.root, Some(Overlay { lower: 0..0, upper, options: vec![] }));
         let root = Path::new("/run/kata-like/disks/c1/root");
         assert_eq!(plan.spec.root().as_ref().unwrap().path(), root);
     }
@@ -520,7 +521,7 @@ fn what_is_written_to_a_root_goes_to_a_disk_that_is_made_where_the_host_would_ha
     assert_eq!(source, there, "what is in the root is there where the guest has it");
     // Only mount points are made there.
     let plan = covered("overlay", &overlay, always, read_only);
-    assert_eq!((plan.disks.above_root, plan.disks.disks.len()), (Some(Above::Memory), 0));
+    assert_eq!((plan.disks.root.unwrap().upper, plan.disks.disks.len()), (Upper::Memory, 0));
     // These are to be the host's, nothing is written to them, and of others it is not known where.
     for plan in [
         covered("overlay", &overlay, Writes::ToSnapshot, in_pod),
@@ -530,6 +531,80 @@ fn what_is_written_to_a_root_goes_to_a_disk_that_is_made_where_the_host_would_ha
     ] {
         assert_eq!((plan.rootfs.len(), plan.disks), (1, Disks::default()));
     }
+}
+
+/// Two layers, and what the snapshotter says of what is above them.
+fn layered(first: &[(&str, &str)], above: &[&str]) -> Vec<RootfsMount> {
+    let mount = |fstype: &str, source: &str, options: &[&str]| RootfsMount {
+        fstype: fstype.into(),
+        source: source.into(),
+        options: words(options),
+        ..Default::default()
+    };
+    let lower = format!("lowerdir={{{{ overlay {} {} }}}}", first.len(), first.len() + 1);
+    let options = [above, &[lower.as_str()]].concat();
+    let first = first.iter().map(|(fstype, source)| mount(fstype, source, &["rw", "loop"]));
+    let layers = ["/top", "/bottom"].map(|source| mount("erofs", source, &["ro", "loop"]));
+    first.chain(layers).chain([mount("format/mkdir/overlay", "overlay", &options)]).collect()
+}
+
+#[test]
+fn layers_are_one_disk_and_their_overlay_is_the_guests() {
+    let writable = |v: &mut Value| v["root"] = json!({"path": "rootfs"});
+    let in_pod = |v: &mut Value| {
+        v["root"] = json!({"path": "rootfs"});
+        v["annotations"] = json!({"io.kubernetes.cri.container-type": "container"});
+    };
+    let plan = |rootfs, change: fn(&mut Value), writes| {
+        super::container("c1", spec(change), rootfs, writes, VMM, &TestHost)
+    };
+    let (always, in_pods) = (Writes::ToDisk(4096), Writes::ToDiskInPods(4096));
+    let layers = Disk {
+        source: Source::Several(vec!["/top".into(), "/bottom".into()]),
+        ..disk("", true, true, (0, 0))
+    };
+    let layer = |part| DiskMount {
+        disk: 0,
+        part: Some(part),
+        fstype: "erofs".into(),
+        options: words(&["ro"]),
+    };
+    let image = [("ext4", "/image")];
+    let of_image = ["workdir={{ mount 0 }}/work", "upperdir={{ mount 0 }}/upper"];
+    let of_host = ["workdir=/s/work", "upperdir=/s/fs"];
+    let root = |upper| Some(Overlay { lower: 0..2, upper, options: vec![] });
+    for writes in [Writes::ToSnapshot, in_pods] {
+        let made = plan(layered(&image, &of_image), in_pod, writes).unwrap();
+        assert_eq!(made.disks.disks, [layers.clone(), disk("/image", false, true, (0, 0))]);
+        assert_eq!(made.disks.mounts[..2], [layer(0), layer(1)]);
+        assert_eq!((made.disks.mounts[2].disk, made.disks.mounts[2].part), (1, None));
+        assert_eq!((made.rootfs.len(), made.disks.root), (0, root(Upper::Lasting(2))));
+        let at = Path::new("/run/kata-like/disks/c1/root");
+        assert_eq!(made.spec.root().as_ref().unwrap().path(), at);
+    }
+    // A disk of the container's own, where the snapshotter's would have been.
+    for (rootfs, writes, directory, named) in [
+        (layered(&image, &of_image), always, "/", false),
+        (layered(&[], &of_host), always, "/s/fs", false),
+        (layered(&[], &of_host), in_pods, "/s/fs", true),
+    ] {
+        let made = plan(rootfs, in_pod, writes).unwrap();
+        let source = Source::Blank { directory: directory.into(), bytes: 4096, named };
+        let own = Disk { source, ..disk("", false, true, (0, 0)) };
+        assert_eq!(made.disks.disks, [layers.clone(), own]);
+        assert_eq!(made.disks.root, root(Upper::Passing(2)));
+    }
+    // Nothing is written to these.
+    for (rootfs, upper) in [
+        (layered(&image, &of_image), Upper::Memory),
+        (layered(&[], &of_host), Upper::Memory),
+        (layered(&[], &[]), Upper::None),
+    ] {
+        let made = plan(rootfs, |_| (), always).unwrap();
+        assert_eq!((made.disks.disks, made.disks.root), (vec![layers.clone()], root(upper)));
+    }
+    let refused = plan(layered(&[], &of_host), writable, in_pods).unwrap_err().to_string();
+    assert!(refused.contains("/s/fs") && refused.contains("default_size"), "{refused}");
 }
 
 #[test]

@@ -20,7 +20,9 @@ pub fn main(arguments: &[OsString]) -> Result<()> {
     let [what, path, more @ ..] = arguments else { bail!("{FLAG} WHAT PATH…") };
     match what.to_str() {
         Some("map") => map(path),
-        Some("list") => listing::print(path.as_ref()),
+        Some("list") => {
+            [path].into_iter().chain(more).try_for_each(|path| listing::print(path.as_ref()))
+        }
         Some("become") => [path].into_iter().chain(more).try_for_each(run_as_user),
         Some("rights") => rights(),
         other => bail!("{other:?}: no such thing to do"),

@@ -21,6 +21,7 @@ mod deploy;
 mod destinations;
 mod devmapper;
 mod disks;
+mod erofs;
 mod exec;
 mod hardware;
 mod i386;
@@ -261,6 +262,7 @@ fn choose(arguments: &Arguments) -> Result<Vec<(Version, Case)>> {
         destinations::cases,
         disks::cases,
         devmapper::cases,
+        erofs::cases,
         leaks::cases,
         hardware::cases,
         wrong_settings::cases,

@@ -1,6 +1,6 @@
 //! A root file system of many layers and of whatever files there are looks inside as it does on runc.
 
-mod content;
+pub mod content;
 
 use crate::bundle::{Bundle, config};
 use crate::command::Output;
@@ -54,6 +54,12 @@ fn compare(bundle: &Bundle, layers: &Layers, arguments: &[&str]) -> Result<Strin
     let told = |output: Output| Ok::<_, anyhow::Error>(output.expect_code(0)?.text());
     let expected = told(bundle.run_on_the_host("runc")?).context("runc")?;
     let seen = told(bundle.run_within(PATIENCE)?)?;
+    same(&expected, &seen)?;
+    Ok(seen)
+}
+
+/// Fails unless both say the same, with the lines that differ.
+pub fn same(expected: &str, seen: &str) -> Result<()> {
     let (mut ours, mut theirs) = (seen.lines(), expected.lines());
     let mut differences = Vec::new();
     loop {
@@ -68,7 +74,7 @@ fn compare(bundle: &Bundle, layers: &Layers, arguments: &[&str]) -> Result<Strin
         differences.truncate(TOLD);
         bail!("{count} lines differ: {}", differences.concat());
     }
-    Ok(seen)
+    Ok(())
 }
 
 /// Who may do what is the ACL's to say, for reading, and for what new files get of their directory's. The group of

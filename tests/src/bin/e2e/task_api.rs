@@ -41,11 +41,16 @@ pub fn root(fstype: &str, source: &str, options: &[&str]) -> Mount {
 
 /// A container's whole life beside those that the shim has already; gives its exit status.
 pub fn run_beside(shim: &TaskClient, id: &str, bundle: &Bundle, root: Mount) -> Result<u32> {
+    run_on(shim, id, bundle, vec![root])
+}
+
+/// The same on a root file system of several mounts.
+pub fn run_on(shim: &TaskClient, id: &str, bundle: &Bundle, rootfs: Vec<Mount>) -> Result<u32> {
     let limit = || ttrpc::context::with_timeout(30_000_000_000);
     let create = CreateTaskRequest {
         id: id.into(),
         bundle: bundle.0.display().to_string(),
-        rootfs: vec![root],
+        rootfs,
         ..Default::default()
     };
     shim.create(limit(), &create).with_context(|| format!("create {id}"))?;

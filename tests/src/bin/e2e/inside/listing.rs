@@ -28,7 +28,8 @@ pub fn print(root: &Path) -> Result<()> {
     let mut left = vec![root.to_owned()];
     while let Some(path) = left.pop() {
         let meta = path.symlink_metadata().with_context(|| path.display().to_string())?;
-        if meta.dev() != device {
+        // Files of an overlay's may have a number of their layer's.
+        if meta.is_dir() && meta.dev() != device {
             continue;
         }
         let told = line(&path, &meta, &mut names).with_context(|| path.display().to_string())?;

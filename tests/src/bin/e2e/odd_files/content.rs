@@ -19,6 +19,14 @@ pub const SMALL_FILES: usize = 30_000;
 
 const LAYERS: usize = 20;
 
+/// More than a machine has slots for disks.
+pub const IMAGE_LAYERS: usize = 12;
+
+/// What upper layers hide or replace, and by what.
+const LOW: [&str; 6] =
+    ["file", "to-directory", "opaque/hidden", "hidden/file", "gone", "to-file/file"];
+const HIGH: [&str; 4] = ["file", "to-directory/file", "opaque/seen", "to-file"];
+
 /// Small files of a directory.
 const DIRECTORY: usize = 300;
 
@@ -70,7 +78,7 @@ impl Layers {
         }
         small_files(&layers)?;
         hide_and_replace(&layers)?;
-        programs(&layers[2])?;
+        programs(&layers[2], &std::env::current_exe()?)?;
         odd_names(&layers[3])?;
         odd_kinds(&layers[4])?;
         odd_owners_modes_and_times(&layers[5])?;
@@ -99,6 +107,37 @@ impl Drop for Layers {
     }
 }
 
+/// Some of them as the layers of an image, below `work`: the folders that become archives, the lowest first. What an image
+/// can't have, and what an upper layer hides, is as images have it.
+pub fn image_layers(work: &Path) -> Result<Vec<PathBuf>> {
+    let layers: Vec<PathBuf> = (0..IMAGE_LAYERS).map(|n| work.join(format!("{n}"))).collect();
+    for (n, layer) in layers.iter().enumerate() {
+        write(&layer.join(format!("layers/{n}")), b"")?;
+        write(&layer.join("top"), n.to_string().as_bytes())?;
+    }
+    programs(&layers[2], Path::new("/usr/bin/busybox"))?;
+    odd_names(&layers[3])?;
+    fs::remove_file(layers[3].join("names/.wh.not-a-whiteout"))?;
+    fs::remove_dir_all(layers[3].join("names/directories/.wh.not-a-whiteout"))?;
+    odd_kinds(&layers[4])?;
+    for name in ["socket", "sparse"] {
+        fs::remove_file(layers[4].join("kinds").join(name))?;
+    }
+    odd_owners_modes_and_times(&layers[5])?;
+    extended_attributes(&layers[6])?;
+    let [low, high] = [&layers[1].join("changed"), &layers[IMAGE_LAYERS - 1].join("changed")];
+    for name in LOW {
+        write(&low.join(name), b"low")?;
+    }
+    for name in HIGH {
+        write(&high.join(name), b"high")?;
+    }
+    for name in [".wh.hidden", ".wh.gone", "opaque/.wh..wh..opq"] {
+        write(&high.join(name), b"")?;
+    }
+    Ok(layers)
+}
+
 fn small_files(layers: &[PathBuf]) -> Result<()> {
     for n in 0..SMALL_FILES {
         let layer = &layers[n % LAYERS];
@@ -116,10 +155,10 @@ fn small_files(layers: &[PathBuf]) -> Result<()> {
 /// What upper layers do to lower ones: hide a file, a directory, all that was in a directory; and replace.
 fn hide_and_replace(layers: &[PathBuf]) -> Result<()> {
     let [low, high] = [&layers[0].join("changed"), &layers[19].join("changed")];
-    for name in ["file", "to-directory", "opaque/hidden", "hidden/file", "gone", "to-file/file"] {
+    for name in LOW {
         write(&low.join(name), b"low")?;
     }
-    for name in ["file", "to-directory/file", "opaque/seen", "to-file"] {
+    for name in HIGH {
         write(&high.join(name), b"high")?;
     }
     for name in ["hidden", "gone"] {
@@ -128,14 +167,13 @@ fn hide_and_replace(layers: &[PathBuf]) -> Result<()> {
     set_attribute(&high.join("opaque"), "trusted.overlay.opaque", b"y")
 }
 
-fn programs(layer: &Path) -> Result<()> {
-    let own = std::env::current_exe()?;
+fn programs(layer: &Path, own: &Path) -> Result<()> {
     fs::create_dir(layer.join("bin"))?;
     let plain = PROGRAM.trim_start_matches('/');
-    fs::copy(&own, layer.join(plain))?;
+    fs::copy(own, layer.join(plain))?;
     for program in &PROGRAMS {
         let path = layer.join(program.path.trim_start_matches('/'));
-        fs::copy(&own, &path)?;
+        fs::copy(own, &path)?;
         fs::set_permissions(&path, Permissions::from_mode(program.mode))?;
         if let Some(capability) = program.capability {
             set_attribute(&path, "security.capability", &capability)?;

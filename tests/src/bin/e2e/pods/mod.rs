@@ -3,7 +3,7 @@
 pub mod forward;
 pub mod limits;
 pub mod network;
-mod pod;
+pub mod pod;
 pub mod sandbox_api;
 
 use crate::command::DEADLINE;
