@@ -5,9 +5,11 @@
 #   install.sh remove
 #
 # Places the files, and adds the handler `kata-like` to containerd's configuration, between two lines that mark it; tells
-# what is left to do. Environment:
+# what is left to do. Where containerd is 2.4 or newer and mkfs.erofs can do what it asks for, the handler's containers are
+# on EROFS layers. Environment:
 #   ROOT               where the node's root is (/)
 #   CONTAINERD_CONFIG  below it (/etc/containerd/config.toml); empty: leave containerd alone
+#   EROFS              no: leave the snapshotter as it is; what a container may write is its size else (10GiB)
 set -eu
 
 root=${ROOT:-}
@@ -78,6 +80,39 @@ find_table() {
   table=$(runtimes "${version:-1}")
 }
 
+# Why the handler's containers can't be on EROFS layers; nothing where they can.
+why_not_erofs() {
+  [ "${EROFS-}" != no ] || { echo "EROFS=no"; return; }
+  case $version in 3 | 4) ;; *) echo "$config is of version ${version:-1}, which 2.x reads as 1.7 does"; return ;; esac
+  # As "containerd github.com/containerd/containerd/v2 v2.4.2 COMMIT", in distributions without the v.
+  found=$(containerd --version 2> /dev/null | awk '{ sub(/^v/, "", $3); print $3 }')
+  case $found in
+    2.[0-3] | 2.[0-3].* | 1.* | '') echo "containerd is ${found:-not found}, older than 2.4"; return ;;
+  esac
+  for tool in mkfs.erofs mkfs.ext4; do
+    command -v "$tool" > /dev/null || { echo "there is no $tool (packages erofs-utils and e2fsprogs)"; return; }
+  done
+  mkfs.erofs --help 2>&1 | grep -q -e --sort= || { echo "mkfs.erofs is older than 1.8.2"; return; }
+  if [ -e "$config" ] && tr -d "\"' " < "$config" | grep -q -e '^\[plugins\.io\.containerd\..*\.erofs\]' -e '^\[plugins\..*diff-service\]'; then
+    echo "$config has tables for it already"
+  fi
+}
+
+# What is added for it, but for the line of the handler's.
+erofs_tables() {
+  cat << END
+
+[plugins.'io.containerd.service.v1.diff-service']
+default = ["erofs", "walking"]
+
+[plugins.'io.containerd.differ.v1.erofs']
+mkfs_options = ["-T0", "--mkfs-time", "--sort=none"]
+
+[plugins.'io.containerd.snapshotter.v1.erofs']
+default_size = "${EROFS:-10GiB}"
+END
+}
+
 add_handler() {
   forget_handler
   if [ ! -e "$config" ]; then
@@ -88,8 +123,18 @@ add_handler() {
     echo "$config has a handler kata-like already: left as it is"
     return
   fi
-  printf '\n%s\n[%s.kata-like]\nruntime_type = "io.containerd.kata-like.v2"\n%s\n' "$begin" "$table" "$end" >> "$config"
+  why_not=$(why_not_erofs)
+  {
+    printf '\n%s\n[%s.kata-like]\nruntime_type = "io.containerd.kata-like.v2"\n' "$begin" "$table"
+    [ -n "$why_not" ] || { echo 'snapshotter = "erofs"'; erofs_tables; }
+    echo "$end"
+  } >> "$config"
   echo "$config: handler kata-like added; it counts once containerd is restarted (systemctl restart containerd)"
+  if [ -z "$why_not" ]; then
+    echo "its containers are on EROFS layers, which containerd makes of images with mkfs.erofs"
+  else
+    echo "its containers are on containerd's usual snapshotter, not on EROFS layers: $why_not"
+  fi
 }
 
 case ${1-} in

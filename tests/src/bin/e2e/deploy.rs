@@ -10,6 +10,8 @@ use std::process::Command;
 crate::cases!(
     crate::Scope::EachContainerd;
     a_node_gets_the_handler_and_is_as_before_without_it;
+    crate::Scope::Newest;
+    where_it_can_be_the_handler_is_on_erofs;
     crate::Scope::Once;
     what_it_can_not_do_is_named,
 );
@@ -38,8 +40,13 @@ impl Node {
     }
 
     fn run(&self, args: &[&str]) -> Result<command::Output> {
+        command::output(&mut self.command(args))
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
         let mut sh = Command::new("sh");
-        command::output(sh.arg(self.path("install.sh")).args(args).env("ROOT", &self.0))
+        sh.arg(self.path("install.sh")).args(args).env("ROOT", &self.0);
+        sh
     }
 
     /// What is in it but for the script and the configuration.
@@ -75,6 +82,45 @@ fn a_node_gets_the_handler_and_is_as_before_without_it(context: &Context) -> Res
     node.run(&["remove"])?.expect_code(0)?;
     ensure!(fs::read_to_string(&config)? == without, "the configuration is another");
     ensure!(node.files()?.is_empty(), "left: {}", node.files()?);
+    Ok(())
+}
+
+fn where_it_can_be_the_handler_is_on_erofs(context: &Context) -> Result<()> {
+    let node = Node::new(context)?;
+    let config = node.path("etc/containerd/config.toml");
+    let newest = format!("{}:{}", context.containerd.bin_dir(), std::env::var("PATH")?);
+    let installed = |before: &str, variables: &[(&str, &str)]| {
+        fs::write(&config, before)?;
+        let mut install = node.command(&["install", "/"]);
+        let said = command::output(install.envs(variables.iter().copied()))?.expect_code(0)?.text();
+        let mut dump = Command::new(Path::new(context.containerd.bin_dir()).join("containerd"));
+        let dump = dump.arg("--config").arg(&config).args(["config", "dump"]);
+        let dump = command::output(dump)?.expect_code(0)?.text();
+        node.run(&["remove"])?.expect_code(0)?;
+        ensure!(fs::read_to_string(&config)? == before, "the configuration is another");
+        Ok::<_, anyhow::Error>((said, dump))
+    };
+    let of_handler = |dump: &str| {
+        let (_, handler) = dump.split_once("runtimes.kata-like]").context("the handler")?;
+        let line = handler.lines().find_map(|line| line.trim().strip_prefix("snapshotter = "));
+        Ok::<_, anyhow::Error>(line.unwrap_or_default().trim_matches(['"', '\'']).to_owned())
+    };
+    let (said, dump) = installed("version = 3\n", &[("PATH", &newest)])?;
+    ensure!(of_handler(&dump)? == "erofs" && said.contains("on EROFS layers"), "{said}: {dump}");
+    for line in ["default = ['erofs', 'walking']", "default_size = '10GiB'", "'--sort=none'"] {
+        ensure!(dump.replace('"', "'").contains(line), "no {line} in {dump}");
+    }
+    let own =
+        "version = 3\n[plugins.\"io.containerd.snapshotter.v1.erofs\"]\nset_immutable = true\n";
+    for (before, variables, why) in [
+        ("version = 3\n", &[("PATH", &*newest), ("EROFS", "no")][..], "EROFS=no"),
+        ("version = 3\n", &[("PATH", "/usr/bin:/bin")], "older than 2.4"),
+        ("version = 2\n", &[("PATH", &newest)], "of version 2"),
+        (own, &[("PATH", &newest)], "has tables for it already"),
+    ] {
+        let (said, dump) = installed(before, variables)?;
+        ensure!(said.contains(why) && of_handler(&dump)?.is_empty(), "{why}: {said}: {dump}");
+    }
     Ok(())
 }
 
