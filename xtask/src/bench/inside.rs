@@ -23,7 +23,9 @@ const HEAD: &str = "# Inside a container
 Written by `make bench PART=inside`; to repeat it, run that. What a container's programs do once it runs, on the runtimes
 in turn: each in a root file system of its own, an overlay over the same Debian, of which the host has read what the
 program needs; what is written goes to the host's memory. *Own disk* is ours as in a pod of Kubernetes, or with
-`root.writes = \"disk\"`. Behind each figure, how it compares with runc's: above 1 is better than
+`root.writes = \"disk\"`; *EROFS* is by `ctr run`, on containerd 2.4's EROFS snapshotter: the Debian is one
+layer, and what is written goes to an ext4 in a file in the host's memory, which the host mounts for runc and the guest for
+ours. Behind each figure, how it compares with runc's: above 1 is better than
 runc, of times as of rates. runc, crun and runsc are Debian's; runsc runs without a network. Rows for programs:
 [benchmarks-inside.json](benchmarks-inside.json).
 

@@ -3,6 +3,7 @@
 //! `bench lives RUNS`; every figure is of RUNS runs after a first one that is thrown away. `bench inside RUNS`: of what
 //! programs do in a container.
 
+mod erofs;
 mod inside;
 mod lifecycle;
 mod memory;
