@@ -18,3 +18,4 @@ pub mod sandbox;
 mod slots;
 pub mod storage;
 pub mod sysctl;
+mod trim;

@@ -5,6 +5,7 @@
 
 use crate::error::AgentError;
 use crate::guest::disks::Disks;
+use crate::guest::trim::Trimmed;
 use crate::guest::{erofs, overlay};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
@@ -23,6 +24,9 @@ const BASE: &str = "/run/kata-like";
 
 /// Most storages of one container: twice as many as an image has layers.
 pub const MAX_STORAGES: usize = 256;
+
+/// A mount option for the agent, see [`crate::guest::trim`]: as in fstab, what begins so is not for the kernel.
+const TRIM: &str = "x-trim";
 
 /// Mount options that are flags of mount(2); any other goes to the file system.
 const FLAGS: &[(&str, MsFlags)] = &[
@@ -47,6 +51,7 @@ const FLAGS: &[(&str, MsFlags)] = &[
 pub struct Storages {
     disks: Disks,
     points: Vec<PathBuf>,
+    trimmed: Vec<Trimmed>,
 }
 
 impl Storages {
@@ -58,7 +63,7 @@ impl Storages {
         if storages.len() > MAX_STORAGES {
             return Err(AgentError::TooMany("storages"));
         }
-        let mut done = Self { disks: Disks::attach(id, disks)?, points: Vec::new() };
+        let mut done = Self { disks: Disks::attach(id, disks)?, ..Self::default() };
         for storage in storages {
             let mounted = if storage.of_sandbox {
                 of_sandbox(storage).map(|()| None)
@@ -66,7 +71,14 @@ impl Storages {
                 mount_one(storage).map(Some)
             };
             match mounted {
-                Ok(path) => done.points.extend(path),
+                Ok(path) => {
+                    let trim = storage.options.iter().any(|option| option == TRIM);
+                    for path in path.iter().filter(|_| trim) {
+                        // If not, the host has it back in the end.
+                        done.trimmed.extend(Trimmed::begin(path));
+                    }
+                    done.points.extend(path);
+                }
                 Err(error) => {
                     done.undo();
                     return Err(error);
@@ -83,6 +95,9 @@ impl Storages {
 
     /// Unmounts all, the last one first, and lets go of the disks. Blocks.
     pub fn undo(&mut self) {
+        for trimmed in self.trimmed.drain(..) {
+            trimmed.end();
+        }
         while let Some(path) = self.points.pop() {
             // Detached: a process that cannot die must not keep the rest from being cleaned up.
             if let Err(error) = umount2(&path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
@@ -165,6 +180,7 @@ fn options(options: &[String]) -> (MsFlags, String) {
     for option in options {
         match FLAGS.iter().find(|(name, _)| name == option) {
             Some((_, flag)) => flags |= *flag,
+            None if option == TRIM => {}
             None => data.push(option.as_str()),
         }
     }

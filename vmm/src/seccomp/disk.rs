@@ -1,10 +1,11 @@
 //! The threads of disks: they move data between a queue and files.
 
+use crate::devices::blk::BLKDISCARD;
 use jail::SyscallFilter;
 
 /// What they do; the thread that starts them may do it as well, since they are under its filter, too.
 pub(super) fn filter() -> SyscallFilter {
-    SyscallFilter::new().allow(&[
+    let filter = SyscallFilter::new().allow(&[
         // The loop.
         libc::SYS_epoll_wait,
         libc::SYS_epoll_pwait,
@@ -15,5 +16,7 @@ pub(super) fn filter() -> SyscallFilter {
         libc::SYS_pwritev,
         libc::SYS_fdatasync,
         libc::SYS_fallocate,
-    ])
+    ]);
+    // What a device is to forget that has no other way.
+    filter.allow_if(libc::SYS_ioctl, 1, &[BLKDISCARD])
 }

@@ -84,6 +84,8 @@ fn each_role_has_only_its_own_calls() {
     assert!(killed(fate(&filters.io, libc::SYS_pwritev)));
     assert!(survived(fate(&filters.disk, libc::SYS_pwritev)));
     assert!(killed(fate(&filters.disk, libc::SYS_sendmsg)));
+    let discard = |filter| fate_with(filter, libc::SYS_ioctl, [-1, 0x1277, 0]);
+    assert!(survived(discard(&filters.disk)) && killed(discard(&filters.io)));
     assert!(killed(fate(&filters.io, libc::SYS_writev)));
     assert!(killed(fate(&filters.network, libc::SYS_pwritev)));
     assert!(killed(fate(&filters.network, libc::SYS_sendmsg)));

@@ -297,7 +297,8 @@ impl Disks {
         let source = Source::Blank { directory, bytes, named };
         let disk = self.add(Disk { source, read_only, exclusive, numbers: (0, 0) });
         // Tables of inodes that are not there yet read as zeros; and nobody waits for the host's disk.
-        let options = words(&["noinit_itable", "nobarrier", "noatime"]);
+        // What is deleted goes back to it now and then.
+        let options = words(&["noinit_itable", "nobarrier", "noatime", "x-trim"]);
         self.mounts.push(DiskMount { disk, part: None, fstype: "ext4".into(), options });
         self.mounts.len() - 1
     }

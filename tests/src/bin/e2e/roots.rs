@@ -6,6 +6,7 @@ use crate::context::Context;
 use anyhow::{Result, bail, ensure};
 use serde_json::json;
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ crate::cases!(
     what_is_written_goes_to_a_disk_of_the_guests;
     crate::Scope::Once;
     a_directory_is_as_it_was_after_writes_to_a_disk,
+    what_is_deleted_on_a_disk_goes_back_to_the_host,
     a_disk_that_can_not_be_made_is_an_error,
     a_shared_root_is_looked_at_again_after_a_second,
 );
@@ -89,6 +91,41 @@ fn a_directory_is_as_it_was_after_writes_to_a_disk(context: &Context) -> Result<
     let after = list()?.text();
     ensure!(before == after, "it was\n{before}\nand is\n{after}");
     Ok(())
+}
+
+/// What the disk of this size takes on the host, bytes: a file that some process has open.
+fn taken(size: u64) -> Result<u64> {
+    for process in fs::read_dir("/proc")?.flatten() {
+        // Processes end meanwhile.
+        let Ok(open) = fs::read_dir(process.path().join("fd")) else { continue };
+        let meta = open.flatten().filter_map(|fd| fs::metadata(fd.path()).ok());
+        if let Some(disk) = meta.into_iter().find(|meta| meta.is_file() && meta.len() == size) {
+            return Ok(disk.blocks() * 512);
+        }
+    }
+    bail!("no process has a file of {size} bytes open")
+}
+
+fn what_is_deleted_on_a_disk_goes_back_to_the_host(context: &Context) -> Result<()> {
+    const MIB: u64 = 1 << 20;
+    const SIZE: u64 = 777;
+    let file =
+        Configuration::new(context, &format!("[root]\nwrites = \"disk\"\ndisk_mib = {SIZE}\n"))?;
+    let run = context.container().flag("--runtime-config-path").flag(&file.0);
+    let container = run.detached(&["sleep", "1000000"])?;
+    let write = "head -c 209715200 /dev/zero > /large && echo kept > /kept && sync";
+    container.exec(&["sh", "-c", write])?.expect_code(0)?;
+    let full = taken(SIZE * MIB)?;
+    ensure!(full >= 200 * MIB, "200 MiB are written, and {full} bytes taken");
+    container.exec(&["sh", "-c", "rm /large && sync"])?.expect_code(0)?;
+    command::eventually("the host has it back", 3 * command::DEADLINE, || {
+        Ok(taken(SIZE * MIB)? < 50 * MIB)
+    })?;
+    // And all is as it was for the container.
+    let again = "cat /kept; head -c 104857600 /dev/zero > /again && wc -c < /again";
+    let said = container.exec(&["sh", "-c", again])?.expect_code(0)?.text();
+    ensure!(said == "kept\n104857600", "{said:?}");
+    container.remove()
 }
 
 fn a_disk_that_can_not_be_made_is_an_error(context: &Context) -> Result<()> {

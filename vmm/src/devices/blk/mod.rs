@@ -12,6 +12,9 @@ mod slow_tests;
 mod tests;
 mod worker;
 
+/// `BLKDISCARD` of linux/fs.h.
+pub(crate) const BLKDISCARD: u32 = 0x1277;
+
 use crate::virtio::starter::Threads;
 use crate::virtio::{
     ActivateError, Activation, F_EVENT_IDX, F_INDIRECT_DESC, VirtioDevice, Worker,
@@ -19,7 +22,7 @@ use crate::virtio::{
 use helpers::Helpers;
 use image::Image;
 use protocol::control::MAX_FDS;
-use request::{MAX_RANGES, SECTOR};
+use request::{MAX_RANGE_SECTORS, MAX_RANGES, SECTOR};
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
@@ -45,8 +48,6 @@ const OVERHEAD: u32 = 2;
 const ID: [u8; 20] = *b"kata-like\0\0\0\0\0\0\0\0\0\0\0";
 /// Bytes of the configuration space up to `unused1` behind `write_zeroes_may_unmap` (§5.2.4).
 const CONFIG_LEN: usize = 60;
-/// Most sectors of one discarded or zeroed range: 1 GiB.
-const MAX_RANGE_SECTORS: u32 = (1 << 30) / SECTOR as u32;
 
 /// Why there is no such disk.
 #[derive(Debug, thiserror::Error)]

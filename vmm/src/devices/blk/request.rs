@@ -11,6 +11,8 @@ const HEADER: usize = 16;
 pub const RANGE: usize = 16;
 /// Most ranges in one such request.
 pub const MAX_RANGES: usize = 32;
+/// Most sectors of one discarded or zeroed range: 1 GiB.
+pub const MAX_RANGE_SECTORS: u32 = (1 << 30) / SECTOR as u32;
 /// Flag of a range: write-zeroes may deallocate.
 const RANGE_UNMAP: u32 = 1;
 
@@ -121,6 +123,9 @@ fn range(raw: &[u8], kind: u32, sectors: u64) -> Result<Range, Status> {
     // Unknown flags, and the flag where it means nothing, are unsupported (§5.2.6.2).
     if flags & !RANGE_UNMAP != 0 || (kind == T_DISCARD && unmap) {
         return Err(Status::Unsupported);
+    }
+    if count > MAX_RANGE_SECTORS {
+        return Err(Status::IoError);
     }
     let range = whole(first, u64::from(count) * SECTOR, sectors)?;
     Ok(Range { unmap: unmap || kind == T_DISCARD, ..range })

@@ -178,6 +178,23 @@ fn ranges_are_discarded_and_zeroed() {
 }
 
 #[test]
+fn a_range_is_no_longer_than_was_offered() {
+    in_both_modes(|| {
+        let file = image();
+        file.set_len(4 << 30).unwrap();
+        let disk = Disk::new(vec![(file, 4 << 30)], false, threads()).unwrap();
+        let mut rig = Rig::of(disk);
+        for kind in [11, 13] {
+            let flags = u32::from(kind == 13);
+            assert_eq!(rig.request(kind, 0, &range(8, 1 << 21, flags), 0).0, OK);
+            assert_eq!(rig.request(kind, 0, &range(8, (1 << 21) + 1, flags), 0).0, IO_ERROR);
+            assert_eq!(rig.request(kind, 0, &range(0, u32::MAX, flags), 0).0, IO_ERROR);
+        }
+        assert_eq!((rig.contents(7), rig.contents(8)), ([7; 512], [0; 512]));
+    });
+}
+
+#[test]
 fn an_unknown_request_is_unsupported() {
     in_both_modes(|| {
         assert_eq!(Rig::new(false).request(99, 0, &[], 0).0, UNSUPPORTED);

@@ -7,7 +7,7 @@
 use super::helpers::Helpers;
 use super::image::{Extent, Image};
 use super::request::{Range, Request, Status};
-use super::{ID, NAME};
+use super::{BLKDISCARD, ID, NAME};
 use crate::virtio::Watcher;
 use crate::virtio::chain::{Chain, ChainError};
 use crate::virtio::iovec::IoVecs;
@@ -127,8 +127,12 @@ impl DataPath {
                 let mut writer = chain.writer(&self.memory);
                 writer.write(&ID[..len]).map(|()| len).map_err(|_| Status::IoError)
             }
-            Request::Discard(ranges) => self.deallocate(ranges).map(|()| 0),
-            Request::WriteZeroes(ranges) => self.zero(ranges).map(|()| 0),
+            Request::Discard(ranges) => {
+                ranges.iter().try_for_each(|range| self.discard(*range)).map(|()| 0)
+            }
+            Request::WriteZeroes(ranges) => {
+                ranges.iter().try_for_each(|range| self.zero(*range)).map(|()| 0)
+            }
         }
     }
 
@@ -169,17 +173,26 @@ impl DataPath {
         pieces.write_to(file.as_fd(), range.offset).map_err(|_| Status::IoError)
     }
 
-    fn deallocate(&self, ranges: &[Range]) -> Result<(), Status> {
-        let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-        ranges.iter().try_for_each(|range| self.allocate(mode, *range))
+    /// A file gets holes. So does a device that can forget and then reads as zeros; one that forgets without that
+    /// promise is asked in its own way.
+    fn discard(&self, range: Range) -> Result<(), Status> {
+        match self.allocate(libc::FALLOC_FL_PUNCH_HOLE, range) {
+            Err(Status::Unsupported) => self.forget(range),
+            done => done,
+        }
     }
 
-    fn zero(&self, ranges: &[Range]) -> Result<(), Status> {
-        ranges.iter().try_for_each(|range| {
-            let how =
-                if range.unmap { libc::FALLOC_FL_PUNCH_HOLE } else { libc::FALLOC_FL_ZERO_RANGE };
-            self.allocate(how | libc::FALLOC_FL_KEEP_SIZE, *range)
-        })
+    fn zero(&self, range: Range) -> Result<(), Status> {
+        let unmapped = if range.unmap {
+            self.allocate(libc::FALLOC_FL_PUNCH_HOLE, range)
+        } else {
+            Err(Status::Unsupported)
+        };
+        match unmapped {
+            // That it may be deallocated does not say that it has to be.
+            Err(Status::Unsupported) => self.allocate(libc::FALLOC_FL_ZERO_RANGE, range),
+            done => done,
+        }
     }
 
     fn allocate(&self, mode: i32, range: Range) -> Result<(), Status> {
@@ -190,16 +203,30 @@ impl DataPath {
             return Err(Status::IoError);
         };
         let fd = self.image.writable()?.as_raw_fd();
+        let mode = mode | libc::FALLOC_FL_KEEP_SIZE;
         // SAFETY: takes no pointers; the descriptor is owned by `self.image`.
-        if unsafe { libc::fallocate(fd, mode, offset, len) } == 0 {
-            return Ok(());
-        }
-        Err(match io::Error::last_os_error().raw_os_error() {
-            // The file system can't do it: the driver falls back to writing.
-            Some(libc::EOPNOTSUPP | libc::ENOSYS) => Status::Unsupported,
-            _ => Status::IoError,
-        })
+        outcome(unsafe { libc::fallocate(fd, mode, offset, len) })
     }
+
+    /// Of a block device; a file is none (ENOTTY).
+    fn forget(&self, range: Range) -> Result<(), Status> {
+        let fd = self.image.writable()?.as_raw_fd();
+        let bytes = [range.offset, range.len];
+        // SAFETY: the kernel reads two numbers; the descriptor is owned by `self.image`.
+        outcome(unsafe { libc::ioctl(fd, BLKDISCARD.into(), bytes.as_ptr()) })
+    }
+}
+
+/// What a system call that gives ranges back came to.
+fn outcome(result: i32) -> Result<(), Status> {
+    if result == 0 {
+        return Ok(());
+    }
+    Err(match io::Error::last_os_error().raw_os_error() {
+        // It can't be done there: the driver falls back to writing.
+        Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::ENOTTY) => Status::Unsupported,
+        _ => Status::IoError,
+    })
 }
 
 /// Runs in the loop of the disk, which is one of its threads.
