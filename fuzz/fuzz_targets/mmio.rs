@@ -9,7 +9,6 @@ use libfuzzer_sys::fuzz_target;
 use vm_memory::{Bytes, GuestAddress};
 use vmm::bus::BusDevice;
 use vmm::devices::blk::Disk;
-use vmm::virtio::starter::Starter;
 use vmm::devices::net::Net;
 use vmm::devices::rng::Rng;
 use vmm::devices::slots::EmptySlot;
@@ -17,6 +16,7 @@ use vmm::devices::vsock::Vsock;
 use vmm::events::channel;
 use vmm::virtio::VirtioDevice;
 use vmm::virtio::mmio::{MmioTransport, register};
+use vmm::virtio::starter::Starter;
 use vmm::virtio::testing::registers;
 use vmm::virtio::testing::{self, MEMORY};
 
@@ -84,7 +84,14 @@ fn device(kind: u8, which: u8) -> Box<dyn VirtioDevice> {
         0 => Box::new(Rng),
         1 => match which % 3 {
             0 => Box::new(EmptySlot),
-            1 => Box::new(Disk::new(vec![(scratch::disk(), scratch::DISK)], false, Starter::default().threads()).expect("a disk")),
+            1 => Box::new(
+                Disk::new(
+                    vec![(scratch::disk(), scratch::DISK)],
+                    false,
+                    Starter::default().threads(),
+                )
+                .expect("a disk"),
+            ),
             _ => Box::new(Net::new(scratch::disk(), [2; 6], 1500).expect("an interface")),
         },
         _ => {
