@@ -3,10 +3,12 @@
 //! Together, once in a while: by the mount option `discard` ext4 without a journal, as such a disk has, asks the disk and
 //! waits for it with each file that is removed. Where nothing is deleted nothing is asked.
 
+use nix::sys::stat::{major, minor};
 use nix::sys::statfs::fstatfs;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -14,7 +16,8 @@ use std::time::Duration;
 /// Between two looks.
 const INTERVAL: Duration = Duration::from_secs(30);
 
-/// As much has to be free that was not, bytes.
+/// So much has to be free that was not when it was looked at before, or to have been written since the last time, as what
+/// comes and goes between two looks is not seen; bytes.
 const WORTH: u64 = 16 << 20;
 
 /// What is smaller is kept, bytes: it is used again before long.
@@ -40,6 +43,8 @@ struct State {
     /// Its root; none: it is over.
     root: Option<File>,
     least_free: u64,
+    /// What had been written to the disk when it was trimmed.
+    written: u64,
 }
 
 impl Trimmed {
@@ -50,7 +55,8 @@ impl Trimmed {
     pub fn begin(mounted: &Path) -> io::Result<Self> {
         let root = File::open(mounted)?;
         let least_free = free(&root)?;
-        let state = Arc::new(Mutex::new(State { root: Some(root), least_free }));
+        let written = written(&root);
+        let state = Arc::new(Mutex::new(State { root: Some(root), least_free, written }));
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             runtime.spawn(follow(state.clone()));
         }
@@ -79,7 +85,12 @@ impl State {
     fn look(&mut self, trim: impl FnOnce(&File) -> io::Result<()>) -> bool {
         let Some(root) = &self.root else { return false };
         let done = free(root).and_then(|free| {
-            let worth = free >= self.least_free.saturating_add(WORTH);
+            let written = written(root);
+            let worth = free >= self.least_free.saturating_add(WORTH)
+                || written >= self.written.saturating_add(WORTH);
+            if worth {
+                self.written = written;
+            }
             self.least_free = if worth { free } else { free.min(self.least_free) };
             if worth { trim(root) } else { Ok(()) }
         });
@@ -92,6 +103,21 @@ impl State {
 fn free(root: &File) -> io::Result<u64> {
     let size = fstatfs(root)?;
     Ok(size.blocks_free().saturating_mul(u64::try_from(size.block_size()).unwrap_or_default()))
+}
+
+/// Bytes that were ever written to the disk; 0 where it is none.
+fn written(root: &File) -> u64 {
+    let count = || {
+        let disk = root.metadata().ok()?.dev();
+        let path = format!("/sys/dev/block/{}:{}/stat", major(disk), minor(disk));
+        sectors_written(&std::fs::read_to_string(path).ok()?)
+    };
+    count().unwrap_or_default().saturating_mul(512)
+}
+
+/// Of a disk's counters (the kernel's Documentation/block/stat.rst).
+fn sectors_written(stat: &str) -> Option<u64> {
+    stat.split_ascii_whitespace().nth(6)?.parse().ok()
 }
 
 fn trim(root: &File) -> io::Result<()> {
@@ -130,6 +156,8 @@ mod tests {
         let mut state = lock(&trimmed.0);
         let mut times = 0;
         for _ in 0..2 {
+            // Others write to that disk, too.
+            state.written = u64::MAX;
             // As if all but this had been in use; the second time it is not.
             state.least_free = state.least_free.min(if times == 0 { 0 } else { u64::MAX });
             assert!(state.look(|_| {
@@ -143,6 +171,14 @@ mod tests {
         drop(state);
         trimmed.end();
         assert!(!lock(&trimmed.0).look(|_| Ok(())), "it is over");
+    }
+
+    #[test]
+    fn what_was_written_is_counted() {
+        let stat = "   10 2 300 4  50 6 7000 8 0 9 10 11 12 13 14 15 16\n";
+        assert_eq!(sectors_written(stat), Some(7000));
+        assert_eq!(sectors_written("1 2 3"), None);
+        assert_eq!(written(&File::open("/proc").unwrap()), 0);
     }
 
     #[test]
