@@ -6,6 +6,7 @@ use crate::file_system::Files;
 use crate::memory::Regions;
 use crate::queue::QueueError;
 use anyhow::{Context, Result};
+use nix::sched::{CloneFlags, unshare};
 use rustix::event::{EventfdFlags, eventfd};
 use std::fs::File;
 use std::io::{Read, Write};
@@ -31,8 +32,8 @@ pub(crate) struct Request {
 }
 
 impl Request {
-    /// Whether it is one that may wait for the disk. The guest can change it afterwards: then it is carried out by the
-    /// wrong thread, nothing else.
+    /// Whether it is one that may wait for the disk. The guest can change it afterwards: then a thread that is as confined
+    /// as the one that was to do it carries out another.
     pub(crate) fn is_slow(&self) -> bool {
         /// Where the opcode is in a request.
         const OPCODE: u64 = 4;
@@ -104,7 +105,12 @@ impl Slow {
             };
             let confined = confined.clone();
             let work = move || {
-                let outcome = confine::syscall_filter().and_then(|filter| Ok(filter.apply()?));
+                let confine = || -> Result<()> {
+                    // A working directory and an umask of its own, which some requests change for a moment.
+                    unshare(CloneFlags::CLONE_FS).context("unshare")?;
+                    Ok(confine::syscall_filter()?.apply()?)
+                };
+                let outcome = confine();
                 let is_confined = outcome.is_ok();
                 let _ = confined.send(outcome);
                 if is_confined {

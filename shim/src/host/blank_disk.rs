@@ -73,7 +73,10 @@ fn with_remedy(error: io::Error) -> io::Error {
 
 fn format(file: &File, program: &str) -> io::Result<()> {
     let path = format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd());
-    let done = Command::new(program).args(OPTIONS).arg(path).stdin(Stdio::null()).output();
+    let mut make = Command::new(program);
+    // What the guest's kernel can mount is known of the program's own defaults, not of a host's.
+    make.env("MKE2FS_CONFIG", "/nonexistent").args(OPTIONS).arg(path).stdin(Stdio::null());
+    let done = make.output();
     let done = done.map_err(|error| {
         let remedy = "install e2fsprogs, or set root.writes = \"snapshot\"";
         io::Error::other(format!("{program}: {error}: {remedy}"))

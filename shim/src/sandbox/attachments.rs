@@ -6,11 +6,12 @@ use crate::guest::paths as guest_paths;
 use crate::host::blocking::blocking;
 use crate::host::disk::OpenDisk;
 use crate::host::{blank_disk, disk};
-use crate::oci::plan::disks::{Disk, DiskMount, Disks, Overlay, Source, Upper, Writes};
+use crate::oci::plan::disks::{Disk, DiskMount, Disks, Overlay, Source, Upper};
 use crate::oci::plan::shared::{Memory, SubPath, Volume};
 use protocol::control::part_offsets;
 use protocol::{agent as api, ports};
 use std::path::Path;
+use std::sync::atomic::Ordering;
 
 impl Sandbox {
     /// Attaches the disks of container `id`; gives what the agent is to know of them. After an error those that
@@ -43,14 +44,11 @@ impl Sandbox {
         Ok(attached)
     }
 
-    /// Where the next container's writes go: where they have to take a disk only if there is room for one, and for one
-    /// more that is being made.
-    pub(super) fn writes(&self) -> Writes {
-        let taken: usize = self.disks().values().map(Vec::len).sum();
-        match self.0.writes {
-            Writes::ToDiskInPods(_) if taken + 3 > self.0.slots as usize => Writes::ToSnapshot,
-            writes => writes,
-        }
+    /// Whether the machine has as many slots for disks and network interfaces left.
+    pub(super) fn has_room(&self, disks: usize) -> bool {
+        let attached: usize = self.disks().values().map(Vec::len).sum();
+        let interfaces = self.0.interfaces.load(Ordering::Relaxed);
+        attached + interfaces + disks <= self.0.slots as usize
     }
 
     /// Takes the disks of container `id` out of the machine; the guest shall have let go of them.

@@ -12,11 +12,12 @@ use crate::host::undo::Undo;
 use crate::io::{GuestStreams, OpenIo, ProcessIo};
 use crate::milestone;
 use crate::oci::hooks::ContainerHooks;
+use crate::oci::plan::disks::Writes;
 use crate::oci::plan::{self, Plan, RootfsMount};
 use crate::oci::pod::Part;
 use crate::sandbox::event::Exit;
 use crate::sandbox::table::Phase;
-use oci_spec::runtime::LinuxResources;
+use oci_spec::runtime::{LinuxResources, Spec};
 use protocol::ports::{self, StreamPreamble};
 use serde::Deserialize as _;
 use std::path::Path;
@@ -75,6 +76,34 @@ impl Sandbox {
         self.table().call_off(id);
     }
 
+    /// Where what a container writes goes to a disk by default, it is one of as many as the machine has room for.
+    async fn plan(
+        &self,
+        id: &str,
+        bundle: &Path,
+        spec: Spec,
+        rootfs: Vec<RootfsMount>,
+    ) -> Result<Plan> {
+        let pid = self.pid();
+        let plan = async |spec, rootfs, writes| {
+            let id = id.to_owned();
+            blocking("look at what is mounted for", bundle, move || {
+                plan::container(&id, spec, rootfs, writes, pid, &ThisHost)
+            })
+            .await
+        };
+        let by_default = matches!(self.0.writes, Writes::ToDiskInPods(_));
+        let again = by_default.then(|| (spec.clone(), rootfs.clone()));
+        let planned = plan(spec, rootfs, self.0.writes).await?;
+        match again {
+            Some((spec, rootfs)) if !self.has_room(planned.disks.disks.len()) => {
+                // That there is no room is said when the disks are attached.
+                Ok(plan(spec, rootfs, Writes::ToSnapshot).await.unwrap_or(planned))
+            }
+            _ => Ok(planned),
+        }
+    }
+
     async fn make(&self, new: NewContainer, called_off: &Notify) -> Result<u32> {
         let NewContainer { id, mut spec, bundle, rootfs, stdio } = new;
         if let Some(pod) = &self.0.told {
@@ -82,12 +111,7 @@ impl Sandbox {
         }
         let resolv_conf = resolver::file_of(&spec);
         let rootfs = rootfs_or_directory(rootfs, &spec);
-        let planned = id.clone();
-        let (pid, writes) = (self.pid(), self.writes());
-        let plan = blocking("look at what is mounted for", &bundle, move || {
-            plan::container(&planned, spec, rootfs, writes, pid, &ThisHost)
-        });
-        let plan = plan.await?;
+        let plan = Box::pin(self.plan(&id, &bundle, spec, rootfs)).await?;
         let pids = self.pids_of(&id, &plan)?;
         if !plan.left_out.is_empty() {
             tracing::info!(

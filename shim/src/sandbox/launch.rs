@@ -22,7 +22,7 @@ use crate::vm::{Cgroups, Message, Vm};
 use protocol::ports;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, watch};
@@ -160,6 +160,7 @@ impl Sandbox {
             told,
             writes,
             slots,
+            interfaces: AtomicUsize::new(0),
             pod: Mutex::default(),
             oom_scores: Mutex::default(),
         }))

@@ -40,7 +40,7 @@ use oci_spec::runtime::Spec;
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use tokio::sync::watch;
 
@@ -119,6 +119,8 @@ struct Inner {
     writes: Writes,
     /// Disks and network interfaces that the machine has room for.
     slots: u32,
+    /// The network interfaces that it has.
+    interfaces: AtomicUsize,
     pod: Mutex<pod::Pod>,
     oom_scores: Mutex<oom_score::OomScores>,
 }

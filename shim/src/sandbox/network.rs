@@ -10,6 +10,7 @@ use crate::host::undo::Undo;
 use crate::oci::plan::shared;
 use protocol::agent::NetworkInterface;
 use std::path::Path;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
 /// What the sandbox's network is.
@@ -117,6 +118,7 @@ impl Sandbox {
             self.remember(None)?;
             return Err(error);
         }
+        self.0.interfaces.fetch_add(interfaces.len(), Ordering::Relaxed);
         self.undo_in_the_end(undo);
         Ok(true)
     }

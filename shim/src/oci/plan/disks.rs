@@ -271,8 +271,10 @@ impl Disks {
         }
         let upper = layer.options.iter().find_map(|option| option.strip_prefix("upperdir="));
         let is_bind = layer.options.iter().any(|option| option == "bind" || option == "rbind");
-        // In a directory that is bound a name would be one of the container's own.
-        let named = named && upper.is_some();
+        // In a directory that is bound a name would be one of the container's own; without it nobody counts the disk.
+        if named && upper.is_none() {
+            return None;
+        }
         let directory = upper.or(is_bind.then_some(&*layer.source))?.into();
         layer.options.retain(|option| option != "rw");
         // An overlay can't have below it what is mounted there.

@@ -501,8 +501,6 @@ fn what_is_written_to_a_root_goes_to_a_disk_that_is_made_where_the_host_would_ha
         ("overlay", &overlay, "/s/fs", always, false, in_pod),
         ("overlay", &overlay, "/s/fs", in_pods, true, in_pod),
         ("bind", &bind, "/snapshot", always, false, writable),
-        // There a name would be the container's.
-        ("bind", &bind, "/snapshot", in_pods, false, in_pod),
     ] {
         let plan = covered(fstype, options, writes, change);
         assert!(plan.rootfs[0].options.ends_with(&words(&["ro"])), "{:?}", plan.rootfs);
@@ -522,13 +520,16 @@ fn what_is_written_to_a_root_goes_to_a_disk_that_is_made_where_the_host_would_ha
     // Only mount points are made there.
     let plan = covered("overlay", &overlay, always, read_only);
     assert_eq!((plan.disks.root.unwrap().upper, plan.disks.disks.len()), (Upper::Memory, 0));
-    // These are to be the host's, nothing is written to them, and of others it is not known where.
-    for plan in [
-        covered("overlay", &overlay, Writes::ToSnapshot, in_pod),
-        covered("overlay", &overlay, in_pods, writable),
-        covered("overlay", &["lowerdir=/l:/m", "ro"], always, writable),
-        covered("xfs", &["rw"], always, writable),
+    // These are to be the host's, nothing is written to them, and of others it is not known where. In a directory that is
+    // bound a name would be the container's, and without one nobody counts what the disk takes.
+    for (fstype, options, writes, change) in [
+        ("overlay", &overlay[..], Writes::ToSnapshot, in_pod as fn(&mut Value)),
+        ("overlay", &overlay, in_pods, writable),
+        ("bind", &bind, in_pods, in_pod),
+        ("overlay", &["lowerdir=/l:/m", "ro"], always, writable),
+        ("xfs", &["rw"], always, writable),
     ] {
+        let plan = covered(fstype, options, writes, change);
         assert_eq!((plan.rootfs.len(), plan.disks), (1, Disks::default()));
     }
 }
