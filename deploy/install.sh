@@ -11,6 +11,7 @@
 #   CONTAINERD_CONFIG  below it (/etc/containerd/config.toml); empty: leave containerd alone
 #   EROFS              no: leave the snapshotter as it is; what a container may write is its size else (10GiB)
 set -eu
+umask 022
 
 root=${ROOT:-}
 root=${root%/}
@@ -33,12 +34,16 @@ source_of() {
   stop "no usr/bin/containerd-shim-kata-like-v2 in $*: build it with \`cargo xtask build\`, or name the folder it is in"
 }
 
-# Each file is replaced in one step: what runs goes on with the old one.
+# Each file is replaced in one step: what runs goes on with the old one. It is root's, whoever has built it: root runs it.
 place() {
+  owner=
+  [ "$(id -u)" != 0 ] || owner='-o 0 -g 0'
   (cd "$1" && find usr/bin/kata-like usr/bin/containerd-shim-kata-like-v2 usr/libexec/kata-like usr/share/kata-like \
     -type f ! -name installed) | while read -r file; do
     mkdir -p "$root/$(dirname "$file")"
-    cp -p "$1/$file" "$root/$file.new"
+    mode=644
+    [ ! -x "$1/$file" ] || mode=755
+    install -m $mode $owner "$1/$file" "$root/$file.new"
     mv -f "$root/$file.new" "$root/$file"
     echo "$file"
   done > "$list.new"

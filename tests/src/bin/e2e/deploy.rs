@@ -4,6 +4,7 @@ use crate::command;
 use crate::context::Context;
 use anyhow::{Context as _, Result, ensure};
 use std::fs;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -13,6 +14,7 @@ crate::cases!(
     crate::Scope::Newest;
     where_it_can_be_the_handler_is_on_erofs;
     crate::Scope::Once;
+    what_another_user_has_built_becomes_roots,
     what_it_can_not_do_is_named,
 );
 
@@ -122,6 +124,41 @@ fn where_it_can_be_the_handler_is_on_erofs(context: &Context) -> Result<()> {
         ensure!(said.contains(why) && of_handler(&dump)?.is_empty(), "{why}: {said}: {dump}");
     }
     Ok(())
+}
+
+/// Whoever could write to it, root will run it; also where a broken off installation of the same has left a file.
+fn what_another_user_has_built_becomes_roots(context: &Context) -> Result<()> {
+    let node = Node::new(context)?;
+    let tree = node.path("built");
+    let programs = ["bin/kata-like", "bin/containerd-shim-kata-like-v2", "libexec/kata-like/vmm"];
+    for file in programs {
+        write_as(&tree.join("usr").join(file), 0o4777)?;
+    }
+    let data = "share/kata-like/vmlinux";
+    write_as(&tree.join("usr").join(data), 0o666)?;
+    write_as(&node.path("usr/libexec/kata-like/vmm.new"), 0o777)?;
+    let install = "umask 0; exec sh install.sh install built";
+    let mut sh = Command::new("sh");
+    let sh = sh.args(["-c", install]).current_dir(&node.0).env("ROOT", &node.0);
+    command::output(sh)?.expect_code(0)?;
+    let mut find = Command::new("find");
+    let find = find.arg(node.path("usr")).args(["(", "!", "-uid", "0", "-o", "!", "-gid", "0"]);
+    let find = command::output(find.args(["-o", "-perm", "/7022", ")", "-ls"]))?.expect_code(0)?;
+    ensure!(find.text().is_empty(), "not root's alone: {}", find.text());
+    for (file, mode) in [(programs[2], 0o755), (data, 0o644)] {
+        let placed = fs::metadata(node.path("usr").join(file))?.mode() & 0o7777;
+        ensure!(placed == mode, "{file} has the mode {placed:o}");
+    }
+    Ok(())
+}
+
+/// A file of somebody's who is not root.
+fn write_as(path: &Path, mode: u32) -> Result<()> {
+    const BUILDER: u32 = 1000;
+    fs::create_dir_all(path.parent().context("a folder")?)?;
+    fs::write(path, "#!/bin/sh\n")?;
+    chown(path, Some(BUILDER), Some(BUILDER))?;
+    Ok(fs::set_permissions(path, fs::Permissions::from_mode(mode))?)
 }
 
 fn what_it_can_not_do_is_named(context: &Context) -> Result<()> {
