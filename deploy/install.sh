@@ -1,5 +1,5 @@
 #!/bin/sh
-# Installs kata-like on a node, or removes it without a trace.
+# Installs kata-like on a node, or removes it and all that it has left there, but for settings in /etc/kata-like.
 #
 #   install.sh install [FROM]   FROM: a folder with usr/, by default the one beside this script, else ../target/install
 #   install.sh remove
@@ -142,6 +142,40 @@ add_handler() {
   fi
 }
 
+# Directories of sandboxes' states: what the settings say, of the node and of each handler.
+states() {
+  echo /run/kata-like
+  {
+    for file in "$root"/etc/kata-like/*.toml; do echo "$file"; done
+    [ -z "$config" ] || sed -n "s,^ *ConfigPath *= *[\"']\([^\"']*\).*,$root\1,p" "$config" 2> /dev/null || true
+  } | sort -u | while read -r file; do
+    [ ! -e "$file" ] || sed -n "s,^ *state *= *[\"']\([^\"']*\).*,\1,p" "$file"
+  done
+}
+
+# What is still there of a sandbox. Its state can be anywhere, as ctr and kata-like are told; its programs can't.
+sandboxes() {
+  states | while read -r state; do ls -d "$root$state"/*/* 2> /dev/null || true; done
+  ls -d "$root"/run/kata-like-cli/* 2> /dev/null || true
+  # As "lrwxrwxrwx 1 root root 0 Jan 1 00:00 /proc/1/exe -> /sbin/init"; of a file that was replaced, with "(deleted)".
+  ls -l /proc/[0-9]*/exe 2> /dev/null | sed -n 's,.* /proc/\([0-9]*\)/exe -> ,\1 ,p' | while read -r pid program; do
+    case ${program% (deleted)} in
+      "$root"/usr/bin/kata-like | "$root"/usr/bin/containerd-shim-kata-like-v2 | "$root"/usr/libexec/kata-like/*)
+        echo "process $pid ($program)"
+        ;;
+    esac
+  done
+}
+
+# What sandboxes and a crash have left, now that there is none.
+forget_sandboxes() {
+  states | while read -r state; do rmdir "$root$state"/* "$root$state" 2> /dev/null || true; done
+  rmdir "$root/run/kata-like-cli" 2> /dev/null || true
+  # Nothing is mounted there: what is, is not ours.
+  rm -rf --one-file-system "$root/run/kata-like-uids" "$root/var/lib/kata-like/run"
+  rmdir "$root/var/lib/kata-like" 2> /dev/null || true
+}
+
 case ${1-} in
   install)
     here=$(cd "$(dirname "$0")" && pwd)
@@ -153,14 +187,15 @@ case ${1-} in
     ;;
   remove)
     [ -e "$list" ] || stop "$list is not there: nothing was installed by this script"
-    for sandbox in "$root"/run/kata-like/*/*; do
-      [ ! -e "$sandbox" ] || stop "there are still sandboxes on this node, $sandbox for one: drain it, then start again"
-    done
+    left=$(sandboxes | head -n 1)
+    [ -z "$left" ] || stop "there are still sandboxes on this node, $left for one: drain it, then start again"
+    forget_sandboxes
     [ -z "$config" ] || forget_handler
     while read -r file; do rm -f "$root/$file"; done < "$list"
     rm "$list"
     rmdir "$root/usr/share/kata-like" "$root/usr/libexec/kata-like" 2> /dev/null || true
     echo "removed; containerd forgets the handler once it is restarted"
+    [ ! -e "$root/etc/kata-like" ] || echo "settings of this node's are left in $root/etc/kata-like"
     ;;
   *) sed -n '2,/^set/s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
 esac

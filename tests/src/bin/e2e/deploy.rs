@@ -15,6 +15,8 @@ crate::cases!(
     where_it_can_be_the_handler_is_on_erofs;
     crate::Scope::Once;
     what_another_user_has_built_becomes_roots,
+    a_sandbox_keeps_it_wherever_its_state_is,
+    nothing_is_left_but_settings,
     what_it_can_not_do_is_named,
 );
 
@@ -159,6 +161,65 @@ fn write_as(path: &Path, mode: u32) -> Result<()> {
     fs::write(path, "#!/bin/sh\n")?;
     chown(path, Some(BUILDER), Some(BUILDER))?;
     Ok(fs::set_permissions(path, fs::Permissions::from_mode(mode))?)
+}
+
+fn a_sandbox_keeps_it_wherever_its_state_is(context: &Context) -> Result<()> {
+    let node = Node::new(context)?;
+    let config = node.path("etc/containerd/config.toml");
+    fs::write(&config, "version = 2\n[a.options]\n  ConfigPath = \"/srv/of a handler.toml\"\n")?;
+    node.run(&["install", "/"])?.expect_code(0)?;
+    fs::create_dir_all(node.path("etc/kata-like"))?;
+    fs::create_dir_all(node.path("srv"))?;
+    let state = |at: &str| format!("[paths]\nstate = '{at}' # there is room\n");
+    fs::write(node.path("etc/kata-like/config.toml"), state("/srv/large disk"))?;
+    fs::write(node.path("srv/of a handler.toml"), state("/srv/other"))?;
+    for sandbox in [
+        "run/kata-like/k8s.io/one",
+        "run/kata-like-cli/one",
+        "srv/large disk/k8s.io/one",
+        "srv/other/k8s.io/one",
+    ] {
+        fs::create_dir_all(node.path(sandbox))?;
+        let refused = node.run(&["remove"])?.expect_error(&["still sandboxes", sandbox]);
+        refused.with_context(|| sandbox.to_owned())?;
+        fs::remove_dir(node.path(sandbox))?;
+    }
+    // One of whose state this node's settings say nothing.
+    let shim = node.path("usr/bin/containerd-shim-kata-like-v2").display().to_string();
+    let run = context.container().flag("--runtime").flag(&shim);
+    let container = run.detached(&["sleep", "1000000"])?;
+    node.run(&["remove"])?.expect_error(&["still sandboxes", "process", &shim])?;
+    container.remove()?;
+    let gone = || Ok(node.run(&["remove"])?.code == 0);
+    command::eventually("it is removed", command::DEADLINE, gone)
+}
+
+fn nothing_is_left_but_settings(context: &Context) -> Result<()> {
+    let node = Node::new(context)?;
+    let all = || -> Result<String> {
+        let mut find = Command::new("sh");
+        let find = find.args(["-c", "find etc run usr var | sort"]).current_dir(&node.0);
+        Ok(command::output(find)?.expect_code(0)?.text())
+    };
+    for directory in ["etc/kata-like", "run", "usr/bin", "usr/libexec", "usr/share", "var/lib"] {
+        fs::create_dir_all(node.path(directory))?;
+    }
+    fs::write(node.path("etc/kata-like/config.toml"), "[paths]\nstate = \"/run/states\"\n")?;
+    fs::write(node.path("etc/containerd/config.toml"), "version = 2\n")?;
+    let before = all()?;
+    node.run(&["install", "/"])?.expect_code(0)?;
+    // Directories stay with the last sandbox; some more does after a crash.
+    for directory in ["run/kata-like/k8s.io", "run/states/default", "run/kata-like-cli"] {
+        fs::create_dir_all(node.path(directory))?;
+    }
+    for file in ["run/kata-like-uids/1879048192", "var/lib/kata-like/run/one/rootfs/file"] {
+        fs::create_dir_all(node.path(file).parent().context("a folder")?)?;
+        fs::write(node.path(file), "")?;
+    }
+    let said = node.run(&["remove"])?.expect_code(0)?.text();
+    ensure!(said.contains("settings of this node's"), "{said}");
+    ensure!(all()? == before, "{} instead of {before}", all()?);
+    Ok(())
 }
 
 fn what_it_can_not_do_is_named(context: &Context) -> Result<()> {
