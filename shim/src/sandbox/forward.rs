@@ -41,7 +41,11 @@ impl Sandbox {
         let listen = blocking("listen in", namespace.path(), move || Ok(network::listen(&at)?));
         let all = match listen.await {
             Ok(all) => all,
-            Err(error) => return tracing::warn!("no port-forwarding: {}", error.chain()),
+            Err(error) => {
+                // The next who asks tries again.
+                self.0.forwards.store(false, Ordering::Relaxed);
+                return tracing::warn!("no port-forwarding: {}", error.chain());
+            }
         };
         let free = Arc::new(Semaphore::new(MOST));
         for localhost in all {

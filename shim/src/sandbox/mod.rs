@@ -101,7 +101,7 @@ struct Inner {
     next_stream: AtomicU64,
     undo: Mutex<Option<Undo>>,
     stopping: AtomicBool,
-    /// Connections to localhost are forwarded, or can't be.
+    /// Connections to localhost are forwarded, or are about to be.
     forwards: AtomicBool,
     /// Closed when the sandbox has ended.
     stopped: OnceLock<watch::Receiver<()>>,

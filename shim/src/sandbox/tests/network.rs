@@ -140,3 +140,25 @@ async fn what_connects_to_a_pods_localhost_reaches_the_guests_until_it_ends() {
     assert_eq!(ended.unwrap_err().kind(), ErrorKind::ConnectionReset);
     f.sandbox.stop().await;
 }
+
+#[tokio::test]
+async fn a_port_forwarding_that_fails_once_is_there_when_it_is_asked_for_again() {
+    let space = with_interface("eth0");
+    space.loopback_up();
+    let network = Some(space.path());
+    let f = fixture_of(Some(PodSpec { network, ..PodSpec::default() })).await;
+    // The only port that may be taken is taken.
+    let of_space = |range: &str| {
+        space.within(|_| std::fs::write("/proc/sys/net/ipv4/ip_local_port_range", range)).unwrap();
+    };
+    of_space("40000 40000");
+    let taken = space.within(|_| std::net::TcpListener::bind("0.0.0.0:40000")).unwrap();
+    f.sandbox.set_up().await.unwrap();
+    drop(taken);
+    of_space("32768 60999");
+    let connect = || space.within(|_| TcpStream::connect("127.0.0.1:80"));
+    assert_eq!(connect().unwrap_err().kind(), ErrorKind::ConnectionRefused);
+    f.sandbox.set_up().await.unwrap();
+    connect().unwrap();
+    f.sandbox.stop().await;
+}
