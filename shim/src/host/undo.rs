@@ -31,6 +31,11 @@ impl Undo {
         self.unwind()
     }
 
+    /// The same on a thread that may wait: a mount that hangs must not hold up who else this one serves.
+    pub async fn run_aside(self) -> Vec<(String, io::Error)> {
+        tokio::task::spawn_blocking(|| self.run()).await.unwrap_or_default()
+    }
+
     fn unwind(&mut self) -> Vec<(String, io::Error)> {
         let mut failed = Vec::new();
         while let Some((what, step)) = self.steps.pop() {
@@ -73,6 +78,17 @@ mod tests {
         let failed = list(&log).run();
         assert_eq!(*log.lock().unwrap(), [3, 2, 1]);
         assert_eq!(failed.iter().map(|(what, _)| what.as_str()).collect::<Vec<_>>(), ["step 2"]);
+    }
+
+    #[tokio::test]
+    async fn a_step_that_waits_holds_up_nobody_else() {
+        let (go_on, wait) = std::sync::mpsc::channel();
+        let mut undo = Undo::new();
+        let patience = std::time::Duration::from_secs(20);
+        undo.push("wait", move || wait.recv_timeout(patience).map_err(io::Error::other));
+        let others = async { go_on.send(()).unwrap() };
+        let (failed, ()) = tokio::join!(undo.run_aside(), others);
+        assert!(failed.is_empty(), "{failed:?}");
     }
 
     #[test]

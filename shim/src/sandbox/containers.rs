@@ -134,47 +134,72 @@ impl Sandbox {
             self.attach_disks(&id, &plan.disks.disks),
             open_io
         );
-        let (undo, disks, open) = (undo?, disks?, open?);
-        // Not before: who waits for readers of the output would keep it in the sandbox's cgroup.
-        let stand_in = self.stand_in(&id, plan.part).await?;
-        let pid = stand_in.as_ref().map_or(self.pid(), StandIn::pid);
-        milestone::mark("storage-ready", &id);
-        let agent = self.agent().await?;
-        let asked = LinuxResources::deserialize(&plan.resources).unwrap_or_default();
-        self.make_room(&agent, &id, &asked).await?;
-        let (mut numbers, streams) = self.streams(open.wanted()).await?;
-        numbers.plain_newlines = plain_newlines;
-        let io = open.join(streams);
-        let storages = storages(&id, &plan.disks).into_iter().chain(memory(&plan.volumes));
-        let storages = storages.chain(sub_paths(&plan.sub_paths)).collect();
-        let has = InGuest { disks, storages, pids };
-        self.note_limits(&id, plan.resources);
-        if plan.part != Part::Pause {
-            let process = plan.spec.process().as_ref();
-            self.note_oom_score(&id, process.and_then(oci_spec::runtime::Process::oom_score_adj));
-        }
-        let Plan { hooks, spec, spec_json, annotations, rootfs, network, sysctls, part, .. } = plan;
-        // Of a root on a disk the guest alone knows files.
-        let read_only = !rootfs.is_empty()
-            && spec.root().as_ref().and_then(oci_spec::runtime::Root::readonly).unwrap_or_default();
-        let hooks = ContainerHooks { hooks, id: id.clone(), pid, bundle, annotations, noted: true };
-        let made = async {
-            hooks.creating().await?;
-            self.become_pod(&agent, network.as_deref(), &sysctls).await?;
-            agent.create_container(&id, spec_json, numbers, has).await.map_err(named("create"))?;
-            if read_only && let Err(error) = self.make_root_read_only(&id).await {
-                abandon(&agent, &id).await;
+        let undo = undo?;
+        let part = plan.part;
+        let in_guest = async {
+            let (disks, open) = (disks?, open?);
+            // Not before: who waits for readers of the output would keep it in the sandbox's cgroup.
+            let stand_in = self.stand_in(&id, part).await?;
+            let pid = stand_in.as_ref().map_or(self.pid(), StandIn::pid);
+            milestone::mark("storage-ready", &id);
+            let agent = self.agent().await?;
+            let asked = LinuxResources::deserialize(&plan.resources).unwrap_or_default();
+            self.make_room(&agent, &id, &asked).await?;
+            let (mut numbers, streams) = self.streams(open.wanted()).await?;
+            numbers.plain_newlines = plain_newlines;
+            let io = open.join(streams);
+            let storages = storages(&id, &plan.disks).into_iter().chain(memory(&plan.volumes));
+            let storages = storages.chain(sub_paths(&plan.sub_paths)).collect();
+            let has = InGuest { disks, storages, pids };
+            self.note_limits(&id, plan.resources);
+            if part != Part::Pause {
+                let process = plan.spec.process().as_ref();
+                self.note_oom_score(
+                    &id,
+                    process.and_then(oci_spec::runtime::Process::oom_score_adj),
+                );
+            }
+            let Plan { hooks, spec, spec_json, annotations, rootfs, network, sysctls, .. } = plan;
+            // Of a root on a disk the guest alone knows files.
+            let read_only = !rootfs.is_empty()
+                && spec
+                    .root()
+                    .as_ref()
+                    .and_then(oci_spec::runtime::Root::readonly)
+                    .unwrap_or_default();
+            let hooks =
+                ContainerHooks { hooks, id: id.clone(), pid, bundle, annotations, noted: true };
+            let made = async {
+                hooks.creating().await?;
+                self.become_pod(&agent, network.as_deref(), &sysctls).await?;
+                agent
+                    .create_container(&id, spec_json, numbers, has)
+                    .await
+                    .map_err(named("create"))?;
+                if read_only && let Err(error) = self.make_root_read_only(&id).await {
+                    abandon(&agent, &id).await;
+                    return Err(error);
+                }
+                Ok(())
+            };
+            if let Err(error) = made.await {
+                if let Error::Deadline { .. } = error {
+                    abandon(&agent, &id).await;
+                }
+                hooks.gone().await;
                 return Err(error);
             }
-            Ok(())
+            Ok((agent, pid, io, hooks, stand_in))
         };
-        if let Err(error) = made.await {
-            if let Error::Deadline { .. } = error {
-                abandon(&agent, &id).await;
+        let (agent, pid, io, hooks, stand_in) = match in_guest.await {
+            Ok(made) => made,
+            Err(error) => {
+                for (what, error) in undo.run_aside().await {
+                    tracing::warn!("undo {what}: {error}");
+                }
+                return Err(error);
             }
-            hooks.gone().await;
-            return Err(error);
-        }
+        };
         if part == Part::Pause {
             self.forward_localhost().await;
         }
@@ -330,8 +355,7 @@ impl Sandbox {
         let hooks = self.table().hooks(id);
         let undo = self.table().take_undo(id);
         if let Some(undo) = undo {
-            let failed = tokio::task::spawn_blocking(|| undo.run()).await.unwrap_or_default();
-            for (what, error) in failed {
+            for (what, error) in undo.run_aside().await {
                 tracing::warn!("delete container {id}: {what}: {error}");
             }
         }

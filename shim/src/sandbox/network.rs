@@ -114,7 +114,9 @@ impl Sandbox {
                     tracing::warn!("network interface {name}: {}", error.chain());
                 }
             }
-            let _ = tokio::task::spawn_blocking(move || drop(undo)).await;
+            for (what, error) in undo.run_aside().await {
+                tracing::warn!("undo {what}: {error}");
+            }
             self.remember(None)?;
             return Err(error);
         }

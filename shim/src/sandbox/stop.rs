@@ -2,7 +2,6 @@
 
 use super::{Readiness, Sandbox};
 use crate::error::Error;
-use crate::host::undo::Undo;
 use crate::milestone;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
@@ -67,9 +66,7 @@ impl Sandbox {
             tracing::warn!("stop: processes that stand for containers do not end");
         }
         let undo = self.0.undo.lock().unwrap_or_else(PoisonError::into_inner).take();
-        // A mount that hangs must not hold up who asks meanwhile.
-        let undone = tokio::task::spawn_blocking(move || undo.map(Undo::run).unwrap_or_default());
-        for (what, error) in undone.await.unwrap_or_default() {
+        for (what, error) in undo.unwrap_or_default().run_aside().await {
             tracing::warn!("stop: {what}: {error}");
         }
         self.table().close();
