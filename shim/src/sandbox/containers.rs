@@ -259,7 +259,7 @@ impl Sandbox {
             () = stand_ins::ended(stand_in.as_ref()) => {
                 tracing::info!("the process that stands for container {id} was killed, and so is the container");
                 // It may have ended meanwhile, which is told below.
-                let _ = agent.signal(&id, "", libc::SIGKILL as u32, false).await;
+                let _ = self.kill_init(&agent, &id, false).await;
                 waiting.await
             }
         };

@@ -10,6 +10,7 @@ mod containers;
 pub mod event;
 mod files;
 mod forward;
+mod kill;
 mod launch;
 mod network;
 mod oom_score;

@@ -34,9 +34,6 @@ pub struct NewExec<'a> {
 /// Registered execs by container and exec id.
 pub(super) type PendingExecs = HashMap<(String, String), PendingExec>;
 
-/// Signals that end a container that has not been started, as they end what waits for that on runc.
-const ENDS: [i32; 5] = [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGABRT, libc::SIGTERM];
-
 /// Exit status of an exec that could not be started.
 const NOT_STARTED: u32 = 126;
 
@@ -74,7 +71,7 @@ impl Sandbox {
         let hooks = self.table().hooks(id);
         let started = hooks.started().await;
         if started.is_err() {
-            agent.signal(id, "", libc::SIGKILL as u32, true).await?;
+            self.kill_init(&agent, id, true).await?;
         }
         started
     }
@@ -152,27 +149,6 @@ impl Sandbox {
             }
         };
         self.table().exited(&id, &exec, exit);
-    }
-
-    /// Sends a signal to a process; with `all` to every process of the container.
-    ///
-    /// # Errors
-    /// [`Error::NotFound`] also for a process that has ended; it was not started, or the agent fails.
-    pub async fn kill(&self, id: &str, exec: &str, signal: u32, all: bool) -> Result<()> {
-        let signal = match self.state(id, exec)?.phase {
-            Phase::Stopped(_) => return Err(Error::NotFound("process already finished:".into())),
-            Phase::Created if !exec.is_empty() => {
-                return Err(Error::FailedPrecondition("process not created".into()));
-            }
-            // What waits there for the start is the first process of its pid namespace, which nothing else ends.
-            Phase::Created | Phase::Paused { started: false }
-                if ENDS.contains(&signal.cast_signed()) =>
-            {
-                libc::SIGKILL as u32
-            }
-            _ => signal,
-        };
-        self.agent().await?.signal(id, exec, signal, all && exec.is_empty()).await
     }
 
     /// Stops every process of a created or running container where it is, or lets them go on.

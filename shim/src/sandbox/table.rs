@@ -147,6 +147,12 @@ impl Table {
         self.containers.keys().all(|other| other == id)
     }
 
+    /// Whether any container but `id` has not ended.
+    pub fn has_others_alive(&self, id: &str) -> bool {
+        let ended = |c: &Container| matches!(c.init.phase, Phase::Stopped(_));
+        self.containers.iter().any(|(other, container)| other != id && !ended(container))
+    }
+
     /// Nothing is told after this.
     pub fn close(&mut self) {
         self.events = None;

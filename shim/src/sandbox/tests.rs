@@ -1,5 +1,6 @@
 //! A sandbox whose VMM and agent are played by the test: the control socket and the ttrpc service are real.
 
+mod kill;
 mod network;
 mod pods;
 mod resolver;
@@ -149,6 +150,12 @@ impl AgentService for Guest {
         _: &TtrpcContext,
         request: api::SignalProcessRequest,
     ) -> ttrpc::Result<api::Empty> {
+        match request.container_id.as_str() {
+            "deaf" => return Ok(api::Empty::new()),
+            "denied" => return refused(ttrpc::Code::NOT_FOUND, "no such process"),
+            "hung" => return refused(ttrpc::Code::DEADLINE_EXCEEDED, ""),
+            _ => {}
+        }
         let process = self.process(&request.container_id, &request.exec_id);
         *process.status.lock().unwrap() = Some(128 + request.signal);
         process.changed.notify_waiters();

@@ -6,7 +6,7 @@ use nix::unistd::Pid;
 
 impl Fixture {
     /// One of the pod, which shares its PID namespace with the pause container or not.
-    fn member(&self, id: &str, command: &str, shares: bool) -> NewContainer {
+    pub(super) fn member(&self, id: &str, command: &str, shares: bool) -> NewContainer {
         let shared = serde_json::json!({"type": "pid", "path": "/proc/77/ns/pid"});
         let own = serde_json::json!({"type": "pid"});
         self.with_pids(id, command, if shares { &shared } else { &own })
