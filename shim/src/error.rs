@@ -107,14 +107,16 @@ impl Error {
             Self::NotFound(_) => Code::NOT_FOUND,
             Self::AlreadyExists(_) => Code::ALREADY_EXISTS,
             Self::FailedPrecondition(_) => Code::FAILED_PRECONDITION,
-            Self::InvalidArgument(_) => Code::INVALID_ARGUMENT,
+            Self::InvalidArgument(_)
+            | Self::Network(
+                NetworkError::Hosts { .. }
+                | NetworkError::Anothers { .. }
+                | NetworkError::NotEthernet { .. },
+            ) => Code::INVALID_ARGUMENT,
             Self::Unimplemented(_) => Code::UNIMPLEMENTED,
             Self::Ended(_) => Code::UNAVAILABLE,
             Self::Agent { code, .. } => *code,
             Self::Deadline { .. } => Code::DEADLINE_EXCEEDED,
-            Self::Network(NetworkError::Hosts { .. } | NetworkError::NotEthernet { .. }) => {
-                Code::INVALID_ARGUMENT
-            }
             Self::Machine(_) | Self::Network(_) | Self::Path { .. } | Self::System { .. } => {
                 Code::UNKNOWN
             }

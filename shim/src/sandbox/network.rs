@@ -61,8 +61,14 @@ impl Sandbox {
             }
             return Ok(());
         }
-        let opened = path.to_owned();
-        let open = blocking("open", path, move || Ok(Namespace::open(&opened)?));
+        let (opened, is_first) = (path.to_owned(), matches!(*network, Network::Undecided));
+        let open = blocking("open", path, move || {
+            let namespace = Namespace::open(&opened)?;
+            if is_first {
+                network::refuse_anothers(&namespace)?;
+            }
+            Ok(namespace)
+        });
         let asked = open.await?;
         let other = |has: &dyn std::fmt::Display| {
             let path = path.display();

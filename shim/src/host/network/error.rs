@@ -23,6 +23,19 @@ pub enum NetworkError {
         /// The path that led there.
         path: PathBuf,
     },
+    /// Somebody else's: who lives there would lose the interfaces.
+    #[error(
+        "network namespace {} is another's: process {pid} ({name}) is in it, and would lose the interfaces to the \
+         virtual machine", path.display()
+    )]
+    Anothers {
+        /// The path that led there.
+        path: PathBuf,
+        /// A process that is in it.
+        pid: u32,
+        /// Its name.
+        name: String,
+    },
     /// A thread can't enter the namespace.
     #[error("enter the network namespace")]
     Enter(#[source] io::Error),

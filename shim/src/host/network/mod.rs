@@ -13,12 +13,14 @@ pub mod resolver;
 mod scan;
 mod sk_lookup;
 mod tap;
+mod tenant;
 #[cfg(test)]
 pub mod testing;
 
 pub use error::NetworkError;
 pub use forward::{Localhost, listen};
 pub use namespace::Namespace;
+pub use tenant::refuse_anothers;
 
 use crate::host::undo::Undo;
 use netlink::Client;

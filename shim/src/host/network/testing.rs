@@ -11,7 +11,9 @@ use nix::sched::{CloneFlags, unshare};
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
+use std::process::{Child, Command};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// A new network namespace.
 pub struct Space {
@@ -84,6 +86,40 @@ impl Space {
             let qdiscs = client.list(asked).unwrap();
             (links(client).len(), qdiscs.iter().filter(|qdisc| is_ingress(qdisc)).count())
         })
+    }
+}
+
+/// A process in a network namespace of its own.
+pub struct Sleeper(Child);
+
+impl Sleeper {
+    /// It sleeps until it is dropped.
+    pub fn new() -> Self {
+        let child = Command::new("unshare").args(["-n", "sleep", "1000"]).spawn().unwrap();
+        let sleeper = Self(child);
+        // It is in there when it has become what it runs.
+        let comm = format!("/proc/{}/comm", sleeper.0.id());
+        while std::fs::read_to_string(&comm).unwrap().trim() != "sleep" {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        sleeper
+    }
+
+    /// Its pid.
+    pub fn pid(&self) -> u32 {
+        self.0.id()
+    }
+
+    /// Where its namespace can be found.
+    pub fn path(&self) -> String {
+        format!("/proc/{}/ns/net", self.0.id())
+    }
+}
+
+impl Drop for Sleeper {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
     }
 }
 

@@ -1,7 +1,7 @@
 //! What becomes of the network namespace that a container names.
 
 use super::*;
-use crate::host::network::testing::Space;
+use crate::host::network::testing::{Sleeper, Space};
 use std::io::ErrorKind;
 use std::net::TcpStream;
 use std::time::Instant;
@@ -93,6 +93,10 @@ async fn what_can_not_be_a_guests_is_refused_by_name() {
     let error = f.sandbox.create(f.in_namespace("c", own)).await.unwrap_err();
     assert_eq!(error.code(), ttrpc::Code::INVALID_ARGUMENT);
     assert!(error.to_string().contains("the host's own network namespace"), "{error}");
+    let sleeper = Sleeper::new();
+    let error = f.sandbox.create(f.in_namespace("c", sleeper.path().as_ref())).await.unwrap_err();
+    assert_eq!(error.code(), ttrpc::Code::INVALID_ARGUMENT);
+    assert!(error.to_string().contains("is another's"), "{error}");
     f.sandbox.create(f.container("c", "sh")).await.unwrap();
     let space = with_interface("eth0");
     let error = f.sandbox.create(f.in_namespace("d", &space.path())).await.unwrap_err();

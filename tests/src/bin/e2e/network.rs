@@ -364,7 +364,24 @@ fn namespaces_that_can_not_be_a_guests_are_named(context: &Context) -> Result<()
     let second = context.container().flag(net.flag()).output(&["true"])?;
     second.expect_error(&["network interface eth0", "redirected already"])?;
     ping(&net.guest(0))?;
-    net.remove(container)
+    net.remove(container)?;
+    // And what a container on the host's kernel has is not taken from it.
+    let bundle = Bundle::new(context, &[])?;
+    let own = format!("/run/netns/{}", net.name);
+    let mut config = config(&["sleep", "1000000"]);
+    let namespaces = config["linux"]["namespaces"].as_array_mut().context("namespaces")?;
+    namespaces.push(json!({"type": "network", "path": own}));
+    bundle.write_config(&config)?;
+    let web = Background::run(context, "runc", &bundle)?;
+    let state: Value = serde_json::from_str(&web.say("state", &[])?.expect_code(0)?.text())?;
+    let of_process = format!("/proc/{}/ns/net", state["pid"]);
+    for path in [of_process, own] {
+        let run = context.container().flag(format!("--with-ns=network:{path}"));
+        let words = format!("network namespace {path} is another's: process {} ", state["pid"]);
+        run.output(&["true"])?.expect_error(&[&words])?;
+        ping(&net.guest(0))?;
+    }
+    Ok(())
 }
 
 /// Of tables without rules nobody has to be warned.
