@@ -19,7 +19,7 @@ pub struct Flags {
     pub address: String,
     /// Bundle directory, if not the working directory.
     pub bundle: String,
-    /// Server only: containerd's ttrpc address.
+    /// Server only: containerd's ttrpc address; empty: nobody takes events.
     pub ttrpc_address: String,
     /// Server only: the configuration file to start with.
     pub config: String,
@@ -113,6 +113,13 @@ mod tests {
             ..Flags::default()
         };
         assert_eq!(flags.unwrap(), expected);
+    }
+
+    #[test]
+    fn cri_os_line_with_an_empty_address_is_understood() {
+        let line = "-namespace default -address  -publish-binary /usr/bin/crio -id c1 start";
+        let flags = parse(line).unwrap();
+        assert_eq!((flags.address.as_str(), flags.action.as_str()), ("", "start"));
     }
 
     #[test]

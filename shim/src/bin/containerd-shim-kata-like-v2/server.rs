@@ -92,7 +92,8 @@ async fn serve(flags: &Flags, socket: &Socket) -> anyhow::Result<()> {
     let publishing = tokio::spawn(publisher.run(queue));
     let (sandbox_events, sandbox_told) = mpsc::unbounded_channel();
     let containers = Containers::default();
-    tokio::spawn(events::forward(sandbox_told, containers.clone(), notices));
+    let noted = flags.ttrpc_address.is_empty();
+    tokio::spawn(events::forward(sandbox_told, containers.clone(), notices, noted));
 
     let config = (!flags.config.is_empty()).then(|| Path::new(&flags.config).to_path_buf());
     let spec = (!flags.sandbox.is_empty()).then(|| serde_json::from_str(&flags.sandbox));

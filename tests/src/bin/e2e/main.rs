@@ -247,6 +247,7 @@ fn choose(arguments: &Arguments) -> Result<Vec<(Version, Case)>> {
         logs::cases,
         pause::cases,
         pods::cases,
+        pods::crio::cases,
         pods::forward::cases,
         pods::limits::cases,
         pods::network::cases,

@@ -38,8 +38,9 @@ crate::cases!(
 const LOT: usize = 64 << 20;
 
 /// A network namespace with a pair of interfaces to this one for each number; gone in the end.
-struct Net {
-    name: String,
+pub struct Net {
+    /// Its name.
+    pub name: String,
     /// What the addresses of each interface's network begin with.
     numbers: Vec<u8>,
 }
@@ -62,7 +63,7 @@ impl Net {
     }
 
     /// With one interface, eth0, and a default route.
-    fn new(context: &Context) -> Result<Self> {
+    pub fn new(context: &Context) -> Result<Self> {
         let mut net = Self::empty(context)?;
         net.add(1500)?;
         let gateway = net.host(0);
@@ -92,7 +93,8 @@ impl Net {
         format!("10.88.{}.1", self.numbers[index])
     }
 
-    fn guest(&self, index: usize) -> String {
+    /// The address of an interface.
+    pub fn guest(&self, index: usize) -> String {
         format!("10.88.{}.2", self.numbers[index])
     }
 
@@ -118,7 +120,8 @@ impl Net {
         self.is_clean()
     }
 
-    fn is_clean(&self) -> Result<()> {
+    /// Sees that it is as it was.
+    pub fn is_clean(&self) -> Result<()> {
         let name = &self.name;
         let clean = || -> Result<bool> {
             let links = self.ip("-o link")?;

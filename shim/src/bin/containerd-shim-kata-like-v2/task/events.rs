@@ -9,6 +9,8 @@ use containerd_shim_protos::events::task::{
 };
 use sandbox::event::SandboxEvent;
 use std::collections::HashMap;
+use std::fs::File;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::mpsc;
 
@@ -48,13 +50,25 @@ impl Containers {
     }
 }
 
-/// Passes on all that the sandbox tells, until it tells nothing more.
+/// An empty file in a container's bundle by which CRI-O, which takes no events, knows of a kill for lack of memory once
+/// the container has ended.
+const OUT_OF_MEMORY: &str = "oom";
+
+/// Passes on all that the sandbox tells, until it tells nothing more; with `noted` it also leaves what CRI-O looks for.
 pub async fn forward(
     mut told: mpsc::UnboundedReceiver<SandboxEvent>,
     containers: Containers,
     notices: mpsc::UnboundedSender<Notice>,
+    noted: bool,
 ) {
     while let Some(event) = told.recv().await {
+        if let SandboxEvent::OutOfMemory { id } = &event
+            && noted
+            && let Err(error) =
+                File::create(Path::new(&containers.get(id, "").bundle).join(OUT_OF_MEMORY))
+        {
+            tracing::warn!("container {id}: note that memory ran out: {error}");
+        }
         let _ = notices.send(notice(event, &containers));
     }
 }
@@ -110,5 +124,27 @@ fn notice(event: SandboxEvent, containers: &Containers) -> Notice {
                 ..Default::default()
             },
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_kill_for_lack_of_memory_is_noted_for_who_takes_no_events() {
+        for noted in [false, true] {
+            let bundle = tempfile::tempdir().unwrap();
+            let containers = Containers::default();
+            let said = Said { bundle: bundle.path().display().to_string(), ..Said::default() };
+            containers.keep("c", "", said);
+            let (sandbox, told) = mpsc::unbounded_channel();
+            sandbox.send(SandboxEvent::OutOfMemory { id: "c".into() }).unwrap();
+            drop(sandbox);
+            let (notices, mut queue) = mpsc::unbounded_channel();
+            forward(told, containers, notices, noted).await;
+            assert_eq!(bundle.path().join("oom").exists(), noted);
+            assert!(queue.recv().await.is_some());
+        }
     }
 }

@@ -1,5 +1,6 @@
 //! Pods by way of containerd's CRI: several containers in one machine, as runc has them on one kernel.
 
+pub mod crio;
 pub mod forward;
 pub mod limits;
 pub mod network;
