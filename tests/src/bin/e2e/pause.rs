@@ -108,9 +108,16 @@ fn pause_and_resume_are_told_once_and_in_order(context: &Context) -> Result<()> 
 
 fn memory_that_runs_out_is_told(context: &Context) -> Result<()> {
     let told = told(context, || {
-        let run = context.container().flag(format!("--memory-limit={}", 32 << 20));
-        let id = run.id().to_owned();
-        run.output(&["tail", "-c", "60000000", "/dev/zero"])?.expect_code(137)?;
+        let limit = 32 << 20;
+        let container = context.container().flag(format!("--memory-limit={limit}"));
+        let container = container.detached(&["tail", "-c", "60000000", "/dev/zero"])?;
+        container.await_status("STOPPED")?;
+        // What it used is told until it is deleted.
+        if metric(&container, "memory.usage_limit")? != limit {
+            bail!("after its end the memory's limit is not told");
+        }
+        let id = container.id.clone();
+        expect_status(&container, 137)?;
         Ok(id)
     })?;
     expect_topics(&told, &["create", "start", "oom", "exit", "delete"])
