@@ -13,6 +13,7 @@ use std::process::Command;
 crate::cases!(
     crate::Scope::Once;
     much_goes_each_way_by_both_families_in_small_frames,
+    a_pod_without_ipv4_has_its_network,
 );
 
 const NAME: &str = "e2e-small";
@@ -25,16 +26,21 @@ const NETWORK: &str = r#"{"cniVersion": "1.0.0", "name": "e2e-small", "plugins":
         "ranges": [[{"subnet": "10.89.0.0/16"}], [{"subnet": "fd00:89::/64"}]],
         "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]}}]}"#;
 
+/// One of IPv6 alone.
+const SIX: &str = r#"{"cniVersion": "1.0.0", "name": "e2e-small", "plugins": [
+    {"type": "bridge", "bridge": "e2e-small0", "isGateway": true, "ipam": {"type": "host-local",
+        "ranges": [[{"subnet": "fd00:89::/64"}]], "routes": [{"dst": "::/0"}]}}]}"#;
+
 /// Bytes that go each way.
 const LOT: usize = 32 << 20;
 
-/// The network above in place of the lab's, until it is dropped.
+/// A network above in place of the lab's, until it is dropped.
 struct Small<'a>(&'a Context);
 
 impl<'a> Small<'a> {
-    fn configure(context: &'a Context) -> Result<Self> {
+    fn configure(context: &'a Context, network: &str) -> Result<Self> {
         let small = Self(context);
-        fs::write(FILE, NETWORK)?;
+        fs::write(FILE, network)?;
         small.await_configured(true)?;
         Ok(small)
     }
@@ -72,7 +78,7 @@ fn addresses(pod: &Pod) -> Result<[IpAddr; 2]> {
 }
 
 fn much_goes_each_way_by_both_families_in_small_frames(context: &Context) -> Result<()> {
-    let _small = Small::configure(context)?;
+    let _small = Small::configure(context, NETWORK)?;
     let pod = Pod::run(context, OURS, &Value::Null)?;
     let [v4, v6] = addresses(&pod)?;
     ensure!(v4.is_ipv4() && v6.is_ipv6(), "{v4} {v6}");
@@ -114,5 +120,31 @@ fn much_goes_each_way_by_both_families_in_small_frames(context: &Context) -> Res
             bail!("what {own} sent is not what it was given");
         }
     }
+    pod.remove()
+}
+
+fn a_pod_without_ipv4_has_its_network(context: &Context) -> Result<()> {
+    let _six = Small::configure(context, SIX)?;
+    let pod = Pod::run(context, OURS, &Value::Null)?;
+    let text = crictl(context, &["inspectp", &pod.id])?.expect_code(0)?.text();
+    let network = serde_json::from_str::<Value>(&text)?["status"]["network"].take();
+    let own: IpAddr = network["ip"].as_str().context("an address")?.parse()?;
+    ensure!(own.is_ipv6(), "{network}");
+    let serve = "ip -4 addr show eth0 | grep -c inet; ip -4 route; ping -6 -c 1 fd00:89::1 > /dev/null && \
+                 echo to the host; echo from the pod | nc -l -p 9000";
+    let member = pod.start(&["sh", "-c", serve], &Value::Null)?;
+    let mut said = String::new();
+    command::eventually("the container answers", DEADLINE, || {
+        match TcpStream::connect((own, 9000)) {
+            Ok(mut stream) => {
+                stream.set_read_timeout(Some(DEADLINE))?;
+                stream.read_to_string(&mut said)?;
+                Ok(true)
+            }
+            Err(_) => Ok(false),
+        }
+    })?;
+    ensure!(said == "from the pod\n", "{said:?}");
+    ensure!(member.ended()? == 0 && member.log()? == "0\nto the host", "{:?}", member.log()?);
     pod.remove()
 }
