@@ -5,11 +5,11 @@
 #   install.sh remove
 #
 # Places the files, and adds the handler `kata-like` to containerd's configuration, between two lines that mark it; tells
-# what is left to do. Where containerd is 2.4 or newer and mkfs.erofs can do what it asks for, the handler's containers are
-# on EROFS layers. Environment:
+# what is left to do. Where containerd is 2.4 or newer and mkfs.erofs can do what it asks for, there is a second handler,
+# `kata-like-erofs`, whose containers are on EROFS layers; its settings are in /etc/kata-like/erofs.toml. Environment:
 #   ROOT               where the node's root is (/)
 #   CONTAINERD_CONFIG  below it (/etc/containerd/config.toml); empty: leave containerd alone
-#   EROFS              no: leave the snapshotter as it is; what a container may write is its size else (10GiB)
+#   EROFS              no: without that handler; what a container of it may write is its size else (10GiB)
 set -eu
 umask 022
 
@@ -19,6 +19,9 @@ config=${CONTAINERD_CONFIG-/etc/containerd/config.toml}
 [ -z "$config" ] || config=$root$config
 # What was installed, a file a line.
 list=$root/usr/share/kata-like/installed
+# Of the handler on EROFS layers, as it is installed and as it is read.
+sample=$root/usr/share/kata-like/erofs.toml
+settings=/etc/kata-like/erofs.toml
 begin='# kata-like begin: removed by kata-like'\''s install.sh'
 end='# kata-like end'
 # All of a configuration that was not there before.
@@ -85,7 +88,7 @@ find_table() {
   table=$(runtimes "${version:-1}")
 }
 
-# Why the handler's containers can't be on EROFS layers; nothing where they can.
+# Why there can't be a handler on EROFS layers; nothing where there can.
 why_not_erofs() {
   [ "${EROFS-}" != no ] || { echo "EROFS=no"; return; }
   case $version in 3 | 4) ;; *) echo "$config is of version ${version:-1}, which 2.x reads as 1.7 does"; return ;; esac
@@ -98,14 +101,22 @@ why_not_erofs() {
     command -v "$tool" > /dev/null || { echo "there is no $tool (packages erofs-utils and e2fsprogs)"; return; }
   done
   mkfs.erofs --help 2>&1 | grep -q -e --sort= || { echo "mkfs.erofs is older than 1.8.2"; return; }
-  if [ -e "$config" ] && tr -d "\"' " < "$config" | grep -q -e '^\[plugins\.io\.containerd\..*\.erofs\]' -e '^\[plugins\..*diff-service\]'; then
+  if [ -e "$config" ] && tr -d "\"' " < "$config" | grep -q -e '^\[plugins\.io\.containerd\..*\.erofs\]' -e '^\[plugins\..*diff-service\]' \
+    -e '\.kata-like-erofs\]'; then
     echo "$config has tables for it already"
   fi
 }
 
-# What is added for it, but for the line of the handler's.
+# What is added for it: a container of it takes two slots of its machine's, so there are more than usual.
 erofs_tables() {
   cat << END
+
+[$table.kata-like-erofs]
+runtime_type = "io.containerd.kata-like.v2"
+snapshotter = "erofs"
+
+[$table.kata-like-erofs.options]
+ConfigPath = "$settings"
 
 [plugins.'io.containerd.service.v1.diff-service']
 default = ["erofs", "walking"]
@@ -116,6 +127,14 @@ mkfs_options = ["-T0", "--mkfs-time", "--sort=none"]
 [plugins.'io.containerd.snapshotter.v1.erofs']
 default_size = "${EROFS:-10GiB}"
 END
+}
+
+# Settings that nobody has changed.
+forget_settings() {
+  if [ -e "$sample" ] && cmp -s "$sample" "$root$settings"; then
+    rm "$root$settings"
+    rmdir "$root$(dirname "$settings")" 2> /dev/null || true
+  fi
 }
 
 add_handler() {
@@ -131,14 +150,20 @@ add_handler() {
   why_not=$(why_not_erofs)
   {
     printf '\n%s\n[%s.kata-like]\nruntime_type = "io.containerd.kata-like.v2"\n' "$begin" "$table"
-    [ -n "$why_not" ] || { echo 'snapshotter = "erofs"'; erofs_tables; }
+    [ -n "$why_not" ] || erofs_tables
     echo "$end"
   } >> "$config"
   echo "$config: handler kata-like added; it counts once containerd is restarted (systemctl restart containerd)"
-  if [ -z "$why_not" ]; then
-    echo "its containers are on EROFS layers, which containerd makes of images with mkfs.erofs"
-  else
-    echo "its containers are on containerd's usual snapshotter, not on EROFS layers: $why_not"
+  if [ -n "$why_not" ]; then
+    echo "there is no handler kata-like-erofs, on EROFS layers: $why_not"
+    return
+  fi
+  echo "handler kata-like-erofs added, whose containers are on EROFS layers, which containerd makes of images with mkfs.erofs"
+  others=$root$(dirname "$settings")/config.toml
+  if [ -e "$others" ]; then echo "it reads $settings, not $others: what counts for both is to be in both"; fi
+  if [ ! -e "$root$settings" ]; then
+    mkdir -p "$root$(dirname "$settings")"
+    cp "$sample" "$root$settings"
   fi
 }
 
@@ -191,6 +216,7 @@ case ${1-} in
     [ -z "$left" ] || stop "there are still sandboxes on this node, $left for one: drain it, then start again"
     forget_sandboxes
     [ -z "$config" ] || forget_handler
+    forget_settings
     while read -r file; do rm -f "$root/$file"; done < "$list"
     rm "$list"
     rmdir "$root/usr/share/kata-like" "$root/usr/libexec/kata-like" 2> /dev/null || true

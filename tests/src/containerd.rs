@@ -131,7 +131,8 @@ impl Version {
                 "[{runtimes}.kata-like-sandbox]\nruntime_type = \"io.containerd.kata-like.v2\"\n\
                  sandboxer = \"shim\"\ndisable_pause_image_pull = true\n\n\
                  [{runtimes}.kata-like-erofs]\nruntime_type = \"io.containerd.kata-like.v2\"\n\
-                 snapshotter = \"erofs\"\n\n"
+                 snapshotter = \"erofs\"\n\n[{runtimes}.kata-like-erofs.options]\n\
+                 ConfigPath = \"/usr/share/kata-like/erofs.toml\"\n\n"
             ),
         };
         let erofs = match self {

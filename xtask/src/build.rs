@@ -62,7 +62,7 @@ fn built(program: &str) -> PathBuf {
     target_dir().join(TARGET).join("release").join(program)
 }
 
-/// Builds and installs the programs, and the sample of their configuration.
+/// Builds and installs the programs, and samples of their configuration.
 ///
 /// # Errors
 /// When one doesn't build.
@@ -73,9 +73,10 @@ pub fn programs() -> Result<()> {
         arguments.extend(["-p", package]);
     }
     cargo_static(&arguments, &step)?;
-    let sample = "config.sample.toml";
     let share = install_dir().join("usr/share/kata-like");
-    install(&workspace().join("shim").join(sample), &share.join(sample))?;
+    for (folder, sample) in [("shim", "config.sample.toml"), ("deploy", "erofs.toml")] {
+        install(&workspace().join(folder).join(sample), &share.join(sample))?;
+    }
     for (_, binary, folder) in PRODUCT.iter().filter(|(_, _, folder)| !folder.is_empty()) {
         install(&built(binary), &install_dir().join(folder).join(binary))?;
     }

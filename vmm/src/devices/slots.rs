@@ -56,7 +56,7 @@ pub enum SlotError {
     Mtu(#[from] OddMtu),
     /// There is a device in each.
     #[error(
-        "each of the machine's {0} slots for disks and network interfaces is taken: raise machine.max_disks"
+        "each of the machine's {0} slots for disks and network interfaces is taken: raise machine.max_disks (14 at most)"
     )]
     Full(usize),
     /// No slot has that number, or another kind of device is in it.

@@ -12,7 +12,7 @@ crate::cases!(
     crate::Scope::EachContainerd;
     a_node_gets_the_handler_and_is_as_before_without_it;
     crate::Scope::Newest;
-    where_it_can_be_the_handler_is_on_erofs;
+    where_it_can_be_another_handler_is_on_erofs;
     crate::Scope::Once;
     what_another_user_has_built_becomes_roots,
     a_sandbox_keeps_it_wherever_its_state_is,
@@ -89,7 +89,7 @@ fn a_node_gets_the_handler_and_is_as_before_without_it(context: &Context) -> Res
     Ok(())
 }
 
-fn where_it_can_be_the_handler_is_on_erofs(context: &Context) -> Result<()> {
+fn where_it_can_be_another_handler_is_on_erofs(context: &Context) -> Result<()> {
     let node = Node::new(context)?;
     let config = node.path("etc/containerd/config.toml");
     let newest = format!("{}:{}", context.containerd.bin_dir(), std::env::var("PATH")?);
@@ -100,20 +100,39 @@ fn where_it_can_be_the_handler_is_on_erofs(context: &Context) -> Result<()> {
         let mut dump = Command::new(Path::new(context.containerd.bin_dir()).join("containerd"));
         let dump = dump.arg("--config").arg(&config).args(["config", "dump"]);
         let dump = command::output(dump)?.expect_code(0)?.text();
+        let settings = node.path("etc/kata-like/erofs.toml");
+        ensure!(settings.exists() || !dump.contains("kata-like-erofs"), "it has no settings");
         node.run(&["remove"])?.expect_code(0)?;
         ensure!(fs::read_to_string(&config)? == before, "the configuration is another");
         Ok::<_, anyhow::Error>((said, dump))
     };
-    let of_handler = |dump: &str| {
-        let (_, handler) = dump.split_once("runtimes.kata-like]").context("the handler")?;
-        let line = handler.lines().find_map(|line| line.trim().strip_prefix("snapshotter = "));
+    let of_handler = |dump: &str, name: &str, key: &str| {
+        let (_, handler) = dump.split_once(&format!("runtimes.{name}]")).context("the handler")?;
+        let line =
+            handler.lines().find_map(|line| line.trim().strip_prefix(key)?.strip_prefix(" = "));
         Ok::<_, anyhow::Error>(line.unwrap_or_default().trim_matches(['"', '\'']).to_owned())
     };
     let (said, dump) = installed("version = 3\n", &[("PATH", &newest)])?;
-    ensure!(of_handler(&dump)? == "erofs" && said.contains("on EROFS layers"), "{said}: {dump}");
+    ensure!(said.contains("kata-like-erofs added"), "{said}");
+    // It can't run every pod: nobody is put on it who has not asked for it.
+    ensure!(of_handler(&dump, "kata-like", "snapshotter")?.is_empty(), "{dump}");
+    ensure!(of_handler(&dump, "kata-like-erofs", "snapshotter")? == "erofs", "{dump}");
+    let settings = of_handler(&dump, "kata-like-erofs", "ConfigPath")?;
+    ensure!(settings == "/etc/kata-like/erofs.toml", "{dump}");
     for line in ["default = ['erofs', 'walking']", "default_size = '10GiB'", "'--sort=none'"] {
         ensure!(dump.replace('"', "'").contains(line), "no {line} in {dump}");
     }
+    let settings = node.path("etc/kata-like/erofs.toml");
+    ensure!(!settings.exists(), "its settings are left");
+    // What somebody has changed there stays.
+    fs::create_dir(node.path("etc/kata-like"))?;
+    fs::write(&settings, "[machine]\nmax_disks = 12\n")?;
+    let (said, _) = installed("version = 3\n", &[("PATH", &newest)])?;
+    ensure!(!said.contains("config.toml: what counts"), "{said}");
+    ensure!(fs::read_to_string(&settings)?.contains("12"), "its settings are others");
+    fs::write(node.path("etc/kata-like/config.toml"), "")?;
+    let (said, _) = installed("version = 3\n", &[("PATH", &newest)])?;
+    ensure!(said.contains("config.toml: what counts for both"), "{said}");
     let own =
         "version = 3\n[plugins.\"io.containerd.snapshotter.v1.erofs\"]\nset_immutable = true\n";
     for (before, variables, why) in [
@@ -123,7 +142,8 @@ fn where_it_can_be_the_handler_is_on_erofs(context: &Context) -> Result<()> {
         (own, &[("PATH", &newest)], "has tables for it already"),
     ] {
         let (said, dump) = installed(before, variables)?;
-        ensure!(said.contains(why) && of_handler(&dump)?.is_empty(), "{why}: {said}: {dump}");
+        ensure!(said.contains(why) && !dump.contains("kata-like-erofs"), "{why}: {said}: {dump}");
+        of_handler(&dump, "kata-like", "runtime_type").context(why)?;
     }
     Ok(())
 }

@@ -5,7 +5,7 @@ use crate::command::{self, Output, Running};
 use crate::context::{Container, Context};
 use crate::inside;
 use crate::odd_files::{content, same};
-use crate::pods::pod::Pod;
+use crate::pods::pod::{Pod, crictl};
 use crate::task_api::{root, run_on, shim};
 use anyhow::{Context as _, Result, bail, ensure};
 use containerd_shim_protos::api::Mount;
@@ -224,22 +224,29 @@ fn what_is_written_goes_with_its_disk_where_that_is_asked_for(context: &Context)
     run().output(&["sh", "-c", "ls /bin/yes && ! touch /new"])?.expect_code(0).map(drop)
 }
 
-/// With a pause container, whose root nobody writes to, and two more: as many disks as there is room for.
+/// With a pause container, whose root nobody writes to: as many disks as there is room for, of the handler's settings.
 fn a_pod_is_on_layers(context: &Context) -> Result<()> {
     let pod = Pod::run(context, "kata-like-erofs", &json!({}))?;
-    let more = json!({"linux": {"security_context": {"readonly_rootfs": true}}});
-    let members = [
-        pod.start(&["sleep", "1000000"], &json!({}))?,
-        pod.start(&["sleep", "1000000"], &json!({}))?,
-        pod.start(&["sleep", "1000000"], &more)?,
-    ];
+    let read_only = json!({"linux": {"security_context": {"readonly_rootfs": true}}});
+    // The pause container and the network have a slot each of fourteen, these two.
+    let mut members = Vec::new();
+    for _ in 0..5 {
+        members.push(pod.sleeper()?);
+    }
+    members.push(pod.start(&["sleep", "1000000"], &read_only)?);
     ensure_unmounted()?;
+    let last = members.len() - 1;
     for (n, member) in members.iter().enumerate() {
         let said = member.sh(
             "cat /written; echo 1 > /written; cat /written; grep -c ' / overlay ' /proc/mounts",
         )?;
-        ensure!(said == if n == 2 { "1" } else { "1\n1" }, "{n}: {said}");
+        ensure!(said == if n == last { "1" } else { "1\n1" }, "{n}: {said}");
     }
+    // One slot is left, and is after this.
+    let one_too_many = pod.create("one-too-many", &["true"], &json!({}))?.expect_code(0)?.text();
+    let words = ["14 slots for disks and network interfaces", "machine.max_disks"];
+    crictl(context, &["start", &one_too_many])?.expect_error(&words)?;
+    pod.start(&["sleep", "1000000"], &read_only)?.sh("ls /bin/yes")?;
     pod.remove()
 }
 
