@@ -35,4 +35,4 @@ pub use oci::{bundle, features, hooks, lenient, plan, pod, seccomp};
 pub use sandbox::event;
 pub use sandbox::table::Phase;
 pub use sandbox::{Launch, NewContainer, NewExec, ProcessState, Sandbox};
-pub use sandbox::{PodFile, PodSize, PodSpec, SandboxSpec};
+pub use sandbox::{PodFile, PodResize, PodSize, PodSpec, SandboxSpec};

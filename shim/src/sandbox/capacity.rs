@@ -3,7 +3,7 @@
 //! The VMM decides what the guest can use; so when it grows the VMM comes first, and when it gives back the
 //! guest does.
 
-use super::{PodSize, Sandbox};
+use super::{PodResize, PodSize, Sandbox};
 use crate::error::{Error, Result};
 use crate::guest::agent::Agent;
 use crate::host::cgroup::{self, Cgroup};
@@ -123,6 +123,16 @@ impl Limits {
             _ => {}
         }
         self
+    }
+
+    /// These of a pod, with those changed that are named.
+    fn resized(self, to: PodResize) -> Self {
+        Self {
+            memory: to.memory.unwrap_or(self.memory),
+            quota: to.cpu_quota.unwrap_or(self.quota),
+            period: to.cpu_period.unwrap_or(self.period),
+            ..self
+        }
     }
 
     /// CPUs, in thousandths.
@@ -318,13 +328,14 @@ impl Sandbox {
     /// Lets the machine have what all containers of a pod together may use, from now on, and give back what is more.
     ///
     /// # Errors
-    /// The host or the guest fails to.
-    pub async fn promise(&self, size: PodSize) -> Result<()> {
+    /// The host or the guest fails to: then what was promised before still is.
+    pub async fn promise(&self, change: PodResize) -> Result<()> {
         let agent = self.agent().await?;
         let sandbox = self.clone();
         Self::detached(async move {
             let mut capacity = sandbox.0.capacity.lock().await;
-            let before = std::mem::replace(&mut capacity.promised, size.into());
+            let before = capacity.promised;
+            capacity.promised = before.resized(change);
             if let Err(error) = sandbox.fit(&agent, &mut capacity).await {
                 capacity.promised = before;
                 settle_host(&capacity).await;

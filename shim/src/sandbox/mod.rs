@@ -48,7 +48,7 @@ use tokio::sync::watch;
 pub use launch::Launch;
 pub use processes::NewExec;
 use processes::PendingExecs;
-pub use spec::{PodFile, PodSize, PodSpec, SandboxSpec};
+pub use spec::{PodFile, PodResize, PodSize, PodSpec, SandboxSpec};
 
 /// A container to be made.
 #[derive(Debug)]

@@ -55,6 +55,17 @@ pub struct PodSize {
     pub cpu_period: u64,
 }
 
+/// A change of that: what is not named stays as it is; 0: no limit any more.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PodResize {
+    /// Bytes.
+    pub memory: Option<u64>,
+    /// Processor time in each period, microseconds.
+    pub cpu_quota: Option<u64>,
+    /// Microseconds.
+    pub cpu_period: Option<u64>,
+}
+
 impl SandboxSpec {
     /// The host name that the guest of sandbox `id` gets.
     pub(super) fn hostname(&self, id: &str) -> String {

@@ -3,6 +3,7 @@
 mod kill;
 mod network;
 mod pods;
+mod promise;
 mod resolver;
 
 use super::*;
@@ -35,7 +36,12 @@ struct Guest {
     sysctls: Mutex<HashMap<String, String>>,
     /// How often it was told to listen as a resolver.
     resolvers: AtomicU64,
+    /// Its vCPUs, and the bytes that were added to its memory, as it was told last.
+    size: Mutex<(u32, u64)>,
 }
+
+/// The most that the host has beside what machines start with, MiB.
+const SPARE_MIB: u64 = 512;
 
 #[derive(Default)]
 struct Exiting {
@@ -93,6 +99,15 @@ impl AgentService for Guest {
     async fn serve_resolver(&self, _: &TtrpcContext, _: api::Empty) -> ttrpc::Result<api::Empty> {
         self.resolvers.fetch_add(1, Ordering::Relaxed);
         Ok(api::Empty::new())
+    }
+
+    async fn resize_sandbox(
+        &self,
+        _: &TtrpcContext,
+        request: api::SandboxCapacity,
+    ) -> ttrpc::Result<api::SandboxCapacity> {
+        *self.size.lock().unwrap() = (request.vcpus, request.added_bytes);
+        Ok(request)
     }
 
     async fn set_sysctls(
@@ -239,8 +254,10 @@ fn play_vmm(socket: &OwnedFd, rpc: &Path) {
                 taps.remove(&device.into()).unwrap();
                 control::send(socket, &VmEvent::Done { outcome: Ok(0) }, &[]).unwrap();
             }
-            Command::Resize(_) => {
-                let outcome = Err("the host has no memory".to_owned());
+            Command::Resize(size) => {
+                let is_there = size.added_mib <= SPARE_MIB;
+                let outcome =
+                    is_there.then_some(4 << 30).ok_or_else(|| "the host has no memory".to_owned());
                 control::send(socket, &VmEvent::Done { outcome }, &[]).unwrap();
             }
             Command::Stop => {
@@ -348,6 +365,8 @@ async fn fixture_of(told: Option<PodSpec>) -> Fixture {
     std::fs::set_permissions(&stand_in, executable).unwrap();
     let (sender, events) = mpsc::unbounded_channel();
     let settings = crate::settings::Settings::resolve(crate::config::Config::default()).unwrap();
+    // Whatever the host has.
+    let settings = crate::settings::Settings { max_vcpus: 4, max_memory_mib: 4096, ..settings };
     let sandbox = Sandbox::around(
         "s".into(),
         paths,

@@ -7,13 +7,23 @@ use containerd_shim_protos::api::{
     CreateTaskRequest, DeleteRequest, Mount, PauseRequest, StartRequest, WaitRequest,
 };
 use containerd_shim_protos::{Client, TaskClient};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// A connection to the shim of a container, by the socket that its bundle names.
 pub fn connect(context: &Context, container: &Container) -> Result<Client> {
     let bundle = Path::new(&context.containerd.state())
         .join("io.containerd.runtime.v2.task/default")
         .join(&container.id);
+    connect_to(&bundle)
+}
+
+/// The same to that of a pod that the sandbox API has made.
+pub fn connect_to_pod(context: &Context, id: &str) -> Result<Client> {
+    let state = PathBuf::from(context.containerd.state());
+    connect_to(&state.join("io.containerd.sandbox.controller.v1.shim/k8s.io").join(id))
+}
+
+fn connect_to(bundle: &Path) -> Result<Client> {
     let address = match std::fs::read_to_string(bundle.join("bootstrap.json")) {
         Ok(text) => serde_json::from_str::<serde_json::Value>(&text)?["address"]
             .as_str()

@@ -117,7 +117,7 @@ fn check_users(users: &UserNamespace) -> Result<()> {
 }
 
 /// What all containers of a pod together may use, as these say.
-pub fn size(resources: &LinuxContainerResources) -> PodSize {
+fn size(resources: &LinuxContainerResources) -> PodSize {
     let positive = |n: i64| u64::try_from(n).unwrap_or_default();
     PodSize {
         memory: positive(resources.memory_limit_in_bytes),

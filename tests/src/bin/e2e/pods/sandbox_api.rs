@@ -1,10 +1,13 @@
 //! Pods whose sandbox containerd makes by the sandbox API (`sandboxer = "shim"`): they have no pause container.
 
-use super::pod::Pod;
+use super::pod::{Member, Pod};
 use crate::command::{self, DEADLINE};
 use crate::context::Context;
-use crate::{leaks, outage};
-use anyhow::{Result, bail, ensure};
+use crate::{leaks, outage, task_api};
+use anyhow::{Context as _, Result, bail, ensure};
+use protobuf::Message as _;
+use protobuf::well_known_types::any::Any;
+use protocol::sandbox_update::UpdateSandboxRequest;
 use serde_json::{Value, json};
 use std::time::Duration;
 
@@ -22,6 +25,7 @@ crate::cases!(
     kernel_parameters_and_names_are_the_pods,
     a_port_is_forwarded_and_one_where_nobody_listens_is_reset,
     many_at_once_leave_nothing,
+    the_machine_follows_the_pods_size,
 );
 
 /// The handler's name in containerd's configuration.
@@ -141,5 +145,57 @@ fn kernel_parameters_and_names_are_the_pods(context: &Context) -> Result<()> {
     let said = container.sh(read)?;
     let expected = "77\n99\n0\n0\t2147483647\nsearch a.local local\nnameserver 10.0.0.10\noptions ndots:5\nin-a-pod";
     ensure!(said == expected, "{said:?}");
+    pod.remove()
+}
+
+/// As containerd's CRI says it, of what kubelet names only.
+fn resize(pod: &Pod, resources: &Value) -> Result<()> {
+    let mut update = UpdateSandboxRequest::new();
+    update.sandbox_id.clone_from(&pod.id);
+    let value = json!({"Overhead": null, "Resources": resources}).to_string().into_bytes();
+    let extensions = &mut update.sandbox.mut_or_insert_default().extensions;
+    extensions.insert("updated-resources".into(), Any { value, ..Any::default() });
+    let request = ttrpc::Request {
+        service: "containerd.runtime.sandbox.v1.Sandbox".into(),
+        method: "UpdateSandbox".into(),
+        payload: update.write_to_bytes()?,
+        timeout_nano: 50_000_000_000,
+        ..Default::default()
+    };
+    task_api::connect_to_pod(pod.context(), &pod.id)?.request(request)?;
+    Ok(())
+}
+
+/// CPUs of the guest, and MiB of its memory.
+fn machine(container: &Member) -> Result<(u64, u64)> {
+    let look = "grep -c ^processor /proc/cpuinfo; awk '/^MemTotal/ {print $2}' /proc/meminfo";
+    let said = container.sh(look)?;
+    let (cpus, kib) = said.split_once('\n').context("two lines")?;
+    Ok((cpus.parse()?, kib.parse::<u64>()? / 1024))
+}
+
+/// The host has two CPUs or more.
+fn the_machine_follows_the_pods_size(context: &Context) -> Result<()> {
+    let mib = |mib: u64| json!({"memory_limit_in_bytes": mib << 20});
+    let cpus = |n: u64| json!({"cpu_quota": n * 100_000, "cpu_period": 100_000});
+    let size =
+        json!({"memory_limit_in_bytes": 200 << 20, "cpu_quota": 100_000, "cpu_period": 100_000});
+    let pod = Pod::run(context, OURS, &json!({"linux": {"resources": size}}))?;
+    let container = pod.sleeper()?;
+    let at_first = machine(&container)?;
+    let (one, small) = at_first;
+    ensure!(one == 1 && (200..=264).contains(&small), "at first the guest has {at_first:?}");
+    for (change, expected) in [
+        // What is not named stays.
+        (cpus(2), (2, small)),
+        (mib(200 + 256), (2, small + 256)),
+        (json!({"cpu_shares": 512}), (2, small + 256)),
+        (cpus(1), (1, small + 256)),
+        (mib(200), (1, small)),
+    ] {
+        resize(&pod, &change)?;
+        let seen = machine(&container)?;
+        ensure!(seen == expected, "after {change} the guest has {seen:?}, at first {at_first:?}");
+    }
     pod.remove()
 }
