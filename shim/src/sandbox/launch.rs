@@ -75,7 +75,6 @@ impl Sandbox {
     pub fn launch(launch: Launch) -> Result<Self> {
         let Launch { id, paths, settings, spec, events } = launch;
         let hostname = spec.hostname(&id);
-        let settings = capacity::fitted(settings, spec.size);
         milestone::mark("sandbox-launch", &id);
         let mut undo = Undo::new();
         persist::claim(&paths, OWNER_PATIENCE)?;
@@ -84,6 +83,8 @@ impl Sandbox {
         let cgroup = spec.cgroup.as_ref().filter(|_| settings.cgroups);
         let cgroup = cgroup.map(|to| Cgroup::make(to, &id));
         let cgroup = cgroup.transpose()?.flatten().map(Arc::new);
+        let ceiling = cgroup.as_ref().and_then(|cgroup| cgroup.ceiling());
+        let settings = capacity::fitted(settings, spec.size, ceiling);
         let made = cgroup.as_ref().map(|cgroup| cgroup.made().clone());
         if let Some(cgroup) = cgroup.clone() {
             undo.push("leave the cgroup", move || cgroup.leave());

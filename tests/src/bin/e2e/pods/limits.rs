@@ -11,6 +11,7 @@ use std::fs;
 crate::cases!(
     crate::Scope::Once;
     all_of_a_pod_stays_below_its_limit_and_one_container_comes_near_its_own,
+    so_does_a_pod_whose_limit_is_small,
     the_container_that_matters_most_says_how_late_a_pod_is_ended,
 );
 
@@ -41,8 +42,8 @@ fn all_of_a_pod_stays_below_its_limit_and_one_container_comes_near_its_own(
     let each = resources(96 * MIB, 0);
     let (first, second) =
         (pod.start(&["sleep", "1000000"], &each)?, pod.start(&["sleep", "1000000"], &each)?);
-    let total = first.sh("awk '/^MemTotal/ {print $2}' /proc/meminfo")?;
-    ensure!(total.parse::<u64>()? * 1024 <= LIMIT + GUEST, "the guest has {total} KiB");
+    let total = bytes(&first, "MemTotal")?;
+    ensure!(total <= LIMIT + GUEST, "the guest has {total} bytes");
     for container in [&first, &second] {
         hold(container, 91)?;
     }
@@ -64,8 +65,38 @@ fn all_of_a_pod_stays_below_its_limit_and_one_container_comes_near_its_own(
     for container in [&first, &second] {
         ensure!(container.status()?["state"] == "CONTAINER_RUNNING");
     }
+    ensure_none_killed(&pod)?;
+    pod.remove()
+}
+
+/// Of our processes, by the host.
+fn ensure_none_killed(pod: &Pod) -> Result<()> {
     let events = fs::read_to_string(pod.cgroup().join("memory.events"))?;
     ensure!(events.lines().any(|line| line == "oom_kill 0"), "{events}");
+    Ok(())
+}
+
+/// Of the guest's memory.
+fn bytes(container: &Member<'_>, name: &str) -> Result<u64> {
+    let said = container.sh(&format!("awk '/^{name}:/ {{print $2}}' /proc/meminfo"))?;
+    Ok(said.parse::<u64>()? * 1024)
+}
+
+/// Less than a machine has by default, with what it costs: it is the pod's that is limited, so its containers' files fill
+/// the guest.
+fn so_does_a_pod_whose_limit_is_small(context: &Context) -> Result<()> {
+    let limit = 10 * MIB;
+    let size = json!({"linux": {"resources": {"memory_limit_in_bytes": limit}}});
+    let pod = Pod::run_limited(context, OURS, &size, Some(limit + OVERHEAD))?;
+    let container = pod.sleeper()?;
+    let total = bytes(&container, "MemTotal")?;
+    ensure!(total < 128 * MIB - 14 * MIB, "the guest has {total} bytes");
+    let files = "for i in 1 2; do dd if=/dev/zero of=/$i bs=1M count=100; sync; cat /$i; done";
+    container.sh(&format!("({files}) > /dev/null 2>&1"))?;
+    let free = bytes(&container, "MemFree")?;
+    ensure!(free < total / 2, "the guest's files did not fill it: {free} bytes of {total}");
+    ensure!(container.status()?["state"] == "CONTAINER_RUNNING");
+    ensure_none_killed(&pod)?;
     pod.remove()
 }
 
