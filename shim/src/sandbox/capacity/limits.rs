@@ -1,0 +1,129 @@
+//! What one container, or all of a pod, may use: as a specification, an update or a pod's size says it.
+
+use crate::host::cgroup;
+use crate::sandbox::{PodResize, PodSize};
+use oci_spec::runtime::{LinuxMemory, LinuxResources};
+
+/// The kernel's period of a CPU quota, microseconds, where none is named.
+pub(super) const PERIOD: u64 = 100_000;
+
+/// What one container may use; 0: no limit, so nothing that the machine would grow for.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(in crate::sandbox) struct Limits {
+    pub(super) memory: u64,
+    pub(super) quota: u64,
+    pub(super) period: u64,
+    /// Saved up from periods before, microseconds.
+    pub(super) burst: u64,
+    pub(super) weight: u64,
+    /// Whether it is to run only when nobody else does, if that was said.
+    pub(super) idle: Option<bool>,
+    /// It is for some of the host's processors only: the machine has others, but no more for it.
+    pub(super) bound: bool,
+}
+
+impl Limits {
+    /// These with those changed that are named.
+    pub(super) fn changed(mut self, to: &LinuxResources) -> Self {
+        let positive = |n: i64| u64::try_from(n).unwrap_or(0);
+        if let Some(limit) = to.memory().as_ref().and_then(LinuxMemory::limit) {
+            self.memory = positive(limit);
+        }
+        if let Some(cpu) = to.cpu() {
+            self.quota = cpu.quota().map_or(self.quota, positive);
+            self.period = cpu.period().unwrap_or(self.period);
+            self.burst = cpu.burst().unwrap_or(self.burst);
+            self.weight = cpu.shares().map_or(self.weight, cgroup::weight);
+            self.idle = cpu.idle().map_or(self.idle, |idle| Some(idle == 1));
+            self.bound |= cpu.cpus().as_ref().is_some_and(|cpus| !cpus.is_empty());
+        }
+        let unified = to.unified().iter().flatten();
+        unified.fold(self, |limits, (file, value)| limits.with_file(file, value.trim()))
+    }
+
+    /// With what a file of the cgroup says, by which the guest goes; not with what it will refuse.
+    fn with_file(mut self, file: &str, value: &str) -> Self {
+        let number = |text: &str| if text == "max" { Some(0) } else { text.parse().ok() };
+        match file {
+            "memory.max" => self.memory = number(value).unwrap_or(self.memory),
+            "cpu.max" => {
+                let mut words = value.split_whitespace();
+                self.quota = words.next().and_then(number).unwrap_or(self.quota);
+                self.period = words.next().and_then(number).unwrap_or(self.period);
+            }
+            "cpu.max.burst" => self.burst = value.parse().unwrap_or(self.burst),
+            "cpu.weight" => self.weight = value.parse().unwrap_or(self.weight),
+            "cpu.idle" => self.idle = Some(value == "1"),
+            _ => {}
+        }
+        self
+    }
+
+    /// These of a pod, with those changed that are named.
+    pub(super) fn resized(self, to: PodResize) -> Self {
+        Self {
+            memory: to.memory.unwrap_or(self.memory),
+            quota: to.cpu_quota.unwrap_or(self.quota),
+            period: to.cpu_period.unwrap_or(self.period),
+            ..self
+        }
+    }
+
+    /// CPUs, in thousandths.
+    pub(super) fn cpus(&self) -> u64 {
+        self.quota.saturating_mul(1000) / self.period()
+    }
+
+    pub(super) fn period(&self) -> u64 {
+        if self.period == 0 { PERIOD } else { self.period }
+    }
+
+    pub(super) fn is_unlimited(&self) -> bool {
+        self.quota == 0 && !self.bound
+    }
+}
+
+impl From<PodSize> for Limits {
+    fn from(PodSize { memory, cpu_quota: quota, cpu_period: period }: PodSize) -> Self {
+        Self { memory, quota, period, ..Self::default() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_of_the_cgroup_count_as_what_they_stand_for() {
+        let changed = |json| Limits::default().changed(&serde_json::from_str(json).unwrap());
+        let files = changed(
+            r#"{"memory": {"limit": 9}, "cpu": {"quota": 9, "shares": 9, "idle": 0}, "unified": {
+                "memory.max": "41943040", "cpu.max": "5000 50000", "cpu.weight": "42", "cpu.idle": "1",
+                "cpu.max.burst": "4000"}}"#,
+        );
+        let expected = Limits {
+            memory: 41_943_040,
+            quota: 5000,
+            period: 50_000,
+            burst: 4000,
+            weight: 42,
+            idle: Some(true),
+            bound: false,
+        };
+        assert_eq!(files, expected);
+        let none = changed(
+            r#"{"memory": {"limit": 9}, "cpu": {"quota": 9, "period": 8},
+                "unified": {"memory.max": "max", "cpu.max": "max", "cpu.weight": "much"}}"#,
+        );
+        assert_eq!(none, Limits { period: 8, ..Limits::default() });
+    }
+
+    #[test]
+    fn a_change_keeps_what_it_does_not_name() {
+        let change = |limits: Limits, json| limits.changed(&serde_json::from_str(json).unwrap());
+        let limits = change(Limits::default(), r#"{"cpu": {"quota": 1000, "period": 500}}"#);
+        let limits = change(limits, r#"{"memory": {"limit": 7}, "cpu": {"quota": 2000}}"#);
+        assert_eq!(limits, Limits { memory: 7, quota: 2000, period: 500, ..Limits::default() });
+        assert_eq!(change(limits, r#"{"memory": {"limit": -1}}"#).memory, 0);
+    }
+}

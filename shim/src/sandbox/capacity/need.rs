@@ -1,0 +1,173 @@
+//! What a machine needs for what its containers may use.
+
+use super::limits::Limits;
+use super::{Capacity, GUEST_MIB};
+use protocol::machine::{Size, memory_block_mib};
+
+impl Capacity {
+    /// What it takes to let every container have what its limits promise, up to the maximum.
+    pub(super) fn needed(&self) -> Size {
+        let sum =
+            |of: fn(&Limits) -> u64| self.limits.values().map(of).fold(0, u64::saturating_add);
+        let cpus = sum(Limits::cpus).max(self.promised.cpus()).div_ceil(1000);
+        let vcpus = u32::try_from(cpus).unwrap_or(u32::MAX).min(self.max.vcpus);
+        let block = self.block_mib();
+        let lacking = |bytes: u64| match bytes.div_ceil(1 << 20) {
+            0 => 0,
+            mib => (mib + GUEST_MIB).saturating_sub(self.initial_mib).div_ceil(block),
+        };
+        let all = lacking(sum(|l| l.memory).max(self.promised.memory));
+        let one = self.limits.values().map(|l| l.memory).max().unwrap_or_default() >> 20;
+        // Room for one of them, and for what the pod was promised, there is in any case, but for a part of a block.
+        let promised = match self.promised.memory.div_ceil(1 << 20) {
+            0 => 0,
+            mib => mib + GUEST_MIB,
+        };
+        let least = one.max(promised).saturating_sub(self.initial_mib) / block;
+        let most = self.below_ceiling().max(least);
+        let blocks = all.min(most).min(self.max.added_mib / block);
+        let used = if self.is_unlimited() { self.used_vcpus } else { 0 };
+        Size { vcpus: vcpus.max(self.initial_vcpus).max(used), added_mib: blocks * block }
+    }
+
+    /// Whether a container may use all the processors that there are.
+    pub(super) fn is_unlimited(&self) -> bool {
+        self.promised.quota == 0 && self.limits.values().any(Limits::is_unlimited)
+    }
+
+    /// How many vCPUs to try when those that there are do not suffice; none: no more are to be had.
+    pub(super) fn more_vcpus(&self, of_host: u32) -> Option<u32> {
+        let most = self.max.vcpus.min(of_host);
+        let more = self.now.vcpus.saturating_mul(2).min(most);
+        (self.is_unlimited() && more > self.now.vcpus).then_some(more)
+    }
+
+    /// What the guest's kernel takes at a time.
+    pub(super) fn block_mib(&self) -> u64 {
+        memory_block_mib(self.initial_mib)
+    }
+
+    /// What the guest says that it still has, where that can be: between what is needed and what it had.
+    pub(super) fn kept(&self, needed: Size, told: Size) -> Size {
+        let had = self.now;
+        let blocks = told.added_mib.div_ceil(self.block_mib());
+        let added_mib = blocks.saturating_mul(self.block_mib()).min(had.added_mib);
+        larger(needed, Size { vcpus: told.vcpus.min(had.vcpus), added_mib })
+    }
+}
+
+/// Each the larger of the two.
+pub(super) fn larger(a: Size, b: Size) -> Size {
+    Size { vcpus: a.vcpus.max(b.vcpus), added_mib: a.added_mib.max(b.added_mib) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{capacity, needed};
+    use super::*;
+    use crate::sandbox::PodSize;
+
+    #[test]
+    fn the_machine_grows_only_for_limits_beyond_what_it_has() {
+        assert_eq!(needed(&[]), (1, 0));
+        assert_eq!(needed(&["{}", r#"{"memory": {"limit": -1}, "cpu": {"quota": -1}}"#]), (1, 0));
+        assert_eq!(needed(&[r#"{"memory": {"limit": 67108864}}"#]), (1, 0));
+        assert_eq!(needed(&[r#"{"memory": {"limit": 67108865}}"#]), (1, 128));
+    }
+
+    #[test]
+    fn what_turned_out_to_be_used_counts_for_who_has_no_limit() {
+        let limited = r#"{"cpu": {"quota": 50000}}"#;
+        let after = |limits: &[&str], promised: PodSize, used_vcpus: u32| {
+            let now = Size { vcpus: used_vcpus.max(1), added_mib: 0 };
+            let of = Capacity { promised: promised.into(), used_vcpus, now, ..capacity(limits) };
+            (of.needed().vcpus, of.more_vcpus(3))
+        };
+        let none = PodSize::default;
+        assert_eq!(after(&["{}", limited], none(), 0), (1, Some(2)));
+        assert_eq!(after(&["{}", limited], none(), 2), (2, Some(3)), "no more than the host has");
+        assert_eq!(after(&["{}"], none(), 3), (3, None));
+        assert_eq!(after(&[limited], none(), 2), (1, None));
+        let pod = PodSize { cpu_quota: 50_000, cpu_period: 100_000, ..none() };
+        assert_eq!(after(&["{}"], pod, 2), (1, None), "its pause container has no limit either");
+        let bound = r#"{"cpu": {"cpus": "0"}}"#;
+        assert_eq!(after(&[bound], none(), 2), (1, None), "processors of the host's");
+    }
+
+    #[test]
+    fn the_limits_of_all_containers_count_together() {
+        let one = r#"{"memory": {"limit": 134217728}, "cpu": {"quota": 75000}}"#;
+        assert_eq!(needed(&[one]), (1, 128));
+        assert_eq!(needed(&[one, one]), (2, 256));
+        assert_eq!(needed(&[one, r#"{"cpu": {"quota": 5000, "period": 2500}}"#]), (3, 128));
+    }
+
+    #[test]
+    fn a_promise_is_room_for_all_containers_and_not_beside_theirs() {
+        let promised = |size: PodSize, limits: &[&str]| {
+            let Size { vcpus, added_mib } =
+                Capacity { promised: size.into(), ..capacity(limits) }.needed();
+            (vcpus, added_mib)
+        };
+        let size = PodSize { memory: 256 << 20, cpu_quota: 300_000, cpu_period: 100_000 };
+        assert_eq!(promised(size, &[]), (3, 256));
+        let one = r#"{"memory": {"limit": 134217728}, "cpu": {"quota": 75000}}"#;
+        assert_eq!(promised(size, &[one, one]), (3, 256));
+        assert_eq!(promised(size, &[one, one, one]), (3, 384));
+        assert_eq!(promised(PodSize::default(), &[one]), (1, 128));
+    }
+
+    #[test]
+    fn the_cgroups_above_bound_what_all_have_together_but_not_what_one_was_promised() {
+        let one = r#"{"memory": {"limit": 268435456}}"#;
+        let needed = |ceiling_mib: u64, promised_mib: u64, limits: &[&str]| {
+            let promised = PodSize { memory: promised_mib << 20, ..PodSize::default() };
+            let ceiling = Some(ceiling_mib << 20);
+            let of = Capacity { ceiling, promised: promised.into(), ..capacity(limits) };
+            of.needed().added_mib
+        };
+        assert_eq!(needed(4096, 0, &[one, one]), 4 * 128, "there is enough");
+        assert_eq!(needed(512, 0, &[one, one]), 2 * 128, "less than both");
+        assert_eq!(needed(640, 0, &[one, one]), 3 * 128, "whole blocks");
+        assert_eq!(needed(100, 0, &[one, one]), 128, "one of them");
+        assert_eq!(needed(100, 320, &[one, one]), 2 * 128, "what the pod was promised");
+        // One container in a pod with this limit and the RuntimeClass's overhead, of which only the first is known.
+        let alone = |mib: u64| {
+            let limit = format!(r#"{{"memory": {{"limit": {}}}}}"#, mib << 20);
+            needed(mib + 128, 0, &[&limit])
+        };
+        assert_eq!((alone(65), alone(200), alone(250), alone(260)), (0, 128, 128, 128));
+    }
+
+    #[test]
+    fn limits_beyond_the_maximum_are_no_error() {
+        let all = r#"{"memory": {"limit": 9223372036854775807},
+            "cpu": {"quota": 9223372036854775807, "period": 1}}"#;
+        assert_eq!(needed(&[all, all]), (4, 7 * 128));
+        let capacity = capacity(&[all, all]);
+        assert_eq!(capacity.of_host(capacity.needed()).cpu.quota, Some(u64::MAX));
+    }
+
+    #[test]
+    fn a_guest_that_lies_about_what_it_has_let_go_gains_nothing() {
+        let size = |vcpus, added_mib| Size { vcpus, added_mib };
+        let grown = Capacity { now: size(4, 512), ..capacity(&[]) };
+        let kept = |vcpus, added_mib| grown.kept(size(1, 128), size(vcpus, added_mib));
+        assert_eq!(kept(1, 128), size(1, 128));
+        assert_eq!(kept(2, 300), size(2, 384));
+        assert_eq!(kept(0, 0), size(1, 128));
+        assert_eq!(kept(u32::MAX, u64::MAX >> 20), size(4, 512));
+    }
+
+    #[test]
+    fn a_large_machine_grows_by_what_its_kernel_takes_at_a_time() {
+        let one = r#"{"memory": {"limit": 68719476736}}"#;
+        let large = |max_mib| Capacity {
+            initial_mib: 63 << 10,
+            max: Size { vcpus: 4, added_mib: max_mib },
+            ..capacity(&[one])
+        };
+        assert_eq!(large(9000).needed().added_mib, 2048);
+        assert_eq!(large(2047).needed().added_mib, 0);
+    }
+}
