@@ -48,7 +48,7 @@ pub fn build(vcpus: u32, devices: &[VirtioWindow], added: &str) -> Result<String
     }
     let mut words: Vec<String> = WORDS.iter().map(|(word, _)| (*word).to_owned()).collect();
     words.push(format!("maxcpus={vcpus}"));
-    for VirtioWindow { address, len, irq } in devices {
+    for VirtioWindow { address, len, irq, .. } in devices {
         words.push(format!("virtio_mmio.device={}K@{address:#x}:{irq}", len >> 10));
     }
     if !added.is_empty() {
@@ -67,7 +67,7 @@ mod tests {
 
     #[test]
     fn devices_come_after_our_words_and_the_callers_words_last() {
-        let device = VirtioWindow { address: 0xd000_1000, len: 4096, irq: 6 };
+        let device = VirtioWindow { address: 0xd000_1000, len: 4096, irq: 6, notify_port: 0xc002 };
         let line = build(2, &[device], "a b=c").unwrap();
         assert!(line.starts_with("console=ttyS0 quiet panic=-1 reboot=k,f "));
         assert!(line.ends_with(" maxcpus=2 virtio_mmio.device=4K@0xd0001000:6 a b=c"), "{line}");

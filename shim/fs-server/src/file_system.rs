@@ -135,5 +135,5 @@ fn tree(own_descriptors: File, roots: Roots) -> Result<LiveMounts> {
         ..Config::default()
     };
     let files = PassthroughFs::new(config).context("cannot open the shared directory")?;
-    Ok(LiveMounts(Arc::new(files), roots))
+    Ok(LiveMounts(Arc::new(files), roots, Arc::default()))
 }

@@ -113,7 +113,7 @@ impl FileSystem for Layers {
     type DirIter = <LiveMounts as FileSystem>::DirIter;
 
     fn init(&self, capable: FsOptions) -> io::Result<FsOptions> {
-        // Whoever reads a directory gets all attributes with the names: each is asked for once in either way.
+        // The guest always asks for all with the names: what it is told is decided here (`listing`).
         Ok(self.tree.init(capable)? - FsOptions::READDIRPLUS_AUTO)
     }
 

@@ -13,6 +13,7 @@ mod confine;
 mod device;
 mod file_system;
 mod layers;
+mod listing;
 mod live;
 mod logger;
 mod memory;

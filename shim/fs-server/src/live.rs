@@ -5,6 +5,7 @@
 //! Where a file lies is marked in the number by which the guest names it, so there is nothing to remember. A
 //! guest that makes up marks changes what its own kernel caches, nothing else.
 
+use crate::listing::{self, Habit, Names, Told};
 use std::ffi::CStr;
 use std::io;
 use std::sync::Arc;
@@ -122,9 +123,9 @@ impl Roots {
 
 /// virtiofsd's file system, with live bind mounts; clones are the same one.
 #[derive(Clone)]
-pub struct LiveMounts(pub(crate) Arc<PassthroughFs>, pub(crate) Roots);
+pub struct LiveMounts(pub(crate) Arc<PassthroughFs>, pub(crate) Roots, pub(crate) Arc<Habit>);
 
-/// The answer about a name that is not there, by which the guest remembers that.
+/// The answer about a name that is not there, by which the guest remembers that; in a listing it says nothing.
 fn absent(validity: Duration) -> Entry {
     let (inode, attr) = (0, Attr::default());
     Entry { inode, generation: 0, attr, attr_timeout: validity, entry_timeout: validity }
@@ -157,7 +158,7 @@ macro_rules! forward_making {
 impl FileSystem for LiveMounts {
     type Inode = Node;
     type Handle = u64;
-    type DirIter = <PassthroughFs as FileSystem>::DirIter;
+    type DirIter = Names<<PassthroughFs as FileSystem>::DirIter>;
 
     forward! {
         fn statfs() -> libc::statvfs64;
@@ -165,7 +166,6 @@ impl FileSystem for LiveMounts {
         fn access(mask: u32) -> ();
         fn unlink(name: &CStr) -> ();
         fn rmdir(name: &CStr) -> ();
-        fn readdir(handle: u64, size: u32, offset: u64) -> Self::DirIter;
         fn releasedir(flags: u32, handle: u64) -> ();
         fn fsyncdir(datasync: bool, handle: u64) -> ();
         fn flush(handle: u64, owner: u64) -> ();
@@ -181,8 +181,17 @@ impl FileSystem for LiveMounts {
     }
 
     fn lookup(&self, ctx: Context, parent: Node, name: &CStr) -> io::Result<Entry> {
+        if listing::is_left_out() {
+            self.2.left_out(parent.inode());
+            return Ok(absent(Duration::ZERO));
+        }
         match self.0.lookup(ctx, parent.inode(), name) {
-            Ok(entry) => Ok(parent.entry(name, entry)),
+            Ok(entry) => {
+                if entry.attr.mode & libc::S_IFMT != libc::S_IFDIR {
+                    self.2.looked_at(parent.inode());
+                }
+                Ok(parent.entry(name, entry))
+            }
             Err(error)
                 if error.raw_os_error() == Some(libc::ENOENT)
                     && self.1 == Roots::Guests
@@ -192,6 +201,19 @@ impl FileSystem for LiveMounts {
             }
             Err(error) => Err(error),
         }
+    }
+
+    fn readdir(
+        &self,
+        ctx: Context,
+        node: Node,
+        handle: u64,
+        size: u32,
+        offset: u64,
+    ) -> io::Result<Self::DirIter> {
+        let told =
+            if node.is_live() { Told::Names } else { self.2.lists(node.inode(), offset == 0) };
+        Ok(Names::new(self.0.readdir(ctx, node.inode(), handle, size, offset)?, told))
     }
 
     forward_making! {
@@ -357,6 +379,7 @@ impl FileSystem for LiveMounts {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use virtiofsd::filesystem::DirectoryIterator as _;
     use virtiofsd::passthrough::Config;
 
     /// The owner of the files: nobody's identity has to be taken on.
@@ -383,7 +406,7 @@ mod tests {
             cache_policy: virtiofsd::passthrough::CachePolicy::Always,
             ..Config::default()
         });
-        let files = LiveMounts(Arc::new(files.unwrap()), roots);
+        let files = LiveMounts(Arc::new(files.unwrap()), roots, Arc::default());
         files.init(FsOptions::empty()).unwrap();
         (dir, files)
     }
@@ -468,6 +491,47 @@ mod tests {
         let file = Node(files.lookup(owner(), directory, c"file").unwrap().inode);
         let (_, options) = files.open(owner(), file, false, 0).unwrap();
         assert_eq!(options, OpenOptions::DIRECT_IO);
+    }
+
+    /// The names of a directory, and whether each is told with its node, as virtiofsd's server asks for them.
+    fn listed(files: &LiveMounts, directory: Node) -> Vec<(String, bool)> {
+        let (handle, _) = files.opendir(owner(), directory, 0).unwrap();
+        let mut names = files.readdir(owner(), directory, handle.unwrap(), 4096, 0).unwrap();
+        let mut listed = Vec::new();
+        while let Some(entry) = names.next() {
+            let name = entry.name.to_owned();
+            if !name.to_bytes().starts_with(b".") {
+                let told = files.lookup(owner(), directory, &name).unwrap().inode != 0;
+                listed.push((name.into_string().unwrap(), told));
+            }
+        }
+        drop(names);
+        files.releasedir(owner(), directory, 0, handle.unwrap()).unwrap();
+        listed.sort();
+        listed
+    }
+
+    #[test]
+    fn a_list_says_of_files_what_is_looked_at() {
+        let (dir, files) = shared();
+        let [root, volume] = ["c1/rootfs", "c1/mounts/0/rootfs"].map(|path| dir.path().join(path));
+        std::fs::create_dir(volume.join("mounts")).unwrap();
+        std::fs::write(root.join("file"), "").unwrap();
+        std::fs::write(root.join("more"), "").unwrap();
+        std::fs::write(volume.join("more"), "").unwrap();
+        let shown = |told: [bool; 3]| {
+            ["file", "more", "mounts"].map(str::to_owned).into_iter().zip(told).collect::<Vec<_>>()
+        };
+        let root = Node(find(&files, &[c"c1", c"rootfs"]).inode);
+        let volume = Node(find(&files, &[c"c1", c"mounts", c"0", c"rootfs"]).inode);
+        for _ in 0..2 {
+            assert_eq!(listed(&files, root), shown([false, false, true]));
+            assert_eq!(listed(&files, volume), shown([false; 3]));
+        }
+        let asked = [c"file", c"more"].map(|name| files.lookup(owner(), root, name).unwrap().inode);
+        assert!(asked.iter().all(|node| *node != 0), "left out of a list is not absent");
+        assert_eq!(listed(&files, root), shown([true; 3]));
+        assert_eq!(listed(&files, volume), shown([false; 3]));
     }
 
     #[test]

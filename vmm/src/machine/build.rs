@@ -20,6 +20,7 @@ use crate::kvm::{self, KvmError};
 use crate::loader::{Initrd, KernelImage};
 use crate::memory::{GuestRam, HOLE_START, HUGE_PAGE, NEXT_SLOT};
 use crate::vcpu::{Gate, Surroundings, Vcpu};
+use crate::virtio::mmio::NotifyPort;
 use kvm_ioctls::{Kvm, VmFd};
 use protocol::machine::MachineConfig;
 use std::os::fd::OwnedFd;
@@ -54,10 +55,10 @@ pub fn build(config: &MachineConfig, descriptors: Vec<OwnedFd>) -> Result<Prepar
 
     let exit = Arc::new(ExitNotice::new().map_err(StartError::host("an eventfd"))?);
     let (console_input, console) = open_console(config, exit.clone())?;
-    let ports = build_ports(&vm, console_input, &exit)?;
+    let mut ports = build_ports(&vm, console_input, &exit)?;
     let Built { devices, loops, starter } =
         devices::build::build(config, descriptors, ram.memory())?;
-    let Placed { mmio, announced } = place_devices(&vm, &devices)?;
+    let Placed { mmio, announced } = place_devices(&vm, &devices, &mut ports)?;
 
     populate_start(&ram, &kernel, initrd_at + initrd.as_ref().map_or(0, Initrd::len));
     kernel.load(&ram)?;
@@ -191,8 +192,8 @@ struct Placed {
     announced: Vec<VirtioWindow>,
 }
 
-/// Gives each device the next window and interrupt line. Slots are connected when there is a device in them.
-fn place_devices(vm: &VmFd, devices: &Devices) -> Result<Placed, StartError> {
+/// Gives each device the next window, interrupt line and port. Slots are connected when there is a device in them.
+fn place_devices(vm: &VmFd, devices: &Devices, ports: &mut Bus) -> Result<Placed, StartError> {
     devices.registers.show(vm, NEXT_SLOT, layout::VIRTIO_MMIO)?;
     let (mut mmio, mut announced) = (Bus::default(), Vec::new());
     let asked = devices.transports.len();
@@ -203,6 +204,9 @@ fn place_devices(vm: &VmFd, devices: &Devices) -> Result<Placed, StartError> {
             wiring::connect(vm, transport, place)?;
         }
         mmio.insert(place.address, place.len, transport.clone())?;
+        let port = Arc::new(NotifyPort(transport.clone()));
+        ports.insert(place.notify_port.into(), layout::VIRTIO_NOTIFY_WIDTH.into(), port)?;
+        transport.set_notify_port(place.notify_port);
         announced.push(place);
     }
     Ok(Placed { mmio, announced })

@@ -33,9 +33,11 @@ pub fn connect_queues(
             .map_err(KvmError::call("connect a device's acknowledgements"))?;
     }
     let notify = IoEventAddress::Mmio(at.address + register::QUEUE_NOTIFY);
+    let port = IoEventAddress::Pio(at.notify_port.into());
     let asked = transport.notifications().filter(|(queue, _)| queues.contains(&(*queue as usize)));
     for (queue, event) in asked {
         vm.register_ioevent(event, &notify, queue)
+            .and_then(|()| vm.register_ioevent(event, &port, queue as u16))
             .map_err(KvmError::call("connect a device's notifications"))?;
     }
     Ok(())

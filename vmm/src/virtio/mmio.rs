@@ -2,7 +2,8 @@
 //!
 //! vCPU threads come here for set-up; the data path does not: what the driver reads is memory that it is shown
 //! ([`super::registers`]), notifications are ioeventfds on [`register::QUEUE_NOTIFY`], interrupts are irqfds, and their
-//! acknowledgement is an ioeventfd as well.
+//! acknowledgement is an ioeventfd as well. Our guest kernel (`guest-kernel-config/patches`) notifies by an I/O port, whose
+//! exit KVM need not decode, and leaves the acknowledgement out.
 //! Everything the driver writes is remembered as written and checked once, at DRIVER_OK, when it is
 //! handed to the worker by value: registers written later change nothing.
 
@@ -106,10 +107,16 @@ impl MmioTransport {
     }
 
     /// The notifications that somebody waits for: to be made ioeventfds at [`register::QUEUE_NOTIFY`], 4 bytes
-    /// wide, matching the queue's number. Others come as writes to the register.
+    /// wide, and at the port of [`Self::set_notify_port`], 2 bytes wide, matching the queue's number. Others come as
+    /// writes to the register or to [`NotifyPort`].
     pub fn notifications(&self) -> impl Iterator<Item = (u32, &EventFd)> {
         let awaited = (0u32..).zip(&self.notify).zip(&self.quiet).filter(|(_, quiet)| !**quiet);
         awaited.map(|(notification, _)| notification)
+    }
+
+    /// The driver may notify by this I/O port; call it before the guest runs.
+    pub fn set_notify_port(&self, port: u16) {
+        self.irq.page().set(register::NOTIFY_PORT, port.into());
     }
 
     /// Takes the queues back from the worker. The registers can't be used until [`Self::resume`];
@@ -183,6 +190,21 @@ impl MmioTransport {
         if let Some(notify) = self.notify.get(queue as usize) {
             // Fails only when the counter is full: then the worker is notified already.
             let _ = notify.write(1);
+        }
+    }
+}
+
+/// A device's I/O port: what no ioeventfd took.
+pub struct NotifyPort(pub Arc<MmioTransport>);
+
+impl BusDevice for NotifyPort {
+    fn read(&self, _: u64, data: &mut [u8]) {
+        data.fill(0xff);
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        if let (0, Ok(queue)) = (offset, <[u8; 2]>::try_from(data)) {
+            self.0.notify(u16::from_le_bytes(queue).into());
         }
     }
 }

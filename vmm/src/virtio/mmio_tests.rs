@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 
 /// A transport before an rng, and the thread of its worker.
 struct Rig {
-    transport: MmioTransport,
+    transport: Arc<MmioTransport>,
     memory: GuestMemoryMmap,
     events: EventReceiver,
     io: IoHandle,
@@ -26,7 +26,7 @@ impl Rig {
         let transport =
             MmioTransport::new(page, Box::new(Rng), memory.clone(), io_loop.handle()).unwrap();
         let thread = Some(io_loop.spawn(Box::new(|| Ok(()))).unwrap());
-        Self { transport, memory, events, io, thread }
+        Self { transport: Arc::new(transport), memory, events, io, thread }
     }
 
     fn read(&self, register: u64) -> u32 {
@@ -101,6 +101,26 @@ fn a_driver_finds_the_device_and_gets_served() {
         assert_eq!(wait_for(|| queue.used()), (0, 32));
         assert_eq!(wait_for(|| rig.transport.irq().read().ok()), 1);
         assert_eq!(rig.read(register::INTERRUPT_STATUS), 1);
+    });
+}
+
+#[test]
+fn a_port_takes_notifications_as_the_register_does() {
+    in_both_modes(|| {
+        let rig = Rig::new();
+        assert_eq!(rig.read(register::NOTIFY_PORT), 0, "nothing is promised that there is not");
+        rig.transport.set_notify_port(0xc002);
+        let port = NotifyPort(rig.transport.clone());
+        let mut queue = TestQueue::new(&rig.memory, 0x10_0000, 16);
+        rig.start(&queue.setup());
+        assert_eq!(rig.read(register::NOTIFY_PORT), 0xc002, "also after a reset");
+        queue.send(&[], &[32]);
+        for (offset, junk) in [(0, &[0_u8][..]), (0, &[0; 4]), (1, &[0; 2]), (0, &[9, 9])] {
+            port.write(offset, junk);
+        }
+        assert_eq!(queue.used(), None);
+        port.write(0, &[0, 0]);
+        assert_eq!(wait_for(|| queue.used()), (0, 32));
     });
 }
 

@@ -38,6 +38,8 @@ pub mod register {
     pub const SHM_LEN_HIGH: u64 = 0x0b4;
     pub const SHM_BASE_LOW: u64 = 0x0b8;
     pub const SHM_BASE_HIGH: u64 = 0x0bc;
+    /// Ours, where the specification has none: the I/O port that takes notifications as [`QUEUE_NOTIFY`] does, 0 if none.
+    pub const NOTIFY_PORT: u64 = 0x0f0;
     pub const CONFIG_GENERATION: u64 = 0x0fc;
     pub const CONFIG: u64 = 0x100;
 }

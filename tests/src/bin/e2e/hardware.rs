@@ -1,5 +1,6 @@
 //! The machine as its guest sees it, and how it ends while it changes.
 
+use crate::command;
 use crate::context::Context;
 use crate::machine::{self, Machine};
 use anyhow::{Context as _, Result, bail};
@@ -14,6 +15,7 @@ crate::cases!(
     six_vcpus_are_one_package_of_six_cores,
     memory_goes_on_above_the_hole_below_4_gib,
     a_guest_that_ends_while_its_machine_changes_is_told_as_such,
+    requests_are_exits_that_say_by_themselves_what_they_are,
 );
 
 /// What `script` says in a container whose machine has this configuration.
@@ -59,6 +61,32 @@ fn memory_goes_on_above_the_hole_below_4_gib(context: &Context) -> Result<()> {
     let kib: u64 = seen.split_whitespace().nth(1).context("no number")?.parse()?;
     if !(3_400..3_584).contains(&(kib >> 10)) {
         bail!("the guest has {seen}");
+    }
+    Ok(())
+}
+
+/// No write to a device's registers, which KVM would have to decode, is among them.
+fn requests_are_exits_that_say_by_themselves_what_they_are(context: &Context) -> Result<()> {
+    const REQUESTS: u64 = 1_000;
+    let container = context.sleeper()?;
+    let decoded = || -> Result<u64> {
+        let kvm = "/sys/kernel/debug/kvm";
+        if !fs::exists(kvm)? {
+            let mut mount = std::process::Command::new("mount");
+            mount.args(["-t", "debugfs", "debugfs", "/sys/kernel/debug"]);
+            command::output(&mut mount)?.expect_code(0)?;
+        }
+        let count = fs::read_to_string(format!("{kvm}/insn_emulation"))?;
+        Ok(count.trim().parse()?)
+    };
+    let before = decoded()?;
+    // Each opens the file and writes to it.
+    let append = format!("for i in $(seq {REQUESTS}); do echo >> /file; done; wc -c < /file");
+    let said = container.exec(&["sh", "-c", &append])?.expect_code(0)?;
+    let of_requests = decoded()? - before;
+    println!("{of_requests} instructions were decoded; {}", said.text());
+    if of_requests > REQUESTS / 10 {
+        bail!("KVM decoded {of_requests} instructions for {REQUESTS} requests");
     }
     Ok(())
 }

@@ -33,6 +33,11 @@ pub const VIRTIO_WINDOW: u64 = 0x1000;
 /// Interrupt lines for them; lower ones belong to timer, serial port and other PC devices.
 pub const VIRTIO_IRQS: std::ops::Range<u32> = 5..IO_APIC_PINS as u32;
 
+/// I/O ports that take the devices' notifications, one after another from here.
+pub const VIRTIO_NOTIFY_PORTS: u16 = 0xc000;
+/// Ports of each: a queue's number is 16 bits wide.
+pub const VIRTIO_NOTIFY_WIDTH: u16 = 2;
+
 /// COM1.
 pub const SERIAL_PORT: u64 = 0x3f8;
 /// COM1's interrupt line.
@@ -49,6 +54,8 @@ pub struct VirtioWindow {
     pub len: u64,
     /// Interrupt line.
     pub irq: u32,
+    /// I/O port that takes notifications.
+    pub notify_port: u16,
 }
 
 impl VirtioWindow {
@@ -56,6 +63,8 @@ impl VirtioWindow {
     pub fn of(number: u32) -> Option<Self> {
         let irq = VIRTIO_IRQS.start.checked_add(number)?;
         let address = VIRTIO_MMIO + u64::from(number) * VIRTIO_WINDOW;
-        VIRTIO_IRQS.contains(&irq).then_some(Self { address, len: VIRTIO_WINDOW, irq })
+        let notify_port = VIRTIO_NOTIFY_PORTS + number as u16 * VIRTIO_NOTIFY_WIDTH;
+        let there_is = VIRTIO_IRQS.contains(&irq);
+        there_is.then_some(Self { address, len: VIRTIO_WINDOW, irq, notify_port })
     }
 }
