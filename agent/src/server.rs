@@ -18,7 +18,7 @@ use protocol::agent::{
     CreateContainerRequest, Empty, ExecProcessRequest, ListProcessesRequest, ListProcessesResponse,
     OutOfMemory, ProcessExit, ProcessRef, ProcessStarted, ResizeTerminalRequest, SandboxCapacity,
     SetSysctlsRequest, SetupNetworkRequest, SetupSandboxRequest, SignalProcessRequest,
-    UpdateContainerRequest, WaitOutOfMemoryRequest,
+    UpdateContainerRequest, WaitBusyResponse, WaitOutOfMemoryRequest,
 };
 use protocol::agent_ttrpc::{Agent, create_agent};
 use std::future::Future;
@@ -186,9 +186,10 @@ impl Agent for Service {
         Ok(OutOfMemory { kills, ..OutOfMemory::default() })
     }
 
-    async fn wait_busy(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Empty> {
-        busy::wait().await.map_err(|e| AgentError::io("watching /proc/pressure/cpu", e))?;
-        Ok(Empty::default())
+    async fn wait_busy(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<WaitBusyResponse> {
+        let runnable =
+            busy::wait().await.map_err(|e| AgentError::io("watching /proc/pressure/cpu", e))?;
+        Ok(WaitBusyResponse { runnable, ..WaitBusyResponse::default() })
     }
 
     async fn container_state(

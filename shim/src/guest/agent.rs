@@ -306,13 +306,13 @@ impl Agent {
         checked("WaitOutOfMemory", FOREVER, call).map(|answer| answer.kills)
     }
 
-    /// Waits until the guest's processes have waited for processors.
+    /// Waits until the guest's processes have waited for processors; gives how many could run then, as the guest says.
     ///
     /// # Errors
     /// As [`Agent::wait`]; or the guest keeps no account of that.
-    pub async fn wait_busy(&self) -> Result<()> {
+    pub async fn wait_busy(&self) -> Result<u32> {
         let call = self.client.wait_busy(deadline(FOREVER), &api::Empty::new()).await;
-        checked("WaitBusy", FOREVER, call).map(drop)
+        checked("WaitBusy", FOREVER, call).map(|answer| answer.runnable)
     }
 
     /// The processes of a container.

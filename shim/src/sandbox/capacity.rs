@@ -176,17 +176,17 @@ impl Sandbox {
             return;
         }
         loop {
-            match agent.wait_busy().await {
-                Ok(()) => {}
+            let runnable = match agent.wait_busy().await {
+                Ok(runnable) => runnable,
                 Err(Error::Ended(_)) => return,
                 Err(error) => {
                     let id = self.id();
                     tracing::info!("sandbox {id} keeps its vCPUs, used or not: {}", error.chain());
                     return;
                 }
-            }
+            };
             let mut capacity = self.0.capacity.lock().await;
-            if let Some(more) = capacity.more_vcpus(processors()) {
+            if let Some(more) = capacity.more_vcpus(processors(), runnable) {
                 let before = std::mem::replace(&mut capacity.used_vcpus, more);
                 if let Err(error) = self.fit(&agent, &mut capacity).await {
                     capacity.used_vcpus = before;

@@ -35,10 +35,10 @@ impl Capacity {
         self.promised.quota == 0 && self.limits.values().any(Limits::is_unlimited)
     }
 
-    /// How many vCPUs to try when those that there are do not suffice; none: no more are to be had.
-    pub(super) fn more_vcpus(&self, of_host: u32) -> Option<u32> {
+    /// How many vCPUs to give when those that there are do not suffice for so many tasks; none: no more are to be had.
+    pub(super) fn more_vcpus(&self, of_host: u32, runnable: u32) -> Option<u32> {
         let most = self.max.vcpus.min(of_host);
-        let more = self.now.vcpus.saturating_mul(2).min(most);
+        let more = runnable.max(self.now.vcpus.saturating_add(1)).min(most);
         (self.is_unlimited() && more > self.now.vcpus).then_some(more)
     }
 
@@ -78,16 +78,20 @@ mod tests {
     #[test]
     fn what_turned_out_to_be_used_counts_for_who_has_no_limit() {
         let limited = r#"{"cpu": {"quota": 50000}}"#;
-        let after = |limits: &[&str], promised: PodSize, used_vcpus: u32| {
+        let tried = |limits: &[&str], promised: PodSize, used_vcpus: u32, runnable: u32| {
             let now = Size { vcpus: used_vcpus.max(1), added_mib: 0 };
             let of = Capacity { promised: promised.into(), used_vcpus, now, ..capacity(limits) };
-            (of.needed().vcpus, of.more_vcpus(3))
+            (of.needed().vcpus, of.more_vcpus(3, runnable))
         };
+        let after = |limits: &[&str], promised, used| tried(limits, promised, used, 2);
         let none = PodSize::default;
         assert_eq!(after(&["{}", limited], none(), 0), (1, Some(2)));
         assert_eq!(after(&["{}", limited], none(), 2), (2, Some(3)), "no more than the host has");
         assert_eq!(after(&["{}"], none(), 3), (3, None));
         assert_eq!(after(&[limited], none(), 2), (1, None));
+        assert_eq!(tried(&["{}"], none(), 0, 3), (1, Some(3)), "all at once");
+        assert_eq!(tried(&["{}"], none(), 0, u32::MAX), (1, Some(3)), "whatever the guest says");
+        assert_eq!(tried(&["{}"], none(), 1, 0), (1, Some(2)), "they were waiting a moment ago");
         let pod = PodSize { cpu_quota: 50_000, cpu_period: 100_000, ..none() };
         assert_eq!(after(&["{}"], pod, 2), (1, None), "its pause container has no limit either");
         let bound = r#"{"cpu": {"cpus": "0"}}"#;
