@@ -8,24 +8,37 @@
 use crate::io::transport;
 use caps::errors::CapsError;
 use caps::{CapSet, Capability};
+use nix::unistd::{SysconfVar, sysconf};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
+use std::time::{Duration, Instant};
 use tokio::io::Interest;
 
-/// Processes wait for one of two seconds, microseconds: what starts is not busy yet, and those who may not have the thread
-/// have to take windows of two.
+/// Processes wait for one of two seconds, microseconds; those who may not have the thread have to take windows of two.
 const TRIGGER: &[u8] = b"some 1000000 2000000\0";
 
-/// Waits until processes have waited that long; gives how many tasks run or could.
+/// Two windows in a row, with some room: once may have been what starts.
+const IN_A_ROW: Duration = Duration::from_secs(5);
+
+/// Waits until processes have waited that long twice in a row, and still do; gives how many tasks run or could.
 ///
 /// # Errors
 /// The kernel keeps no account.
 pub async fn wait() -> io::Result<u32> {
     let waiting = transport::pollable_for(trigger()?.into(), Interest::PRIORITY)?;
-    drop(waiting.ready(Interest::PRIORITY).await?);
-    runnable(&std::fs::read_to_string("/proc/loadavg")?)
-        .ok_or_else(|| io::ErrorKind::InvalidData.into())
+    let mut before: Option<Instant> = None;
+    loop {
+        waiting.ready(Interest::PRIORITY).await?.clear_ready();
+        if before.replace(Instant::now()).is_none_or(|before| before.elapsed() > IN_A_ROW) {
+            continue;
+        }
+        let loadavg = std::fs::read_to_string("/proc/loadavg")?;
+        let runnable = runnable(&loadavg).ok_or(io::ErrorKind::InvalidData)?;
+        if i64::from(runnable) > sysconf(SysconfVar::_NPROCESSORS_ONLN)?.unwrap_or(1) {
+            return Ok(runnable);
+        }
+    }
 }
 
 /// The number before the slash in the fourth field (proc_loadavg(5)), without the thread that reads it.
