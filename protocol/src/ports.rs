@@ -41,6 +41,9 @@ pub const ROOT_DISK: &str = ".kata-like-root-disk";
 /// Where the guest has file systems in memory that containers of a pod share.
 pub const MEMORY_DIR: &str = "/run/kata-like/memory";
 
+/// Where the guest mounts directories of the host's that several containers have as one.
+pub const VOLUMES_DIR: &str = "/run/kata-like/volumes";
+
 /// The virtio-fs tag of the sandbox's shared directory.
 pub const SHARED_TAG: &str = "shared";
 

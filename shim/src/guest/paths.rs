@@ -46,9 +46,21 @@ pub fn above_root(container: &str) -> PathBuf {
 
 /// Where the guest has the memory that stands for what the host has at `source`.
 pub fn memory(source: &Path) -> PathBuf {
-    let digest = Sha256::digest(source.as_os_str().as_bytes());
-    let name: String = digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
-    Path::new(protocol::ports::MEMORY_DIR).join(name)
+    Path::new(protocol::ports::MEMORY_DIR).join(digest(source.as_os_str().as_bytes()))
+}
+
+/// What there is in the place of a container's id for a bind mount that several containers have. No id begins so.
+pub fn place_of_all(described: &str) -> String {
+    format!(".{}", digest(described.as_bytes()))
+}
+
+/// Where the guest finds such a mount, in whichever container.
+pub fn of_all(place: &str) -> PathBuf {
+    Path::new(protocol::ports::VOLUMES_DIR).join(place)
+}
+
+fn digest(of: &[u8]) -> String {
+    Sha256::digest(of).iter().take(16).map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Where the guest shows a container a part of such memory, by its number.

@@ -32,7 +32,7 @@ use crate::oci::pod::Part;
 use crate::settings::Settings;
 pub use access_times::AccessTimes;
 use binds::Binds;
-pub use binds::{Bind, Follows, Owners};
+pub use binds::{Bind, Follows, Owners, SharedBind};
 use disks::{Disks, Host, Writes};
 use oci_spec::runtime::{
     Hooks, HooksBuilder, Linux, LinuxDevice, LinuxDeviceType, LinuxIdMapping, LinuxNamespace,
@@ -76,6 +76,8 @@ pub struct Plan {
     pub disks: Disks,
     /// Host files and directories to show in the container's part of the shared directory, by index.
     pub binds: Vec<Bind>,
+    /// The same, for all of its sandbox's containers that ask for it.
+    pub shared_binds: Vec<SharedBind>,
     /// The host's network namespace whose interfaces the guest is to have.
     pub network: Option<PathBuf>,
     /// Kernel parameters of the pod whose pause container it is: the guest's.
@@ -209,7 +211,7 @@ pub fn container(
             .iter()
             .any(|on_host| at.starts_with(on_host))
     });
-    let Binds { all: binds, volumes, sub_paths, .. } = binds;
+    let Binds { all: binds, shared: shared_binds, volumes, sub_paths, .. } = binds;
     let resources = asked.pointer("/linux/resources").cloned().unwrap_or_default();
     Ok(Plan {
         spec,
@@ -220,6 +222,7 @@ pub fn container(
         rootfs,
         disks,
         binds,
+        shared_binds,
         network,
         sysctls,
         volumes,

@@ -6,6 +6,7 @@ use crate::guest::paths as guest_paths;
 use crate::host::blocking::blocking;
 use crate::host::disk::OpenDisk;
 use crate::host::{blank_disk, disk};
+use crate::oci::plan::SharedBind;
 use crate::oci::plan::disks::{Disk, DiskMount, Disks, Overlay, Source, Upper};
 use crate::oci::plan::shared::{Memory, SubPath, Volume};
 use protocol::control::part_offsets;
@@ -89,6 +90,18 @@ pub(super) fn memory(volumes: &[Volume]) -> impl Iterator<Item = api::Storage> {
             of_sandbox: true,
             ..Default::default()
         }
+    })
+}
+
+/// Directories of the host's that containers share. Each is mounted before any container has it: its file system would
+/// else be one for each of them, as the guest's kernel mounts what the host has mounted when somebody looks into it.
+pub(super) fn for_all(shared: &[SharedBind]) -> impl Iterator<Item = api::Storage> {
+    shared.iter().map(|SharedBind { place, .. }| api::Storage {
+        source: guest_paths::bind(place, 0).display().to_string(),
+        options: vec!["bind".into()],
+        mount_point: guest_paths::of_all(place).display().to_string(),
+        of_sandbox: true,
+        ..Default::default()
     })
 }
 

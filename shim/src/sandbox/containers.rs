@@ -1,6 +1,6 @@
 //! Making and deleting containers.
 
-use super::attachments::{memory, storages, sub_paths};
+use super::attachments::{for_all, memory, storages, sub_paths};
 use super::stand_ins::{self, StandIn};
 use super::{NewContainer, ProcessState, Sandbox, files, resolver};
 use crate::error::{Error, Result};
@@ -149,7 +149,10 @@ impl Sandbox {
             numbers.plain_newlines = plain_newlines;
             let io = open.join(streams);
             let storages = storages(&id, &plan.disks).into_iter().chain(memory(&plan.volumes));
-            let storages = storages.chain(sub_paths(&plan.sub_paths)).collect();
+            let storages = storages
+                .chain(sub_paths(&plan.sub_paths))
+                .chain(for_all(&plan.shared_binds))
+                .collect();
             let has = InGuest { disks, storages, pids };
             self.note_limits(&id, plan.resources);
             if part != Part::Pause {
@@ -220,6 +223,7 @@ impl Sandbox {
     }
 
     async fn prepare_storage(&self, id: &str, bundle: &Path, plan: &Plan) -> Result<Undo> {
+        self.show_to_all(&plan.shared_binds).await?;
         let (paths, id) = (self.0.paths.clone(), id.to_owned());
         let (rootfs, binds) = (plan.rootfs.clone(), plan.binds.clone());
         let work = move || {

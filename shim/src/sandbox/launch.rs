@@ -157,6 +157,7 @@ impl Sandbox {
             capacity: capacity.into(),
             disks: Mutex::default(),
             network: tokio::sync::Mutex::default(),
+            shared_binds: tokio::sync::Mutex::default(),
             resolver: super::resolver::Resolver::default(),
             told,
             writes,

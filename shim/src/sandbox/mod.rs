@@ -17,6 +17,7 @@ mod oom_score;
 mod pod;
 mod processes;
 mod resolver;
+mod shared_binds;
 mod spec;
 mod stand_ins;
 mod stop;
@@ -38,7 +39,7 @@ use crate::sandbox::stand_ins::StandIns;
 use crate::sandbox::table::{Phase, Table};
 use crate::vm::Vm;
 use oci_spec::runtime::Spec;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -113,6 +114,8 @@ struct Inner {
     /// Numbers of the devices, by container; and whether what is on them outlives it.
     disks: Mutex<BTreeMap<String, Vec<(u32, bool)>>>,
     network: tokio::sync::Mutex<network::Network>,
+    /// The places of what is shown for all containers.
+    shared_binds: tokio::sync::Mutex<BTreeSet<String>>,
     resolver: resolver::Resolver,
     /// What was told of the pod, if it has no container of its own.
     told: Option<PodSpec>,

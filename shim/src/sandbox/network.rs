@@ -127,7 +127,7 @@ impl Sandbox {
             return Err(error);
         }
         self.0.interfaces.fetch_add(interfaces.len(), Ordering::Relaxed);
-        self.undo_in_the_end(undo);
+        self.undo_in_the_end("leave the network namespace", undo);
         Ok(true)
     }
 
@@ -155,10 +155,10 @@ impl Sandbox {
     }
 
     /// When the machine has ended; or now, if that was.
-    fn undo_in_the_end(&self, undo: Undo) {
+    pub(super) fn undo_in_the_end(&self, what: &str, undo: Undo) {
         let mut all = self.0.undo.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(all) = all.as_mut() {
-            all.push("leave the network namespace", move || {
+            all.push(what, move || {
                 drop(undo);
                 Ok(())
             });

@@ -39,6 +39,15 @@ pub struct Bind {
     pub times_below: AccessTimes,
 }
 
+/// One that all containers of a sandbox which ask for the same have as one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SharedBind {
+    /// Where in the shared directory, in the place of a container's id.
+    pub place: String,
+    /// It.
+    pub bind: Bind,
+}
+
 /// What of the host's later mounts a bind shows.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Follows {
@@ -71,6 +80,8 @@ pub(super) struct Binds {
     in_guest: PathBuf,
     /// To be shown in the container's part of the shared directory, by index.
     pub all: Vec<Bind>,
+    /// To be shown for all containers, once.
+    pub shared: Vec<SharedBind>,
     /// The guest's memory in place of the host's.
     pub volumes: Vec<Volume>,
     /// Parts of them.
@@ -84,8 +95,8 @@ impl Binds {
     /// None yet, of a container with this root on the host and in the guest.
     pub fn new(id: &str, [root, in_guest]: [&Path; 2], part: Part, with_host: bool) -> Self {
         let (id, root, in_guest) = (id.to_owned(), root.to_owned(), in_guest.to_owned());
-        let (all, volumes, sub_paths) = Default::default();
-        Self { id, root, in_guest, all, volumes, sub_paths, part, with_host }
+        let (all, shared, volumes, sub_paths) = Default::default();
+        Self { id, root, in_guest, all, shared, volumes, sub_paths, part, with_host }
     }
 
     /// Makes a mount of the spec's one of the guest's.
@@ -146,7 +157,8 @@ impl Binds {
         let has = |option: &str| mount.options().iter().flatten().any(|o| o == option);
         let (recursive, read_only_below) = (has("rbind"), has("rro"));
         let read_only = has("ro") || read_only_below;
-        if recursive && read_only && !read_only_below && of_host.mounts_below {
+        let is_shared = owners.is_none() && shared::is_among_all(self.part, &source);
+        if !is_shared && recursive && read_only && !read_only_below && of_host.mounts_below {
             // What the guest finds mounted below takes over the flags of its own mount.
             if let Some(options) = mount.options_mut() {
                 options.retain(|option| option != "ro");
@@ -156,17 +168,24 @@ impl Binds {
         let options = mount.options().as_deref().unwrap_or_default();
         let times = AccessTimes::of_mount(options);
         let times_below = AccessTimes::of_all(options);
-        mount.set_source(Some(guest_paths::bind(&self.id, self.all.len())));
-        self.all.push(Bind {
+        let bind = Bind {
             source,
-            read_only,
-            read_only_below,
+            read_only: read_only && !is_shared,
+            read_only_below: read_only_below && !is_shared,
             recursive,
             follows,
             owners,
             times,
             times_below,
-        });
+        };
+        if is_shared {
+            let place = guest_paths::place_of_all(&format!("{bind:?}"));
+            mount.set_source(Some(guest_paths::of_all(&place)));
+            self.shared.push(SharedBind { place, bind });
+        } else {
+            mount.set_source(Some(guest_paths::bind(&self.id, self.all.len())));
+            self.all.push(bind);
+        }
         Ok(())
     }
 

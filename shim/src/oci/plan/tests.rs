@@ -805,10 +805,37 @@ fn memory_of_a_pods_is_the_guests_and_shared_by_its_containers() {
     let others = [
         plan("neither", "/parts/a", "/cache"),
         plan("container", "/tmpfs/volumes/kubernetes.io~secret/key", "/key"),
-        plan("container", "/disk/volumes/kubernetes.io~empty-dir/cache", "/cache"),
+        plan("neither", "/disk/volumes/kubernetes.io~empty-dir/cache", "/cache"),
         plan("neither", "/tmpfs/shm", "/dev/shm"),
     ];
     assert!(others.iter().all(|plan| plan.volumes.is_empty() && plan.binds.len() == 1));
+}
+
+#[test]
+fn an_empty_dir_on_the_hosts_disk_is_one_for_all_containers_of_a_pod() {
+    let plan = |kind: &str, source: &str, options: &[&str]| {
+        let mount =
+            json!({"destination": "/d", "type": "bind", "source": source, "options": options});
+        of_pod(kind, |v| v["mounts"] = json!([mount])).unwrap()
+    };
+    let mount = |plan: &Plan| plan.spec.mounts().as_ref().unwrap()[0].clone();
+    let source = "/disk/volumes/kubernetes.io~empty-dir/data";
+    let [writes, reads] = ["rw", "ro"].map(|how| plan("container", source, &["rbind", how]));
+    assert_eq!(mount(&writes).source(), mount(&reads).source());
+    assert!(mount(&writes).source().as_ref().unwrap().starts_with("/run/kata-like/volumes"));
+    assert!(mount(&reads).options().as_ref().unwrap().contains(&"ro".to_owned()));
+    assert!(writes.binds.is_empty() && writes.shared_binds == reads.shared_binds);
+    let [SharedBind { place, bind }] = &writes.shared_binds[..] else { panic!("{writes:?}") };
+    assert!(protocol::ids::check(place).is_err(), "{place} could be a container");
+    assert!(bind.source == Path::new(source) && bind.recursive && !bind.read_only);
+    // What asks for something else is another.
+    let follows = plan("container", source, &["rbind", "rprivate"]);
+    assert_ne!(follows.shared_binds[0].place, *place);
+    let part = format!("{source}/part");
+    for (kind, source) in [("neither", source), ("container", "/data"), ("container", &part)] {
+        let plan = plan(kind, source, &["rbind", "ro"]);
+        assert!(plan.shared_binds.is_empty() && plan.binds[0].read_only, "{source}");
+    }
 }
 
 #[test]

@@ -136,3 +136,36 @@ async fn the_end_of_a_pod_that_nobody_wanted_is_told_as_such() {
     assert!(!f.sandbox.ended().await);
     f.sandbox.stop().await;
 }
+
+#[tokio::test]
+async fn what_all_containers_mount_is_shown_once_until_the_pods_end() {
+    let f = fixture().await;
+    let directory = f.dir.path().join("volumes/kubernetes.io~empty-dir/data");
+    std::fs::create_dir_all(&directory).unwrap();
+    std::fs::write(directory.join("file"), "").unwrap();
+    for id in ["a", "b"] {
+        let mut new = f.member(id, "sh", false);
+        let mount = serde_json::json!({"destination": "/data", "type": "bind", "source": directory,
+            "options": ["rbind", "rw"]});
+        new.spec.set_mounts(Some(serde_json::from_value(serde_json::json!([mount])).unwrap()));
+        // A root of its own, elsewhere than what is mounted.
+        let root = tempfile::tempdir_in(f.dir.path()).unwrap().keep();
+        new.spec.root_mut().as_mut().unwrap().set_path(root);
+        f.sandbox.create(new).await.unwrap();
+    }
+    let shown = || {
+        let entries = std::fs::read_dir(f.sandbox.0.paths.shared()).unwrap().flatten();
+        let places = entries.map(|entry| entry.path().join("mounts/0/file"));
+        places.filter(|file| file.exists()).count()
+    };
+    assert_eq!(shown(), 1);
+    f.sandbox.delete("a", "").await.unwrap();
+    assert_eq!(shown(), 1);
+    let entries = f.sandbox.0.paths.layout();
+    f.sandbox.stop().await;
+    let left: Vec<_> = std::fs::read_dir(entries).unwrap().flatten().collect();
+    assert!(
+        left.iter().all(|entry| !entry.file_name().to_string_lossy().starts_with('.')),
+        "{left:?}"
+    );
+}

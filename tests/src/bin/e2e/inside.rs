@@ -5,7 +5,11 @@ pub mod listing;
 use anyhow::{Context as _, Result, bail};
 use nix::libc;
 use std::ffi::OsString;
+use std::fs::Permissions;
+use std::io::{Read as _, Write as _};
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
@@ -25,6 +29,8 @@ pub fn main(arguments: &[OsString]) -> Result<()> {
         }
         Some("become") => [path].into_iter().chain(more).try_for_each(run_as_user),
         Some("rights") => rights(),
+        Some("answer") => answer(path),
+        Some("ask") => ask(path),
         other => bail!("{other:?}: no such thing to do"),
     }
 }
@@ -60,6 +66,24 @@ fn run_as_user(program: &OsString) -> Result<()> {
         let output = command.output().with_context(|| format!("{}", program.display()))?;
         print!("{}{}", String::from_utf8(output.stdout)?, String::from_utf8(output.stderr)?);
     }
+    Ok(())
+}
+
+/// What [`ask`] hears of [`answer`].
+pub const ANSWER: &str = "answered";
+
+/// Answers the first who asks on a socket that is made here.
+fn answer(socket: &OsString) -> Result<()> {
+    let listener = UnixListener::bind(socket).context("bind")?;
+    std::fs::set_permissions(socket, Permissions::from_mode(0o666))?;
+    Ok(listener.accept()?.0.write_all(ANSWER.as_bytes())?)
+}
+
+/// Asks on a socket, and tells what is answered.
+fn ask(socket: &OsString) -> Result<()> {
+    let mut answer = String::new();
+    UnixStream::connect(socket).context("connect")?.read_to_string(&mut answer)?;
+    println!("{answer}");
     Ok(())
 }
 

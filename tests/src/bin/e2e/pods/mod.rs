@@ -9,7 +9,7 @@ pub mod sandbox_api;
 
 use crate::command::DEADLINE;
 use crate::context::Context;
-use crate::{command, leaks};
+use crate::{command, inside, leaks};
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::{Signal, kill};
@@ -340,6 +340,8 @@ fn volumes_are_seen_as_kubelet_changes_them_and_memory_is_shared(context: &Conte
     fs::create_dir_all(&part)?;
     chown(&part, None, Some(4321))?;
     fs::set_permissions(&part, Permissions::from_mode(0o2775))?;
+    let data = part.parent().context("the volume")?;
+    fs::set_permissions(data, Permissions::from_mode(0o777))?;
     let last_words = directory.join("termination-log");
     fs::write(&last_words, "")?;
     fs::set_permissions(&last_words, Permissions::from_mode(0o666))?;
@@ -353,10 +355,22 @@ fn volumes_are_seen_as_kubelet_changes_them_and_memory_is_shared(context: &Conte
         {"container_path": "/map", "host_path": map, "readonly": true},
         {"container_path": "/cache", "host_path": cache},
         {"container_path": "/part", "host_path": part},
+        {"container_path": "/data", "host_path": data},
         {"container_path": "/dev/termination-log", "host_path": last_words},
+        {"container_path": "/e2e", "host_path": std::env::current_exe()?, "readonly": true},
     ], "linux": {"security_context": {"run_as_user": {"value": 1234}, "supplemental_groups": [4321]}}});
+    // In the host's files and in the guest's memory.
+    let sockets = ["/data/socket", "/cache/socket"];
+    let answer = |socket| format!("/e2e {} answer {socket} &", inside::FLAG);
+    let answers = sockets.map(answer).join(" ") + " exec sleep 1000000";
     let (first, second) =
-        (pod.start(&["sleep", "1000000"], &mounts)?, pod.start(&["sleep", "1000000"], &mounts)?);
+        (pod.start(&["sh", "-c", &answers], &mounts)?, pod.start(&["sleep", "1000000"], &mounts)?);
+    for socket in sockets {
+        let ask = format!("/e2e {} ask {socket} 2>&1; true", inside::FLAG);
+        second
+            .await_line(&ask, inside::ANSWER)
+            .with_context(|| format!("{:?}", second.sh(&ask)))?;
+    }
     let said = first.sh("cat /map/key; echo shared > /cache/file; stat -c %a /cache")?;
     ensure!(said == "old777", "{said:?}");
     symlink("..2", map.join("..new"))?;
