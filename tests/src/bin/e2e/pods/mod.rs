@@ -363,14 +363,20 @@ fn volumes_are_seen_as_kubelet_changes_them_and_memory_is_shared(context: &Conte
     let sockets = ["/data/socket", "/cache/socket"];
     let answer = |socket| format!("/e2e {} answer {socket} &", inside::FLAG);
     let answers = sockets.map(answer).join(" ") + " exec sleep 1000000";
+    let mut reads = mounts.clone();
+    let of_data = reads["mounts"].as_array_mut().and_then(|all| all.get_mut(3));
+    of_data.context("the mount of data")?["readonly"] = true.into();
     let (first, second) =
-        (pod.start(&["sh", "-c", &answers], &mounts)?, pod.start(&["sleep", "1000000"], &mounts)?);
+        (pod.start(&["sh", "-c", &answers], &mounts)?, pod.start(&["sleep", "1000000"], &reads)?);
     for socket in sockets {
         let ask = format!("/e2e {} ask {socket} 2>&1; true", inside::FLAG);
         second
             .await_line(&ask, inside::ANSWER)
             .with_context(|| format!("{:?}", second.sh(&ask)))?;
     }
+    // Who may only read there may ask all the same.
+    let said = second.sh("touch /data/new 2>&1; grep -c ' /data .* ro,' /proc/mounts")?;
+    ensure!(said.ends_with("Read-only file system\n1"), "{said:?}");
     let said = first.sh("cat /map/key; echo shared > /cache/file; stat -c %a /cache")?;
     ensure!(said == "old777", "{said:?}");
     symlink("..2", map.join("..new"))?;
