@@ -2,7 +2,8 @@
 # make test    all tests; FILTER=word for those whose names contain it
 # make fuzz    fuzz for longer: SECONDS=600 each, TARGET=blk
 # make lint    formatting and lints
-# make bench   measure against runc, write docs/benchmarks.*; PART=inside for what programs do in a container
+# make bench   measure against runc, write docs/benchmarks.*; PART=inside for what programs do in a container;
+#              ON=host on this host's own KVM, ON=emulated in the lab (else the host where it runs guests)
 # make conformance   Kubernetes' suite for container runtimes on ours and on runc, write docs/compatibility.md
 # make clean-lab   take the lab down and forget what was cached
 
@@ -24,7 +25,7 @@ lint: setup
 	@$(XTASK) lint
 
 bench: setup-tests
-	@$(XTASK) bench $(PART)
+	@$(if $(ON),KATA_LIKE_GROUND=$(ON)) $(XTASK) bench $(PART)
 
 conformance: setup-tests
 	@$(XTASK) conformance

@@ -28,6 +28,27 @@ pub struct Failure {
     pub said: String,
 }
 
+/// What the index is made of, as UnixBench's is: names of rows of `inside`, in their order.
+pub const INDEX: [&str; 12] = [
+    "integers",
+    "floating point",
+    "execl",
+    "processes made",
+    "pipe",
+    "pipe, two processes",
+    "system calls, five",
+    "file copied by 256 bytes",
+    "file copied by 1024 bytes",
+    "file copied by 4096 bytes",
+    "one shell script",
+    "8 shell scripts",
+];
+
+/// The name of a row of so many copies at once.
+pub fn of_copies(name: &str, copies: u32) -> String {
+    if copies == 1 { name.to_owned() } else { format!("{name}, {copies} copies") }
+}
+
 /// One figure.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Row {

@@ -173,15 +173,15 @@ impl Lab {
         Ok(client)
     }
 
-    /// Boots a lab whose clock counts instructions; for figures, not for tests.
+    /// Boots a lab of so many CPUs whose clock counts instructions; for figures, not for tests.
     ///
     /// # Errors
     /// When it doesn't come up.
-    pub fn up_counting(&self, agent: &Path) -> Result<Client> {
+    pub fn up_counting(&self, agent: &Path, cpus: u32) -> Result<Client> {
         self.down()?;
         let frozen = Frozen::prepare(agent, Purpose::Tests)?;
         let step = Step::begin("lab: boot, counting instructions", "30 s");
-        let client = spawn(&frozen.files(&self.run), Start::Counting)?;
+        let client = spawn(&frozen.files(&self.run), Start::Counting { cpus })?;
         client.wait_alive(Duration::from_secs(300)).with_context(|| self.said())?;
         client.set_clock()?;
         keep_off_the_disk(&client)?;

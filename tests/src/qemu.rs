@@ -22,8 +22,11 @@ pub enum Start {
     Cold,
     /// From a frozen state, of which it is a copy-on-write clone.
     Resume,
-    /// From its kernel, on one CPU whose clock counts instructions; the disk is a clone.
-    Counting,
+    /// From its kernel, on so many CPUs, in turn, whose clock counts the instructions of all; the disk is a clone.
+    Counting {
+        /// How many.
+        cpus: u32,
+    },
 }
 
 /// The files of one lab.
@@ -95,11 +98,14 @@ pub fn spawn(files: &Files<'_>, start: Start, port: u16) -> Result<Child> {
 fn machine(files: &Files<'_>, start: Start) -> Vec<String> {
     let share = if start == Start::Cold { "on" } else { "off" };
     let (accel, cpus) = match start {
-        Start::Counting => ("tcg,thread=single", "1"),
-        Start::Cold | Start::Resume => files.emulator.accelerator(),
+        Start::Counting { cpus } => ("tcg,thread=single", cpus.to_string()),
+        Start::Cold | Start::Resume => {
+            let (accel, cpus) = files.emulator.accelerator();
+            (accel, cpus.to_owned())
+        }
     };
     let memory = match start {
-        Start::Counting => format!("memory-backend-ram,id=m,size={MEMORY_MIB}M"),
+        Start::Counting { .. } => format!("memory-backend-ram,id=m,size={MEMORY_MIB}M"),
         Start::Cold | Start::Resume => format!(
             "memory-backend-file,id=m,size={MEMORY_MIB}M,mem-path={},share={share}",
             files.memory().display()
@@ -118,7 +124,7 @@ fn machine(files: &Files<'_>, start: Start) -> Vec<String> {
         "-accel",
         accel,
         "-smp",
-        cpus,
+        &cpus,
         // Without `erms` and `fsrm`: `rep movsb` is emulated byte by byte.
         "-cpu",
         "max,+svm,+npt,-erms,-fsrm,-la57",
@@ -137,7 +143,7 @@ fn machine(files: &Files<'_>, start: Start) -> Vec<String> {
     ];
     match start {
         Start::Resume => args.extend(["-incoming", "defer"]),
-        Start::Counting => args.extend(["-icount", "shift=1,sleep=off"]),
+        Start::Counting { .. } => args.extend(["-icount", "shift=1,sleep=off"]),
         Start::Cold => {}
     }
     args.into_iter().map(str::to_owned).collect()

@@ -1,5 +1,5 @@
 //! `cargo xtask bench`: measures in the lab and writes `docs/benchmarks.{md,json,svg}`; `cargo xtask bench inside`
-//! writes `docs/benchmarks-inside.{md,json}`.
+//! writes `docs/benchmarks-inside.{md,json,svg}`.
 
 mod inside;
 mod lives;
@@ -16,6 +16,9 @@ use std::path::Path;
 use std::time::Duration;
 
 const PROGRAM: &str = "/run/lab/bench";
+
+/// How many copies of a program there are beside one alone, each with a CPU.
+const COPIES: u32 = 4;
 
 /// How to measure.
 #[derive(Debug, clap::Args)]
@@ -57,24 +60,33 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     if !arguments.no_build {
         build::product()?;
     }
+    let ground = lab::ground()?;
+    match arguments.part {
+        Part::Lives => write(&in_a_lab(arguments, ground, 1)?, ground),
+        Part::Inside => {
+            let reports = [1, COPIES].map(|copies| in_a_lab(arguments, ground, copies));
+            let [one, several] = reports;
+            inside::write([&one?, &several?], ground)
+        }
+    }
+}
+
+/// Measures in a lab of so many CPUs, or on this host.
+fn in_a_lab(arguments: &Arguments, ground: Ground, cpus: u32) -> Result<Report> {
     let program = build::lab_program("bench")?;
     let agent = build::lab_program("lab-agent")?;
     let lab = Lab::named(&format!("bench-{}", arguments.part.name()))?;
-    let ground = lab::ground()?;
     let client = match ground {
         // Its clock counts instructions: other load on this machine doesn't show.
-        Ground::Emulated => lab.up_counting(&agent)?,
+        Ground::Emulated => lab.up_counting(&agent, cpus)?,
         Ground::Host => lab.up(&agent, ground, Purpose::Tests)?,
     };
     let report = lab::install(&client)
         .and_then(|()| client.put(&[(&program, Path::new(PROGRAM))]).map(drop))
         .and_then(|()| prepare(arguments.part, &lab, &client))
-        .and_then(|()| measure(&client, arguments));
+        .and_then(|()| measure(&client, arguments, cpus));
     lab.down()?;
-    match arguments.part {
-        Part::Lives => write(&report?, ground),
-        Part::Inside => inside::write(&report?, ground),
-    }
+    report
 }
 
 /// What runs in the containers.
@@ -87,9 +99,9 @@ fn prepare(part: Part, lab: &Lab, client: &::lab::client::Client) -> Result<()> 
     Ok(())
 }
 
-fn measure(client: &::lab::client::Client, arguments: &Arguments) -> Result<Report> {
+fn measure(client: &::lab::client::Client, arguments: &Arguments, copies: u32) -> Result<Report> {
     let (part, runs) = (arguments.part.name().to_owned(), arguments.runs.to_string());
-    let argv = vec![PROGRAM.to_owned(), part, runs];
+    let argv = vec![PROGRAM.to_owned(), part, runs, copies.to_string()];
     let mut out = Vec::new();
     // It says something at every run: a lab that is silent for long hangs.
     let silence = Duration::from_secs(900);

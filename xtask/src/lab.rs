@@ -16,9 +16,9 @@ use std::time::Instant;
 pub enum Command {
     /// Bring it up (about a second, once it has been built and frozen) and install target/install in it
     Up {
-        /// Boot one whose clock counts instructions, as the benchmark does
-        #[arg(long)]
-        counting: bool,
+        /// Boot one of so many CPUs whose clock counts instructions, as the benchmark does
+        #[arg(long, value_name = "CPUS", num_args = 0..=1, default_missing_value = "1")]
+        counting: Option<u32>,
     },
     /// Install target/install in it, or copy one file or folder
     Put {
@@ -64,9 +64,9 @@ pub enum Command {
 pub fn run(command: Command) -> Result<i32> {
     let lab = Lab::named_by_environment()?;
     match command {
-        Command::Up { counting: false } => install(&up(&lab)?)?,
-        Command::Up { counting: true } => {
-            install(&lab.up_counting(&build::lab_program("lab-agent")?)?)?;
+        Command::Up { counting: None } => install(&up(&lab)?)?,
+        Command::Up { counting: Some(cpus) } => {
+            install(&lab.up_counting(&build::lab_program("lab-agent")?, cpus)?)?;
         }
         Command::Put { from: None, .. } => install(&lab.client()?)?,
         Command::Put { from: Some(from), to } => put(&lab.client()?, &from, to.as_deref())?,

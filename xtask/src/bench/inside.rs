@@ -1,19 +1,23 @@
-//! `docs/benchmarks-inside.{md,json}`: what programs do in a container.
+//! `docs/benchmarks-inside.{md,json,svg}`: what programs do in a container.
 
 use super::page::{clock, push};
+use super::plot::Drawing;
 use crate::build;
-use ::lab::bench::{Report, Row, rows_json};
+use ::lab::bench::{INDEX, Report, Row, of_copies, rows_json};
 use ::lab::host::Ground;
 use anyhow::Result;
 
-/// Writes the page and the rows.
+/// Writes the page, the rows and the picture, of one copy and of several.
 ///
 /// # Errors
 /// The files can't be written.
-pub fn write(report: &Report, ground: Ground) -> Result<()> {
+pub fn write(reports: [&Report; 2], ground: Ground) -> Result<()> {
     let docs = build::workspace().join("docs");
-    std::fs::write(docs.join("benchmarks-inside.json"), rows_json(report)?)?;
-    std::fs::write(docs.join("benchmarks-inside.md"), text(report, ground))?;
+    let rows = reports.iter().flat_map(|report| report.rows.clone()).collect();
+    let all = Report { rows, ..reports[0].clone() };
+    std::fs::write(docs.join("benchmarks-inside.json"), rows_json(&all)?)?;
+    std::fs::write(docs.join("benchmarks-inside.svg"), picture(reports))?;
+    std::fs::write(docs.join("benchmarks-inside.md"), text(reports, ground))?;
     println!("wrote {}", docs.join("benchmarks-inside.md").display());
     Ok(())
 }
@@ -27,59 +31,116 @@ program needs; what is written goes to the host's memory. *Own disk* is ours as 
 layer, and what is written goes to an ext4 in a file in the host's memory, which the host mounts for runc and the guest for
 ours. Behind each figure, how it compares with runc's: above 1 is better than
 runc, of times as of rates. runc, crun and runsc are Debian's; runsc runs without a network. Rows for programs:
-[benchmarks-inside.json](benchmarks-inside.json).
+[benchmarks-inside.json](benchmarks-inside.json). The network of pods is measured with [their lives](benchmarks.md).
+
+![the index beside runc's](benchmarks-inside.svg)
 
 ";
 
-fn text(report: &Report, ground: Ground) -> String {
-    let mut page = format!("{HEAD}{}", clock(ground));
-    let (mut names, mut runtimes) = (Vec::new(), Vec::new());
-    for row in &report.rows {
-        for (list, name) in [(&mut names, &row.name), (&mut runtimes, &row.runtime)] {
-            if !list.contains(&name) {
-                list.push(name);
-            }
-        }
-    }
-    push(&mut page, format_args!("\n| what |"));
-    for runtime in &runtimes {
-        push(&mut page, format_args!(" {runtime} |"));
-    }
-    push(&mut page, format_args!("\n|---|{}\n", "---:|".repeat(runtimes.len())));
-    for name in names {
-        let of =
-            |runtime: &str| report.rows.iter().find(|r| r.name == *name && r.runtime == runtime);
-        let unit = of("runc").map_or("", |row| &row.unit);
-        push(&mut page, format_args!("| {name}, {unit} |"));
-        for runtime in &runtimes {
-            let figure = of(runtime).map_or_else(|| "failed".to_owned(), figure);
-            push(&mut page, format_args!(" {figure} |"));
-        }
-        push(&mut page, format_args!("\n"));
-    }
-    let of_all = |row: &&Row| {
-        let has = |runtime: &&String| {
-            report.rows.iter().any(|r| r.name == row.name && r.runtime == **runtime)
-        };
-        runtimes.iter().all(has)
-    };
-    push(&mut page, format_args!("| **index**: geometric mean of what none failed |"));
-    for runtime in &runtimes {
-        let of_it = report.rows.iter().filter(|row| row.runtime == **runtime);
-        let index = index(of_it.filter(of_all));
-        push(&mut page, format_args!(" **{index:.2}** |"));
-    }
-    push(&mut page, format_args!("\n"));
-    for failure in &report.failures {
-        let (name, runtime, said) = (&failure.name, &failure.runtime, &failure.said);
-        push(&mut page, format_args!("\nFailed: {name} on {runtime}: {said}\n"));
-    }
+/// What stands above the rows of several copies.
+const SEVERAL: &str = "
+## Four copies on four CPUs
+
+Each row's program four times at once in a container of four CPUs: the sum of their rates, or the time until all have ended.
+The emulated lab has four CPUs then, which take turns: together they do what the one of the other rows does alone, on every
+runtime, so that figures compare within this table only; what they wait for each other shows, what they do at once does not.
+
+";
+
+fn text(reports: [&Report; 2], ground: Ground) -> String {
+    let mut page = format!("{HEAD}{}\n", clock(ground));
+    table(&mut page, reports[0]);
+    page.push_str(SEVERAL);
+    table(&mut page, reports[1]);
     push(&mut page, format_args!("\n| | |\n|---|---|\n"));
-    for (name, value) in &report.machine {
+    for (name, value) in &reports[0].machine {
         push(&mut page, format_args!("| {name} | {value} |\n"));
     }
-    push(&mut page, format_args!("| runs of each | {} |\n", report.runs));
+    push(&mut page, format_args!("| runs of each | {} |\n", reports[0].runs));
     page
+}
+
+/// A row a program, a column a runtime; the means; what failed.
+fn table(page: &mut String, report: &Report) {
+    let names = listed(report, |row| &row.name);
+    let runtimes = listed(report, |row| &row.runtime);
+    push(page, format_args!("| what |"));
+    for runtime in &runtimes {
+        push(page, format_args!(" {runtime} |"));
+    }
+    push(page, format_args!("\n|---|{}\n", "---:|".repeat(runtimes.len())));
+    for name in names {
+        let unit = row_of(report, name, "runc").map_or("", |row| &row.unit);
+        push(page, format_args!("| {name}, {unit} |"));
+        for runtime in &runtimes {
+            let figure = row_of(report, name, runtime).map_or_else(|| "failed".to_owned(), figure);
+            push(page, format_args!(" {figure} |"));
+        }
+        push(page, format_args!("\n"));
+    }
+    for (what, rows) in means(report) {
+        push(page, format_args!("| **{what}** |"));
+        for runtime in &runtimes {
+            let of_it = rows.iter().copied().filter(|row| row.runtime == **runtime);
+            push(page, format_args!(" **{:.2}** |", mean(of_it)));
+        }
+        push(page, format_args!("\n"));
+    }
+    for failure in &report.failures {
+        let (name, runtime, said) = (&failure.name, &failure.runtime, &failure.said);
+        push(page, format_args!("\nFailed: {name} on {runtime}: {said}\n"));
+    }
+}
+
+fn listed(report: &Report, of: impl Fn(&Row) -> &String) -> Vec<&String> {
+    let mut list = Vec::new();
+    for row in &report.rows {
+        let name = of(row);
+        if !list.contains(&name) {
+            list.push(name);
+        }
+    }
+    list
+}
+
+fn row_of<'a>(report: &'a Report, name: &str, runtime: &str) -> Option<&'a Row> {
+    report.rows.iter().find(|row| row.name == name && row.runtime == runtime)
+}
+
+/// Of what means are taken: the rows that none failed, of the index and of the other programs.
+fn means(report: &Report) -> Vec<(&'static str, Vec<&Row>)> {
+    let copies = |row: &Row| INDEX.iter().any(|name| in_the_index(row, name));
+    let runtimes = listed(report, |row| &row.runtime);
+    let of_all = |row: &&Row| runtimes.iter().all(|r| row_of(report, &row.name, r).is_some());
+    let (index, others): (Vec<_>, Vec<_>) =
+        report.rows.iter().filter(of_all).partition(|row| copies(row));
+    let means = [("index: geometric mean of UnixBench's kinds", index), ("the others", others)];
+    means.into_iter().filter(|(_, rows)| !rows.is_empty()).collect()
+}
+
+fn in_the_index(row: &Row, name: &str) -> bool {
+    row.name == name || row.name == of_copies(name, super::COPIES)
+}
+
+/// The runtimes' indices, one bar each, for one copy and for several.
+fn picture(reports: [&Report; 2]) -> String {
+    let mut bars = Vec::new();
+    for (colour, (report, copies)) in reports.iter().zip(["one copy", "four copies"]).enumerate() {
+        let Some((_, rows)) = means(report).into_iter().next() else { continue };
+        for runtime in listed(report, |row| &row.runtime) {
+            let of_it = rows.iter().copied().filter(|row| row.runtime == *runtime);
+            bars.push((format!("{runtime}, {copies}"), colour, mean(of_it)));
+        }
+    }
+    let most = bars.iter().map(|(_, _, index)| *index).fold(1.0, f64::max);
+    let mut drawing = Drawing::new(bars.len() as f64 * 34.0 + 20.0, 220.0, most);
+    for (number, (label, colour, index)) in bars.iter().enumerate() {
+        let y = 10.0 + 34.0 * number as f64;
+        drawing.label(label, y + 18.0);
+        drawing.bar(0.0, y, *index, *colour);
+        drawing.figure(*index, y + 18.0, &format!("{index:.2}"));
+    }
+    drawing.end()
 }
 
 /// How much better than runc.
@@ -95,7 +156,8 @@ fn figure(row: &Row) -> String {
     times_runc(row).map_or_else(|| value.clone(), |times| format!("{value} ({times:.2})"))
 }
 
-fn index<'a>(rows: impl Iterator<Item = &'a Row>) -> f64 {
+/// Geometric.
+fn mean<'a>(rows: impl Iterator<Item = &'a Row>) -> f64 {
     let logarithms: Vec<f64> = rows.filter_map(times_runc).map(f64::ln).collect();
     (logarithms.iter().sum::<f64>() / logarithms.len() as f64).exp()
 }
@@ -105,28 +167,46 @@ mod tests {
     use super::*;
     use ::lab::bench::{Failure, compare_to_runc};
 
+    fn report(mut rows: Vec<Row>, failures: Vec<Failure>) -> Report {
+        compare_to_runc(&mut rows);
+        Report { machine: vec![], runs: 1, rows, phases: vec![], failures }
+    }
+
     #[test]
     fn times_and_rates_both_say_how_much_better() {
         let row = |name, unit, runtime, value: f64| Row::of(name, unit, runtime, &[value]).unwrap();
-        let mut rows = vec![
-            row("git", "s", "runc", 2.0),
-            row("git", "s", "kata-like", 4.0),
-            row("pipe", "/s", "runc", 100.0),
-            row("pipe", "/s", "kata-like", 800.0),
-            row("fork", "/s", "runc", 9.0),
-        ];
-        compare_to_runc(&mut rows);
-        let failures = vec![Failure {
-            name: "fork".into(),
-            runtime: "kata-like".into(),
-            said: "it fell over".into(),
-        }];
-        let report = Report { machine: vec![], runs: 1, rows, phases: vec![], failures };
-        let page = text(&report, Ground::Emulated);
+        let one = report(
+            vec![
+                row("git", "s", "runc", 2.0),
+                row("git", "s", "kata-like", 4.0),
+                row("pipe", "/s", "runc", 100.0),
+                row("pipe", "/s", "kata-like", 800.0),
+                row("one shell script", "s", "runc", 4.0),
+                row("one shell script", "s", "kata-like", 2.0),
+                row("execl", "/s", "runc", 9.0),
+            ],
+            vec![Failure {
+                name: "execl".into(),
+                runtime: "kata-like".into(),
+                said: "it fell over".into(),
+            }],
+        );
+        let four = report(
+            vec![
+                row("pipe, 4 copies", "/s", "runc", 100.0),
+                row("pipe, 4 copies", "/s", "kata-like", 90.0),
+            ],
+            vec![],
+        );
+        let page = text([&one, &four], Ground::Emulated);
         assert!(page.contains("| git, s | 2.00 (1.00) | 4.00 (0.50) |"), "{page}");
         assert!(page.contains("| pipe, /s | 100 (1.00) | 800 (8.00) |"), "{page}");
-        assert!(page.contains("| fork, /s | 9.00 (1.00) | failed |"), "{page}");
-        assert!(page.contains("| **1.00** | **2.00** |"), "{page}");
-        assert!(page.contains("Failed: fork on kata-like: it fell over"), "{page}");
+        assert!(page.contains("| execl, /s | 9.00 (1.00) | failed |"), "{page}");
+        assert!(page.contains("kinds** | **1.00** | **4.00** |"), "{page}");
+        assert!(page.contains("| **the others** | **1.00** | **0.50** |"), "{page}");
+        assert!(page.contains("kinds** | **1.00** | **0.90** |"), "{page}");
+        assert!(page.contains("Failed: execl on kata-like: it fell over"), "{page}");
+        let picture = picture([&one, &four]);
+        assert!(picture.contains("kata-like, four copies") && picture.contains(">0.90<"));
     }
 }

@@ -77,7 +77,8 @@ pub(super) fn clock(ground: Ground) -> &'static str {
         Ground::Emulated => {
             "Times are of a lab whose clock counts instructions: a millisecond is 500,000 instructions of an emulated
 processor. So counted they hardly differ from run to run or from one machine to another, and compare only with each
-other: exits and nested page faults cost more than on hardware.
+other: exits and nested page faults cost more than on hardware. `make bench ON=host` measures the same on a host whose KVM
+runs guests, by the wall clock: whoever has one can publish its figures.
 "
         }
         Ground::Host => "Times are by the wall clock, on this host's own KVM.\n",

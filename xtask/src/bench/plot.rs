@@ -8,7 +8,7 @@ const BAR: f64 = 30.0;
 const COLOURS: [&str; 8] =
     ["#4e79a7", "#f28e2b", "#e15759", "#76b7b2", "#59a14f", "#edc948", "#b07aa1", "#9c755f"];
 
-/// An SVG picture of bars of milliseconds, with names at their left.
+/// An SVG picture of bars, of milliseconds where nothing else is said, with names at their left.
 pub struct Drawing {
     svg: String,
     left: f64,
@@ -44,7 +44,12 @@ impl Drawing {
 
     /// What a bar that ends at `at` ms amounts to.
     pub fn value(&mut self, at: f64, y: f64, ms: f64) {
-        self.text(self.left + at * self.scale + 6.0, y, &format!("{ms:.0} ms"));
+        self.figure(at, y, &format!("{ms:.0} ms"));
+    }
+
+    /// What stands behind a bar that ends at `at`.
+    pub fn figure(&mut self, at: f64, y: f64, text: &str) {
+        self.text(self.left + at * self.scale + 6.0, y, text);
     }
 
     /// What a colour means.

@@ -29,6 +29,9 @@ const EROFS: [(&str, &str); 2] =
 const RUNTIMES: [&str; 7] =
     ["runc", "crun", "runsc", "kata-like", OWN_DISK, EROFS[0].0, EROFS[1].0];
 
+/// Those of them that are compared where there are several copies.
+const WITHOUT_IMAGE: usize = 5;
+
 /// How long a small program runs.
 const SECONDS: &str = "1";
 
@@ -47,10 +50,17 @@ const RATES: [(&str, &str, &str); 11] = [
     ("file copied by 4096 bytes", "copy-4096", "KiB/s"),
 ];
 
+/// What is run as a whole, and timed: a function.
+const SHELL: [(&str, &str); 2] = [
+    ("one shell script", "for i in $(seq 5); do sort /etc/services | grep -c tcp | od | wc; done"),
+    (
+        "8 shell scripts",
+        "for i in $(seq 8); do (sort /etc/services | grep -c tcp | od | wc) & done; wait",
+    ),
+];
+
 /// A real program, and how it is run; it prints the seconds that it took.
-const PROGRAMS: [(&str, &str); 9] = [
-    ("one shell script", "loop() { for i in $(seq 5); do sort /etc/services | grep -c tcp | od | wc >&2; done; }; timed loop"),
-    ("8 shell scripts", "loop() { for i in $(seq 8); do (sort /etc/services | grep -c tcp | od | wc >&2) & done; wait; }; timed loop"),
+const PROGRAMS: [(&str, &str); 11] = [
     ("python3 starts", "timed python3 -c 'import json, email, argparse'"),
     ("find, cold", "timed find / -xdev"),
     ("find, warm", "find / -xdev > /dev/null; timed find / -xdev"),
@@ -63,39 +73,71 @@ const PROGRAMS: [(&str, &str); 9] = [
         printf 'Package: made\nVersion: 1\nArchitecture: all\nMaintainer: m <m@x>\nDescription: d\n' > p/DEBIAN/control
         for i in $(seq 200); do echo $i > p/usr/share/made/$i; done; dpkg-deb --root-owner-group --build p made.deb >&2
         all() { dpkg -i made.deb && dpkg -P made; }; timed all"),
+    ("java starts", "timed java -version"),
+    ("sqlite, 2,000 rows, 40 commits", "cd /var/tmp; sqlite3 db 'PRAGMA journal_mode=WAL; CREATE TABLE t (n INTEGER PRIMARY KEY, v TEXT);' >&2
+        rows() { for i in $(seq 40); do echo 'BEGIN;'; for n in $(seq 50); do echo \"INSERT INTO t (v) VALUES ('value $i $n');\"; done; echo 'COMMIT;'; done; }
+        rows > rows.sql; all() { sqlite3 db < rows.sql && sqlite3 db 'PRAGMA integrity_check;'; }; timed all"),
+    ("redis, 2,000 × SET", "cd /var/tmp; redis-server --port 0 --unixsocket /dev/shm/r.sock --daemonize yes --save '' >&2
+        until redis-cli -s /dev/shm/r.sock ping >&2; do sleep 0.1; done
+        timed redis-benchmark -s /dev/shm/r.sock -n 2000 -c 10 -t set -q"),
+    ("pgbench, 2 × 50 transactions", r#"d=/var/lib/postgresql/17/main; cd /var/tmp; touch log; chown postgres log; chmod 1777 /run
+        as() { su postgres -c "PATH=$PATH:$(echo /usr/lib/postgresql/*/bin) $*"; }
+        set='-c config_file=/etc/postgresql/17/main/postgresql.conf -k /run -h \"\"'
+        as "pg_ctl -D $d -w -t 900 -l /var/tmp/log -o '$set' start" >&2
+        echo 'CREATE TABLE t (n serial PRIMARY KEY, v int); INSERT INTO t (v) VALUES (0)' > s; as "psql -h /run -qf /var/tmp/s" >&2
+        echo 'BEGIN; INSERT INTO t (v) VALUES (1); UPDATE t SET v = v + 1 WHERE n = 1; COMMIT' > s
+        all() { as "pgbench -h /run -n -c 2 -t 50 -f /var/tmp/s"; }; timed all; as "pg_ctl -D $d -w -t 900 -m fast stop" >&2"#),
 ];
 
 /// In the guest's own time: what starts the container is measured elsewhere.
 const TIMED: &str =
     "timed() { local start=$EPOCHREALTIME; \"$@\" >&2 || exit 1; echo $start $EPOCHREALTIME; }; ";
 
+/// What is run: its name, unit, and script.
+fn jobs(copies: u32) -> Vec<(String, &'static str, String)> {
+    let beside = |what: &str| format!("for copy in $(seq {copies}); do ({what}) & done; wait");
+    let rates = RATES.iter().map(|(name, program, unit)| {
+        let script = beside(&format!(
+            "mkdir /var/tmp/$copy && cd /var/tmp/$copy && exec inside {program} {SECONDS}"
+        ));
+        (lab::bench::of_copies(name, copies), *unit, script)
+    });
+    let shell = SHELL.iter().map(|(name, what)| {
+        let script = format!("{TIMED}all() {{ {}; }}; timed all", beside(what));
+        (lab::bench::of_copies(name, copies), "s", script)
+    });
+    let programs = PROGRAMS
+        .iter()
+        .filter(|_| copies == 1)
+        .map(|(name, script)| ((*name).to_owned(), "s", format!("{TIMED}{script}")));
+    rates.chain(shell).chain(programs).collect()
+}
+
 /// Runs all, `runs` times each; and those that a runtime did not get through.
-pub fn rows(runs: usize) -> Result<(Vec<Row>, Vec<Failure>)> {
+pub fn rows(runs: usize, copies: u32) -> Result<(Vec<Row>, Vec<Failure>)> {
     fs::create_dir_all(DIRECTORY)?;
     command(Command::new("mount").args(["-t", "tmpfs", "tmpfs", DIRECTORY]))?;
     let lower = Path::new(DIRECTORY).join("lower");
     fs::create_dir_all(&lower)?;
     let disk = format!("LABEL={}", lab::programs::LABEL);
     command(Command::new("mount").args(["-o", "ro", &disk]).arg(&lower))?;
-    let image = Image::of(&lower, Path::new(DIRECTORY))?;
+    let image = (copies == 1).then(|| Image::of(&lower, Path::new(DIRECTORY))).transpose()?;
+    let runtimes = if image.is_some() { &RUNTIMES[..] } else { &RUNTIMES[..WITHOUT_IMAGE] };
+    let container = Container { copies, image: image.as_ref() };
     let (mut rows, mut failures) = (Vec::new(), Vec::new());
-    let rates = RATES.iter().map(|(name, program, unit)| {
-        (*name, *unit, format!("cd /var/tmp; inside {program} {SECONDS}"))
-    });
-    let programs = PROGRAMS.iter().map(|(name, script)| (*name, "s", format!("{TIMED}{script}")));
-    for (name, unit, script) in rates.chain(programs) {
-        let mut samples = vec![Vec::new(); RUNTIMES.len()];
+    for (name, unit, script) in jobs(copies) {
+        let mut samples = vec![Vec::new(); runtimes.len()];
         // Caches fill; that it fails is told below.
-        let _ = figure(RUNTIMES[0], &script, &image);
+        let _ = container.figure(runtimes[0], &script);
         for _ in 0..runs {
-            for (runtime, samples) in RUNTIMES.iter().zip(&mut samples) {
-                match figure(runtime, &script, &image) {
+            for (runtime, samples) in runtimes.iter().zip(&mut samples) {
+                match container.figure(runtime, &script) {
                     Ok(figure) => {
                         eprintln!("[bench] {name} on {runtime}: {figure:.2} {unit}");
                         samples.push(figure);
                     }
                     Err(error) => {
-                        let (name, runtime) = (name.to_owned(), (*runtime).to_owned());
+                        let (name, runtime) = (name.clone(), (*runtime).to_owned());
                         let said = format!("{error:#}");
                         eprintln!("[bench] {name} on {runtime}: {said}");
                         failures.push(Failure { name, runtime, said });
@@ -103,8 +145,8 @@ pub fn rows(runs: usize) -> Result<(Vec<Row>, Vec<Failure>)> {
                 }
             }
         }
-        for (runtime, samples) in RUNTIMES.iter().zip(&samples) {
-            rows.extend(Row::of(name, unit, runtime, samples));
+        for (runtime, samples) in runtimes.iter().zip(&samples) {
+            rows.extend(Row::of(&name, unit, runtime, samples));
         }
     }
     drop(image);
@@ -114,27 +156,38 @@ pub fn rows(runs: usize) -> Result<(Vec<Row>, Vec<Failure>)> {
     Ok((rows, failures))
 }
 
-/// What the script prints last: a rate, or when it began and ended, seconds.
-fn figure(runtime: &str, script: &str, image: &Image) -> Result<f64> {
-    if let Some((_, runtime)) = EROFS.iter().find(|(name, _)| *name == runtime) {
-        return said(&mut image.run(runtime, INSIDE, script));
-    }
-    let root = Root::mount()?;
-    fs::copy(INSIDE, root.path().join("usr/bin/inside"))?;
-    let bundle = Path::new(DIRECTORY).join("bundle");
-    fs::create_dir_all(&bundle)?;
-    fs::write(bundle.join("config.json"), config(&root.path(), script).to_string())?;
-    let mut run = Command::new(if runtime == OWN_DISK { "kata-like" } else { runtime });
-    match runtime {
-        "runsc" => drop(run.arg("--network=none")),
-        OWN_DISK => {
-            let file = bundle.join("disk.toml");
-            fs::write(&file, "[root]\nwrites = \"disk\"\n")?;
-            run.arg("--config").arg(file);
+/// In what it is run.
+struct Container<'a> {
+    /// How many copies at once, and how many CPUs there are for them.
+    copies: u32,
+    image: Option<&'a Image>,
+}
+
+impl Container<'_> {
+    /// What the script prints: rates, of which the sum is taken, or when it began and ended, seconds.
+    fn figure(&self, runtime: &str, script: &str) -> Result<f64> {
+        if let Some((_, runtime)) = EROFS.iter().find(|(name, _)| *name == runtime) {
+            let image = self.image.context("there is no image")?;
+            return said(&mut image.run(runtime, INSIDE, script));
         }
-        _ => {}
+        let root = Root::mount()?;
+        fs::copy(INSIDE, root.path().join("usr/bin/inside"))?;
+        let bundle = Path::new(DIRECTORY).join("bundle");
+        fs::create_dir_all(&bundle)?;
+        let config = config(&root.path(), script, self.copies);
+        fs::write(bundle.join("config.json"), config.to_string())?;
+        let mut run = Command::new(if runtime == OWN_DISK { "kata-like" } else { runtime });
+        match runtime {
+            "runsc" => drop(run.arg("--network=none")),
+            OWN_DISK => {
+                let file = bundle.join("disk.toml");
+                fs::write(&file, "[root]\nwrites = \"disk\"\n")?;
+                run.arg("--config").arg(file);
+            }
+            _ => {}
+        }
+        said(run.arg("run").arg("--bundle").arg(&bundle).arg("bench-inside"))
     }
-    said(run.arg("run").arg("--bundle").arg(&bundle).arg("bench-inside"))
 }
 
 /// The figure that a container prints.
@@ -144,22 +197,24 @@ fn said(run: &mut Command) -> Result<f64> {
     let output = run.output().context("start it")?;
     let took = milliseconds((start, now()?));
     let said = String::from_utf8_lossy(&output.stdout);
-    let line = said.lines().next_back().unwrap_or_default();
     ensure!(
         output.status.success(),
         "{} after {took:.0} ms: {}",
         output.status,
         String::from_utf8_lossy(&output.stderr).lines().next_back().unwrap_or_default()
     );
-    let numbers: Result<Vec<f64>, _> = line.split_whitespace().map(str::parse).collect();
-    match numbers.with_context(|| format!("it said {said:?}"))?[..] {
-        [rate] => Ok(rate),
-        [start, end] => Ok(end - start),
+    let lines = said.lines().map(|line| line.split_whitespace().map(str::parse).collect());
+    let lines: Result<Vec<Vec<f64>>, _> = lines.collect();
+    match &lines.with_context(|| format!("it said {said:?}"))?[..] {
+        [times] if times.len() == 2 => Ok(times[1] - times[0]),
+        rates if !rates.is_empty() && rates.iter().all(|rate| rate.len() == 1) => {
+            Ok(rates.iter().flatten().sum())
+        }
         _ => bail!("it said {said:?}"),
     }
 }
 
-fn config(root: &Path, script: &str) -> Value {
+fn config(root: &Path, script: &str, cpus: u32) -> Value {
     let namespaces = ["pid", "network", "ipc", "uts", "mount", "cgroup"];
     let all =
         ["CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID", "CAP_SETGID", "CAP_SETUID"];
@@ -181,7 +236,10 @@ fn config(root: &Path, script: &str) -> Value {
         ],
         "linux": {
             "namespaces": namespaces.map(|name| json!({"type": name})),
-            "resources": {"memory": {"limit": 512 << 20}},
+            "resources": {
+                "memory": {"limit": 512 << 20},
+                "cpu": {"quota": cpus * 100_000, "period": 100_000},
+            },
         },
     })
 }

@@ -1,7 +1,7 @@
 //! The benchmark's part in the lab: runs the runtimes in turn and prints a [`Report`] as JSON.
 //!
-//! `bench lives RUNS`; every figure is of RUNS runs after a first one that is thrown away. `bench inside RUNS`: of what
-//! programs do in a container.
+//! `bench lives RUNS`; every figure is of RUNS runs after a first one that is thrown away. `bench inside RUNS COPIES`: of
+//! what programs do in a container, or so many copies of one in a container of so many CPUs.
 
 mod erofs;
 mod inside;
@@ -26,15 +26,15 @@ fn main() -> Result<()> {
     let runs = arguments.next().context("how many runs?")?.parse()?;
     let report = match part.as_str() {
         "lives" => lives(runs)?,
-        "inside" => inside(runs)?,
+        "inside" => inside(runs, arguments.next().context("how many copies?")?.parse()?)?,
         _ => bail!("there is no part {part:?}"),
     };
     println!("{}", serde_json::to_string(&report)?);
     Ok(())
 }
 
-fn inside(runs: usize) -> Result<Report> {
-    let (mut rows, failures) = inside::rows(runs)?;
+fn inside(runs: usize, copies: u32) -> Result<Report> {
+    let (mut rows, failures) = inside::rows(runs, copies)?;
     compare_to_runc(&mut rows);
     Ok(Report { machine: machine()?, runs, rows, phases: Vec::new(), failures })
 }
