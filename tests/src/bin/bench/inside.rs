@@ -73,7 +73,7 @@ const PROGRAMS: [(&str, &str); 11] = [
         printf 'Package: made\nVersion: 1\nArchitecture: all\nMaintainer: m <m@x>\nDescription: d\n' > p/DEBIAN/control
         for i in $(seq 200); do echo $i > p/usr/share/made/$i; done; dpkg-deb --root-owner-group --build p made.deb >&2
         all() { dpkg -i made.deb && dpkg -P made; }; timed all"),
-    ("java starts", "timed java -version"),
+    ("erlang's machine starts", "timed erl -noshell -eval 'halt().'"),
     ("sqlite, 2,000 rows, 40 commits", "cd /var/tmp; sqlite3 db 'PRAGMA journal_mode=WAL; CREATE TABLE t (n INTEGER PRIMARY KEY, v TEXT);' >&2
         rows() { for i in $(seq 40); do echo 'BEGIN;'; for n in $(seq 50); do echo \"INSERT INTO t (v) VALUES ('value $i $n');\"; done; echo 'COMMIT;'; done; }
         rows > rows.sql; all() { sqlite3 db < rows.sql && sqlite3 db 'PRAGMA integrity_check;'; }; timed all"),
