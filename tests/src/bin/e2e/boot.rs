@@ -10,24 +10,27 @@ use std::time::Duration;
 
 crate::cases!(
     crate::Scope::Once;
-    a_hundred_guests_one_after_another,
-    thirty_guests_six_at_a_time,
+    guest_after_guest,
+    guests_six_at_a_time,
 );
 
 /// Far beyond any start seen: what takes this long hangs.
 const REPORT_IN: Duration = Duration::from_secs(60);
 
-fn a_hundred_guests_one_after_another(context: &Context) -> Result<()> {
-    for number in 0..100 {
+/// Of each number of vCPUs as many as `--many` says.
+fn guest_after_guest(context: &Context) -> Result<()> {
+    for number in 0..3 * context.many {
         one(context, number)?;
     }
     Ok(())
 }
 
-fn thirty_guests_six_at_a_time(context: &Context) -> Result<()> {
+fn guests_six_at_a_time(context: &Context) -> Result<()> {
     std::thread::scope(|scope| {
-        let lane =
-            |lane: u32| move || (0..5).try_for_each(|turn| one(context, 1000 + lane * 10 + turn));
+        let lane = |lane: u32| {
+            let turns = context.many.div_ceil(2);
+            move || (0..turns).try_for_each(|turn| one(context, 1000 + lane * turns + turn))
+        };
         let lanes: Vec<_> = (0..6).map(|number| scope.spawn(lane(number))).collect();
         for lane in lanes {
             lane.join().unwrap_or_else(|_| bail!("a lane panicked"))?;

@@ -22,7 +22,8 @@ pub struct Context {
     pub runtime: String,
     /// Where logs of failed tests are kept.
     pub artifacts: PathBuf,
-    /// How many containers a test of many makes.
+    /// How many containers a test of many makes, and how often one that waits for a race tries: 8 in `make test`; 30 is
+    /// a night's work.
     pub many: u32,
     next: AtomicU32,
 }

@@ -48,12 +48,12 @@ fn a_heredoc_is_counted_right(context: &Context) -> Result<()> {
     container.remove()
 }
 
-/// What a process writes in its last moment, 200 times out of 200.
+/// What a process writes in its last moment, each time; eight times for each of `--many`.
 fn the_last_words_arrive_whole(context: &Context) -> Result<()> {
     let container = context.sleeper()?;
     let script = "i=0; while [ $i -lt 200 ]; do echo 0123456789; i=$((i+1)); done; echo last >&2";
     let whole = "0123456789\n".repeat(200);
-    for round in 0..200 {
+    for round in 0..8 * context.many {
         let said = container.exec(&["sh", "-c", script])?.expect_code(0)?;
         if said.stdout != whole.as_bytes() || said.stderr != "last\n" {
             let (out, err) = (said.stdout.len(), said.stderr);
