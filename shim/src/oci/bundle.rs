@@ -3,6 +3,7 @@
 use crate::error::{Error, Result};
 use crate::oci::lenient;
 use crate::oci::lost::lost;
+use crate::oci::memory_policy;
 use oci_spec::runtime::{Capabilities, Mount, Spec};
 use serde::Deserialize;
 use std::fs::File;
@@ -40,6 +41,7 @@ pub fn read_spec(bundle: &Path) -> Result<Spec> {
     let not_a_spec = |e: serde_json::Error| wrong(&format!("it is not an OCI spec: {e}"));
     let mut said = lenient::parse(&text).map_err(not_a_spec)?;
     lenient::spec(&mut said);
+    memory_policy::check(&said).map_err(|e| wrong(&e))?;
     let mut spec = Spec::deserialize(&said).map_err(not_a_spec)?;
     let unknown = lost(&said, &serde_json::to_value(&spec).map_err(not_a_spec)?);
     if !unknown.is_empty() {
@@ -107,6 +109,15 @@ mod tests {
         std::fs::remove_file(&config).unwrap();
         std::fs::write(&config, vec![b' '; MAX_CONFIG as usize]).unwrap();
         assert_eq!(read_config(&config).unwrap().len() as u64, MAX_CONFIG);
+    }
+
+    #[test]
+    fn a_memory_policy_that_is_none_is_refused_as_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let text = r#"{"ociVersion":"1.2.0","linux":{"memoryPolicy":{"Mode":"BIND"}}}"#;
+        std::fs::write(dir.path().join("config.json"), text).unwrap();
+        let refused = read_spec(dir.path()).unwrap_err().to_string();
+        assert!(refused.contains("config.json: invalid memory policy mode \"BIND\""), "{refused}");
     }
 
     #[test]

@@ -5,6 +5,8 @@ pub mod features;
 pub mod hooks;
 pub mod lenient;
 mod lost;
+mod memory_policy;
+mod number_list;
 pub mod plan;
 pub mod pod;
 pub mod seccomp;

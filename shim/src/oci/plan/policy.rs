@@ -52,10 +52,9 @@ pub fn linux(linux: &mut Linux) -> Result<()> {
     Ok(())
 }
 
-/// Whether it is the one that a process has without any; nodes or flags do not go with that.
+/// Whether it is the one that a process has without any, with which nodes do not go; nor do flags.
 fn is_default(policy: &LinuxMemoryPolicy) -> bool {
     policy.mode() == MemoryPolicyModeType::MpolDefault
-        && policy.nodes().as_deref().is_none_or(|nodes| nodes.trim().is_empty())
         && policy.flags().as_ref().is_none_or(Vec::is_empty)
 }
 

@@ -152,7 +152,6 @@ fn what_only_a_host_has_is_refused_by_name() {
         ("/linux/mountLabel", json!("nonsense")),
         ("/linux/intelRdt", json!({"l3CacheSchema": "L3:0=f"})),
         ("/linux/memoryPolicy", json!({"mode": "MPOL_BIND", "nodes": "0"})),
-        ("/linux/memoryPolicy", json!({"mode": "MPOL_DEFAULT", "nodes": "0-7"})),
         ("/linux/memoryPolicy", json!({"mode": "MPOL_DEFAULT", "flags": ["MPOL_F_STATIC_NODES"]})),
         ("/linux/netDevices", json!({"eth0": {}})),
         ("/hooks/createContainer", json!([{"path": "/bin/true"}])),
