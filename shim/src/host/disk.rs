@@ -1,6 +1,7 @@
 //! Block devices and disk images of the host, looked at and opened for the VMM.
 
 use crate::error::{Error, Result};
+use crate::oci::number_list::NumberList;
 use crate::oci::plan::disks::{Disk, Host, Kind, MountOf, Numbers, Source};
 use crate::oci::plan::shared::{Directory, Memory};
 use nix::fcntl::{FcntlArg, fcntl};
@@ -63,6 +64,11 @@ impl Host for ThisHost {
             return MountOf::default();
         };
         mount_in(&mounts, path.as_os_str().as_bytes())
+    }
+
+    fn processors(&self) -> NumberList {
+        let online = fs::read_to_string("/sys/devices/system/cpu/online").unwrap_or_default();
+        NumberList::parse(online.trim()).unwrap_or_default()
     }
 }
 

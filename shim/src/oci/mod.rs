@@ -6,7 +6,7 @@ pub mod hooks;
 pub mod lenient;
 mod lost;
 mod memory_policy;
-mod number_list;
+pub mod number_list;
 pub mod plan;
 pub mod pod;
 pub mod seccomp;

@@ -38,6 +38,12 @@ impl NumberList {
     pub fn count(&self) -> u32 {
         self.0.iter().map(|(first, last)| last - first + 1).sum()
     }
+
+    /// Whether all of another's are in it.
+    pub fn has_all(&self, other: &Self) -> bool {
+        let has = |&(first, last)| self.0.iter().any(|range| range.0 <= first && last <= range.1);
+        other.0.iter().all(has)
+    }
 }
 
 fn range(text: &str) -> Result<(u32, u32), String> {
@@ -73,5 +79,13 @@ mod tests {
         for text in ["x", "-1", "1-", "0-9876543210", "65537", "3-1", " ", ",", "1 - 2"] {
             assert!(NumberList::parse(text).is_err(), "{text:?}");
         }
+    }
+
+    #[test]
+    fn one_list_has_all_of_another_or_not() {
+        let list = |text| NumberList::parse(text).unwrap();
+        assert!(list("0-3").has_all(&list("0,2-3")) && list("1").has_all(&list("")));
+        assert!(list("2-3,0,1").has_all(&list("0-3")));
+        assert!(!list("0").has_all(&list("0-1")) && !list("0,2").has_all(&list("0-2")));
     }
 }

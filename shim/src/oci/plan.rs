@@ -28,6 +28,7 @@ use crate::error::{Error, Result};
 use crate::guest::paths as guest_paths;
 use crate::oci::lenient;
 use crate::oci::lost::lost;
+use crate::oci::number_list::NumberList;
 use crate::oci::pod::Part;
 use crate::settings::Settings;
 pub use access_times::AccessTimes;
@@ -36,7 +37,7 @@ pub use binds::{Bind, Follows, Owners, SharedBind};
 use disks::{Disks, Host, Writes};
 use oci_spec::runtime::{
     Hooks, HooksBuilder, Linux, LinuxDevice, LinuxDeviceType, LinuxIdMapping, LinuxNamespace,
-    LinuxNamespaceType, LinuxResources, Process, Spec,
+    LinuxNamespaceType, LinuxResources, LinuxSchedulerPolicy, Process, Spec,
 };
 use protocol::machine::{FsConfig, JailConfig, MachineConfig, Size, VsockConfig};
 use protocol::ports;
@@ -160,6 +161,7 @@ pub fn container(
     let process = spec.process_mut().as_mut().ok_or_else(|| invalid("no process"))?;
     check_process(process, "config.json")?;
     policy::process(process)?;
+    check_deadlines(&spec, host)?;
     let with_host = binds::are_with_host(&spec);
     let root = spec.root_mut().as_mut().ok_or_else(|| invalid("no root"))?;
     let mut disks = Disks::default();
@@ -262,6 +264,26 @@ fn check_process(process: &Process, of: &str) -> Result<()> {
         return invalid("process.args is empty: args must not be empty");
     }
     Ok(())
+}
+
+/// The kernel gives no deadlines to a process that may not run on all processors: as with runc, although CPU sets are
+/// left out of what the guest gets.
+fn check_deadlines(spec: &Spec, host: &dyn Host) -> Result<()> {
+    let scheduler = spec.process().as_ref().and_then(|process| process.scheduler().as_ref());
+    if scheduler.is_none_or(|s| *s.policy() != LinuxSchedulerPolicy::SchedDeadline) {
+        return Ok(());
+    }
+    let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
+    let cpu = resources.and_then(|resources| resources.cpu().as_ref());
+    let Some(cpus) = cpu.and_then(|cpu| cpu.cpus().as_deref()).filter(|cpus| !cpus.is_empty())
+    else {
+        return Ok(());
+    };
+    if NumberList::parse(cpus).is_ok_and(|cpus| cpus.has_all(&host.processors())) {
+        return Ok(());
+    }
+    let text = "config.json: process scheduler can't be used together with AllowedCPUs";
+    Err(Error::InvalidArgument(text.into()))
 }
 
 /// A message to the guest's agent has a longest length.

@@ -17,6 +17,7 @@ use super::shared::{Directory, Memory};
 use crate::error::{Error, Result};
 use crate::guest::paths as guest_paths;
 use crate::oci::bundle::is_bind;
+use crate::oci::number_list::NumberList;
 use crate::oci::pod::Part;
 use oci_spec::runtime::{
     Linux, LinuxBlockIo, LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType, LinuxResources,
@@ -62,6 +63,8 @@ pub trait Host {
     fn memory(&self, path: &Path) -> Option<Memory>;
     /// For a directory that is not the whole of its file system, what it is of it.
     fn part(&self, path: &Path) -> Option<Directory>;
+    /// The processors that are in use.
+    fn processors(&self) -> NumberList;
 }
 
 /// Of the host's mount that a path is on.

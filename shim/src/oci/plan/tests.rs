@@ -38,6 +38,10 @@ impl Host for TestHost {
     fn mount_of(&self, path: &Path) -> MountOf {
         MountOf { mounts_below: path == Path::new("/mounted"), ..MountOf::default() }
     }
+
+    fn processors(&self) -> NumberList {
+        NumberList::parse("0-3").unwrap()
+    }
 }
 
 fn container(id: &str, spec: Spec) -> Result<Plan> {
@@ -175,6 +179,29 @@ fn the_memory_policy_that_everybody_has_is_no_matter() {
     let spec = spec(|v| v["linux"]["memoryPolicy"] = json!({"mode": "MPOL_DEFAULT"}));
     let plan = container("c1", spec).unwrap();
     assert!(plan.spec.linux().as_ref().unwrap().memory_policy().is_none());
+}
+
+#[test]
+fn deadlines_want_every_processor_of_the_hosts() {
+    let planned = |policy: &str, cpus: &str| {
+        container(
+            "c1",
+            spec(|v| {
+                v["process"]["scheduler"] = json!({"policy": policy, "runtime": 42_000});
+                v["linux"]["resources"] = json!({"cpu": {"cpus": cpus}});
+            }),
+        )
+    };
+    for cpus in ["0", "0-2", "1-9", "none"] {
+        let error = planned("SCHED_DEADLINE", cpus).unwrap_err().to_string();
+        let words = "process scheduler can't be used together with AllowedCPUs";
+        assert!(error.contains(words), "{error}");
+    }
+    for (policy, cpus) in
+        [("SCHED_DEADLINE", "0,1-3"), ("SCHED_DEADLINE", ""), ("SCHED_BATCH", "0")]
+    {
+        assert!(planned(policy, cpus).is_ok(), "{policy} {cpus}");
+    }
 }
 
 #[test]
