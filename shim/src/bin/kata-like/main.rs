@@ -5,6 +5,7 @@ mod background;
 mod check;
 mod command;
 mod descriptors;
+mod help;
 mod image;
 mod log;
 mod monitor;
@@ -14,7 +15,7 @@ mod parsed;
 mod record;
 mod run;
 
-use clap::{ArgAction, Parser, Subcommand};
+use clap::{ArgAction, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use command::{
     create, delete, events, exec, features, kill, list, logs, manual, ps, spec, state, update,
 };
@@ -82,8 +83,10 @@ enum Command {
     Resume(Id),
     Update(Box<update::Arguments>),
     Spec(spec::Arguments),
+    /// Refused: a container in a virtual machine can't be checkpointed
     #[command(hide = true)]
     Checkpoint(Frozen),
+    /// Refused, as checkpoint is
     #[command(hide = true)]
     Restore(Frozen),
     Events(events::Arguments),
@@ -145,12 +148,12 @@ impl Globals {
 }
 
 fn main() -> ExitCode {
-    let CommandLine { globals, command, .. } = match CommandLine::try_parse() {
+    let mut form = help::in_runcs_form(CommandLine::command());
+    let parsed = form.try_get_matches_from_mut(std::env::args_os());
+    let parsed = parsed.and_then(|words| CommandLine::from_arg_matches(&words));
+    let CommandLine { globals, command, .. } = match parsed.map_err(|e| e.format(&mut form)) {
         Ok(parsed) => parsed,
-        Err(error) => {
-            let _ = error.print();
-            return ExitCode::from(u8::from(error.use_stderr()));
-        }
+        Err(error) => return ExitCode::from(help::print(&error)),
     };
     if let Err(error) = descriptors::keep_from_children() {
         globals.log.fatal(&error);
@@ -237,7 +240,6 @@ fn load(path: &Path) -> sandbox::Result<Config> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory as _;
 
     #[test]
     fn options_of_commands_and_of_all_do_not_meet() {
