@@ -15,6 +15,7 @@ use crate::guest::pod_init::PodInit;
 use crate::guest::reaper::{Exit, Reaper};
 use crate::guest::storage::{Storages, let_go_of_shared};
 use crate::io::streams::Streams;
+use crate::spec::io_weight;
 use crate::work::deadline::Deadline;
 use crate::work::job::{Answer, Job, PROCESS_FILE, SPEC_FILE, STATE_DIR};
 use crate::work::zygote::Zygote;
@@ -311,6 +312,8 @@ impl Containers {
         let mut resources: LinuxResources = serde_json::from_slice(resources_json)
             .map_err(|e| AgentError::Invalid(format!("linux.resources: {e}")))?;
         container.translate_limits(&mut resources)?;
+        io_weight::to_file(&mut resources)
+            .map_err(|e| AgentError::Invalid(format!("linux.resources: {e}")))?;
         blocking(move || container.limit(&resources)).await
     }
 

@@ -156,7 +156,8 @@ impl Disks {
         own.set_throttle_read_bps_device(translated(limits.throttle_read_bps_device())?)
             .set_throttle_write_bps_device(translated(limits.throttle_write_bps_device())?)
             .set_throttle_read_iops_device(translated(limits.throttle_read_iops_device())?)
-            .set_throttle_write_iops_device(translated(limits.throttle_write_iops_device())?);
+            .set_throttle_write_iops_device(translated(limits.throttle_write_iops_device())?)
+            .set_weight(limits.weight());
         resources.set_block_io(Some(own));
         Ok(())
     }
@@ -208,7 +209,8 @@ mod tests {
                 "devices": [device("b", 8, 16), device("c", 8, 16)],
                 "resources": {
                     "devices": [rule("b", 8, 16), rule("c", 8, 16), rule("b", 0, 0)],
-                    "blockIO": {"throttleReadBpsDevice": [{"major": 8, "minor": 16, "rate": 7}]},
+                    "blockIO": {"weight": 750,
+                        "throttleReadBpsDevice": [{"major": 8, "minor": 16, "rate": 7}]},
                 },
             }),
         );
@@ -221,6 +223,7 @@ mod tests {
         let resources = &linux["resources"];
         assert_eq!(numbers(&resources["devices"]), [(254, 16), (8, 16), (0, 0)]);
         assert_eq!(numbers(&resources["blockIO"]["throttleReadBpsDevice"]), [(254, 16)]);
+        assert_eq!(resources["blockIO"]["weight"], 750);
         let limit = json!({"throttleWriteIOPSDevice": [{"major": 8, "minor": 0, "rate": 7}]});
         let mut other = serde_json::from_value(json!({"blockIO": limit})).unwrap();
         let error = disks.translate_limits(&mut other).unwrap_err().to_string();

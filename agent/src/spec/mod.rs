@@ -2,6 +2,7 @@
 //!
 //! - The cgroup is `/containers/ID`: the host's path means nothing in the guest.
 //! - `linux.resources.devices` are taken out and become a BPF program; see [`crate::spec::device_rules`].
+//! - The weight of block I/O becomes a file; see [`io_weight`].
 //! - Sysctls of namespaces that are the guest's own are taken out: libcontainer would refuse them.
 //! - `linux.seccomp` is taken out and compiled here: libcontainer would need a C library for it.
 //! - `startContainer` hooks are run by the executor, when the process has been reduced to what it is to be:
@@ -16,6 +17,7 @@ pub mod dev_nodes;
 pub mod device_rules;
 mod home;
 pub mod id_maps;
+pub mod io_weight;
 pub mod late_mounts;
 pub mod limits;
 mod mounts;
@@ -50,6 +52,9 @@ pub enum InvalidSpec {
     /// See [`UnsupportedFilter`].
     #[error("linux.seccomp cannot be applied")]
     Seccomp(#[from] UnsupportedFilter),
+    /// See [`io_weight`].
+    #[error("linux.resources: {0}")]
+    Weight(#[from] io_weight::NoWeight),
 }
 
 /// What the agent does itself of a container's specification.
@@ -84,6 +89,7 @@ pub fn adapt_container(spec: &mut Spec, id: &str) -> Result<Own, InvalidSpec> {
     spec.set_hooks(None);
     spec.set_process(Some(process));
     let (devices, hooks) = (devices.unwrap_or_default(), hooks.unwrap_or_default());
+    linux.resources_mut().as_mut().map_or(Ok(()), io_weight::to_file)?;
     let late_limits = linux.resources_mut().as_mut().map(take_late_limits).unwrap_or_default();
     spec.set_linux(Some(linux));
     Ok(Own { privileges, devices, sysctls, late_limits, hooks })
@@ -245,6 +251,7 @@ mod tests {
         let linux = serde_json::json!({ "resources": {
             "cpu": {"quota": 1000}, "pids": {"limit": 0}, "memory": {"limit": 1 << 30},
             "unified": {"cpu.idle": "1", "pids.max": "1", "memory.high": "max"},
+            "blockIO": {"weight": 750},
         }});
         spec.set_linux(Some(serde_json::from_value(linux).unwrap()));
         let late = adapt_container(&mut spec, "c1").unwrap().late_limits;
@@ -259,7 +266,7 @@ mod tests {
             names
         };
         assert_eq!(names(&late), ["cpu.idle", "pids.max"]);
-        assert_eq!(names(&left), ["memory.high"]);
+        assert_eq!(names(&left), ["io.weight", "memory.high"]);
     }
 
     #[test]

@@ -362,7 +362,7 @@ pub fn update(resources_json: &[u8], created_with: &Value) -> Result<LinuxResour
     let asked = value(&resources)?;
     // Whether they are for disks of the container's is known to its agent.
     resources.set_block_io(
-        resources.block_io().as_ref().and_then(|all| disks::rates(all, &|list| list)),
+        resources.block_io().as_ref().and_then(|all| disks::block_io(all, &|list| list)),
     );
     plan_resources(&mut resources);
     let mut left_out = lost(&asked, &value(&resources)?);

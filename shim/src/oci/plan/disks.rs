@@ -378,13 +378,13 @@ impl Disks {
         }
     }
 
-    /// Keeps those limits of block I/O that are for one of these.
+    /// Keeps those limits of block I/O that are for one of these, or for all.
     pub fn retain_limits(&self, resources: &mut LinuxResources) {
         resources.set_block_io(resources.block_io().as_ref().and_then(|all| {
             let of_disk = |limit: &LinuxThrottleDevice| {
                 numbers(limit.major(), limit.minor()).is_some_and(|numbers| self.has(numbers))
             };
-            rates(all, &|list| list.into_iter().filter(of_disk).collect())
+            block_io(all, &|list| list.into_iter().filter(of_disk).collect())
         }));
     }
 
@@ -442,8 +442,9 @@ fn words(words: &[&str]) -> Vec<String> {
     words.iter().map(|&word| word.to_owned()).collect()
 }
 
-/// The rates, each list changed; `None` if none is left. Weights and leaf weights mean nothing in a guest.
-pub fn rates(
+/// The weight, and the rates, each list changed; `None` if nothing is left. Weights of single devices and leaf weights
+/// mean nothing in a guest, whose kernel has no scheduler of requests that knows them.
+pub fn block_io(
     limits: &LinuxBlockIo,
     change: &dyn Fn(Vec<LinuxThrottleDevice>) -> Vec<LinuxThrottleDevice>,
 ) -> Option<LinuxBlockIo> {
@@ -454,7 +455,8 @@ pub fn rates(
     kept.set_throttle_read_bps_device(changed(limits.throttle_read_bps_device()))
         .set_throttle_write_bps_device(changed(limits.throttle_write_bps_device()))
         .set_throttle_read_iops_device(changed(limits.throttle_read_iops_device()))
-        .set_throttle_write_iops_device(changed(limits.throttle_write_iops_device()));
+        .set_throttle_write_iops_device(changed(limits.throttle_write_iops_device()))
+        .set_weight(limits.weight());
     Some(kept).filter(|kept| *kept != LinuxBlockIo::default())
 }
 

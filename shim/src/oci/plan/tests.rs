@@ -86,7 +86,7 @@ fn host_policy_is_removed() {
             "memory": {"limit": 1000},
             "pids": {"limit": 7},
             "hugepageLimits": [{"pageSize": "2MB", "limit": 7}],
-            "blockIO": {"weight": 10},
+            "blockIO": {"weight": 10, "leafWeight": 10},
         });
     });
     for absent in
@@ -95,7 +95,7 @@ fn host_policy_is_removed() {
         assert_eq!(out.pointer(absent), None, "{absent}");
     }
     let kept = json!({"cpu": {"shares": 5}, "memory": {"limit": 1000}, "pids": {"limit": 7},
-        "hugepageLimits": [{"pageSize": "2MB", "limit": 7}]});
+        "hugepageLimits": [{"pageSize": "2MB", "limit": 7}], "blockIO": {"weight": 10}});
     assert_eq!(out["linux"]["resources"], kept);
 }
 
@@ -734,11 +734,14 @@ fn limits_of_block_io_are_kept_for_disks() {
         }),
     );
     let spec = serde_json::to_value(plan.unwrap().spec).unwrap();
-    let expected = json!({"throttleReadBpsDevice": [limit(16)]});
+    let expected = json!({"weight": 10, "throttleReadBpsDevice": [limit(16)]});
     assert_eq!(spec["linux"]["resources"]["blockIO"], expected);
     let updated = json!({"blockIO": {"throttleWriteIOPSDevice": [limit(0)]}}).to_string();
     assert!(update(updated.as_bytes(), &Value::Null).unwrap().block_io().is_some());
-    let refused = update(br#"{"blockIO": {"weight": 10}}"#, &Value::Null).unwrap_err().to_string();
+    let updated = update(br#"{"blockIO": {"weight": 750}}"#, &Value::Null).unwrap();
+    assert_eq!(updated.block_io().as_ref().unwrap().weight(), Some(750));
+    let leaf = br#"{"blockIO": {"leafWeight": 10}}"#;
+    let refused = update(leaf, &Value::Null).unwrap_err().to_string();
     assert!(refused.contains("/blockIO"), "{refused}");
 }
 

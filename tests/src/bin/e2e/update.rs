@@ -39,11 +39,12 @@ pub fn update(context: &Context, container: &Container, resources: &str) -> Resu
 fn limits_change_while_it_runs(context: &Context) -> Result<()> {
     let container = context.container().flag(CGROUP).detached(&["sleep", "1000000"])?;
     let resources = r#"{"memory": {"limit": 50331648}, "cpu": {"quota": 20000, "period": 100000},
-        "pids": {"limit": 17}}"#;
+        "pids": {"limit": 17}, "blockIO": {"weight": 750}}"#;
     update(context, &container, resources)?;
-    let show = "cd /sys/fs/cgroup$(cut -d: -f3 /proc/self/cgroup); cat memory.max pids.max cpu.max";
+    let show = "cd /sys/fs/cgroup$(cut -d: -f3 /proc/self/cgroup); \
+        cat memory.max pids.max cpu.max io.weight";
     let told = container.exec(&["sh", "-c", show])?.expect_code(0)?.text();
-    let expected = "50331648\n17\n20000 100000";
+    let expected = "50331648\n17\n20000 100000\ndefault 7475";
     if told != expected {
         bail!("inside the limits are {told:?}");
     }
@@ -59,7 +60,8 @@ fn what_the_guest_cannot_be_given_is_named(context: &Context) -> Result<()> {
     let container = context.sleeper()?;
     for (resources, name) in [
         (r#"{"cpu": {"cpus": "0-1"}}"#, "/cpu/cpus"),
-        (r#"{"blockIO": {"weight": 10}}"#, "/blockIO"),
+        (r#"{"blockIO": {"leafWeight": 10}}"#, "/blockIO"),
+        (r#"{"blockIO": {"weight": 9}}"#, "blockIO.weight 9"),
         (
             r#"{"memory": {"limit": 1024, "checkBeforeUpdate": true}}"#,
             "rejecting memory limit 1024",

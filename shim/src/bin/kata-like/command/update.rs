@@ -63,7 +63,7 @@ struct Limits {
     /// Number of processes
     #[arg(long, value_name = "NUMBER", allow_negative_numbers = true)]
     pids_limit: Option<i64>,
-    /// Weight of block devices; refused, since the guest has none
+    /// Weight against other containers' on block devices, 10 to 1000
     #[arg(long, value_name = "NUMBER")]
     blkio_weight: Option<u16>,
     /// Ignored, as runc does
