@@ -3,6 +3,7 @@
 
 use fuzz::scratch;
 use libfuzzer_sys::fuzz_target;
+use sandbox::number_list::NumberList;
 use sandbox::plan::disks::{Host, Kind, MountOf, Numbers, Writes};
 use sandbox::plan::shared::{Directory, Memory};
 use sandbox::{bundle, plan};
@@ -34,6 +35,10 @@ impl Host for Disks {
     fn part(&self, path: &Path) -> Option<Directory> {
         let below = path.strip_prefix("/volume").ok()?.to_owned();
         Some(Directory { wholes: vec!["/volume".into()], below, mode: 0o755, owner: (0, 0) })
+    }
+
+    fn processors(&self) -> NumberList {
+        NumberList::default()
     }
 }
 

@@ -31,7 +31,7 @@ pub use host::descriptor::place;
 pub use host::network::probe as network_probe;
 pub use host::replace::replace;
 pub use host::{cgroup, overhead, paths, persist, storage};
-pub use oci::{bundle, features, hooks, lenient, plan, pod, seccomp};
+pub use oci::{bundle, features, hooks, lenient, number_list, plan, pod, seccomp};
 pub use sandbox::event;
 pub use sandbox::table::Phase;
 pub use sandbox::{Launch, NewContainer, NewExec, ProcessState, Sandbox};
