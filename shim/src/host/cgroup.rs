@@ -20,6 +20,7 @@ use rustix::fs::{XattrFlags, getxattr, setxattr};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::path::{Component, Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use std::{fs, io};
@@ -159,6 +160,8 @@ pub struct Cgroup {
     this: Mutex<This>,
     /// The whole, or what is below one that was there.
     made: Made,
+    /// It stays when this process has left.
+    kept: AtomicBool,
     named: Mutex<Named>,
 }
 
@@ -198,8 +201,8 @@ impl Cgroup {
         let below = directory.join(FILE_SERVER);
         let made =
             Made { directory: if is_new { directory.clone() } else { below.clone() }, scope };
-        let named = Mutex::default();
-        let cgroup = Self { manager, directory, before, this, made, named };
+        let (kept, named) = (AtomicBool::default(), Mutex::default());
+        let cgroup = Self { manager, directory, before, this, made, kept, named };
         match without_devices(&below) {
             Ok(()) => Ok(Some(cgroup)),
             Err(error) => {
@@ -293,13 +296,20 @@ impl Cgroup {
         Ok(())
     }
 
-    /// Takes this process out, and removes what it made.
+    /// Has it stay, empty, for whoever removes what this gives. `None`: it is a scope, which ends with its last process.
+    pub fn keep(&self) -> Option<Made> {
+        let made = Some(self.made.clone()).filter(|made| made.scope.is_none())?;
+        self.kept.store(true, Ordering::Relaxed);
+        Some(made)
+    }
+
+    /// Takes this process out, and removes what it made unless that is kept.
     ///
     /// # Errors
     /// The system's answer; who is left in it is not touched.
     pub fn leave(&self) -> io::Result<()> {
         self.step_out()?;
-        self.made.remove()
+        if self.kept.load(Ordering::Relaxed) { Ok(()) } else { self.made.remove() }
     }
 
     fn this(&self) -> MutexGuard<'_, This> {

@@ -179,6 +179,16 @@ pub fn vacate(paths: &SandboxPaths, patience: Duration) -> Result<bool> {
     }
 }
 
+/// Leaves a cgroup to the clean-up after a sandbox of which nothing else is there any more.
+///
+/// # Errors
+/// The system's answer.
+pub fn leave_cgroup(paths: &SandboxPaths, cgroup: Made) -> Result<()> {
+    paths.create()?;
+    let (owner, cgroup) = (ProcessId::own()?, Some(cgroup));
+    SandboxState { owner, helpers: Vec::new(), cgroup, uid: None, network: None }.write(paths)
+}
+
 /// Removes what is left of a sandbox whose owner is gone: processes, mounts, directory. Each process may take `patience`
 /// to end; while one lives all else stays: it may still use it, and its uid is not to become another sandbox's.
 ///
@@ -286,6 +296,18 @@ mod tests {
         assert_eq!(child.wait().unwrap().code(), None);
         assert!(!paths.root().exists() && !dir.path().join("cgroup").exists());
         clean_up(&paths, Duration::ZERO).unwrap();
+    }
+
+    #[test]
+    fn a_cgroup_that_was_left_goes_with_the_clean_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = SandboxPaths::new(dir.path(), "ns", "a").unwrap();
+        let directory = dir.path().join("cgroup");
+        std::fs::create_dir(&directory).unwrap();
+        leave_cgroup(&paths, Made { directory: directory.clone(), scope: None }).unwrap();
+        assert!(directory.exists());
+        clean_up(&paths, Duration::ZERO).unwrap();
+        assert!(!directory.exists() && !paths.root().exists());
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use super::{Readiness, Sandbox};
 use crate::error::Error;
+use crate::host::cgroup::Made;
 use crate::milestone;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
@@ -15,6 +16,12 @@ const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(2);
 const STAND_IN_PATIENCE: Duration = Duration::from_secs(2);
 
 impl Sandbox {
+    /// Has the host's cgroup stay when the sandbox ends, for whoever removes what this gives; `None`: there is none that
+    /// could.
+    pub fn keep_cgroup(&self) -> Option<Made> {
+        self.0.cgroup.as_ref().and_then(|cgroup| cgroup.keep())
+    }
+
     /// Ends the sandbox: the guest syncs and powers off, or is ended; then nothing of it is left.
     ///
     /// Any number of callers; all return when it is done, and it is also if none of them waits.

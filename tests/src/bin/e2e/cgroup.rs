@@ -17,6 +17,7 @@ crate::cases!(
     a_shims_processes_are_in_its_containers_cgroup,
     a_killed_shim_leaves_no_cgroup,
     the_command_line_does_as_runc,
+    what_is_kept_of_a_run_keeps_its_cgroup,
     a_cgroup_that_others_use_is_refused,
 );
 
@@ -167,6 +168,21 @@ fn the_command_line_does_as_runc(context: &Context) -> Result<()> {
         }
     }
     Ok(())
+}
+
+fn what_is_kept_of_a_run_keeps_its_cgroup(context: &Context) -> Result<()> {
+    let id = context.fresh_id();
+    let directory = Path::new(ROOT).join("e2e").join(&id);
+    let bundle = Bundle::new(context, &["true"])?;
+    let mut config = config(&["true"]);
+    config["linux"]["cgroupsPath"] = format!("/e2e/{id}").into();
+    bundle.write_config(&config)?;
+    let path = bundle.0.to_str().context("a path")?;
+    kata(&["run", "--keep", "--bundle", path, &id])?.expect_code(0)?;
+    ensure!(read(&directory, "cgroup.procs")?.is_empty(), "somebody is left in it");
+    ensure!(read(&directory, "pids.max")? == "max", "the container's limit is the guest's");
+    kata(&["delete", &id])?.expect_code(0)?;
+    gone(&directory)
 }
 
 /// Has those above a cgroup hand it the processors.

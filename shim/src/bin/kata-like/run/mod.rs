@@ -19,6 +19,7 @@ use crate::{Globals, monitor, net};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use sandbox::cgroup::Placement;
+use sandbox::persist;
 use sandbox::settings::Settings;
 use sandbox::storage;
 use scratch::Scratch;
@@ -193,8 +194,13 @@ fn live(
         let run = foreground::run(&sandbox, (source, network), places, arguments, signals);
         let status = run.await;
         monitor::keep_console(reservation.home());
+        let keep = keep && status.is_ok();
+        let cgroup = if keep { sandbox.keep_cgroup() } else { None };
         sandbox.stop().await;
-        if keep && status.is_ok() {
+        if keep {
+            if let Some(cgroup) = cgroup {
+                persist::leave_cgroup(&reservation.home().sandbox()?, cgroup)?;
+            }
             reservation.leave();
         } else {
             reservation.give_up().await;
