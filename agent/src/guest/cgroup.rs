@@ -124,7 +124,7 @@ impl Cgroup {
             && memory.check_before_update() == Some(true)
         {
             let used = self.read("memory.current")?.trim().parse().unwrap_or_default();
-            check_memory(memory.limit(), used)?;
+            check_memory(memory.limit(), memory.swap(), used)?;
         }
         // The kernel takes no quota below the burst, which is set after it.
         if resources.cpu().as_ref().is_some_and(|c| c.quota().is_some() && c.burst().is_some()) {
@@ -247,17 +247,16 @@ fn is_gone(error: &io::Error) -> bool {
     error.kind() == ErrorKind::NotFound || error.raw_os_error() == Some(libc::ENODEV)
 }
 
-/// Whether memory may be limited to so many bytes, -1 for no limit, while so many are used.
-fn check_memory(limit: Option<i64>, used: i64) -> io::Result<()> {
-    match limit {
-        Some(limit) if (0..used).contains(&limit) => {
-            // runc's words, which callers look for.
-            Err(io::Error::other(format!(
-                "rejecting memory limit {limit}: {used} bytes are in use"
-            )))
+/// Whether memory, and memory with swap, may be limited to so many bytes, -1 for no limit, while so many are used.
+fn check_memory(limit: Option<i64>, with_swap: Option<i64>, used: i64) -> io::Result<()> {
+    // In runc's order and words, which callers look for.
+    for (name, limit) in [("memory+swap", with_swap), ("memory", limit)] {
+        if let Some(limit) = limit.filter(|limit| (1..=used).contains(limit)) {
+            let text = format!("rejecting {name} limit {limit}: {used} bytes are in use");
+            return Err(io::Error::other(text));
         }
-        _ => Ok(()),
     }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -266,10 +265,15 @@ mod tests {
 
     #[test]
     fn less_memory_than_is_used_is_refused() {
-        let refused = check_memory(Some(1024), 1025).unwrap_err().to_string();
-        assert!(refused.starts_with("rejecting memory limit 1024"), "{refused}");
-        for fine in [None, Some(-1), Some(1025), Some(2000)] {
-            assert!(check_memory(fine, 1025).is_ok());
+        let refused = |limit, swap| check_memory(limit, swap, 1025).unwrap_err().to_string();
+        for swap in [None, Some(-1), Some(4096)] {
+            let said = refused(Some(1024), swap);
+            assert!(said.starts_with("rejecting memory limit 1024"), "{said}");
+        }
+        let said = refused(Some(1024), Some(1025));
+        assert!(said.starts_with("rejecting memory+swap limit 1025"), "{said}");
+        for fine in [None, Some(-1), Some(0), Some(1026), Some(2000)] {
+            assert!(check_memory(fine, fine, 1025).is_ok());
         }
     }
 
