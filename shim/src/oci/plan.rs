@@ -11,7 +11,7 @@
 //!    path, as CRI engines write them, becomes one of the same mappings. Any other is refused.
 //!    A new network namespace is dropped too: the guest's only network is the sandbox's. On the host that of the process
 //!    which stands for the sandbox is the new one: some engines fill it later. The interfaces of it, or of one that a
-//!    path names are given to the guest.
+//!    path names are given to the guest. Network devices of the host's move there first ([`net_devices`]).
 //! 4. What names host policy or host hardware is refused or left out ([`policy`]). Left out are also CPU sets,
 //!    limits of network devices and of block devices that are no disks of the container's, RDMA, and nodes of
 //!    devices that not every Linux has.
@@ -21,11 +21,13 @@ mod access_times;
 mod binds;
 pub mod disks;
 mod layers;
+mod net_devices;
 mod policy;
 pub mod shared;
 
 use crate::error::{Error, Result};
 use crate::guest::paths as guest_paths;
+use crate::host::network::NetDevice;
 use crate::oci::lenient;
 use crate::oci::lost::lost;
 use crate::oci::number_list::NumberList;
@@ -81,6 +83,8 @@ pub struct Plan {
     pub shared_binds: Vec<SharedBind>,
     /// The host's network namespace whose interfaces the guest is to have.
     pub network: Option<PathBuf>,
+    /// Network devices of the host's that are to move into that namespace before.
+    pub net_devices: Vec<NetDevice>,
     /// Kernel parameters of the pod whose pause container it is: the guest's.
     pub sysctls: BTreeMap<String, String>,
     /// The guest's memory that it shares with its pod.
@@ -191,6 +195,7 @@ pub fn container(
     let network = linux.namespaces().iter().flatten().find(of_network);
     let network = network.filter(|n| !shared::is_of(n, pid));
     let network = network.and_then(|n| n.path().clone().or_else(|| shared::network_of(pid)));
+    let net_devices = net_devices::take(linux, part)?;
     let joins_pids = plan_linux(linux, &disks, Surroundings { part, pid })?;
     let mut sysctls = BTreeMap::new();
     if part == Part::Pause {
@@ -209,9 +214,16 @@ pub fn container(
     let mut left_out = lost(&asked, &planned);
     // These are seen to on the host.
     left_out.retain(|at| {
-        !["/hooks", "/mounts", "/annotations", "/hostname", "/linux/sysctl"]
-            .iter()
-            .any(|on_host| at.starts_with(on_host))
+        ![
+            "/hooks",
+            "/mounts",
+            "/annotations",
+            "/hostname",
+            "/linux/sysctl",
+            "/linux/netDevices",
+        ]
+        .iter()
+        .any(|on_host| at.starts_with(on_host))
     });
     let Binds { all: binds, shared: shared_binds, volumes, sub_paths, .. } = binds;
     let resources = asked.pointer("/linux/resources").cloned().unwrap_or_default();
@@ -226,6 +238,7 @@ pub fn container(
         binds,
         shared_binds,
         network,
+        net_devices,
         sysctls,
         volumes,
         sub_paths,

@@ -162,7 +162,8 @@ impl Sandbox {
                     process.and_then(oci_spec::runtime::Process::oom_score_adj),
                 );
             }
-            let Plan { hooks, spec, spec_json, annotations, rootfs, network, sysctls, .. } = plan;
+            let Plan { hooks, spec, spec_json, annotations, rootfs, network, net_devices, sysctls, .. } =
+                plan;
             // Of a root on a disk the guest alone knows files.
             let read_only = !rootfs.is_empty()
                 && spec
@@ -174,7 +175,7 @@ impl Sandbox {
                 ContainerHooks { hooks, id: id.clone(), pid, bundle, annotations, noted: true };
             let made = async {
                 hooks.creating().await?;
-                self.become_pod(&agent, network.as_deref(), &sysctls).await?;
+                self.become_pod(&agent, network.as_deref(), &net_devices, &sysctls).await?;
                 agent
                     .create_container(&id, spec_json, numbers, has)
                     .await

@@ -4,7 +4,7 @@ use super::Sandbox;
 use crate::error::{Error, Result};
 use crate::guest::agent::Agent;
 use crate::host::blocking::blocking;
-use crate::host::network::{self, Joined, Namespace, Tapped};
+use crate::host::network::{self, Joined, Namespace, NetDevice, Tapped};
 use crate::host::persist::SandboxState;
 use crate::host::undo::Undo;
 use crate::oci::plan::shared;
@@ -41,13 +41,28 @@ fn own(path: &Path) -> Network {
     }
 }
 
+async fn move_into(namespace: &Arc<Namespace>, devices: &[NetDevice]) -> Result<()> {
+    if devices.is_empty() {
+        return Ok(());
+    }
+    let (into, devices) = (namespace.clone(), devices.to_owned());
+    let work = move || Ok(network::take(&devices, &into)?);
+    blocking("move network devices into", namespace.path(), work).await
+}
+
 impl Sandbox {
-    /// Gives the guest the interfaces of the network namespace at `path`, which a container's spec names; the first
-    /// container of a sandbox decides for all.
+    /// Gives the guest the interfaces of the network namespace at `path`, which a container's spec names, once these
+    /// devices of the host's are there as well; the first container of a sandbox decides for all.
     ///
     /// # Errors
-    /// It is not the sandbox's, can't be one's, or the machine or the agent fails. Nothing is changed then.
-    pub(super) async fn join_network(&self, agent: &Agent, path: Option<&Path>) -> Result<()> {
+    /// It is not the sandbox's, can't be one's, or the machine or the agent fails. Nothing is changed then, but that a
+    /// device may have moved.
+    pub(super) async fn join_network(
+        &self,
+        agent: &Agent,
+        path: Option<&Path>,
+        devices: &[NetDevice],
+    ) -> Result<()> {
         let mut network = self.0.network.lock().await;
         let Some(path) = path else {
             if matches!(*network, Network::Undecided) {
@@ -58,6 +73,9 @@ impl Sandbox {
         if shared::network_of(self.pid()).as_deref() == Some(path) {
             if matches!(*network, Network::Undecided) {
                 *network = own(path);
+                if let Network::Namespace { namespace, .. } = &*network {
+                    move_into(namespace, devices).await?;
+                }
             }
             return Ok(());
         }
@@ -83,6 +101,7 @@ impl Sandbox {
             Network::Loopback => other(&"its network, which has a loopback interface alone"),
             Network::Undecided => {
                 let namespace = Arc::new(asked);
+                move_into(&namespace, devices).await?;
                 let found = self.attach_network(agent, &namespace).await?;
                 *network = Network::Namespace { namespace, found };
                 Ok(())

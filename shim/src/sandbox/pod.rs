@@ -3,6 +3,7 @@
 use super::Sandbox;
 use crate::error::{Error, Result};
 use crate::guest::agent::{Agent, PidsOf};
+use crate::host::network::NetDevice;
 use crate::oci::plan::Plan;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -48,14 +49,15 @@ impl Sandbox {
             let agent = sandbox.agent().await?;
             sandbox.keep_promise(&agent).await?;
             let Some(pod) = &sandbox.0.told else { return Ok(()) };
-            sandbox.become_pod(&agent, pod.network.as_deref(), &pod.sysctls).await?;
+            sandbox.become_pod(&agent, pod.network.as_deref(), &[], &pod.sysctls).await?;
             sandbox.forward_localhost().await;
             Ok(())
         })
         .await
     }
 
-    /// Gives the guest the network of the namespace at `path`, and then kernel parameters, some of which are of that.
+    /// Gives the guest the network of the namespace at `path`, with these devices of the host's, and then kernel parameters,
+    /// some of which are of that.
     ///
     /// # Errors
     /// See [`Sandbox::join_network`]; a parameter that is none, or can't be so.
@@ -63,9 +65,10 @@ impl Sandbox {
         &self,
         agent: &Agent,
         path: Option<&Path>,
+        devices: &[NetDevice],
         sysctls: &BTreeMap<String, String>,
     ) -> Result<()> {
-        self.join_network(agent, path).await?;
+        self.join_network(agent, path, devices).await?;
         if !sysctls.is_empty() {
             agent.set_sysctls(sysctls).await?;
         }

@@ -4,6 +4,7 @@
 //! What arrives at the interface is redirected to the tap before the namespace's own kernel sees it, and what the guest
 //! sends leaves by the interface: so the guest has its MAC and addresses, and nothing else in the namespace changes.
 
+mod devices;
 mod error;
 mod forward;
 mod namespace;
@@ -17,6 +18,7 @@ mod tenant;
 #[cfg(test)]
 pub mod testing;
 
+pub use devices::{NetDevice, take};
 pub use error::NetworkError;
 pub use forward::{Localhost, listen};
 pub use namespace::Namespace;

@@ -157,7 +157,6 @@ fn what_only_a_host_has_is_refused_by_name() {
         ("/linux/intelRdt", json!({"l3CacheSchema": "L3:0=f"})),
         ("/linux/memoryPolicy", json!({"mode": "MPOL_BIND", "nodes": "0"})),
         ("/linux/memoryPolicy", json!({"mode": "MPOL_DEFAULT", "flags": ["MPOL_F_STATIC_NODES"]})),
-        ("/linux/netDevices", json!({"eth0": {}})),
         ("/hooks/createContainer", json!([{"path": "/bin/true"}])),
     ];
     for (pointer, value) in cases {

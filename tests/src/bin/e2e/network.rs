@@ -32,6 +32,7 @@ crate::cases!(
     namespaces_that_can_not_be_a_guests_are_named,
     packet_filters_of_a_namespace_are_warned_of,
     the_engines_resolver_answers_at_its_own_address,
+    devices_of_the_hosts_move_to_the_guest,
 );
 
 /// Bytes that are sent each way.
@@ -385,6 +386,45 @@ fn namespaces_that_can_not_be_a_guests_are_named(context: &Context) -> Result<()
         ping(&net.guest(0))?;
     }
     Ok(())
+}
+
+/// Into a namespace that has a path they stay when the container is gone; with one of the sandbox's own they go.
+fn devices_of_the_hosts_move_to_the_guest(context: &Context) -> Result<()> {
+    let mut net = Net::empty(context)?;
+    let (name, mac) = (format!("e2edev{}", std::process::id() % 1000), "02:00:00:00:00:55");
+    let make = || {
+        ip(&format!("link add {name} address {mac} mtu 1489 type dummy"))?;
+        ip(&format!("addr add 192.0.2.7/32 dev {name}"))?;
+        ip(&format!("addr add 192.0.2.9/32 scope link dev {name}"))
+    };
+    let bundle = Bundle::new(context, &[])?;
+    let mut config = config(&["ip", "addr", "show", "dev", "moved0"]);
+    config["linux"]["netDevices"] = json!({&name: {"name": "moved0"}});
+    bundle.write_config(&config)?;
+    bundle.run()?.expect_error(&["/linux/netDevices", "without a NET namespace"])?;
+
+    let mut run = |namespace: Value| -> Result<()> {
+        make()?;
+        let namespaces = config["linux"]["namespaces"].as_array_mut().context("namespaces")?;
+        namespaces.retain(|namespace| namespace["type"] != "network");
+        namespaces.push(namespace);
+        bundle.write_config(&config)?;
+        let said = bundle.run()?.expect_code(0)?.text();
+        contains(&said, &[mac, "mtu 1489", "UP", "192.0.2.7/32"])?;
+        if said.contains("192.0.2.9") {
+            bail!("an address of the link alone has moved: {said}");
+        }
+        match ip(&format!("link show {name}")) {
+            Ok(said) => bail!("it has stayed on the host: {said}"),
+            Err(_) => Ok(()),
+        }
+    };
+    run(json!({"type": "network"}))?;
+    // Another beside it, which is there before.
+    net.add(1500)?;
+    run(json!({"type": "network", "path": format!("/run/netns/{}", net.name)}))?;
+    contains(&net.ip("addr show dev moved0")?, &[mac, "192.0.2.7/32"])?;
+    net.is_clean()
 }
 
 /// Of tables without rules nobody has to be warned.

@@ -196,7 +196,6 @@ fn what_cannot_be_had_is_refused_by_name(context: &Context) -> Result<()> {
         ("/linux/mountLabel", json!("u:r:mine_t:s0"), "/linux/mountLabel"),
         ("/linux/intelRdt", json!({"closID": "mine"}), "/linux/intelRdt"),
         ("/linux/memoryPolicy", json!({"mode": "MPOL_BIND", "nodes": "0"}), "/linux/memoryPolicy"),
-        ("/linux/netDevices", json!({"eth0": {}}), "/linux/netDevices"),
         ("/hooks", json!({"createContainer": [{"path": "/bin/true"}]}), "/hooks/createContainer"),
     ] {
         let mut spec = config(&["true"]);
