@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::oci::number_list::NumberList;
-use crate::oci::plan::disks::{Disk, Host, Kind, MountOf, Numbers, Source};
+use crate::oci::plan::disks::{DirectoryId, Disk, Host, Kind, MountOf, Numbers, Source};
 use crate::oci::plan::shared::{Directory, Memory};
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::stat::{major, minor};
@@ -63,7 +63,11 @@ impl Host for ThisHost {
         let (Ok(path), Ok(mounts)) = (path.canonicalize(), fs::read("/proc/self/mountinfo")) else {
             return MountOf::default();
         };
-        mount_in(&mounts, path.as_os_str().as_bytes())
+        let (mut found, mount) = mount_in(&mounts, path.as_os_str().as_bytes());
+        let meta = fs::metadata(path).ok().filter(Metadata::is_dir);
+        let id = |meta: Metadata| DirectoryId { mount, device: meta.dev(), inode: meta.ino() };
+        found.directory = meta.map(id);
+        found
     }
 
     fn processors(&self) -> NumberList {
@@ -72,22 +76,25 @@ impl Host for ThisHost {
     }
 }
 
-/// What mountinfo (proc_pid_mountinfo(5)) says of the mount that an absolute path is on.
-fn mount_in(mountinfo: &[u8], path: &[u8]) -> MountOf {
+/// What mountinfo (proc_pid_mountinfo(5)) says of the mount that an absolute path is on, and its number.
+fn mount_in(mountinfo: &[u8], path: &[u8]) -> (MountOf, u64) {
     let path = escaped(path);
-    let (mut found, mut longest) = (MountOf::default(), 0);
+    let (mut found, mut number, mut longest) = (MountOf::default(), 0, 0);
     for line in mountinfo.split(|byte| *byte == b'\n') {
-        let mut fields = line.split(|byte| *byte == b' ').skip(4);
+        let mut fields = line.split(|byte| *byte == b' ');
+        let id = fields.next().and_then(|id| std::str::from_utf8(id).ok()?.parse().ok());
+        let mut fields = fields.skip(3);
         let (Some(at), Some(options)) = (fields.next(), fields.next()) else { continue };
         // Of a later mount on the same point the earlier one is hidden.
         if is_below(&path, at) && at.len() >= longest {
             longest = at.len();
+            number = id.unwrap_or_default();
             let options = String::from_utf8_lossy(options);
             found.options = options.split(',').map(str::to_owned).collect();
         }
         found.mounts_below |= at != path && is_below(at, &path);
     }
-    found
+    (found, number)
 }
 
 /// Where the file system that an absolute path is on is mounted whole, by mountinfo, and the path in it; none, where the
@@ -250,16 +257,21 @@ mod tests {
             3 1 0:6 / /mnt\\040a ro,nosuid - tmpfs t rw\n\
             4 3 0:7 / /mnt\\040a/x/y rw,noexec - tmpfs t rw\n";
         let of = |path: &str| {
-            let found = mount_in(mountinfo, path.as_bytes());
-            (found.options.join(","), found.mounts_below)
+            let (found, number) = mount_in(mountinfo, path.as_bytes());
+            (found.options.join(","), found.mounts_below, number)
         };
-        assert_eq!(of("/mnt a"), ("ro,nosuid".to_owned(), true));
-        assert_eq!(of("/mnt a/x"), ("ro,nosuid".to_owned(), true));
-        assert_eq!(of("/mnt a/x/y/z"), ("rw,noexec".to_owned(), false));
-        assert_eq!(of("/mnt ab"), ("rw,relatime".to_owned(), false));
-        assert_eq!(of("/"), ("rw,relatime".to_owned(), true));
+        assert_eq!(of("/mnt a"), ("ro,nosuid".to_owned(), true, 3));
+        assert_eq!(of("/mnt a/x"), ("ro,nosuid".to_owned(), true, 3));
+        assert_eq!(of("/mnt a/x/y/z"), ("rw,noexec".to_owned(), false, 4));
+        assert_eq!(of("/mnt ab"), ("rw,relatime".to_owned(), false, 1));
+        assert_eq!(of("/"), ("rw,relatime".to_owned(), true, 1));
         assert_eq!(escaped(b"/a b\\c\n"), b"/a\\040b\\134c\\012");
         assert!(ThisHost.mount_of(Path::new("/")).mounts_below);
+        let of_host = |path: &str| ThisHost.mount_of(Path::new(path)).directory;
+        assert!(
+            of_host("/proc").is_some_and(|id| id.mount > 0) && of_host("/proc") != of_host("/")
+        );
+        assert_eq!(of_host("/proc/version"), None);
         assert_eq!(ThisHost.mount_of(Path::new("/no/such/directory")), MountOf::default());
     }
 

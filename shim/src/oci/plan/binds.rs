@@ -39,7 +39,7 @@ pub struct Bind {
     pub times_below: AccessTimes,
 }
 
-/// One that all containers of a sandbox which ask for the same have as one.
+/// A directory that all containers of a sandbox which ask for the same have as one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SharedBind {
     /// Where in the shared directory, in the place of a container's id.
@@ -157,7 +157,9 @@ impl Binds {
         let has = |option: &str| mount.options().iter().flatten().any(|o| o == option);
         let (recursive, read_only_below) = (has("rbind"), has("rro"));
         let read_only = has("ro") || read_only_below;
-        let is_shared = owners.is_none() && shared::is_among_all(self.part, &source);
+        // What is mounted below would be held until the pod's end.
+        let is_written = !read_only && of_host.directory.is_some() && !of_host.mounts_below;
+        let is_shared = owners.is_none() && shared::is_among_all(self.part, &source, is_written);
         if !is_shared && recursive && read_only && !read_only_below && of_host.mounts_below {
             // What the guest finds mounted below takes over the flags of its own mount.
             if let Some(options) = mount.options_mut() {
@@ -179,7 +181,8 @@ impl Binds {
             times_below,
         };
         if is_shared {
-            let place = guest_paths::place_of_all(&format!("{bind:?}"));
+            // What is at its path by the time of another container's create may be another directory.
+            let place = guest_paths::place_of_all(&format!("{bind:?} {:?}", of_host.directory));
             mount.set_source(Some(guest_paths::of_all(&place)));
             self.shared.push(SharedBind { place, bind });
         } else {

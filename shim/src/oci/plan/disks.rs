@@ -74,6 +74,19 @@ pub struct MountOf {
     pub options: Vec<String>,
     /// Something is mounted below the path.
     pub mounts_below: bool,
+    /// The directory that the path leads to, if it is one.
+    pub directory: Option<DirectoryId>,
+}
+
+/// Tells a directory from what is made, or mounted, in its place later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DirectoryId {
+    /// The mount, by mountinfo.
+    pub mount: u64,
+    /// Its file system's device.
+    pub device: u64,
+    /// Its inode there.
+    pub inode: u64,
 }
 
 /// A disk of the container's; the guest has its node at [`guest_paths::disk`], by its index.

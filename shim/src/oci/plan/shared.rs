@@ -3,9 +3,10 @@
 //! - Network, IPC and UTS are the guest's own; of the pause container, which would make new ones, as well.
 //! - A PID namespace is a container's own, or that of another one where the spec names the PID namespace of the process
 //!   which stands for that on the host: see [`crate::sandbox`]'s `stand_ins` for which that are.
-//! - An emptyDir on the host's disk is one directory in the guest, whoever mounts it: by two ways a file would be two for
-//!   the guest's kernel, and a socket in it, a lock or a mapping of one container's nothing to another's. As it is the
-//!   pod's alone, who may not write to it is the guest's affair.
+//! - A directory of the host's that a container may write to is one in the guest, whoever mounts it so: by two ways a
+//!   file would be two for the guest's kernel, and a socket in it, a lock or a mapping of one container's nothing to
+//!   another's. Who mounts it read-only has it apart, as that is held on the host; but for an emptyDir: as it is the pod's
+//!   alone, who may not write to it is the guest's affair.
 //! - Memory of the host's that engines give a pod (`/dev/shm`, an emptyDir in memory) is memory of the guest: what one
 //!   container maps of it the others see. It is as large as the host's, and the host's stays empty. Secrets are in
 //!   memory as well, but have contents: they are shown as any directory.
@@ -85,10 +86,11 @@ pub(super) fn volume(part: Part, mount: &Mount, source: &Path, host: &dyn Host) 
     Some(Volume { path: guest_paths::memory(source), memory })
 }
 
-/// Whether the source of a bind mount is an emptyDir, whole, that a pod's containers may have among them.
-pub(super) fn is_among_all(part: Part, source: &Path) -> bool {
+/// Whether a pod's containers have the source of a bind mount among them: a directory that is written to, or an emptyDir,
+/// whole.
+pub(super) fn is_among_all(part: Part, source: &Path, is_written: bool) -> bool {
     let parent = source.parent().and_then(Path::file_name);
-    part != Part::Alone && parent.is_some_and(|name| name == EMPTY_DIR)
+    part != Part::Alone && (is_written || parent.is_some_and(|name| name == EMPTY_DIR))
 }
 
 fn is_empty_dir(path: &Path) -> bool {

@@ -1,14 +1,15 @@
-use super::disks::{Disk, DiskMount, Kind, MountOf, Numbers, Overlay, Source, Upper};
+use super::disks::{DirectoryId, Disk, DiskMount, Kind, MountOf, Numbers, Overlay, Source, Upper};
 use super::shared::{Directory, Memory};
 use super::*;
 use oci_spec::runtime::LinuxDeviceCgroup;
 use serde_json::json;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The process that stands for the sandbox.
 const VMM: u32 = 4711;
 
-/// A host with a device, 8:16, and an image.
+/// A host with a device, 8:16, an image, and a directory on which something else is mounted at every look.
 struct TestHost;
 
 impl Host for TestHost {
@@ -36,7 +37,13 @@ impl Host for TestHost {
     }
 
     fn mount_of(&self, path: &Path) -> MountOf {
-        MountOf { mounts_below: path == Path::new("/mounted"), ..MountOf::default() }
+        static MOUNTS: AtomicU64 = AtomicU64::new(1);
+        let mount = if path.ends_with("mounted-anew") { &MOUNTS } else { &AtomicU64::new(0) };
+        let mount = mount.fetch_add(1, Ordering::Relaxed);
+        let id = DirectoryId { mount, device: 1, inode: 1 };
+        let directory = path.starts_with("/disk").then_some(id);
+        let mounts_below = path == Path::new("/mounted") || path.ends_with("with-mounts");
+        MountOf { mounts_below, directory, ..MountOf::default() }
     }
 
     fn processors(&self) -> NumberList {
@@ -864,6 +871,32 @@ fn an_empty_dir_on_the_hosts_disk_is_one_for_all_containers_of_a_pod() {
         let plan = plan(kind, source, &["rbind", "ro"]);
         assert!(plan.shared_binds.is_empty() && plan.binds[0].read_only, "{source}");
     }
+}
+
+#[test]
+fn a_directory_that_is_written_is_one_for_all_containers_of_a_pod() {
+    let plan = |kind: &str, source: &str, options: &[&str]| {
+        let mount =
+            json!({"destination": "/d", "type": "bind", "source": source, "options": options});
+        of_pod(kind, |v| v["mounts"] = json!([mount])).unwrap()
+    };
+    let volume = "/disk/volumes/kubernetes.io~csi/data/mount";
+    let [one, other] = [["rbind", "rw"], ["rbind", "rw"]].map(|o| plan("container", volume, &o));
+    assert!(one.binds.is_empty() && one.shared_binds.len() == 1);
+    assert_eq!(one.shared_binds, other.shared_binds);
+    assert!(!one.shared_binds[0].bind.read_only);
+    // That a container only reads is held on the host.
+    let reads = plan("container", volume, &["rbind", "ro"]);
+    assert!(reads.shared_binds.is_empty() && reads.binds[0].read_only);
+    // One that is a file, or no pod's.
+    assert!(plan("container", "/image", &["rbind", "rw"]).shared_binds.is_empty());
+    assert!(plan("neither", volume, &["rbind", "rw"]).shared_binds.is_empty());
+    // What is mounted there would be held as long as the pod lives.
+    assert!(plan("container", "/disk/with-mounts", &["rbind"]).shared_binds.is_empty());
+    // A container that starts again finds what is mounted there by then.
+    let [before, after] = [(); 2].map(|()| plan("container", "/disk/mounted-anew", &["rbind"]));
+    assert_eq!(before.shared_binds[0].bind, after.shared_binds[0].bind);
+    assert_ne!(before.shared_binds[0].place, after.shared_binds[0].place);
 }
 
 #[test]
