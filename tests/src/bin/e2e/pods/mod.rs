@@ -20,6 +20,7 @@ use std::fs;
 use std::fs::Permissions;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown, symlink};
 use std::path::{Path, PathBuf};
+use std::sync::{Barrier, Mutex};
 
 crate::cases!(
     crate::Scope::EachContainerd;
@@ -37,7 +38,9 @@ crate::cases!(
     volumes_are_seen_as_kubelet_changes_them_and_memory_is_shared,
     a_part_of_a_volume_in_memory_is_what_others_have_there,
     a_mount_of_the_hosts_is_followed_where_that_is_asked_for,
-    many_at_once_leave_nothing,
+    many_at_once_leave_nothing;
+    crate::Scope::Long;
+    thirty_at_once_leave_nothing,
 );
 
 /// PID namespaces of their own.
@@ -345,6 +348,9 @@ fn volumes_are_seen_as_kubelet_changes_them_and_memory_is_shared(context: &Conte
     let last_words = directory.join("termination-log");
     fs::write(&last_words, "")?;
     fs::set_permissions(&last_words, Permissions::from_mode(0o666))?;
+    let shared = directory.join("shared");
+    fs::create_dir_all(&shared)?;
+    fs::set_permissions(&shared, Permissions::from_mode(0o777))?;
     fs::create_dir_all(&cache)?;
     let flags = MsFlags::empty();
     mount(Some("tmpfs"), &cache, Some("tmpfs"), flags, Some("size=1m,mode=0777"))?;
@@ -356,11 +362,12 @@ fn volumes_are_seen_as_kubelet_changes_them_and_memory_is_shared(context: &Conte
         {"container_path": "/cache", "host_path": cache},
         {"container_path": "/part", "host_path": part},
         {"container_path": "/data", "host_path": data},
+        {"container_path": "/shared", "host_path": shared},
         {"container_path": "/dev/termination-log", "host_path": last_words},
         {"container_path": "/e2e", "host_path": std::env::current_exe()?, "readonly": true},
     ], "linux": {"security_context": {"run_as_user": {"value": 1234}, "supplemental_groups": [4321]}}});
     // In the host's files and in the guest's memory.
-    let sockets = ["/data/socket", "/cache/socket"];
+    let sockets = ["/data/socket", "/shared/socket", "/cache/socket"];
     let answer = |socket| format!("/e2e {} answer {socket} &", inside::FLAG);
     let answers = sockets.map(answer).join(" ") + " exec sleep 1000000";
     let mut reads = mounts.clone();
@@ -477,20 +484,38 @@ fn a_mount_of_the_hosts_is_followed_where_that_is_asked_for(context: &Context) -
 }
 
 fn many_at_once_leave_nothing(context: &Context) -> Result<()> {
-    come_and_go_at_once(context, OURS)
+    come_and_go_at_once(context, OURS, context.many.div_ceil(2))
 }
 
-fn come_and_go_at_once(context: &Context, handler: &str) -> Result<()> {
-    std::thread::scope(|scope| {
-        let life = || {
-            let pod = Pod::run(context, handler, &Value::Null)?;
+fn thirty_at_once_leave_nothing(context: &Context) -> Result<()> {
+    come_and_go_at_once(context, OURS, 30)
+}
+
+/// How many start at the same time: more would wait for each other longer than engines do for one.
+const AT_ONCE: usize = 4;
+
+fn come_and_go_at_once(context: &Context, handler: &str, pods: u32) -> Result<()> {
+    let (turns, all_live) = ([const { Mutex::new(()) }; AT_ONCE], Barrier::new(pods as usize));
+    let life = |number: u32| {
+        let mut pod = None;
+        let lives = || -> Result<()> {
+            let turn = turns[number as usize % AT_ONCE].lock();
+            let pod = pod.insert(Pod::run(context, handler, &Value::Null)?);
             let containers = [pod.sleeper()?, pod.sleeper()?];
+            drop(turn);
             let names = containers.iter().map(|one| one.sh("hostname"));
             let names: Vec<_> = names.collect::<Result<_>>()?;
             ensure!(names == ["in-a-pod", "in-a-pod"], "{names:?}");
-            pod.remove()
+            Ok(())
         };
-        let lives: Vec<_> = (0..context.many.div_ceil(2)).map(|_| scope.spawn(life)).collect();
+        let lived = { lives }();
+        all_live.wait();
+        lived?;
+        pod.context("a pod")?.remove()
+    };
+    let life = &life;
+    std::thread::scope(|scope| {
+        let lives: Vec<_> = (0..pods).map(|number| scope.spawn(move || life(number))).collect();
         let ends = lives.into_iter().map(|life| life.join().unwrap_or_else(|_| bail!("panicked")));
         ends.collect::<Result<()>>()
     })

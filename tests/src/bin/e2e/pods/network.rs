@@ -8,12 +8,14 @@ use serde_json::Value;
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Shutdown, TcpListener, TcpStream};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 crate::cases!(
     crate::Scope::Once;
     much_goes_each_way_by_both_families_in_small_frames,
-    a_pod_without_ipv4_has_its_network,
+    a_pod_without_ipv4_has_its_network;
+    crate::Scope::Long;
+    a_gibibyte_goes_each_way_by_both_families,
 );
 
 const NAME: &str = "e2e-small";
@@ -31,7 +33,7 @@ const SIX: &str = r#"{"cniVersion": "1.0.0", "name": "e2e-small", "plugins": [
     {"type": "bridge", "bridge": "e2e-small0", "isGateway": true, "ipam": {"type": "host-local",
         "ranges": [[{"subnet": "fd00:89::/64"}]], "routes": [{"dst": "::/0"}]}}]}"#;
 
-/// Bytes that go each way.
+/// Bytes that go each way, once or over and over.
 const LOT: usize = 32 << 20;
 
 /// A network above in place of the lab's, until it is dropped.
@@ -78,6 +80,29 @@ fn addresses(pod: &Pod) -> Result<[IpAddr; 2]> {
 }
 
 fn much_goes_each_way_by_both_families_in_small_frames(context: &Context) -> Result<()> {
+    go_each_way(context, 1)
+}
+
+fn a_gibibyte_goes_each_way_by_both_families(context: &Context) -> Result<()> {
+    go_each_way(context, (1 << 30) / LOT)
+}
+
+/// The sum of a lot that comes so often.
+fn sum_of(data: &[u8], times: usize) -> Result<String> {
+    let mut sum = Command::new("sha256sum")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("sha256sum")?;
+    let mut input = sum.stdin.take().context("its input")?;
+    for _ in 0..times {
+        input.write_all(data)?;
+    }
+    drop(input);
+    Ok(String::from_utf8(sum.wait_with_output()?.stdout)?.trim().to_owned())
+}
+
+fn go_each_way(context: &Context, times: usize) -> Result<()> {
     let _small = Small::configure(context, NETWORK)?;
     let pod = Pod::run(context, OURS, &Value::Null)?;
     let [v4, v6] = addresses(&pod)?;
@@ -88,8 +113,7 @@ fn much_goes_each_way_by_both_families_in_small_frames(context: &Context) -> Res
         ensure!(said.contains(words), "no {words:?}: {said}");
     }
     let data = bytes();
-    let sum = command::Running::start(&mut Command::new("sha256sum"), data.clone())?;
-    let sum = sum.finish(DEADLINE)?.expect_code(0)?.text();
+    let sum = sum_of(&data, times)?;
     for (own, gateway) in [(v4, "10.89.0.1"), (v6, "fd00:89::1")] {
         let receive = "nc -l -p 9000 | sha256sum";
         let receiver = pod.start(&["sh", "-c", receive], &Value::Null)?;
@@ -99,7 +123,9 @@ fn much_goes_each_way_by_both_families_in_small_frames(context: &Context) -> Res
             Ok(stream.is_some())
         })?;
         let mut stream = stream.context("a stream")?;
-        stream.write_all(&data)?;
+        for _ in 0..times {
+            stream.write_all(&data)?;
+        }
         stream.shutdown(Shutdown::Write)?;
         ensure!(receiver.ended()? == 0);
         ensure!(receiver.log()? == sum, "{own} has received {}, not {sum}", receiver.log()?);
@@ -109,15 +135,18 @@ fn much_goes_each_way_by_both_families_in_small_frames(context: &Context) -> Res
         let file = pod.directory().join("lot");
         fs::write(&file, &data)?;
         let lot = serde_json::json!({"mounts": [{"host_path": file, "container_path": "/lot"}]});
-        let send = format!("cp /lot /dev/shm/lot; nc {gateway} {port} < /dev/shm/lot");
+        let lots = format!("for n in $(seq {times}); do cat /dev/shm/lot; done");
+        let send = format!("cp /lot /dev/shm/lot; ({lots}) | nc {gateway} {port}");
         let _sender = pod.start(&["sh", "-c", &send], &lot)?;
         let (mut stream, from) = listener.accept()?;
         ensure!(from.ip() == own, "{from} is not {own}");
         stream.set_read_timeout(Some(DEADLINE))?;
         let mut back = vec![0; data.len()];
-        stream.read_exact(&mut back)?;
-        if back != data {
-            bail!("what {own} sent is not what it was given");
+        for time in 0..times {
+            stream.read_exact(&mut back)?;
+            if back != data {
+                bail!("what {own} sent is not what it was given, the {time}th time");
+            }
         }
     }
     pod.remove()

@@ -113,7 +113,7 @@ fn its_processes_are_in_the_pods_cgroup(context: &Context) -> Result<()> {
 }
 
 fn many_at_once_leave_nothing(context: &Context) -> Result<()> {
-    super::come_and_go_at_once(context, OURS)
+    super::come_and_go_at_once(context, OURS, context.many.div_ceil(2))
 }
 
 fn a_port_is_forwarded_and_one_where_nobody_listens_is_reset(context: &Context) -> Result<()> {
