@@ -11,6 +11,9 @@ pub struct Report {
     pub runs: usize,
     /// The figures.
     pub rows: Vec<Row>,
+    /// What holds on any machine: how often a guest of ours left to the host, and told a device of requests, while it did
+    /// what the row of that name does; the unit says which. In all, or where that row is a rate, for a thousand.
+    pub exits: Vec<Row>,
     /// A start of ours, cut into phases, in their order: name and median, ms.
     pub phases: Vec<(String, f64)>,
     /// What did not get through.

@@ -13,7 +13,8 @@ use anyhow::Result;
 /// The files can't be written.
 pub fn write(reports: [&Report; 2], ground: Ground) -> Result<()> {
     let docs = build::workspace().join("docs");
-    let rows = reports.iter().flat_map(|report| report.rows.clone()).collect();
+    let all = |report: &&Report| [report.rows.clone(), report.exits.clone()].concat();
+    let rows = reports.iter().flat_map(all).collect();
     let all = Report { rows, ..reports[0].clone() };
     std::fs::write(docs.join("benchmarks-inside.json"), rows_json(&all)?)?;
     std::fs::write(docs.join("benchmarks-inside.svg"), picture(reports))?;
@@ -27,13 +28,25 @@ const HEAD: &str = "# Inside a container
 Written by `make bench PART=inside`; to repeat it, run that. What a container's programs do once it runs, on the runtimes
 in turn: each in a root file system of its own, an overlay over the same Debian, of which the host has read what the
 program needs; what is written goes to the host's memory. *Own disk* is ours as in a pod of Kubernetes, or with
-`root.writes = \"disk\"`; *EROFS* is by `ctr run`, on containerd 2.4's EROFS snapshotter: the Debian is one
+`root.writes = \"disk\"`; *ext4* is runc with what is written on a disk of the host's, in its
+memory; *EROFS* is by `ctr run`, on containerd 2.4's EROFS snapshotter: the Debian is one
 layer, and what is written goes to an ext4 in a file in the host's memory, which the host mounts for runc and the guest for
 ours. Behind each figure, how it compares with runc's: above 1 is better than
 runc, of times as of rates. runc, crun and runsc are Debian's; runsc runs without a network. Rows for programs:
 [benchmarks-inside.json](benchmarks-inside.json). The network of pods is measured with [their lives](benchmarks.md).
 
 ![the index beside runc's](benchmarks-inside.svg)
+
+";
+
+/// What stands above the counts of exits.
+const EXITS: &str = "
+## Exits
+
+What holds on any machine: how often the guest left to the host for each, and how often it did so to tell a device of
+requests (of files that the host has, of its disk). Of a rate it is for a thousand times, of copies for a thousand KiB;
+otherwise for all that the container did, less what one takes that does nothing. The rest are mostly first uses of a page
+of the guest's memory, halts, timers and ends of interrupts.
 
 ";
 
@@ -50,6 +63,8 @@ runtime, so that figures compare within this table only; what they wait for each
 fn text(reports: [&Report; 2], ground: Ground) -> String {
     let mut page = format!("{HEAD}{}\n", clock(ground));
     table(&mut page, reports[0]);
+    page.push_str(EXITS);
+    exits(&mut page, reports[0]);
     page.push_str(SEVERAL);
     table(&mut page, reports[1]);
     push(&mut page, format_args!("\n| | |\n|---|---|\n"));
@@ -92,9 +107,39 @@ fn table(page: &mut String, report: &Report) {
     }
 }
 
+/// A row a program, two columns a runtime.
+fn exits(page: &mut String, report: &Report) {
+    let names = list(&report.exits, |row| &row.name);
+    let runtimes = list(&report.exits, |row| &row.runtime);
+    push(page, format_args!("| what |"));
+    for runtime in &runtimes {
+        push(page, format_args!(" {runtime}: exits | notifications |"));
+    }
+    push(page, format_args!("\n|---|{}\n", "---:|---:|".repeat(runtimes.len())));
+    for name in names {
+        let rate = row_of(report, name, "runc").is_some_and(|row| row.unit != "s");
+        push(page, format_args!("| {name}{} |", if rate { ", 1,000 ×" } else { "" }));
+        for runtime in &runtimes {
+            for kind in ["exits", "notifications"] {
+                let is_it =
+                    |row: &&Row| row.name == *name && row.runtime == **runtime && row.unit == kind;
+                let row = report.exits.iter().find(is_it);
+                let count = row.map_or_else(|| "–".to_owned(), |row| format!("{:.0}", row.median));
+                push(page, format_args!(" {count} |"));
+            }
+        }
+        push(page, format_args!("\n"));
+    }
+}
+
 fn listed(report: &Report, of: impl Fn(&Row) -> &String) -> Vec<&String> {
+    list(&report.rows, of)
+}
+
+/// Without repetition.
+fn list(rows: &[Row], of: impl Fn(&Row) -> &String) -> Vec<&String> {
     let mut list = Vec::new();
-    for row in &report.rows {
+    for row in rows {
         let name = of(row);
         if !list.contains(&name) {
             list.push(name);
@@ -169,13 +214,13 @@ mod tests {
 
     fn report(mut rows: Vec<Row>, failures: Vec<Failure>) -> Report {
         compare_to_runc(&mut rows);
-        Report { machine: vec![], runs: 1, rows, phases: vec![], failures }
+        Report { machine: vec![], runs: 1, rows, exits: vec![], phases: vec![], failures }
     }
 
     #[test]
     fn times_and_rates_both_say_how_much_better() {
         let row = |name, unit, runtime, value: f64| Row::of(name, unit, runtime, &[value]).unwrap();
-        let one = report(
+        let mut one = report(
             vec![
                 row("git", "s", "runc", 2.0),
                 row("git", "s", "kata-like", 4.0),
@@ -198,6 +243,12 @@ mod tests {
             ],
             vec![],
         );
+        let count = |name, kind, value| Row::of(name, kind, "kata-like", &[value]).unwrap();
+        one.exits = vec![
+            count("git", "exits", 31.0),
+            count("git", "notifications", 4.0),
+            count("pipe", "exits", 0.2),
+        ];
         let page = text([&one, &four], Ground::Emulated);
         assert!(page.contains("| git, s | 2.00 (1.00) | 4.00 (0.50) |"), "{page}");
         assert!(page.contains("| pipe, /s | 100 (1.00) | 800 (8.00) |"), "{page}");
@@ -205,6 +256,8 @@ mod tests {
         assert!(page.contains("kinds** | **1.00** | **4.00** |"), "{page}");
         assert!(page.contains("| **the others** | **1.00** | **0.50** |"), "{page}");
         assert!(page.contains("kinds** | **1.00** | **0.90** |"), "{page}");
+        assert!(page.contains("| git | 31 | 4 |"), "{page}");
+        assert!(page.contains("| pipe, 1,000 × | 0 | – |"), "{page}");
         assert!(page.contains("Failed: execl on kata-like: it fell over"), "{page}");
         let picture = picture([&one, &four]);
         assert!(picture.contains("kata-like, four copies") && picture.contains(">0.90<"));

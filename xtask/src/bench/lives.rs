@@ -99,7 +99,14 @@ mod tests {
             }
         }
         ::lab::bench::compare_to_runc(&mut rows);
-        let report = Report { machine: vec![], runs: 1, rows, phases: vec![], failures: vec![] };
+        let report = Report {
+            machine: vec![],
+            runs: 1,
+            rows,
+            exits: vec![],
+            phases: vec![],
+            failures: vec![],
+        };
         let table = table(&report);
         assert!(
             table.contains("| pause | crun | 0 ± 0 | 1 ± 0 | 2 ± 0 | 2 ± 0 | 5 ± 0 | 0.50 |"),

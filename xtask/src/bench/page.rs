@@ -178,7 +178,7 @@ mod tests {
         let mut rows = vec![row("runc", 100.0), row("kata-like", 250.0)];
         rows.extend([network("runc", 20.0), network("kata-like", 18.0)]);
         ::lab::bench::compare_to_runc(&mut rows);
-        Report { machine: vec![], runs: 1, rows, phases: vec![], failures: vec![] }
+        Report { machine: vec![], runs: 1, rows, exits: vec![], phases: vec![], failures: vec![] }
     }
 
     #[test]

@@ -2,8 +2,11 @@
 //! ones of the Debian on the disk of programs. Each gets a root file system of its own, an overlay over that disk, of which
 //! the host knows what the program reads, as on a node where the image has run before. What is written goes to the host's
 //! memory: how long a disk takes is the same for all.
+//!
+//! Of ours it is told besides how often the guest left to the host for it, in a run of its own, as counting takes time.
 
 use crate::erofs::Image;
+use crate::exits::Exits;
 use crate::timing::{milliseconds, now};
 use anyhow::{Context, Result, bail, ensure};
 use lab::bench::{Failure, Row};
@@ -25,9 +28,15 @@ const OWN_DISK: &str = "kata-like, own disk";
 const EROFS: [(&str, &str); 2] =
     [("runc, EROFS", "io.containerd.runc.v2"), ("kata-like, EROFS", "io.containerd.kata-like.v2")];
 
+/// runc, with what is written on a file system of a disk, as on most nodes, not in memory.
+const ON_EXT4: &str = "runc, ext4";
+
 /// What is compared.
-const RUNTIMES: [&str; 7] =
-    ["runc", "crun", "runsc", "kata-like", OWN_DISK, EROFS[0].0, EROFS[1].0];
+const RUNTIMES: [&str; 8] =
+    ["runc", "crun", "runsc", "kata-like", OWN_DISK, ON_EXT4, EROFS[0].0, EROFS[1].0];
+
+/// Those of which exits are counted.
+const COUNTED: [&str; 2] = ["kata-like", OWN_DISK];
 
 /// Those of them that are compared where there are several copies.
 const WITHOUT_IMAGE: usize = 5;
@@ -60,8 +69,11 @@ const SHELL: [(&str, &str); 2] = [
 ];
 
 /// A real program, and how it is run; it prints the seconds that it took.
-const PROGRAMS: [(&str, &str); 11] = [
+const PROGRAMS: [(&str, &str); 14] = [
     ("python3 starts", "timed python3 -c 'import json, email, argparse'"),
+    ("64 MiB written and synced", "timed dd if=/dev/zero of=/var/tmp/file bs=1M count=64 conv=fsync status=none"),
+    ("30 MiB of the image read", "timed dd if=$(echo /usr/libexec/gcc/*/*/cc1) of=/dev/null bs=1M status=none"),
+    ("the same again", "again() { dd if=$(echo /usr/libexec/gcc/*/*/cc1) of=/dev/null bs=1M status=none; }; again; timed again"),
     ("find, cold", "timed find / -xdev"),
     ("find, warm", "find / -xdev > /dev/null; timed find / -xdev"),
     ("gcc", "cd /var/tmp; printf '#include <stdio.h>\nint main(void) { puts(\"hello\"); return 0; }' > p.c; timed gcc -O2 -o p p.c; ./p >&2"),
@@ -113,8 +125,18 @@ fn jobs(copies: u32) -> Vec<(String, &'static str, String)> {
     rates.chain(shell).chain(programs).collect()
 }
 
-/// Runs all, `runs` times each; and those that a runtime did not get through.
-pub fn rows(runs: usize, copies: u32) -> Result<(Vec<Row>, Vec<Failure>)> {
+/// What all runs have shown.
+#[derive(Default)]
+pub struct Figures {
+    pub rows: Vec<Row>,
+    /// Exits, as [`lab::bench::Report::exits`] has them.
+    pub exits: Vec<Row>,
+    /// What a runtime did not get through.
+    pub failures: Vec<Failure>,
+}
+
+/// Runs all, `runs` times each.
+pub fn figures(runs: usize, copies: u32) -> Result<Figures> {
     fs::create_dir_all(DIRECTORY)?;
     command(Command::new("mount").args(["-t", "tmpfs", "tmpfs", DIRECTORY]))?;
     let lower = Path::new(DIRECTORY).join("lower");
@@ -124,7 +146,11 @@ pub fn rows(runs: usize, copies: u32) -> Result<(Vec<Row>, Vec<Failure>)> {
     let image = (copies == 1).then(|| Image::of(&lower, Path::new(DIRECTORY))).transpose()?;
     let runtimes = if image.is_some() { &RUNTIMES[..] } else { &RUNTIMES[..WITHOUT_IMAGE] };
     let container = Container { copies, image: image.as_ref() };
-    let (mut rows, mut failures) = (Vec::new(), Vec::new());
+    let ext4 = Ext4::mount()?;
+    let mut figures = Figures::default();
+    if copies == 1 {
+        figures.exits = exits(&container)?;
+    }
     for (name, unit, script) in jobs(copies) {
         let mut samples = vec![Vec::new(); runtimes.len()];
         // Caches fill; that it fails is told below.
@@ -140,20 +166,51 @@ pub fn rows(runs: usize, copies: u32) -> Result<(Vec<Row>, Vec<Failure>)> {
                         let (name, runtime) = (name.clone(), (*runtime).to_owned());
                         let said = format!("{error:#}");
                         eprintln!("[bench] {name} on {runtime}: {said}");
-                        failures.push(Failure { name, runtime, said });
+                        figures.failures.push(Failure { name, runtime, said });
                     }
                 }
             }
         }
         for (runtime, samples) in runtimes.iter().zip(&samples) {
-            rows.extend(Row::of(&name, unit, runtime, samples));
+            figures.rows.extend(Row::of(&name, unit, runtime, samples));
         }
     }
-    drop(image);
+    drop((image, ext4));
     for mounted in [&lower, Path::new(DIRECTORY)] {
         command(Command::new("umount").arg(mounted))?;
     }
-    Ok((rows, failures))
+    Ok(figures)
+}
+
+/// How often the guest left to the host, and told a device of requests, for each: in all, or for a thousand of what is
+/// done. What a container takes that does nothing is left out.
+fn exits(container: &Container<'_>) -> Result<Vec<Row>> {
+    let counting = Exits::count()?;
+    let mut rows = Vec::new();
+    for runtime in COUNTED {
+        let of = |script: &str| -> Result<(f64, [u64; 2])> {
+            let before = counting.so_far()?;
+            let figure = container.figure(runtime, script)?;
+            let after = counting.so_far()?;
+            Ok((figure, [0, 1].map(|kind| after[kind] - before[kind])))
+        };
+        // The first is slower, as nobody has started such a machine before.
+        let nothing = format!("{TIMED}timed true");
+        of(&nothing)?;
+        let (_, idle) = of(&nothing)?;
+        for (name, unit, script) in jobs(1) {
+            // That it fails is told with its figures.
+            let Ok((figure, counted)) = of(&script) else { continue };
+            let times = if unit == "s" { 1.0 } else { figure / 1000.0 };
+            let names = ["exits", "notifications"];
+            for ((kind, counted), idle) in names.iter().zip(counted).zip(idle) {
+                let each = counted.saturating_sub(idle) as f64 / times;
+                eprintln!("[bench] {name} on {runtime}: {each:.1} {kind}");
+                rows.extend(Row::of(&name, kind, runtime, &[each]));
+            }
+        }
+    }
+    Ok(rows)
 }
 
 /// In what it is run.
@@ -170,13 +227,14 @@ impl Container<'_> {
             let image = self.image.context("there is no image")?;
             return said(&mut image.run(runtime, INSIDE, script));
         }
-        let root = Root::mount()?;
+        let above = if runtime == ON_EXT4 { Ext4::AT } else { DIRECTORY };
+        let root = Root::mount(Path::new(above))?;
         fs::copy(INSIDE, root.path().join("usr/bin/inside"))?;
         let bundle = Path::new(DIRECTORY).join("bundle");
         fs::create_dir_all(&bundle)?;
         let config = config(&root.path(), script, self.copies);
         fs::write(bundle.join("config.json"), config.to_string())?;
-        let mut run = Command::new(if runtime == OWN_DISK { "kata-like" } else { runtime });
+        let mut run = Command::new(runtime.split(',').next().unwrap_or(runtime));
         match runtime {
             "runsc" => drop(run.arg("--network=none")),
             OWN_DISK => {
@@ -244,12 +302,35 @@ fn config(root: &Path, script: &str, cpus: u32) -> Value {
     })
 }
 
+/// A disk with a file system, in the host's memory.
+struct Ext4;
+
+impl Ext4 {
+    const AT: &str = "/var/lib/bench-inside/ext4";
+
+    fn mount() -> Result<Self> {
+        let image = Path::new(DIRECTORY).join("ext4.image");
+        fs::File::create(&image)?.set_len(4 << 30)?;
+        command(Command::new("mkfs.ext4").arg("-q").arg(&image))?;
+        fs::create_dir_all(Self::AT)?;
+        command(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(Self::AT))?;
+        Ok(Self)
+    }
+}
+
+impl Drop for Ext4 {
+    fn drop(&mut self) {
+        let _ = command(Command::new("umount").arg(Self::AT));
+    }
+}
+
 /// A root file system that is thrown away.
 struct Root(PathBuf);
 
 impl Root {
-    fn mount() -> Result<Self> {
-        let root = Self(Path::new(DIRECTORY).join("root"));
+    /// With what is written below a directory.
+    fn mount(above: &Path) -> Result<Self> {
+        let root = Self(above.join("root"));
         for directory in ["upper", "work", "merged"] {
             fs::create_dir_all(root.0.join(directory))?;
         }

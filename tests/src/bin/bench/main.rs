@@ -4,6 +4,7 @@
 //! what programs do in a container, or so many copies of one in a container of so many CPUs.
 
 mod erofs;
+mod exits;
 mod inside;
 mod lifecycle;
 mod memory;
@@ -34,9 +35,9 @@ fn main() -> Result<()> {
 }
 
 fn inside(runs: usize, copies: u32) -> Result<Report> {
-    let (mut rows, failures) = inside::rows(runs, copies)?;
+    let inside::Figures { mut rows, exits, failures } = inside::figures(runs, copies)?;
     compare_to_runc(&mut rows);
-    Ok(Report { machine: machine()?, runs, rows, phases: Vec::new(), failures })
+    Ok(Report { machine: machine()?, runs, rows, exits, phases: Vec::new(), failures })
 }
 
 fn lives(runs: usize) -> Result<Report> {
@@ -60,7 +61,8 @@ fn lives(runs: usize) -> Result<Report> {
     rows.extend(lifecycle::rows(runs.div_ceil(2))?);
     rows.extend(pods::rows(runs.div_ceil(2))?);
     compare_to_runc(&mut rows);
-    Ok(Report { machine: machine()?, runs, rows, phases, failures: Vec::new() })
+    let (exits, failures) = Default::default();
+    Ok(Report { machine: machine()?, runs, rows, exits, phases, failures })
 }
 
 fn machine() -> Result<Vec<(String, String)>> {
