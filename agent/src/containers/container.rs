@@ -3,6 +3,7 @@
 use crate::containers::commands::Commands;
 use crate::containers::process::Process;
 use crate::containers::stats;
+use crate::containers::write_out::write_out;
 use crate::error::AgentError;
 use crate::guest::cgroup::Cgroup;
 use crate::guest::ps;
@@ -108,22 +109,29 @@ impl Container {
         Ok(())
     }
 
-    /// Stops all processes, or lets them go on; returns when that has happened. Blocks.
+    /// Stops all processes, or lets them go on; returns when that has happened, and the host has what they have written.
+    /// Blocks.
     ///
     /// # Errors
     /// [`AgentError::WrongState`] unless it waits for its start, runs, or is paused; a process does not stop.
     pub fn set_paused(&self, paused: bool) -> Result<(), AgentError> {
         let (from, what) = if paused {
-            (&[ContainerStatus::CREATED, ContainerStatus::RUNNING][..], "running")
+            // Whoever was told too late that it is may say it again.
+            let from =
+                &[ContainerStatus::CREATED, ContainerStatus::RUNNING, ContainerStatus::PAUSED];
+            (&from[..], "running")
         } else {
             (&[ContainerStatus::PAUSED][..], "paused")
         };
         if !from.contains(&self.status()) {
             return Err(AgentError::WrongState(format!("container {:?} is not {what}", self.id)));
         }
-        let done = Cgroup::of(&self.id).set_frozen(paused);
-        done.map_err(|e| AgentError::io("freezing the cgroup", e))?;
+        let cgroup = Cgroup::of(&self.id);
+        cgroup.set_frozen(paused).map_err(|e| AgentError::io("freezing the cgroup", e))?;
         *lock(&self.paused) = paused;
+        if paused && let Err(error) = write_out(&cgroup.processes().unwrap_or_default()) {
+            tracing::warn!(%error, "what container {:?} has written comes to the host later", self.id);
+        }
         Ok(())
     }
 

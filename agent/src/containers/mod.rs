@@ -8,6 +8,7 @@ mod oom;
 mod pids;
 mod process;
 mod stats;
+mod write_out;
 
 use crate::error::AgentError;
 use crate::guest::cgroup::Cgroup;

@@ -6,13 +6,16 @@
 use crate::error::AgentError;
 use crate::guest::storage;
 use nix::sys::reboot::{RebootMode, reboot};
+use nix::sys::stat::{major, minor};
 use nix::sys::time::TimeSpec;
 use nix::time::{ClockId, clock_settime};
 use protocol::agent::{SetupSandboxRequest, Storage};
 use protocol::ports::SHARED_DIR;
-use std::fs::OpenOptions;
+use std::fs::{self, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
 use std::time::Instant;
 
 /// Most bytes of entropy taken.
@@ -47,9 +50,26 @@ pub fn setup(request: &SetupSandboxRequest) -> Result<(), AgentError> {
             mount_point: SHARED_DIR.to_owned(),
             ..Storage::default()
         })?;
+        if let Err(error) = keep_as_much_dirty_as_for_a_disk(Path::new(SHARED_DIR)) {
+            tracing::warn!(%error, "what is written to the host's files waits for them");
+        }
     }
     tracing::info!(ms = begin.elapsed().as_millis(), "sandbox set up");
     Ok(())
+}
+
+/// The kernel lets FUSE file systems have a hundredth of what others may have in memory that is yet to be written, as their
+/// servers are mere programs, which may hang. This one is the host's.
+fn keep_as_much_dirty_as_for_a_disk(mounted: &Path) -> io::Result<()> {
+    let device = fs::metadata(mounted)?.dev();
+    let name = format!("{}:{}", major(device), minor(device));
+    for entry in fs::read_dir("/sys/class/bdi")? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().split('-').next() == Some(&*name) {
+            return fs::write(entry.path().join("max_ratio"), "100");
+        }
+    }
+    Err(io::ErrorKind::NotFound.into())
 }
 
 /// The head of `struct rand_pool_info` and the bytes after it (random(4)).

@@ -23,6 +23,11 @@ const CONTAINER: u64 = 1 << 62;
 /// Marks what lies below a container's `mounts`.
 const LIVE: u64 = 1 << 63;
 
+/// In a file's attributes: its guest may keep for a while what is written to it, as it counts its size and times itself
+/// (`FUSE_ATTR_WRITES_BACK`, which our kernel has for it; to others it says nothing). Unlike FUSE's own word for that it
+/// does not speak of all files.
+const ATTR_WRITES_BACK: u32 = 1 << 31;
+
 /// How long the guest knows the way to a container's root: while it makes the container it goes there dozens of times.
 const OF_ONE_MAKING: Duration = Duration::from_millis(200);
 
@@ -62,7 +67,7 @@ impl Node {
     }
 
     /// The answer about what has this name in this directory.
-    fn entry(self, name: &CStr, mut entry: Entry) -> Entry {
+    fn entry(self, name: &CStr, mut entry: Entry, roots: Roots) -> Entry {
         entry.inode |= self.mark_of(name);
         let node = Self(entry.inode);
         if node.is_live() {
@@ -72,6 +77,8 @@ impl Node {
         }
         if !node.is_in_root() {
             entry.attr_timeout = Duration::ZERO;
+        } else if roots == Roots::Guests {
+            entry.attr.flags |= ATTR_WRITES_BACK;
         }
         entry
     }
@@ -114,10 +121,21 @@ impl Roots {
 }
 
 impl Roots {
-    /// How files are opened there. When one is closed its guest has nothing to say: writes have been answered, and what
-    /// was changed in memory is written when the guest's kernel sees fit.
+    /// How files are opened there. When one is closed its guest has nothing to say: it has written what was changed.
     fn opened(self, cached: OpenOptions) -> OpenOptions {
         if self == Self::Guests { cached | OpenOptions::NOFLUSH } else { cached }
+    }
+
+    /// With which flags of open(2) to open a file. Of one that is written back the guest's kernel says where a write goes,
+    /// and reads what surrounds it, whoever has opened it how.
+    fn flags(self, node: Node, flags: u32) -> u32 {
+        let [mode, write, both, append] =
+            [libc::O_ACCMODE, libc::O_WRONLY, libc::O_RDWR, libc::O_APPEND].map(|flag| flag as u32);
+        if self != Self::Guests || !node.is_in_root() {
+            return flags;
+        }
+        let flags = flags & !append;
+        if flags & mode == write { flags & !mode | both } else { flags }
     }
 }
 
@@ -150,7 +168,8 @@ macro_rules! forward {
 macro_rules! forward_making {
     ($(fn $name:ident($($arg:ident: $type:ty),*);)+) => {$(
         fn $name(&self, ctx: Context, parent: Node, name: &CStr, $($arg: $type),*) -> io::Result<Entry> {
-            Ok(parent.entry(name, self.0.$name(ctx, parent.inode(), name, $($arg),*)?))
+            let made = self.0.$name(ctx, parent.inode(), name, $($arg),*)?;
+            Ok(parent.entry(name, made, self.1))
         }
     )+};
 }
@@ -190,7 +209,7 @@ impl FileSystem for LiveMounts {
                 if entry.attr.mode & libc::S_IFMT != libc::S_IFDIR {
                     self.2.looked_at(parent.inode());
                 }
-                Ok(parent.entry(name, entry))
+                Ok(parent.entry(name, entry, self.1))
             }
             Err(error)
                 if error.raw_os_error() == Some(libc::ENOENT)
@@ -249,6 +268,8 @@ impl FileSystem for LiveMounts {
         flags: u32,
     ) -> io::Result<usize> {
         let (inode, offset) = (node.inode(), in_a_file(offset)?);
+        // The guest says where it goes, also where the file's end on the host is not yet that of the guest's.
+        let flags = self.1.flags(node, flags);
         self.0.write(ctx, inode, handle, from, size, offset, owner, delayed, kill_priv, flags)
     }
 
@@ -299,11 +320,13 @@ impl FileSystem for LiveMounts {
         name: &CStr,
         extensions: Extensions,
     ) -> io::Result<Entry> {
-        Ok(parent.entry(name, self.0.symlink(ctx, target, parent.inode(), name, extensions)?))
+        let made = self.0.symlink(ctx, target, parent.inode(), name, extensions)?;
+        Ok(parent.entry(name, made, self.1))
     }
 
     fn link(&self, ctx: Context, node: Node, parent: Node, name: &CStr) -> io::Result<Entry> {
-        Ok(parent.entry(name, self.0.link(ctx, node.inode(), parent.inode(), name)?))
+        let linked = self.0.link(ctx, node.inode(), parent.inode(), name)?;
+        Ok(parent.entry(name, linked, self.1))
     }
 
     fn rename(
@@ -325,6 +348,7 @@ impl FileSystem for LiveMounts {
         kill_priv: bool,
         flags: u32,
     ) -> io::Result<(Option<u64>, OpenOptions)> {
+        let flags = self.1.flags(node, flags);
         let (handle, options) = self.0.open(ctx, node.inode(), kill_priv, flags)?;
         Ok((handle, node.options(self.1.opened(options), OpenOptions::DIRECT_IO)))
     }
@@ -350,10 +374,10 @@ impl FileSystem for LiveMounts {
         umask: u32,
         extensions: Extensions,
     ) -> io::Result<(Entry, Option<u64>, OpenOptions)> {
-        let dir = parent.inode();
+        let (dir, flags) = (parent.inode(), self.1.flags(parent, flags));
         let (entry, handle, options) =
             self.0.create(ctx, dir, name, mode, kill_priv, flags, umask, extensions)?;
-        let entry = parent.entry(name, entry);
+        let entry = parent.entry(name, entry, self.1);
         let options = Node(entry.inode).options(self.1.opened(options), OpenOptions::DIRECT_IO);
         Ok((entry, handle, options))
     }
@@ -444,6 +468,45 @@ mod tests {
         assert_eq!(files.getattr(owner(), node, None).unwrap().1, long);
         let (_, options) = files.open(owner(), node, false, 0).unwrap();
         assert_eq!(options, OpenOptions::KEEP_CACHE | OpenOptions::NOFLUSH);
+    }
+
+    #[test]
+    fn a_root_file_system_is_written_back_by_its_guest_where_it_is_its_alone() {
+        let written_back = |files: &LiveMounts, path: &[&CStr]| {
+            find(files, path).attr.flags & ATTR_WRITES_BACK != 0
+        };
+        let (_dir, files) = shared();
+        assert!(written_back(&files, &[c"c1", c"rootfs", c"mounts", c"file"]));
+        assert!(!written_back(&files, &[c"c1", c"mounts", c"0", c"rootfs", c"file"]));
+        let root = Node(find(&files, &[c"c1", c"rootfs"]).inode);
+        let volume = Node(find(&files, &[c"c1", c"mounts", c"0"]).inode);
+        for (directory, own) in [(root, true), (volume, false)] {
+            let rights = libc::O_RDWR as u32;
+            let (made, ..) = files
+                .create(owner(), directory, c"made", 0o600, false, rights, 0, Extensions::default())
+                .unwrap();
+            assert_eq!(made.attr.flags & ATTR_WRITES_BACK != 0, own);
+        }
+        let (_dir, files) = shared_as(Roots::Shared);
+        assert!(!written_back(&files, &[c"c1", c"rootfs", c"mounts", c"file"]));
+    }
+
+    #[test]
+    fn what_is_written_back_is_read_and_goes_where_the_guest_says() {
+        let [read, write, both, append, truncate] =
+            [libc::O_RDONLY, libc::O_WRONLY, libc::O_RDWR, libc::O_APPEND, libc::O_TRUNC]
+                .map(|flag| flag as u32);
+        let (own, live) = (Node(7), Node(7 | LIVE));
+        for (asked, opened) in [
+            (write | append | truncate, both | truncate),
+            (both | append, both),
+            (read, read),
+            (read | append, read),
+        ] {
+            assert_eq!(Roots::Guests.flags(own, asked), opened);
+            assert_eq!(Roots::Guests.flags(live, asked), asked);
+            assert_eq!(Roots::Shared.flags(own, asked), asked);
+        }
     }
 
     #[test]

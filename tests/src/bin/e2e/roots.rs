@@ -18,6 +18,7 @@ crate::cases!(
     what_is_deleted_on_a_disk_goes_back_to_the_host,
     a_disk_that_can_not_be_made_is_an_error,
     a_shared_root_is_looked_at_again_after_a_second,
+    the_host_has_what_is_written_when_it_looks,
 );
 
 /// A configuration file; gone when dropped.
@@ -138,27 +139,84 @@ fn a_disk_that_can_not_be_made_is_an_error(context: &Context) -> Result<()> {
     Ok(())
 }
 
-fn a_shared_root_is_looked_at_again_after_a_second(context: &Context) -> Result<()> {
-    let file = Configuration::new(context, "[root]\nshared = true\n")?;
-    let bundle = Bundle::new(context, &["sleep", "1000000"])?;
-    let (id, path) = (context.fresh_id(), bundle.0.display().to_string());
-    let look = || file.kata_like(&["exec", &id, "sh", "-c", "cat /made 2>/dev/null || echo none"]);
-    let outcome = (|| {
+/// A container of the command's with its standard streams, until it is dropped.
+struct Detached<'a> {
+    file: &'a Configuration,
+    id: String,
+}
+
+impl<'a> Detached<'a> {
+    fn run(context: &Context, file: &'a Configuration, bundle: &Bundle) -> Result<Self> {
+        let container = Self { file, id: context.fresh_id() };
+        let path = bundle.0.display().to_string();
         // Its standard streams stay with the container.
         let mut run = Command::new("/usr/bin/kata-like");
-        run.args(["--config", &file.0, "run", "--detach", "--bundle", &path, &id]);
+        run.args(["--config", &file.0, "run", "--detach", "--bundle", &path, &container.id]);
         let status =
             run.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status()?;
         ensure!(status.success(), "{status}");
-        let first = look()?.expect_code(0)?.text();
-        fs::write(bundle.0.join("rootfs/made"), "by the host")?;
-        std::thread::sleep(Duration::from_millis(1500));
-        let second = look()?.expect_code(0)?.text();
-        if (first.as_str(), second.as_str()) != ("none", "by the host") {
-            bail!("first {first:?}, then {second:?}");
-        }
-        Ok(())
-    })();
-    file.kata_like(&["delete", "--force", &id])?;
-    outcome
+        Ok(container)
+    }
+
+    fn command(&self, words: &[&str]) -> Result<String> {
+        let (command, arguments) = words.split_first().unwrap_or((&"", &[]));
+        let words = [&[*command, &self.id], arguments].concat();
+        Ok(self.file.kata_like(&words)?.expect_code(0)?.text())
+    }
+
+    fn sh(&self, line: &str) -> Result<String> {
+        self.command(&["exec", "sh", "-c", line])
+    }
+}
+
+impl Drop for Detached<'_> {
+    fn drop(&mut self) {
+        let _ = self.file.kata_like(&["delete", "--force", &self.id]);
+    }
+}
+
+fn a_shared_root_is_looked_at_again_after_a_second(context: &Context) -> Result<()> {
+    let file = Configuration::new(context, "[root]\nshared = true\n")?;
+    let bundle = Bundle::new(context, &["sleep", "1000000"])?;
+    let container = Detached::run(context, &file, &bundle)?;
+    let look = || container.sh("cat /made 2>/dev/null || echo none");
+    let first = look()?;
+    fs::write(bundle.0.join("rootfs/made"), "by the host")?;
+    std::thread::sleep(Duration::from_millis(1500));
+    let second = look()?;
+    if (first.as_str(), second.as_str()) != ("none", "by the host") {
+        bail!("first {first:?}, then {second:?}");
+    }
+    Ok(())
+}
+
+/// What is closed, and what a container that stands still has open, or one that was killed had.
+fn the_host_has_what_is_written_when_it_looks(context: &Context) -> Result<()> {
+    let file = Configuration::new(context, "")?;
+    let script = "echo closed > /closed; exec 3>> /open; i=0
+        while [ $i -lt 1000 ]; do echo $i >&3; i=$((i+1)); done; touch /ready
+        until [ -e /go ]; do sleep 0.1; done; echo last >&3; touch /over; sleep 1000000";
+    let bundle = Bundle::new(context, &["sh", "-c", script])?;
+    let at = |path: &str| bundle.0.join("rootfs").join(path);
+    let said = |path: &str| fs::read_to_string(at(path)).map_err(anyhow::Error::from);
+    let comes =
+        |path: &str| command::eventually(path, command::DEADLINE, || Ok(fs::exists(at(path))?));
+    let container = Detached::run(context, &file, &bundle)?;
+    comes("ready")?;
+    ensure!(said("closed")? == "closed\n");
+    container.command(&["pause"])?;
+    let numbers: String = (0..1000).map(|number| format!("{number}\n")).collect();
+    ensure!(said("open")? == numbers, "{:?}", said("open")?.lines().last());
+    container.command(&["resume"])?;
+    // Another one adds to it, and sees what the first has written since.
+    container.sh("echo other >> /open; touch /go; until [ -e /over ]; do sleep 0.1; done")?;
+    let end = container.sh("tail -n 2 /open; wc -l < /open; stat -c %s /open")?;
+    let size = numbers.len() + "other\nlast\n".len();
+    ensure!(end == format!("other\nlast\n1002\n{size}"), "{end:?}");
+    container.command(&["kill", "KILL"])?;
+    command::eventually("the container has ended", command::DEADLINE, || {
+        Ok(container.command(&["state"])?.contains("stopped"))
+    })?;
+    ensure!(said("open")? == format!("{numbers}other\nlast\n"));
+    Ok(())
 }
