@@ -20,6 +20,7 @@ use crate::work::users::Users;
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::container::{ContainerStatus, State};
 use libcontainer::error::LibcontainerError;
+use libcontainer::process::memory_policy::setup_memory_policy;
 use libcontainer::syscall::syscall::SyscallType;
 use nix::fcntl::OFlag;
 use nix::unistd::pipe2;
@@ -149,6 +150,12 @@ fn prepare(job: &Job) -> Result<Plan, Failure> {
     let mut process: Process = load(&file)?;
     let privileges = spec::adapt_process(&mut process, &spec)?;
     let limits = take_limits(&mut process, job)?;
+    if let Some(linux) = spec.linux() {
+        // Inherited: libcontainer has the first process's set alone.
+        let syscall = SyscallType::default().create_syscall();
+        setup_memory_policy(linux.memory_policy(), syscall.as_ref())
+            .map_err(|e| Failure::internal("setting the memory policy", &e))?;
+    }
     // In the container's pid namespace it is in sight of the container's root before it is one of its processes.
     nix::sys::prctl::set_dumpable(false)
         .map_err(|e| Failure::internal("closing its memory to others", &e))?;

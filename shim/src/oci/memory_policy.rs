@@ -1,4 +1,4 @@
-//! Whether `linux.memoryPolicy` is one at all: what is wrong with it is said before that no guest has nodes to choose from.
+//! Whether `linux.memoryPolicy` is one at all: what is wrong with it is said before a guest is asked.
 
 use crate::oci::number_list::NumberList;
 use oci_spec::runtime::{MemoryPolicyFlagType, MemoryPolicyModeType};

@@ -4,7 +4,7 @@
 //! user asked for one or not. Those are left out (and named in the log): the machine confines more than they do.
 
 use crate::error::{Error, Result};
-use oci_spec::runtime::{Linux, LinuxMemoryPolicy, MemoryPolicyModeType, Process};
+use oci_spec::runtime::{Linux, Process};
 
 /// AppArmor profiles that containerd, Docker and nerdctl put on every container; and no profile.
 const ENGINES_PROFILES: [&str; 4] =
@@ -42,17 +42,7 @@ pub fn linux(linux: &mut Linux) -> Result<()> {
     if linux.intel_rdt().is_some() {
         return Err(refused("/linux/intelRdt", "cache to allot"));
     }
-    if linux.memory_policy().as_ref().is_some_and(|policy| !is_default(policy)) {
-        return Err(refused("/linux/memoryPolicy", "NUMA nodes"));
-    }
-    linux.set_memory_policy(None);
     Ok(())
-}
-
-/// Whether it is the one that a process has without any, with which nodes do not go; nor do flags.
-fn is_default(policy: &LinuxMemoryPolicy) -> bool {
-    policy.mode() == MemoryPolicyModeType::MpolDefault
-        && policy.flags().as_ref().is_none_or(Vec::is_empty)
 }
 
 fn label(pointer: &str, label: Option<&str>) -> Result<()> {

@@ -162,8 +162,6 @@ fn what_only_a_host_has_is_refused_by_name() {
         ("/process/selinuxLabel", json!("system_u:system_r:my_t:s0")),
         ("/linux/mountLabel", json!("nonsense")),
         ("/linux/intelRdt", json!({"l3CacheSchema": "L3:0=f"})),
-        ("/linux/memoryPolicy", json!({"mode": "MPOL_BIND", "nodes": "0"})),
-        ("/linux/memoryPolicy", json!({"mode": "MPOL_DEFAULT", "flags": ["MPOL_F_STATIC_NODES"]})),
         ("/hooks/createContainer", json!([{"path": "/bin/true"}])),
     ];
     for (pointer, value) in cases {
@@ -178,13 +176,6 @@ fn what_only_a_host_has_is_refused_by_name() {
     let error =
         exec(br#"{"args": ["a"], "cwd": "/", "apparmorProfile": "my-profile"}"#).unwrap_err();
     assert!(error.to_string().contains("my-profile"), "{error}");
-}
-
-#[test]
-fn the_memory_policy_that_everybody_has_is_no_matter() {
-    let spec = spec(|v| v["linux"]["memoryPolicy"] = json!({"mode": "MPOL_DEFAULT"}));
-    let plan = container("c1", spec).unwrap();
-    assert!(plan.spec.linux().as_ref().unwrap().memory_policy().is_none());
 }
 
 #[test]

@@ -18,6 +18,7 @@ crate::cases!(
     generated_specs_mean_what_they_mean_to_runc,
     an_exec_sees_what_it_sees_on_runc,
     hooks_run_on_the_host_and_one_in_the_guest,
+    a_memory_policy_holds_for_the_init_and_for_execs,
     what_cannot_be_had_is_refused_by_name,
 );
 
@@ -184,6 +185,38 @@ fn hooks_run_on_the_host_and_one_in_the_guest(context: &Context) -> Result<()> {
     Ok(())
 }
 
+/// The guest has one node, so this is all that there can be; the lab's runtimes know nothing of policies.
+fn a_memory_policy_holds_for_the_init_and_for_execs(context: &Context) -> Result<()> {
+    let bundle = Bundle::new(context, &[])?;
+    let look = ["head", "-n", "1", "/proc/self/numa_maps"];
+    let mut spec = config(&look);
+    let policy = |spec: &mut Value, mode: &str, nodes: &str, flags: Value| {
+        spec["linux"]["memoryPolicy"] = json!({"mode": mode, "nodes": nodes, "flags": flags});
+        bundle.write_config(spec)
+    };
+    for (mode, nodes, flags, expected) in [
+        ("MPOL_DEFAULT", "", json!([]), "default"),
+        ("MPOL_INTERLEAVE", "0", json!([]), "interleave:0"),
+        ("MPOL_BIND", "0", json!(["MPOL_F_STATIC_NODES"]), "bind=static:0"),
+    ] {
+        policy(&mut spec, mode, nodes, flags)?;
+        let said = bundle.run()?.expect_code(0)?.text();
+        if said.split(' ').nth(1) != Some(expected) {
+            bail!("{mode} is {said}");
+        }
+    }
+    policy(&mut spec, "MPOL_BIND", "1", json!([]))?;
+    bundle.run()?.expect_error(&["memory policy"])?;
+    spec["process"]["args"] = json!(["sleep", "1000000"]);
+    policy(&mut spec, "MPOL_PREFERRED", "0", json!(["MPOL_F_RELATIVE_NODES"]))?;
+    let container = Background::run(context, "/usr/bin/kata-like", &bundle)?;
+    let said = container.say("exec", &look)?.expect_code(0)?.text();
+    if said.split(' ').nth(1) != Some("prefer=relative:0") {
+        bail!("an exec has {said}");
+    }
+    Ok(())
+}
+
 fn what_cannot_be_had_is_refused_by_name(context: &Context) -> Result<()> {
     let bundle = Bundle::new(context, &[])?;
     let listener = json!({"defaultAction": "SCMP_ACT_ALLOW",
@@ -195,7 +228,6 @@ fn what_cannot_be_had_is_refused_by_name(context: &Context) -> Result<()> {
         ("/process/selinuxLabel", json!("u:r:mine_t:s0"), "/process/selinuxLabel"),
         ("/linux/mountLabel", json!("u:r:mine_t:s0"), "/linux/mountLabel"),
         ("/linux/intelRdt", json!({"closID": "mine"}), "/linux/intelRdt"),
-        ("/linux/memoryPolicy", json!({"mode": "MPOL_BIND", "nodes": "0"}), "/linux/memoryPolicy"),
         ("/hooks", json!({"createContainer": [{"path": "/bin/true"}]}), "/hooks/createContainer"),
     ] {
         let mut spec = config(&["true"]);
