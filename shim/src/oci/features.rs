@@ -177,7 +177,14 @@ pub fn document() -> Features {
     Features {
         oci_version_min: "1.0.0",
         oci_version_max: "1.2.1",
-        hooks: &["prestart", "createRuntime", "startContainer", "poststart", "poststop"],
+        hooks: &[
+            "prestart",
+            "createRuntime",
+            "createContainer",
+            "startContainer",
+            "poststart",
+            "poststop",
+        ],
         mount_options: MOUNT_OPTIONS,
         linux: Linux {
             namespaces: &["cgroup", "ipc", "mount", "pid", "time", "user", "uts"],

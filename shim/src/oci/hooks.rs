@@ -1,10 +1,13 @@
 //! Hooks of the OCI runtime-spec (config.md, POSIX-platform Hooks) that run on the host.
 //!
 //! They run in the namespaces and with the rights of this process, have the container's state on standard
-//! input, and nothing of this process's environment.
+//! input, and nothing of this process's environment. Those of createContainer, which are a container's but for their
+//! programs, begin in its root file system as it is shown to the guest, which sees what they mount there, and are in its
+//! network namespace.
 
 use crate::error::{Error, Result};
 use crate::host::blocking::blocking;
+use crate::host::network::Namespace;
 use crate::host::persist::ProcessId;
 use crate::host::replace::replace;
 use crate::oci::bundle::read_spec;
@@ -12,9 +15,11 @@ use oci_spec::runtime::{ContainerState, Hook, Hooks, StateBuilder};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::{ChildStderr, Command};
+use tokio::runtime::Handle;
 
 /// Most of a hook's standard error that is kept and told, bytes.
 const MAX_TOLD: u64 = 4096;
@@ -36,6 +41,15 @@ pub struct ContainerHooks {
     pub noted: bool,
 }
 
+/// What of a container's createContainer hooks find around them.
+#[derive(Debug)]
+pub struct Inside {
+    /// Its root file system.
+    pub root: PathBuf,
+    /// Its network namespace, where it has one on the host.
+    pub network: Option<Arc<Namespace>>,
+}
+
 /// In the bundle as long as poststop hooks are to be run: which process is to run them. Who removes it does.
 const DUE: &str = "kata-like-poststop";
 
@@ -55,9 +69,23 @@ impl ContainerHooks {
         }
         #[allow(deprecated)] // And still in use.
         let prestart = self.hooks.prestart().as_ref();
-        run("prestart", prestart, ContainerState::Creating, self).await?;
+        run("prestart", prestart, ContainerState::Creating, self, None).await?;
         let create_runtime = self.hooks.create_runtime().as_ref();
-        run("createRuntime", create_runtime, ContainerState::Creating, self).await
+        run("createRuntime", create_runtime, ContainerState::Creating, self, None).await
+    }
+
+    /// When what the container's first process is to find is there, before it is made.
+    ///
+    /// # Errors
+    /// As [`Self::creating`].
+    pub async fn inside(&self, inside: &Inside) -> Result<()> {
+        let create_container = self.hooks.create_container().as_ref();
+        run("createContainer", create_container, ContainerState::Creating, self, Some(inside)).await
+    }
+
+    /// Whether there are any for [`Self::inside`].
+    pub fn has_inside(&self) -> bool {
+        self.hooks.create_container().as_ref().is_some_and(|list| !list.is_empty())
     }
 
     /// When the container's first process has been let go.
@@ -66,7 +94,7 @@ impl ContainerHooks {
     /// As [`Self::creating`].
     pub async fn started(&self) -> Result<()> {
         let poststart = self.hooks.poststart().as_ref();
-        run("poststart", poststart, ContainerState::Running, self).await
+        run("poststart", poststart, ContainerState::Running, self, None).await
     }
 
     fn has_poststop(&self) -> bool {
@@ -87,7 +115,8 @@ impl ContainerHooks {
         let poststop = self.hooks.poststop().as_ref();
         for hook in poststop.into_iter().flatten() {
             let one = vec![hook.clone()];
-            if let Err(error) = run("poststop", Some(&one), ContainerState::Stopped, self).await {
+            let stopped = ContainerState::Stopped;
+            if let Err(error) = run("poststop", Some(&one), stopped, self, None).await {
                 tracing::warn!("container {}: {error}", self.id);
             }
         }
@@ -119,6 +148,7 @@ async fn run(
     hooks: Option<&Vec<Hook>>,
     status: ContainerState,
     of: &ContainerHooks,
+    inside: Option<&Inside>,
 ) -> Result<()> {
     for (index, hook) in hooks.into_iter().flatten().enumerate() {
         let failed = |why: String| {
@@ -129,11 +159,11 @@ async fn run(
         let state = state(status, of).map_err(|e| failed(e.to_string()))?;
         let outcome = match hook.timeout().and_then(|seconds| u64::try_from(seconds).ok()) {
             Some(seconds) => {
-                tokio::time::timeout(Duration::from_secs(seconds), run_one(hook, &state))
+                tokio::time::timeout(Duration::from_secs(seconds), run_one(hook, &state, inside))
                     .await
                     .unwrap_or_else(|_| Err(format!("not done within {seconds} s")))
             }
-            None => run_one(hook, &state).await,
+            None => run_one(hook, &state, inside).await,
         };
         outcome.map_err(failed)?;
     }
@@ -157,7 +187,7 @@ fn state(
 }
 
 /// Dropped at a timeout, which kills it.
-async fn run_one(hook: &Hook, state: &[u8]) -> Result<(), String> {
+async fn run_one(hook: &Hook, state: &[u8], inside: Option<&Inside>) -> Result<(), String> {
     let mut command = Command::new(hook.path());
     if let Some((name, arguments)) = hook.args().as_ref().and_then(|args| args.split_first()) {
         command.arg0(name).args(arguments);
@@ -165,8 +195,24 @@ async fn run_one(hook: &Hook, state: &[u8]) -> Result<(), String> {
     let variables = hook.env().iter().flatten().filter_map(|variable| variable.split_once('='));
     command.env_clear().envs(variables).kill_on_drop(true);
     command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut network = None;
+    if let Some(inside) = inside {
+        command.current_dir(&inside.root);
+        network.clone_from(&inside.network);
+    }
     // To execute a program on a file system that hangs waits for it.
-    let spawn = move || command.spawn().map_err(Error::system("start it"));
+    let spawn = move || {
+        let runtime = Handle::current();
+        let mut spawn = || {
+            let _entered = runtime.enter();
+            command.spawn().map_err(Error::system("start it"))
+        };
+        match network {
+            // A child is where the thread is that makes it.
+            Some(network) => network.within(spawn)?,
+            None => spawn(),
+        }
+    };
     let mut child = blocking("hook", hook.path(), spawn).await.map_err(|e| e.chain())?;
     let (stdin, stderr) = (child.stdin.take(), child.stderr.take());
     // Both at once: one may speak before it listens.
@@ -203,6 +249,28 @@ mod tests {
         let annotations = [("a".to_owned(), "b".to_owned())].into();
         let (id, bundle) = ("c1".into(), "/bundle".into());
         ContainerHooks { hooks, id, pid: 7, bundle, annotations, noted: false }.creating().await
+    }
+
+    #[tokio::test]
+    async fn hooks_of_create_container_are_in_its_root_and_its_network() {
+        let dir = tempfile::tempdir().unwrap();
+        let space = crate::host::network::testing::Space::new();
+        let hooks = json!({"createContainer": [
+            {"path": "/bin/sh", "args": ["sh", "-c", "readlink /proc/self/ns/net > here; cat >> here"],
+             "env": ["PATH=/usr/bin:/bin"]},
+            {"path": "/bin/false"}]});
+        let hooks = ContainerHooks {
+            hooks: serde_json::from_value(hooks).unwrap(),
+            id: "c1".into(),
+            ..ContainerHooks::default()
+        };
+        let network = Some(space.namespace().clone());
+        let inside = Inside { root: dir.path().to_owned(), network };
+        let error = hooks.inside(&inside).await.unwrap_err().to_string();
+        assert!(error.contains("error running createContainer hook #1: /bin/false"), "{error}");
+        let told = std::fs::read_to_string(dir.path().join("here")).unwrap();
+        let network = format!("net:[{}]", space.namespace().identity().1);
+        assert!(told.starts_with(&network) && told.contains("\"creating\""), "{told}");
     }
 
     #[tokio::test]

@@ -202,7 +202,7 @@ pub fn container(
         sysctls.extend(linux.sysctl().clone().unwrap_or_default());
         linux.set_sysctl(None);
     }
-    let hooks = plan_hooks(&mut spec)?;
+    let hooks = plan_hooks(&mut spec, rootfs.is_empty())?;
     let annotations = spec.annotations().clone().unwrap_or_default();
     if hooks.start_container().as_ref().is_none_or(Vec::is_empty) {
         // Nobody else in the guest asks for them, and there may be a lot.
@@ -312,12 +312,12 @@ fn check_length(json: &[u8], of: &str) -> Result<()> {
 /// Takes the host's hooks out of a spec.
 ///
 /// # Errors
-/// `createContainer`: its program would be the host's, and run in the container's namespaces.
-fn plan_hooks(spec: &mut Spec) -> Result<Hooks> {
+/// `createContainer`, where the root file system is one `on_disk`, which only the guest's kernel reads: they begin in it.
+fn plan_hooks(spec: &mut Spec, on_disk: bool) -> Result<Hooks> {
     let hooks = spec.hooks().clone().unwrap_or_default();
-    if hooks.create_container().as_ref().is_some_and(|hooks| !hooks.is_empty()) {
-        let text =
-            "config.json: /hooks/createContainer: a program of the host can't run in the guest";
+    if on_disk && hooks.create_container().as_ref().is_some_and(|hooks| !hooks.is_empty()) {
+        let text = "config.json: /hooks/createContainer: a root file system on a disk of the guest's can't be \
+                    where a program of the host begins";
         return Err(Error::Unimplemented(text.into()));
     }
     let of_guest = hooks.start_container().clone().filter(|hooks| !hooks.is_empty());

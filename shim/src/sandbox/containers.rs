@@ -11,7 +11,7 @@ use crate::host::storage;
 use crate::host::undo::Undo;
 use crate::io::{GuestStreams, OpenIo, ProcessIo};
 use crate::milestone;
-use crate::oci::hooks::ContainerHooks;
+use crate::oci::hooks::{ContainerHooks, Inside};
 use crate::oci::plan::disks::Writes;
 use crate::oci::plan::{self, Plan, RootfsMount};
 use crate::oci::pod::Part;
@@ -176,6 +176,11 @@ impl Sandbox {
             let made = async {
                 hooks.creating().await?;
                 self.become_pod(&agent, network.as_deref(), &net_devices, &sysctls).await?;
+                if hooks.has_inside() {
+                    let root = self.0.paths.container(&id).join("rootfs");
+                    let network = self.network_namespace().await;
+                    hooks.inside(&Inside { root, network }).await?;
+                }
                 agent
                     .create_container(&id, spec_json, numbers, has)
                     .await

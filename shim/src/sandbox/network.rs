@@ -109,6 +109,14 @@ impl Sandbox {
         }
     }
 
+    /// That on the host, if it has one.
+    pub(super) async fn network_namespace(&self) -> Option<Arc<Namespace>> {
+        match &*self.0.network.lock().await {
+            Network::Namespace { namespace, .. } => Some(namespace.clone()),
+            Network::Undecided | Network::Loopback => None,
+        }
+    }
+
     /// Looks again, before a container starts, where there was no interface: some engines make them only then.
     ///
     /// # Errors

@@ -164,22 +164,32 @@ fn hooks_run_on_the_host_and_one_in_the_guest(context: &Context) -> Result<()> {
         let script = format!("(echo {kind} $(cat)) >> {}", to.display());
         json!([{"path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/bin:/usr/bin"]}])
     };
-    let mut spec = config(&["sh", "-c", "cat /hooks.log"]);
+    let mut spec = config(&["sh", "-c", "cat /hooks.log; ls /made; cat /data/file"]);
     for kind in ["prestart", "createRuntime", "poststart", "poststop"] {
         spec["hooks"][kind] = hook(kind, &log);
     }
+    // It begins in the root file system, and what it mounts there the container sees.
+    let script = format!(
+        "cp {0}/rootfs/bin/busybox made && mkdir -p data && mount -t tmpfs none data && echo mounted > data/file; \
+         (echo createContainer $(cat)) >> {1}",
+        bundle.0.display(),
+        log.display()
+    );
+    spec["hooks"]["createContainer"] = json!([{"path": "/bin/sh", "args": ["sh", "-c", script],
+        "env": ["PATH=/bin:/usr/bin"]}]);
     spec["hooks"]["startContainer"] = hook("startContainer", std::path::Path::new("/hooks.log"));
     bundle.write_config(&spec)?;
     let inside = bundle.run()?.expect_code(0)?.text();
     let outside = std::fs::read_to_string(&log)?;
-    let order = ["prestart", "createRuntime", "poststart", "poststop"];
+    let order = ["prestart", "createRuntime", "createContainer", "poststart", "poststop"];
     let names: Vec<&str> = outside.lines().filter_map(|line| line.split(' ').next()).collect();
-    let states = ["creating", "creating", "running", "stopped"];
+    let states = ["creating", "creating", "creating", "running", "stopped"];
     let told = outside.lines().zip(states).all(|(line, state)| {
         let status = format!("\"status\":\"{state}\"");
         line.replace(": ", ":").contains(&status) && line.contains(&*bundle.0.to_string_lossy())
     });
-    if names != order || !told || !inside.starts_with("startContainer {") {
+    let seen = inside.starts_with("startContainer {") && inside.ends_with("/made\nmounted");
+    if names != order || !told || !seen {
         bail!("on the host: {outside}\nin the guest: {inside}");
     }
     Ok(())
@@ -228,7 +238,6 @@ fn what_cannot_be_had_is_refused_by_name(context: &Context) -> Result<()> {
         ("/process/selinuxLabel", json!("u:r:mine_t:s0"), "/process/selinuxLabel"),
         ("/linux/mountLabel", json!("u:r:mine_t:s0"), "/linux/mountLabel"),
         ("/linux/intelRdt", json!({"closID": "mine"}), "/linux/intelRdt"),
-        ("/hooks", json!({"createContainer": [{"path": "/bin/true"}]}), "/hooks/createContainer"),
     ] {
         let mut spec = config(&["true"]);
         let (parent, key) = pointer.rsplit_once('/').context("a pointer")?;
