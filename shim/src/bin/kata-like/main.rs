@@ -14,6 +14,7 @@ mod net;
 mod parsed;
 mod record;
 mod run;
+mod users;
 
 use clap::{ArgAction, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use command::{

@@ -6,6 +6,7 @@
 //! Who removes it then runs the poststop hooks, as with runc: at most once, whoever is killed when.
 
 use crate::monitor::call;
+use crate::users::Mappings;
 use anyhow::{Context, Result, bail};
 use oci_spec::runtime::{Hook, Hooks, Spec};
 use rustix::fs::{CWD, FlockOperation, Mode, OFlags, flock, openat};
@@ -58,6 +59,9 @@ pub(crate) struct Record {
     /// The hooks of its config.json that are for whoever removes it.
     #[serde(default)]
     pub(crate) poststop: Vec<Hook>,
+    /// Of its user namespace, if it has one.
+    #[serde(default)]
+    pub(crate) mappings: Mappings,
     /// The process that holds its machine, and ends with it.
     pub(crate) monitor: ProcessId,
     /// It belongs to a command in the foreground: nothing of it outlives that.
@@ -304,6 +308,7 @@ impl Reservation {
             annotations: spec.annotations().clone().unwrap_or_default(),
             process: serde_json::to_value(spec.process())?,
             poststop: self.poststop.hooks.poststop().clone().unwrap_or_default(),
+            mappings: Mappings::of(spec),
             monitor: ProcessId::own()?,
             foreground,
         };

@@ -35,6 +35,7 @@ crate::cases!(
     everyday_commands_tell_the_truth,
     what_a_profile_logs_is_in_the_logs,
     an_exec_joins_an_init_that_made_a_tree_of_its_cgroup,
+    a_container_has_the_users_of_another_that_it_names,
     of_many_creates_at_once_one_wins,
     a_killed_monitor_leaves_a_stopped_container,
     a_killed_create_leaves_nothing_that_delete_cannot_remove,
@@ -411,6 +412,35 @@ fn what_a_profile_logs_is_in_the_logs(context: &Context) -> Result<()> {
 }
 
 /// As systemd and container engines do: init in a cgroup of its own, and controllers for those beside it.
+fn a_container_has_the_users_of_another_that_it_names(context: &Context) -> Result<()> {
+    let mut spec = config(&["sh", "-c", WAITS]);
+    let own = json!([{"type": "pid"}, {"type": "mount"}, {"type": "uts"}, {"type": "ipc"}]);
+    let with_users = |namespace: Value| {
+        let mut namespaces = own.clone();
+        if let Some(list) = namespaces.as_array_mut() {
+            list.push(namespace);
+        }
+        namespaces
+    };
+    spec["linux"]["namespaces"] = with_users(json!({"type": "user"}));
+    spec["linux"]["uidMappings"] = json!([{"containerID": 0, "hostID": 0, "size": 65534}]);
+    spec["linux"]["gidMappings"] = json!([{"containerID": 0, "hostID": 0, "size": 1000}]);
+    let first = Container::of(context, &spec)?;
+    first.run()?;
+    let path = format!("/proc/{}/ns/user", first.pid()?);
+    let mut spec = config(&["cat", "/proc/self/uid_map", "/proc/self/gid_map"]);
+    spec["linux"]["namespaces"] = with_users(json!({"type": "user", "path": path}));
+    let second = crate::bundle::Bundle::new(context, &[])?;
+    second.write_config(&spec)?;
+    let said = second.run()?.expect_code(0)?.text();
+    let words: Vec<&str> = said.split_whitespace().collect();
+    if words != ["0", "0", "65534", "0", "0", "1000"] {
+        bail!("the second has {said:?}");
+    }
+    first.say("kill", &["KILL"])?.expect_code(0)?;
+    first.wait_for_status("stopped")
+}
+
 fn an_exec_joins_an_init_that_made_a_tree_of_its_cgroup(context: &Context) -> Result<()> {
     let tree = "cd /sys/fs/cgroup && mkdir init && echo 1 > init/cgroup.procs && \
         echo +pids > cgroup.subtree_control || exit 9";

@@ -7,6 +7,7 @@ use crate::monitor::{self, Birth};
 use crate::net;
 use crate::record::Home;
 use crate::run::source;
+use crate::users;
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use sandbox::cgroup::Placement;
@@ -61,6 +62,7 @@ pub(crate) fn detached(
         let network = run.map(|net| net.decide(false)).transpose()?.flatten();
         let bundle = options.directory()?;
         let mut spec = Box::new(source::bundle(&bundle)?);
+        users::adopt(&mut spec, globals.root());
         let console_socket = options.console_socket.clone();
         monitor::check_console(monitor::has_terminal(&spec), console_socket.as_deref(), true)?;
         let mut reservation = home.reserve()?;

@@ -364,6 +364,7 @@ fn user(text: &str) -> Result<(u32, Option<u32>), String> {
 mod tests {
     use super::*;
     use crate::parsed::parsed;
+    use crate::users::Mappings;
     use sandbox::persist::ProcessId;
 
     fn record() -> Record {
@@ -376,6 +377,7 @@ mod tests {
             process: json!({"args": ["init"], "cwd": "/", "terminal": true, "env": ["A=1"],
                 "user": {"uid": 5, "gid": 6, "additionalGids": [7]}}),
             poststop: Vec::new(),
+            mappings: Mappings::default(),
             monitor: ProcessId { pid: 1, start: 1 },
             foreground: false,
         }

@@ -15,7 +15,7 @@ mod unpacking;
 use crate::command::create;
 use crate::net::Network;
 use crate::record::{Home, Reservation};
-use crate::{Globals, monitor, net};
+use crate::{Globals, monitor, net, users};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use sandbox::cgroup::Placement;
@@ -163,6 +163,7 @@ fn run(mut arguments: Arguments, globals: &Globals) -> Result<u8> {
     leftovers::remove(globals.root());
     let mut reservation = home.reserve()?;
     if let Source::Bundle(spec) = &mut source {
+        users::adopt(spec, globals.root());
         reservation.take_poststop(spec, &std::path::absolute(&arguments.source)?);
     }
     let scratch = Scratch::new(&id)?;
