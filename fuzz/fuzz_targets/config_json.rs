@@ -4,6 +4,7 @@
 use fuzz::scratch;
 use libfuzzer_sys::fuzz_target;
 use sandbox::number_list::NumberList;
+use sandbox::plan::Created;
 use sandbox::plan::disks::{Host, Kind, MountOf, Numbers, Writes};
 use sandbox::plan::shared::{Directory, Memory};
 use sandbox::{bundle, plan};
@@ -51,8 +52,10 @@ fuzz_target!(|data: &[u8]| {
     {
         let sent = serde_json::to_vec(&plan.spec).expect("a spec is JSON");
         serde_json::from_slice::<oci_spec::runtime::Spec>(&sent).expect("the agent can read it");
-        let _ = plan::update(data, &plan.resources);
+        let (resources, disks) = (plan.resources, vec![(8, 16)]);
+        let created = Created { resources, disks, has_cgroup: true, ..Created::default() };
+        let _ = plan::update(data, &created);
     }
-    let _ = plan::update(data, &serde_json::Value::Null);
+    let _ = plan::update(data, &Created::default());
     let _ = plan::exec(data);
 });

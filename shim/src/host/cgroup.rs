@@ -7,9 +7,12 @@
 //! Only version 2 of cgroups is known. A container's own cgroup, and those of a sandbox's other containers, are in
 //! the guest, with what of `linux.resources` is not named in [`Limits`].
 
+mod bounds;
 mod limits;
 
 use crate::error::{Error, Result};
+pub use bounds::Bounds;
+use bounds::RESERVED;
 use libcgroups::common::{AnyCgroupManager, CgroupManager, ControllerOpt, DEFAULT_CGROUP_ROOT};
 use libcgroups::systemd;
 use libcgroups::v2::manager::Manager;
@@ -163,6 +166,8 @@ pub struct Cgroup {
     /// It stays when this process has left.
     kept: AtomicBool,
     named: Mutex<Named>,
+    /// What has been set of those.
+    bounds: Mutex<Bounds>,
 }
 
 impl Cgroup {
@@ -201,8 +206,8 @@ impl Cgroup {
         let below = directory.join(FILE_SERVER);
         let made =
             Made { directory: if is_new { directory.clone() } else { below.clone() }, scope };
-        let (kept, named) = (AtomicBool::default(), Mutex::default());
-        let cgroup = Self { manager, directory, before, this, made, kept, named };
+        let (kept, named, bounds) = (AtomicBool::default(), Mutex::default(), Mutex::default());
+        let cgroup = Self { manager, directory, before, this, made, kept, named, bounds };
         match without_devices(&below) {
             Ok(()) => Ok(Some(cgroup)),
             Err(error) => {
@@ -270,7 +275,32 @@ impl Cgroup {
             self.set_burst(0)?;
         }
         self.manager.apply(&options).map_err(|e| failed(&e))?;
-        if limits.cpu.burst > 0 { self.set_burst(limits.cpu.burst) } else { Ok(()) }
+        if limits.cpu.burst > 0 {
+            self.set_burst(limits.cpu.burst)?;
+        }
+        self.set_bounds(&limits.bounds)
+    }
+
+    fn set_bounds(&self, bounds: &Bounds) -> Result<()> {
+        let mut set = self.bounds.lock().unwrap_or_else(PoisonError::into_inner);
+        // What fails in the middle is taken back by the next call.
+        let before = std::mem::replace(&mut *set, bounds.clone());
+        let is_scope = self.made.scope.is_some();
+        for (name, text) in bounds.files(&before) {
+            // Properties of the scope.
+            if is_scope && name.starts_with("cpuset.") {
+                continue;
+            }
+            let file = self.directory.join(&name);
+            match fs::write(&file, text) {
+                Err(error)
+                    if error.kind() == io::ErrorKind::NotFound && name.ends_with(RESERVED) => {}
+                // systemd may have kept the controller from it.
+                Err(error) if is_scope => tracing::warn!("{}: {error}", file.display()),
+                outcome => outcome.map_err(Error::path("write", file))?,
+            }
+        }
+        Ok(())
     }
 
     fn set_burst(&self, microseconds: u64) -> Result<()> {

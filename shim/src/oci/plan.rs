@@ -12,9 +12,10 @@
 //!    A new network namespace is dropped too: the guest's only network is the sandbox's. On the host that of the process
 //!    which stands for the sandbox is the new one: some engines fill it later. The interfaces of it, or of one that a
 //!    path names are given to the guest. Network devices of the host's move there first ([`net_devices`]).
-//! 4. What names host policy or host hardware is refused or left out ([`policy`]). Left out are also CPU sets,
-//!    limits of network devices and of block devices that are no disks of the container's, RDMA, and nodes of
-//!    devices that not every Linux has.
+//! 4. What names host policy or host hardware is refused or left out ([`policy`]). Left out are also limits
+//!    by numbers of the host's (CPU sets, rates of block devices that are no disks of the container's), which the
+//!    sandbox's cgroup has ([`is_hosts_limit`]), those of network devices, RDMA, and nodes of devices that not every
+//!    Linux has.
 //! 5. Hooks run on the host, by this library, but for `startContainer`, which is the guest's.
 
 mod access_times;
@@ -36,10 +37,10 @@ use crate::settings::Settings;
 pub use access_times::AccessTimes;
 use binds::Binds;
 pub use binds::{Bind, Follows, Owners, SharedBind};
-use disks::{Disks, Host, Writes};
+use disks::{Disks, Host, Numbers, Writes};
 use oci_spec::runtime::{
     Hooks, HooksBuilder, Linux, LinuxDevice, LinuxDeviceType, LinuxIdMapping, LinuxNamespace,
-    LinuxNamespaceType, LinuxResources, LinuxSchedulerPolicy, Process, Spec,
+    LinuxNamespaceType, LinuxResources, LinuxSchedulerPolicy, LinuxThrottleDevice, Process, Spec,
 };
 use protocol::machine::{FsConfig, JailConfig, MachineConfig, Size, VsockConfig};
 use protocol::ports;
@@ -214,16 +215,9 @@ pub fn container(
     let mut left_out = lost(&asked, &planned);
     // These are seen to on the host.
     left_out.retain(|at| {
-        ![
-            "/hooks",
-            "/mounts",
-            "/annotations",
-            "/hostname",
-            "/linux/sysctl",
-            "/linux/netDevices",
-        ]
-        .iter()
-        .any(|on_host| at.starts_with(on_host))
+        !["/hooks", "/mounts", "/annotations", "/hostname", "/linux/sysctl", "/linux/netDevices"]
+            .iter()
+            .any(|on_host| at.starts_with(on_host))
     });
     let Binds { all: binds, shared: shared_binds, volumes, sub_paths, .. } = binds;
     let resources = asked.pointer("/linux/resources").cloned().unwrap_or_default();
@@ -355,14 +349,53 @@ fn plan_resources(resources: &mut LinuxResources) {
     if let Some(cpu) = resources.cpu_mut() {
         cpu.set_cpus(None).set_mems(None);
     }
+    if let Some(files) = resources.unified_mut() {
+        files.retain(|file, _| !HOSTS_FILES.contains(&&**file));
+    }
 }
 
-/// The limits of `linux.resources` that are the guest's, to be set on a container that was created with others. What
-/// was left out then may be named again as it was: engines send all that they know.
+/// Files of a cgroup that name processors, nodes of memory or disks by the host's numbers.
+const HOSTS_FILES: [&str; 3] = ["cpuset.cpus", "cpuset.mems", "io.max"];
+
+/// Whether a pointer within `linux.resources` names a limit that holds for the sandbox's cgroup on the host, where there is
+/// one, whatever the guest is told of it.
+pub fn is_hosts_limit(at: &str) -> bool {
+    let hosts_file = at.strip_prefix("/unified/").is_some_and(|file| HOSTS_FILES.contains(&file));
+    hosts_file
+        || ["/cpu/cpus", "/cpu/mems"].contains(&at)
+        || at
+            .strip_prefix("/blockIO")
+            .is_some_and(|of| of.is_empty() || of.starts_with("/throttle"))
+}
+
+/// Limits that a running container is to have.
+#[derive(Debug)]
+pub struct Update {
+    /// All that are named.
+    pub asked: LinuxResources,
+    /// Those that are the guest's.
+    pub for_guest: LinuxResources,
+}
+
+/// What a container was created with, and where it is.
+#[derive(Debug, Clone, Default)]
+pub struct Created {
+    /// What it is to its sandbox.
+    pub part: Part,
+    /// Its `linux.resources`, whole.
+    pub resources: Value,
+    /// The numbers of its disks on the host.
+    pub disks: Vec<Numbers>,
+    /// Whether its sandbox has a cgroup on the host.
+    pub has_cgroup: bool,
+}
+
+/// The limits of `linux.resources`, to be set on a container that was created with others. What was left out then may be
+/// named again as it was: engines send all that they know.
 ///
 /// # Errors
-/// [`Error::InvalidArgument`] for a text that is no such object, or for limits that only the host could set.
-pub fn update(resources_json: &[u8], created_with: &Value) -> Result<LinuxResources> {
+/// [`Error::InvalidArgument`] for a text that is no such object, or for limits that nobody could set.
+pub fn update(resources_json: &[u8], created: &Created) -> Result<Update> {
     let invalid = |what: &dyn std::fmt::Display| {
         Error::InvalidArgument(format!("update: linux.resources: {what}"))
     };
@@ -372,18 +405,23 @@ pub fn update(resources_json: &[u8], created_with: &Value) -> Result<LinuxResour
     // Who may use which device is decided once.
     resources.set_devices(None);
     let value = |r: &LinuxResources| serde_json::to_value(r).map_err(|e| invalid(&e));
-    let asked = value(&resources)?;
-    // Whether they are for disks of the container's is known to its agent.
-    resources.set_block_io(
-        resources.block_io().as_ref().and_then(|all| disks::block_io(all, &|list| list)),
-    );
+    let asked = resources.clone();
+    // Those of other disks are refused by the agent, unless they are the host's to see to.
+    let of_disk = |limit: &LinuxThrottleDevice| {
+        !created.has_cgroup || disks::limited(limit).is_some_and(|n| created.disks.contains(&n))
+    };
+    let keep = |list: Vec<_>| list.into_iter().filter(of_disk).collect();
+    resources
+        .set_block_io(resources.block_io().as_ref().and_then(|all| disks::block_io(all, &keep)));
     plan_resources(&mut resources);
-    let mut left_out = lost(&asked, &value(&resources)?);
-    left_out.retain(|at| asked.pointer(at) != created_with.pointer(at));
+    let named = value(&asked)?;
+    let mut left_out = lost(&named, &value(&resources)?);
+    left_out.retain(|at| named.pointer(at) != created.resources.pointer(at));
+    left_out.retain(|at| !(created.has_cgroup && is_hosts_limit(at)));
     if !left_out.is_empty() {
         return Err(invalid(&format!("the guest can't be given {}", left_out.join(", "))));
     }
-    Ok(resources)
+    Ok(Update { asked, for_guest: resources })
 }
 
 /// Sysctls of a namespace that the container shares with the host: as runc, no. The guest can't tell any more,

@@ -15,6 +15,7 @@ use super::{PodResize, PodSize, Sandbox};
 use crate::error::{Error, Result};
 use crate::guest::agent::Agent;
 use crate::host::cgroup::Cgroup;
+use crate::oci::pod::Part;
 use crate::settings::Settings;
 use host::{limit_host, look_up, settle_host};
 pub(super) use limits::Limits;
@@ -81,7 +82,8 @@ impl Capacity {
     /// Whether container `id` has a limit, as far as is noted.
     #[cfg(test)]
     pub(super) fn limits(&self, id: &str) -> bool {
-        self.limits.get(id).is_some_and(|limits| *limits != Limits::default())
+        let limits = self.limits.get(id).cloned();
+        limits.is_some_and(|limits| Limits { bounds: None, ..limits } != Limits::default())
     }
 
     /// Notes the limits of a container; none: it is gone.
@@ -109,11 +111,17 @@ impl Sandbox {
         &self,
         agent: &Agent,
         id: &str,
+        part: Part,
         resources: &LinuxResources,
     ) -> Result<Option<Limits>> {
         let mut capacity = self.0.capacity.lock().await;
-        let before = capacity.limits.get(id).copied();
-        capacity.set(id, Some(before.unwrap_or_default().changed(resources)));
+        let before = capacity.limits.get(id).cloned();
+        let mut limits = before.clone().unwrap_or_default().changed(resources);
+        if part == Part::Pause {
+            // It does nothing, and binds nobody.
+            limits.bounds = None;
+        }
+        capacity.set(id, Some(limits));
         if let Err(error) = self.fit(agent, &mut capacity).await {
             // They are not to be had, so nothing later may grow for them.
             capacity.set(id, before);
@@ -132,8 +140,8 @@ impl Sandbox {
         let sandbox = self.clone();
         Self::detached(async move {
             let mut capacity = sandbox.0.capacity.lock().await;
-            let before = capacity.promised;
-            capacity.promised = before.resized(change);
+            let before = capacity.promised.clone();
+            capacity.promised = before.clone().resized(change);
             if let Err(error) = sandbox.fit(&agent, &mut capacity).await {
                 capacity.promised = before;
                 settle_host(&capacity).await;

@@ -113,11 +113,13 @@ impl Sandbox {
         let rootfs = rootfs_or_directory(rootfs, &spec);
         let plan = Box::pin(self.plan(&id, &bundle, spec, rootfs)).await?;
         let pids = self.pids_of(&id, &plan)?;
-        if !plan.left_out.is_empty() {
-            tracing::info!(
-                "{id}: config.json: of no use in the guest, left out: {}",
-                plan.left_out.join(", ")
-            );
+        let mut left_out = plan.left_out.clone();
+        let is_hosts =
+            |at: &str| at.strip_prefix("/linux/resources").is_some_and(plan::is_hosts_limit);
+        left_out.retain(|at| self.0.cgroup.is_none() || !is_hosts(at));
+        if !left_out.is_empty() {
+            let left_out = left_out.join(", ");
+            tracing::info!("{id}: config.json: of no use in the guest, left out: {left_out}");
         }
         let plain_newlines = stdio.plain_newlines;
         // The guest boots meanwhile.
@@ -144,7 +146,7 @@ impl Sandbox {
             milestone::mark("storage-ready", &id);
             let agent = self.agent().await?;
             let asked = LinuxResources::deserialize(&plan.resources).unwrap_or_default();
-            self.make_room(&agent, &id, &asked).await?;
+            self.make_room(&agent, &id, part, &asked).await?;
             let (mut numbers, streams) = self.streams(open.wanted()).await?;
             numbers.plain_newlines = plain_newlines;
             let io = open.join(streams);
@@ -154,7 +156,7 @@ impl Sandbox {
                 .chain(for_all(&plan.shared_binds))
                 .collect();
             let has = InGuest { disks, storages, pids };
-            self.note_limits(&id, plan.resources);
+            self.note_limits(&id, part, plan.resources, &plan.disks.disks);
             if part != Part::Pause {
                 let process = plan.spec.process().as_ref();
                 self.note_oom_score(
@@ -162,8 +164,17 @@ impl Sandbox {
                     process.and_then(oci_spec::runtime::Process::oom_score_adj),
                 );
             }
-            let Plan { hooks, spec, spec_json, annotations, rootfs, network, net_devices, sysctls, .. } =
-                plan;
+            let Plan {
+                hooks,
+                spec,
+                spec_json,
+                annotations,
+                rootfs,
+                network,
+                net_devices,
+                sysctls,
+                ..
+            } = plan;
             // Of a root on a disk the guest alone knows files.
             let read_only = !rootfs.is_empty()
                 && spec

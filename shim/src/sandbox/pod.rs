@@ -4,7 +4,9 @@ use super::Sandbox;
 use crate::error::{Error, Result};
 use crate::guest::agent::{Agent, PidsOf};
 use crate::host::network::NetDevice;
-use crate::oci::plan::Plan;
+use crate::oci::plan::disks::Disk;
+use crate::oci::plan::{Created, Plan};
+use crate::oci::pod::Part;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -13,8 +15,8 @@ use std::sync::{MutexGuard, PoisonError};
 /// What is remembered of its containers.
 #[derive(Debug, Default)]
 pub(super) struct Pod {
-    /// The limits that the containers were created with, by their ids.
-    created_with: BTreeMap<String, Value>,
+    /// What the containers were created with, by their ids.
+    created: BTreeMap<String, Created>,
 }
 
 impl Sandbox {
@@ -22,19 +24,21 @@ impl Sandbox {
         self.0.pod.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Remembers the limits that a container is created with.
-    pub(super) fn note_limits(&self, id: &str, limits: Value) {
-        self.pod().created_with.insert(id.to_owned(), limits);
+    /// Remembers what a container is created with, its limits and its disks.
+    pub(super) fn note_limits(&self, id: &str, part: Part, resources: Value, disks: &[Disk]) {
+        let disks = disks.iter().map(|disk| disk.numbers).collect();
+        let created = Created { part, resources, disks, has_cgroup: self.0.cgroup.is_some() };
+        self.pod().created.insert(id.to_owned(), created);
     }
 
-    /// The limits that a container was created with.
-    pub(super) fn created_with(&self, id: &str) -> Value {
-        self.pod().created_with.get(id).cloned().unwrap_or_default()
+    /// What a container was created with.
+    pub(super) fn created(&self, id: &str) -> Created {
+        self.pod().created.get(id).cloned().unwrap_or_default()
     }
 
     /// Forgets all that is remembered of a container beside the table.
     pub(super) fn forget(&self, id: &str) {
-        self.pod().created_with.remove(id);
+        self.pod().created.remove(id);
         self.forget_oom_score(id);
         self.0.resolver.take(id);
     }

@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::guest::agent::Agent;
 use crate::io::{OpenIo, Stdio};
 use crate::milestone;
-use crate::oci::plan;
+use crate::oci::plan::{self, Update};
 use crate::sandbox::event::Exit;
 use crate::sandbox::table::Phase;
 use protocol::agent::ContainerStatsResponse;
@@ -178,16 +178,17 @@ impl Sandbox {
     /// before and gives back after, as far as they ask for it.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] names what the guest can't be given; [`Error::NotFound`]; the agent fails.
+    /// [`Error::InvalidArgument`] names what can't be had; [`Error::NotFound`]; the agent fails.
     pub async fn update(&self, id: &str, resources_json: &[u8]) -> Result<()> {
         self.state(id, "")?;
-        let resources = plan::update(resources_json, &self.created_with(id))?;
-        let planned = serde_json::to_vec(&resources)
+        let created = self.created(id);
+        let Update { asked, for_guest } = plan::update(resources_json, &created)?;
+        let planned = serde_json::to_vec(&for_guest)
             .map_err(|e| Error::InvalidArgument(format!("update: linux.resources: {e}")))?;
         let (sandbox, id) = (self.clone(), id.to_owned());
         Self::detached(async move {
             let agent = sandbox.agent().await?;
-            let before = sandbox.make_room(&agent, &id, &resources).await?;
+            let before = sandbox.make_room(&agent, &id, created.part, &asked).await?;
             match agent.update(&id, planned).await {
                 Ok(()) => {
                     sandbox.give_back_spare().await;

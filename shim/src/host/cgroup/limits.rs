@@ -1,12 +1,13 @@
 //! What a sandbox's cgroup is limited to, as the kernel's files and as systemd's properties.
 
+use super::bounds::Bounds;
 use oci_spec::runtime::{
     LinuxCpuBuilder, LinuxMemoryBuilder, LinuxResources, LinuxResourcesBuilder,
 };
 use std::collections::HashMap;
 
 /// What the sandbox may take of the host. None: no limit is set, or it stays as it was.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Limits {
     /// Bytes.
     pub memory: Option<u64>,
@@ -16,6 +17,8 @@ pub struct Limits {
     pub weight: Option<u64>,
     /// Whether it runs only when nobody else does.
     pub idle: Option<bool>,
+    /// By numbers of the host's.
+    pub bounds: Bounds,
 }
 
 /// Processor time by periods.
@@ -123,6 +126,13 @@ pub(super) fn as_resources(limits: &Limits) -> Result<LinuxResources, oci_spec::
     }
     if let Some(weight) = limits.weight {
         cpu = cpu.shares(shares(weight));
+    }
+    let [cpus, mems] = limits.bounds.lists();
+    if !cpus.is_empty() {
+        cpu = cpu.cpus(cpus);
+    }
+    if !mems.is_empty() {
+        cpu = cpu.mems(mems);
     }
     LinuxResourcesBuilder::default().memory(memory).cpu(cpu.build()?).build()
 }

@@ -1,5 +1,6 @@
 use super::limits::{MOST_SHARES, shares};
 use super::*;
+use oci_spec::runtime::LinuxResources;
 
 #[test]
 fn a_path_stays_below_the_root_and_a_relative_one_beside_its_caller() {
@@ -50,6 +51,7 @@ fn limits_as_files_and_as_properties() {
         cpu: Bandwidth { quota: Some(50_000), period: 100_000, burst: 0 },
         weight: Some(100),
         idle: Some(false),
+        bounds: Bounds::default(),
     };
     let named = Named::default().and(&limits);
     let as_files = |limits: &Limits| as_files(limits, named);
@@ -59,7 +61,11 @@ fn limits_as_files_and_as_properties() {
     assert_eq!(file("cpu.weight"), "100");
     let idle = |limits: &Limits| as_files(limits).unwrap().cpu().as_ref().unwrap().idle();
     assert_eq!((idle(&limits), idle(&Limits::default())), (Some(0), None));
-    let idle = as_files(&Limits { idle: Some(true), ..limits }).unwrap().unified().clone().unwrap();
+    let idle = as_files(&Limits { idle: Some(true), ..limits.clone() })
+        .unwrap()
+        .unified()
+        .clone()
+        .unwrap();
     assert!(!idle.contains_key("cpu.weight"), "the kernel takes none then");
     let none = as_files(&Limits::default()).unwrap().unified().clone().unwrap();
     assert_eq!((none["memory.max"].as_str(), none["cpu.max"].as_str()), ("max", "max 100000"));
@@ -72,6 +78,12 @@ fn limits_as_files_and_as_properties() {
         (cpu.quota(), cpu.period(), cpu.shares()),
         (Some(50_000), Some(100_000), Some(shares(100)))
     );
+    assert_eq!((cpu.cpus(), cpu.mems()), (&None, &None));
+    let to: LinuxResources =
+        serde_json::from_str(r#"{"cpu": {"cpus": "0-1", "mems": "0"}}"#).unwrap();
+    let bound = Limits { bounds: Bounds::default().changed(&to), ..Limits::default() };
+    let cpu = as_resources(&bound).unwrap().cpu().clone().unwrap();
+    assert_eq!((cpu.cpus().as_deref(), cpu.mems().as_deref()), (Some("0-1"), Some("0")));
     assert_eq!(as_resources(&Limits::default()).unwrap().memory().unwrap().limit(), Some(-1));
 }
 
@@ -87,13 +99,13 @@ fn a_limit_that_nobody_has_named_is_left_as_it_is() {
     let none = Limits::default();
     let named = Named::default().and(&none);
     assert_eq!(set(&none, named), [""; 0]);
-    let of_burst = Limits { cpu: Bandwidth { burst: 1, ..Bandwidth::default() }, ..none };
+    let of_burst = Limits { cpu: Bandwidth { burst: 1, ..Bandwidth::default() }, ..none.clone() };
     let with_burst = named.and(&of_burst);
     assert!(!named.burst && with_burst.burst && with_burst.and(&none).burst);
     assert_eq!(set(&of_burst, with_burst), [""; 0]);
-    let of_period = Limits { cpu: Bandwidth { period: 50_000, ..none.cpu }, ..none };
+    let of_period = Limits { cpu: Bandwidth { period: 50_000, ..none.cpu }, ..none.clone() };
     assert_eq!(set(&of_period, named.and(&of_period)), ["cpu.max=max 50000"]);
-    let of_memory = Limits { memory: Some(4096), ..none };
+    let of_memory = Limits { memory: Some(4096), ..none.clone() };
     let named = named.and(&of_memory);
     assert_eq!(set(&of_memory, named), ["memory.max=4096"]);
     assert_eq!(set(&none, named.and(&none)), ["memory.max=max"], "it was ours");

@@ -395,7 +395,7 @@ impl Disks {
     pub fn retain_limits(&self, resources: &mut LinuxResources) {
         resources.set_block_io(resources.block_io().as_ref().and_then(|all| {
             let of_disk = |limit: &LinuxThrottleDevice| {
-                numbers(limit.major(), limit.minor()).is_some_and(|numbers| self.has(numbers))
+                limited(limit).is_some_and(|numbers| self.has(numbers))
             };
             block_io(all, &|list| list.into_iter().filter(of_disk).collect())
         }));
@@ -471,6 +471,11 @@ pub fn block_io(
         .set_throttle_write_iops_device(changed(limits.throttle_write_iops_device()))
         .set_weight(limits.weight());
     Some(kept).filter(|kept| *kept != LinuxBlockIo::default())
+}
+
+/// The disk that a limit is for.
+pub fn limited(limit: &LinuxThrottleDevice) -> Option<Numbers> {
+    numbers(limit.major(), limit.minor())
 }
 
 fn numbers(major: i64, minor: i64) -> Option<Numbers> {

@@ -117,13 +117,13 @@ fn what_is_left_out_is_named() {
 
 #[test]
 fn an_update_sets_what_is_the_guests_and_names_what_is_not() {
-    let out = update(br#"{"memory": {"limit": 7}, "cpu": {"quota": 5, "cpus": ""}}"#, &Value::Null)
-        .unwrap();
-    let out = serde_json::to_value(out).unwrap();
+    let none = Created::default();
+    let out = update(br#"{"memory": {"limit": 7}, "cpu": {"quota": 5, "cpus": ""}}"#, &none);
+    let out = serde_json::to_value(out.unwrap().for_guest).unwrap();
     assert_eq!(out, json!({"memory": {"limit": 7}, "cpu": {"quota": 5}}));
-    let refused = update(br#"{"cpu": {"cpus": "0-1"}}"#, &Value::Null).unwrap_err().to_string();
+    let refused = update(br#"{"cpu": {"cpus": "0-1"}}"#, &none).unwrap_err().to_string();
     assert!(refused.contains("/cpu/cpus"), "{refused}");
-    assert!(update(b"7", &Value::Null).unwrap_err().to_string().contains("linux.resources"));
+    assert!(update(b"7", &none).unwrap_err().to_string().contains("linux.resources"));
 }
 
 #[test]
@@ -132,10 +132,11 @@ fn an_update_may_name_again_what_was_left_out_at_the_create() {
     let plan = container("c1", spec(|v| v["linux"]["resources"] = asked.clone())).unwrap();
     let mut merged = asked;
     merged["cpu"]["shares"] = json!(7);
-    let out = update(merged.to_string().as_bytes(), &plan.resources).unwrap();
-    assert_eq!(serde_json::to_value(out).unwrap(), json!({"cpu": {"shares": 7}}));
+    let created = Created { resources: plan.resources, ..Created::default() };
+    let out = update(merged.to_string().as_bytes(), &created).unwrap();
+    assert_eq!(serde_json::to_value(out.for_guest).unwrap(), json!({"cpu": {"shares": 7}}));
     merged["cpu"]["cpus"] = json!("0-2");
-    let refused = update(merged.to_string().as_bytes(), &plan.resources).unwrap_err().to_string();
+    let refused = update(merged.to_string().as_bytes(), &created).unwrap_err().to_string();
     assert!(refused.contains("/cpu/cpus") && !refused.contains("rdma"), "{refused}");
 }
 
@@ -733,12 +734,37 @@ fn limits_of_block_io_are_kept_for_disks() {
     let expected = json!({"weight": 10, "throttleReadBpsDevice": [limit(16)]});
     assert_eq!(spec["linux"]["resources"]["blockIO"], expected);
     let updated = json!({"blockIO": {"throttleWriteIOPSDevice": [limit(0)]}}).to_string();
-    assert!(update(updated.as_bytes(), &Value::Null).unwrap().block_io().is_some());
-    let updated = update(br#"{"blockIO": {"weight": 750}}"#, &Value::Null).unwrap();
+    let none = Created::default();
+    assert!(update(updated.as_bytes(), &none).unwrap().for_guest.block_io().is_some());
+    let updated = update(br#"{"blockIO": {"weight": 750}}"#, &none).unwrap().for_guest;
     assert_eq!(updated.block_io().as_ref().unwrap().weight(), Some(750));
     let leaf = br#"{"blockIO": {"leafWeight": 10}}"#;
-    let refused = update(leaf, &Value::Null).unwrap_err().to_string();
+    let refused = update(leaf, &none).unwrap_err().to_string();
     assert!(refused.contains("/blockIO"), "{refused}");
+}
+
+#[test]
+fn what_is_by_the_hosts_numbers_is_left_to_its_cgroup() {
+    let limit = |minor: u32| json!({"major": 8, "minor": minor, "rate": 7});
+    let named = json!({
+        "cpu": {"cpus": "1", "mems": "0"},
+        "blockIO": {"throttleReadBpsDevice": [limit(0), limit(16)]},
+        "unified": {"cpuset.cpus": "1", "cpuset.mems": "0", "io.max": "8:0 rbps=7", "pids.max": "9"},
+    });
+    let created = Created { disks: vec![(8, 16)], has_cgroup: true, ..Created::default() };
+    let Update { asked, for_guest } = update(named.to_string().as_bytes(), &created).unwrap();
+    assert_eq!(asked.cpu().as_ref().unwrap().cpus().as_deref(), Some("1"));
+    let expected = json!({"cpu": {}, "blockIO": {"throttleReadBpsDevice": [limit(16)]},
+        "unified": {"pids.max": "9"}});
+    assert_eq!(serde_json::to_value(for_guest).unwrap(), expected);
+    let nowhere = Created { has_cgroup: false, ..created };
+    let refused = update(named.to_string().as_bytes(), &nowhere).unwrap_err().to_string();
+    for at in ["/cpu/cpus", "/cpu/mems", "/unified/cpuset.cpus", "/unified/io.max"] {
+        assert!(refused.contains(at), "{refused}");
+    }
+    let plan = container("c1", spec(|v| v["linux"]["resources"] = named)).unwrap();
+    let of_host = plan.left_out.iter().filter_map(|at| at.strip_prefix("/linux/resources"));
+    assert!(of_host.clone().count() > 4 && of_host.clone().all(is_hosts_limit), "{plan:?}");
 }
 
 fn of_pod(kind: &str, change: impl FnOnce(&mut serde_json::Value)) -> Result<Plan> {

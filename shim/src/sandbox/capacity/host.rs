@@ -45,6 +45,9 @@ impl Capacity {
             cpu,
             weight,
             idle: all().any(|l| l.idle.is_some()).then(|| all().all(|l| l.idle == Some(true))),
+            bounds: cgroup::Bounds::of_all(
+                &all().filter_map(|l| l.bounds.as_ref()).collect::<Vec<_>>(),
+            ),
         }
     }
 }
@@ -76,6 +79,7 @@ pub(super) async fn settle_host(capacity: &Capacity) {
 mod tests {
     use super::super::testing::capacity;
     use super::*;
+    use oci_spec::runtime::LinuxResources;
 
     #[test]
     fn the_host_gives_the_machine_and_its_cost_and_the_processors_of_all() {
@@ -92,6 +96,7 @@ mod tests {
             cpu: cgroup::Bandwidth { quota: Some(75_000), period: 50_000, burst: 0 },
             weight: Some(59),
             idle: None,
+            bounds: cgroup::Bounds::default(),
         };
         assert_eq!(host(&[limited]), one);
         let two = cgroup::Limits {
@@ -99,6 +104,7 @@ mod tests {
             cpu: cgroup::Bandwidth { quota: Some(300_000), period: 100_000, burst: 0 },
             weight: Some(2 * 59),
             idle: None,
+            bounds: cgroup::Bounds::default(),
         };
         assert_eq!(host(&[limited, limited]), two);
         // One without limits: there is none for both.
@@ -123,5 +129,15 @@ mod tests {
         let idle = r#"{"cpu": {"idle": 1}}"#;
         assert_eq!(host(&[idle]).idle, Some(true));
         assert_eq!(host(&[idle, "{}"]).idle, Some(false));
+        let bound = host(&[r#"{"cpu": {"cpus": "0"}}"#]).bounds;
+        assert!(bound.has_cpus());
+        let with = |other: Limits| {
+            let mut capacity = capacity(&[r#"{"cpu": {"cpus": "0"}}"#]);
+            capacity.set("other", Some(other));
+            capacity.of_host(capacity.needed()).bounds
+        };
+        let other = Limits::default().changed(&LinuxResources::default());
+        assert_eq!(with(other), cgroup::Bounds::default());
+        assert_eq!(with(Limits::default()), bound, "a pause container");
     }
 }

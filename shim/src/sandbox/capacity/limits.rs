@@ -8,7 +8,7 @@ use oci_spec::runtime::{LinuxMemory, LinuxResources};
 pub(super) const PERIOD: u64 = 100_000;
 
 /// What one container may use; 0: no limit, so nothing that the machine would grow for.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(in crate::sandbox) struct Limits {
     pub(super) memory: u64,
     pub(super) quota: u64,
@@ -18,8 +18,9 @@ pub(in crate::sandbox) struct Limits {
     pub(super) weight: u64,
     /// Whether it is to run only when nobody else does, if that was said.
     pub(super) idle: Option<bool>,
-    /// It is for some of the host's processors only: the machine has others, but no more for it.
-    pub(super) bound: bool,
+    /// By numbers of the host's, of a container that uses any of it. With some of the host's processors only the machine
+    /// has no more for it.
+    pub(super) bounds: Option<cgroup::Bounds>,
 }
 
 impl Limits {
@@ -35,8 +36,8 @@ impl Limits {
             self.burst = cpu.burst().unwrap_or(self.burst);
             self.weight = cpu.shares().map_or(self.weight, cgroup::weight);
             self.idle = cpu.idle().map_or(self.idle, |idle| Some(idle == 1));
-            self.bound |= cpu.cpus().as_ref().is_some_and(|cpus| !cpus.is_empty());
         }
+        self.bounds = Some(self.bounds.unwrap_or_default().changed(to));
         let unified = to.unified().iter().flatten();
         unified.fold(self, |limits, (file, value)| limits.with_file(file, value.trim()))
     }
@@ -79,7 +80,7 @@ impl Limits {
     }
 
     pub(super) fn is_unlimited(&self) -> bool {
-        self.quota == 0 && !self.bound
+        self.quota == 0 && !self.bounds.as_ref().is_some_and(cgroup::Bounds::has_cpus)
     }
 }
 
@@ -108,14 +109,15 @@ mod tests {
             burst: 4000,
             weight: 42,
             idle: Some(true),
-            bound: false,
+            bounds: Some(cgroup::Bounds::default()),
         };
         assert_eq!(files, expected);
         let none = changed(
             r#"{"memory": {"limit": 9}, "cpu": {"quota": 9, "period": 8},
                 "unified": {"memory.max": "max", "cpu.max": "max", "cpu.weight": "much"}}"#,
         );
-        assert_eq!(none, Limits { period: 8, ..Limits::default() });
+        let bounds = Some(cgroup::Bounds::default());
+        assert_eq!(none, Limits { period: 8, bounds, ..Limits::default() });
     }
 
     #[test]
@@ -123,7 +125,9 @@ mod tests {
         let change = |limits: Limits, json| limits.changed(&serde_json::from_str(json).unwrap());
         let limits = change(Limits::default(), r#"{"cpu": {"quota": 1000, "period": 500}}"#);
         let limits = change(limits, r#"{"memory": {"limit": 7}, "cpu": {"quota": 2000}}"#);
-        assert_eq!(limits, Limits { memory: 7, quota: 2000, period: 500, ..Limits::default() });
+        let bounds = Some(cgroup::Bounds::default());
+        let expected = Limits { memory: 7, quota: 2000, period: 500, bounds, ..Limits::default() };
+        assert_eq!(limits, expected);
         assert_eq!(change(limits, r#"{"memory": {"limit": -1}}"#).memory, 0);
     }
 }

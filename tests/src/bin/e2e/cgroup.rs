@@ -9,6 +9,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -19,18 +20,20 @@ crate::cases!(
     the_command_line_does_as_runc,
     what_is_kept_of_a_run_keeps_its_cgroup,
     a_cgroup_that_others_use_is_refused,
+    limits_by_the_hosts_numbers_are_the_hosts,
 );
 
 const ROOT: &str = "/sys/fs/cgroup";
 const LIMIT: u64 = 256 << 20;
 
-fn read(directory: &Path, file: &str) -> Result<String> {
+/// What a file of a cgroup says.
+pub fn read(directory: &Path, file: &str) -> Result<String> {
     let path = directory.join(file);
     Ok(fs::read_to_string(&path).with_context(|| path.display().to_string())?.trim().to_owned())
 }
 
 /// The cgroup of a process, on the host.
-fn of(pid: u32) -> Result<PathBuf> {
+pub fn of(pid: u32) -> Result<PathBuf> {
     let text = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
     let path = text.trim().strip_prefix("0::/").context("a cgroup of version 2")?;
     Ok(Path::new(ROOT).join(path))
@@ -209,4 +212,51 @@ fn a_cgroup_that_others_use_is_refused(context: &Context) -> Result<()> {
         Err(said) if said.contains("not empty") => Ok(()),
         outcome => bail!("{outcome:?}"),
     }
+}
+
+/// Processors, and disks whether the container has them or not: what of them it uses its sandbox uses.
+fn limits_by_the_hosts_numbers_are_the_hosts(context: &Context) -> Result<()> {
+    let id = context.fresh_id();
+    let directory = Path::new(ROOT).join("e2e").join(&id);
+    let bundle = bundle(context, &format!("/e2e/{id}"))?;
+    let stat = fs::metadata("/")?.dev();
+    let disk = format!("{}:{}", nix::sys::stat::major(stat), nix::sys::stat::minor(stat));
+    let (major, minor) = disk.split_once(':').context("two numbers")?;
+    let rate = |rate: u64| {
+        let (major, minor): (u64, u64) = (major.parse()?, minor.parse()?);
+        anyhow::Ok(json!([{"major": major, "minor": minor, "rate": rate}]))
+    };
+    let mut config = config(&["sleep", "1000000"]);
+    config["linux"]["cgroupsPath"] = format!("/e2e/{id}").into();
+    config["linux"]["resources"] = json!({
+        "cpu": {"cpus": "0", "mems": "0"},
+        "unified": {"io.max": format!("{disk} riops=333\n")},
+        "hugepageLimits": [{"pageSize": "2MB", "limit": 4 << 20}],
+    });
+    bundle.write_config(&config)?;
+    if let Err(said) = run(&bundle, &id)? {
+        bail!("{said}");
+    }
+    let says = |file: &str, expected: &str| {
+        let said = read(&directory, file)?;
+        ensure!(said == expected, "{file} is {said:?}, not {expected:?}");
+        Ok(())
+    };
+    says("cpuset.cpus", "0")?;
+    says("cpuset.mems", "0")?;
+    says("io.max", &format!("{disk} rbps=max wbps=max riops=333 wiops=max"))?;
+    says("hugetlb.2MB.max", "4194304")?;
+    let all = fs::read_to_string(format!("{ROOT}/cpuset.cpus.effective"))?;
+    let change = bundle.0.join("change.json");
+    let to = json!({"cpu": {"cpus": all.trim()},
+        "blockIO": {"throttleWriteBpsDevice": rate(9_437_184)?, "throttleReadIOPSDevice": rate(0)?}});
+    fs::write(&change, to.to_string())?;
+    let change = change.to_str().context("a path")?;
+    kata(&["update", "--resources", change, &id])?.expect_code(0)?;
+    says("cpuset.cpus", all.trim())?;
+    says("io.max", &format!("{disk} rbps=max wbps=9437184 riops=max wiops=max"))?;
+    kata(&["update", "--cpuset-cpus", "77", &id])?.expect_error(&["cpuset.cpus"])?;
+    says("cpuset.cpus", all.trim())?;
+    kata(&["delete", "--force", &id])?.expect_code(0)?;
+    gone(&directory)
 }

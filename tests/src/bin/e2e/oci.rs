@@ -229,7 +229,7 @@ fn everyday_commands_tell_the_truth(context: &Context) -> Result<()> {
     }
     container.say("resume", &[])?.expect_code(0)?;
     say(&["update", "--memory", "40m", "--pids-limit", "33", &container.id])?.expect_code(0)?;
-    say(&["update", "--cpuset-cpus", "0", &container.id])?.expect_error(&["/cpu/cpus"])?;
+    say(&["update", "--cpu-rt-runtime", "7", &container.id])?.expect_error(&["realtime is not"])?;
     let stats = say(&["events", "--stats", &container.id])?.expect_code(0)?.text();
     let stats: Value = serde_json::from_str(&stats)?;
     let data = &stats["data"];
