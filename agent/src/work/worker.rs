@@ -249,8 +249,18 @@ fn build(
         Ok(Some(pid)) => Ok(pid.as_raw()),
         Ok(None) => Err(failure(&LibcontainerError::Other("no pid".to_owned()))),
         // What the executor found wrong says more than what libcontainer makes of it.
-        Err(error) => Err(reported(report).unwrap_or_else(|| with_cause(failure(&error), causes))),
+        Err(error) => Err(reported(report)
+            .or_else(|| full_place(&job.sub_cgroup, &chain(&error)))
+            .unwrap_or_else(|| with_cause(failure(&error), causes))),
     }
+}
+
+/// That a place below the cgroup was asked for which takes no process, as its cgroups have the controllers: as runc says it.
+fn full_place(sub_cgroup: &str, error: &str) -> Option<Failure> {
+    let is_full = !sub_cgroup.is_empty() && error.contains("Device or resource busy");
+    let message =
+        format!("adding pid of the process to cgroups at {sub_cgroup}: device or resource busy");
+    is_full.then_some(Failure { kind: FailureKind::Invalid, message })
 }
 
 /// What libcontainer noted of the container and its first process.
@@ -344,4 +354,18 @@ fn load<T: DeserializeOwned>(path: &Path) -> Result<T, Failure> {
 fn store<T: Serialize>(path: &Path, value: &T) -> Result<(), Failure> {
     let bytes = serde_json::to_vec(value).map_err(|e| Failure::internal("writing the spec", &e))?;
     std::fs::write(path, bytes).map_err(|e| Failure::internal("writing the spec", &e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_that_takes_nobody_is_told_of() {
+        let error = "cgroup error: failed to write 65: Device or resource busy (os error 16)";
+        let said = full_place("/", error).unwrap().message;
+        assert_eq!(said, "adding pid of the process to cgroups at /: device or resource busy");
+        assert!(full_place("", error).is_none(), "nobody asked for it");
+        assert!(full_place("/", "No space left on device").is_none());
+    }
 }

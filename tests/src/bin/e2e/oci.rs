@@ -458,6 +458,8 @@ fn an_exec_joins_an_init_that_made_a_tree_of_its_cgroup(context: &Context) -> Re
     if seen.trim() != "0::/init" {
         bail!("the exec is in {seen:?}");
     }
+    let above = say(&["exec", "--cgroup", "/", &container.id, "true"])?;
+    above.expect_error(&[" adding pid ", " to cgroups", "device or resource busy"])?;
     container.say("kill", &["KILL"])?.expect_code(0)?;
     container.wait_for_status("stopped")
 }
