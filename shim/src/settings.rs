@@ -2,7 +2,7 @@
 
 use crate::config::{Config, Root, RootWrites};
 use crate::error::{Error, Result};
-use crate::host::blank_disk;
+use crate::host::{blank_disk, processors};
 use crate::oci::plan::disks::Writes;
 use protocol::machine::MAX_VCPUS;
 use std::ops::RangeInclusive;
@@ -186,8 +186,8 @@ fn uids(first: u32, count: u32) -> Result<RangeInclusive<u32>> {
 /// waits and KVM's part of a vCPU on the host, and the guest kernel's data of a possible processor, some 300 KiB. Who
 /// runs larger containers on a larger host raises it.
 fn default_max_vcpus() -> u32 {
-    const MOST: usize = 8;
-    std::thread::available_parallelism().map_or(1, |n| n.get().min(MOST) as u32)
+    const MOST: u32 = 8;
+    processors::count().min(MOST)
 }
 
 /// All of the host's: what a machine is not given costs nothing.

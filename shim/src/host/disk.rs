@@ -1,6 +1,7 @@
 //! Block devices and disk images of the host, looked at and opened for the VMM.
 
 use crate::error::{Error, Result};
+use crate::host::processors;
 use crate::oci::number_list::NumberList;
 use crate::oci::plan::disks::{DirectoryId, Disk, Host, Kind, MountOf, Numbers, Source};
 use crate::oci::plan::shared::{Directory, Memory};
@@ -71,8 +72,7 @@ impl Host for ThisHost {
     }
 
     fn processors(&self) -> NumberList {
-        let online = fs::read_to_string("/sys/devices/system/cpu/online").unwrap_or_default();
-        NumberList::parse(online.trim()).unwrap_or_default()
+        processors::online()
     }
 }
 

@@ -10,6 +10,7 @@ pub(crate) mod network;
 pub mod overhead;
 pub mod paths;
 pub mod persist;
+pub(crate) mod processors;
 pub mod replace;
 pub mod storage;
 mod tree;

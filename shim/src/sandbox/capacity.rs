@@ -15,6 +15,7 @@ use super::{PodResize, PodSize, Sandbox};
 use crate::error::{Error, Result};
 use crate::guest::agent::Agent;
 use crate::host::cgroup::Cgroup;
+use crate::host::processors;
 use crate::oci::pod::Part;
 use crate::settings::Settings;
 use host::{limit_host, look_up, settle_host};
@@ -94,11 +95,6 @@ impl Capacity {
             None => self.limits.remove(id).inspect(|_| self.used_vcpus = 0),
         };
     }
-}
-
-/// The host's.
-fn processors() -> u32 {
-    std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX))
 }
 
 impl Sandbox {
@@ -194,7 +190,7 @@ impl Sandbox {
                 }
             };
             let mut capacity = self.0.capacity.lock().await;
-            if let Some(more) = capacity.more_vcpus(processors(), runnable) {
+            if let Some(more) = capacity.more_vcpus(processors::count(), runnable) {
                 let before = std::mem::replace(&mut capacity.used_vcpus, more);
                 if let Err(error) = self.fit(&agent, &mut capacity).await {
                     capacity.used_vcpus = before;
