@@ -5,7 +5,7 @@ use fuzz::scratch;
 use libfuzzer_sys::fuzz_target;
 use sandbox::number_list::NumberList;
 use sandbox::plan::Created;
-use sandbox::plan::disks::{Host, Kind, MountOf, Numbers, Writes};
+use sandbox::plan::disks::{DirectoryId, Host, Kind, MountOf, Numbers, Writes};
 use sandbox::plan::shared::{Directory, Memory};
 use sandbox::{bundle, plan};
 use std::path::{Path, PathBuf};
@@ -26,7 +26,8 @@ impl Host for Disks {
     }
 
     fn mount_of(&self, _: &Path) -> MountOf {
-        MountOf { options: vec!["nosuid".to_owned()], mounts_below: true }
+        let directory = Some(DirectoryId { mount: 1, device: 1, inode: 1 });
+        MountOf { options: vec!["nosuid".to_owned()], mounts_below: true, directory }
     }
 
     fn memory(&self, _: &Path) -> Option<Memory> {

@@ -171,6 +171,15 @@ pub fn mount_one(storage: &Storage) -> Result<PathBuf, AgentError> {
     let fstype = Some(storage.fstype.as_str());
     mount(Some(source.as_str()), target.as_str(), fstype, flags, Some(data.as_str()))
         .map_err(|error| failed(error.into()))?;
+    // A bind is made with the flags of what is bound.
+    let more = flags - (MsFlags::MS_BIND | MsFlags::MS_REC);
+    if flags.contains(MsFlags::MS_BIND) && !more.is_empty() {
+        let flags = more | MsFlags::MS_BIND | MsFlags::MS_REMOUNT;
+        if let Err(error) = mount(None::<&str>, &path, None::<&str>, flags, None::<&str>) {
+            let _ = umount2(&path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW);
+            return Err(failed(error.into()));
+        }
+    }
     Ok(path)
 }
 

@@ -68,6 +68,11 @@ pub fn sub_path(container: &str, index: usize) -> PathBuf {
     Path::new(protocol::ports::DISKS_DIR).join(container).join(format!("part-{index}"))
 }
 
+/// Where the guest mounts a bind of a container's once more, by its number, with flags that the container can't set.
+pub fn timed(container: &str, index: usize) -> PathBuf {
+    Path::new(protocol::ports::DISKS_DIR).join(container).join(format!("timed-{index}"))
+}
+
 fn shared(container: &str) -> PathBuf {
     Path::new(protocol::ports::SHARED_DIR).join(container)
 }

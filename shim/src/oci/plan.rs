@@ -36,7 +36,7 @@ use crate::oci::pod::Part;
 use crate::settings::Settings;
 pub use access_times::AccessTimes;
 use binds::Binds;
-pub use binds::{Bind, Follows, Owners, SharedBind};
+pub use binds::{Bind, Follows, Owners, SharedBind, Timed};
 use disks::{Disks, Host, Numbers, Writes};
 use oci_spec::runtime::{
     Hooks, HooksBuilder, Linux, LinuxDevice, LinuxDeviceType, LinuxIdMapping, LinuxNamespace,
@@ -92,6 +92,8 @@ pub struct Plan {
     pub volumes: Vec<Volume>,
     /// Parts of it that it mounts.
     pub sub_paths: Vec<SubPath>,
+    /// Of its binds those that the guest mounts for it.
+    pub timed: Vec<Timed>,
     /// What it is to its sandbox.
     pub part: Part,
     /// The host's process whose PID namespace it is to have; whether that stands for one of the sandbox's is not known.
@@ -219,7 +221,7 @@ pub fn container(
             .iter()
             .any(|on_host| at.starts_with(on_host))
     });
-    let Binds { all: binds, shared: shared_binds, volumes, sub_paths, .. } = binds;
+    let Binds { all: binds, shared: shared_binds, volumes, sub_paths, timed, .. } = binds;
     let resources = asked.pointer("/linux/resources").cloned().unwrap_or_default();
     Ok(Plan {
         spec,
@@ -236,6 +238,7 @@ pub fn container(
         sysctls,
         volumes,
         sub_paths,
+        timed,
         part,
         joins_pids,
         hooks,

@@ -6,9 +6,9 @@ use crate::guest::paths as guest_paths;
 use crate::host::blocking::blocking;
 use crate::host::disk::OpenDisk;
 use crate::host::{blank_disk, disk};
-use crate::oci::plan::SharedBind;
 use crate::oci::plan::disks::{Disk, DiskMount, Disks, Overlay, Source, Upper};
 use crate::oci::plan::shared::{Memory, SubPath, Volume};
+use crate::oci::plan::{SharedBind, Timed};
 use protocol::control::part_offsets;
 use protocol::{agent as api, ports};
 use std::path::Path;
@@ -101,6 +101,16 @@ pub(super) fn for_all(shared: &[SharedBind]) -> impl Iterator<Item = api::Storag
         options: vec!["bind".into()],
         mount_point: guest_paths::of_all(place).display().to_string(),
         of_sandbox: true,
+        ..Default::default()
+    })
+}
+
+/// Binds that a container can't give their flags.
+pub(super) fn timed(all: &[Timed]) -> impl Iterator<Item = api::Storage> {
+    all.iter().map(|Timed { source, at, flags }| api::Storage {
+        source: source.display().to_string(),
+        options: [&["bind".to_owned()][..], flags].concat(),
+        mount_point: at.display().to_string(),
         ..Default::default()
     })
 }

@@ -1,6 +1,6 @@
 //! Making and deleting containers.
 
-use super::attachments::{for_all, memory, storages, sub_paths};
+use super::attachments::{for_all, memory, storages, sub_paths, timed};
 use super::stand_ins::{self, StandIn};
 use super::{NewContainer, ProcessState, Sandbox, files, resolver};
 use crate::error::{Error, Result};
@@ -154,6 +154,7 @@ impl Sandbox {
             let storages = storages
                 .chain(sub_paths(&plan.sub_paths))
                 .chain(for_all(&plan.shared_binds))
+                .chain(timed(&plan.timed))
                 .collect();
             let has = InGuest { disks, storages, pids };
             self.note_limits(&id, part, plan.resources, &plan.disks.disks);

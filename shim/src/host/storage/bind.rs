@@ -28,6 +28,8 @@ pub fn mount(bind: &Bind, target: &Path) -> Result<()> {
         let tree = Tree::copy(&bind.source, bind.recursive)?;
         if bind.read_only {
             tree.set(libc::MOUNT_ATTR_RDONLY, 0, bind.recursive && bind.read_only_below)?;
+        } else if bind.writable {
+            tree.set(0, libc::MOUNT_ATTR_RDONLY, false)?;
         }
         if let Some(owners) = &bind.owners {
             tree.map(owners, bind.recursive)?;

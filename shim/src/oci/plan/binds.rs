@@ -3,13 +3,14 @@
 //! - The guest has a bind as one mount, with everything below it: whether it can be written to is decided on the
 //!   host, for the mount and for those below it apart. Where both are read-only the guest's mount says so as well.
 //! - Without flags of its own a bind has those of the host's mount that its source is on, as with runc; with a user
-//!   namespace it has those that take a privilege to clear in any case.
+//!   namespace it has those that take a privilege to clear in any case. When files are noted as read is one of these: there
+//!   the guest is shown a mount that has it already ([`Timed`]), since nobody in such a namespace can set it.
 //! - A source in the container's own root is there for the guest already. It is bound in the guest, since it may be
 //!   on an earlier mount of the container's.
 //! - A destination may begin with the path of the container's root.
 
 use super::access_times::AccessTimes;
-use super::disks::Host;
+use super::disks::{Host, MountOf};
 use super::shared::{self, SubPath, Volume};
 use crate::error::{Error, Result};
 use crate::guest::paths as guest_paths;
@@ -25,6 +26,8 @@ pub struct Bind {
     pub source: PathBuf,
     /// Enforced on the host's mounts, so that the guest can't write whatever it does.
     pub read_only: bool,
+    /// It is to be written to although the host's mount is read-only.
+    pub writable: bool,
     /// The mounts below it as well.
     pub read_only_below: bool,
     /// With the mounts below it.
@@ -37,6 +40,17 @@ pub struct Bind {
     pub times: AccessTimes,
     /// In it and in the mounts below it, after that.
     pub times_below: AccessTimes,
+}
+
+/// A bind that the guest is to mount with its flags, for a container that can't set them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Timed {
+    /// In the guest.
+    pub source: PathBuf,
+    /// Where the guest is to show it, for that container alone.
+    pub at: PathBuf,
+    /// Its flags as in fstab.
+    pub flags: Vec<String>,
 }
 
 /// A directory that all containers of a sandbox which ask for the same have as one.
@@ -86,6 +100,8 @@ pub(super) struct Binds {
     pub volumes: Vec<Volume>,
     /// Parts of them.
     pub sub_paths: Vec<SubPath>,
+    /// Those of `all` that the guest mounts once more.
+    pub timed: Vec<Timed>,
     part: Part,
     /// Whether a shared mount of the container's is one of the host's as well.
     with_host: bool,
@@ -95,8 +111,8 @@ impl Binds {
     /// None yet, of a container with this root on the host and in the guest.
     pub fn new(id: &str, [root, in_guest]: [&Path; 2], part: Part, with_host: bool) -> Self {
         let (id, root, in_guest) = (id.to_owned(), root.to_owned(), in_guest.to_owned());
-        let (all, shared, volumes, sub_paths) = Default::default();
-        Self { id, root, in_guest, all, shared, volumes, sub_paths, part, with_host }
+        let (all, shared, volumes, sub_paths, timed) = Default::default();
+        Self { id, root, in_guest, all, shared, volumes, sub_paths, timed, part, with_host }
     }
 
     /// Makes a mount of the spec's one of the guest's.
@@ -139,7 +155,9 @@ impl Binds {
             check_propagation(mount)?;
         }
         let of_host = host.mount_of(&source);
-        inherit(mount.options_mut().get_or_insert_default(), &of_host.options, mapped.is_some());
+        let options = mount.options_mut().get_or_insert_default();
+        let of_times = times_to_show(options, &of_host, mapped.is_some());
+        inherit(options, &of_host.options, mapped.is_some());
         let volume = shared::volume(self.part, mount, &source, host);
         if let Some(volume) = volume.filter(|_| owners.is_none()) {
             mount.set_source(Some(volume.path.clone()));
@@ -166,6 +184,8 @@ impl Binds {
                 options.retain(|option| option != "ro");
             }
         }
+        let is_so_on_host = of_host.options.iter().any(|option| option == "ro");
+        let writable = !read_only && is_so_on_host && mapped.is_none();
         let follows = follows(mount);
         let options = mount.options().as_deref().unwrap_or_default();
         let times = AccessTimes::of_mount(options);
@@ -174,6 +194,7 @@ impl Binds {
             source,
             read_only: read_only && !is_shared,
             read_only_below: read_only_below && !is_shared,
+            writable,
             recursive,
             follows,
             owners,
@@ -186,7 +207,13 @@ impl Binds {
             mount.set_source(Some(guest_paths::of_all(&place)));
             self.shared.push(SharedBind { place, bind });
         } else {
-            mount.set_source(Some(guest_paths::bind(&self.id, self.all.len())));
+            let mut source = guest_paths::bind(&self.id, self.all.len());
+            if !of_times.is_empty() {
+                let at = guest_paths::timed(&self.id, self.timed.len());
+                self.timed.push(Timed { source, at: at.clone(), flags: of_times });
+                source = at;
+            }
+            mount.set_source(Some(source));
             self.all.push(bind);
         }
         Ok(())
@@ -246,17 +273,11 @@ const INHERITED: [(&str, &[&str]); 8] = [
 /// Not among the flags that take a privilege to clear.
 const NOSYMFOLLOW: &str = "nosymfollow";
 
-const ATIME: [&str; 9] = [
-    "noatime",
-    "atime",
-    "nodiratime",
-    "diratime",
-    "relatime",
-    "norelatime",
-    "strictatime",
-    "nostrictatime",
-    "defaults",
-];
+/// When files are noted as read. That one of these is not to be so is no matter to the kernel.
+const ATIME: [&str; 4] = ["noatime", "nodiratime", "relatime", "strictatime"];
+
+/// Words on that which are no flags to have.
+const NOT_ATIME: [&str; 5] = ["atime", "diratime", "norelatime", "nostrictatime", "defaults"];
 
 /// Adds the flags of the host's mount to the options of a bind that says nothing of flags; in a user namespace
 /// (`locked`) those that it says nothing of.
@@ -265,7 +286,7 @@ const ATIME: [&str; 9] = [
 /// namespace it can't be changed from what the guest's own mount has.
 fn inherit(options: &mut Vec<String>, of_host: &[String], locked: bool) {
     let speaks_of = |words: &[&str]| options.iter().any(|option| words.contains(&option.as_str()));
-    let silent = !INHERITED.iter().any(|(_, words)| speaks_of(words));
+    let silent = !INHERITED.iter().any(|(_, words)| speaks_of(words)) && !speaks_of(&NOT_ATIME);
     let flags = INHERITED.iter().filter(|(flag, words)| {
         let kept = match *flag {
             _ if speaks_of(words) => false,
@@ -277,6 +298,17 @@ fn inherit(options: &mut Vec<String>, of_host: &[String], locked: bool) {
     });
     let flags: Vec<String> = flags.map(|(flag, _)| (*flag).to_owned()).collect();
     options.extend(flags);
+}
+
+/// The flags on times of access of a host's mount that a bind of a directory has in a user namespace, which can't set
+/// them, where they are others than the guest's mount of it has by itself.
+fn times_to_show(options: &[String], of_host: &MountOf, locked: bool) -> Vec<String> {
+    let asked = options.iter().any(|option| ATIME.contains(&option.as_str()));
+    if !locked || asked || of_host.directory.is_none() {
+        return Vec::new();
+    }
+    let flags = of_host.options.iter().filter(|flag| ["noatime", "nodiratime"].contains(&&***flag));
+    flags.cloned().collect()
 }
 
 /// The mappings of the user namespace that the container is to have.
@@ -333,6 +365,8 @@ mod tests {
             "rbind,rprivate,ro,nosuid,relatime,nosymfollow"
         );
         assert_eq!(bind(&["bind", "dev"], false), "bind,dev,relatime");
+        assert_eq!(bind(&["bind", "atime"], false), "bind,atime,relatime");
+        assert_eq!(bind(&["bind", "strictatime"], false), "bind,strictatime");
         assert_eq!(bind(&["bind", "dev"], true), "bind,dev,ro,nosuid");
         assert_eq!(bind(&["bind"], true), "bind,ro,nosuid,nosymfollow");
         assert_eq!(bind(&["bind", "rw", "noatime"], true), "bind,rw,noatime,nosuid");

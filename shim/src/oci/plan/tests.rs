@@ -41,9 +41,12 @@ impl Host for TestHost {
         let mount = if path.ends_with("mounted-anew") { &MOUNTS } else { &AtomicU64::new(0) };
         let mount = mount.fetch_add(1, Ordering::Relaxed);
         let id = DirectoryId { mount, device: 1, inode: 1 };
-        let directory = path.starts_with("/disk").then_some(id);
+        let is_directory = path.starts_with("/disk") || path == Path::new("/flags/directory");
+        let directory = is_directory.then_some(id);
+        let options = if path.starts_with("/flags") { vec!["ro", "noatime"] } else { vec![] };
+        let options = options.into_iter().map(String::from).collect();
         let mounts_below = path == Path::new("/mounted") || path.ends_with("with-mounts");
-        MountOf { mounts_below, directory, ..MountOf::default() }
+        MountOf { options, mounts_below, directory }
     }
 
     fn processors(&self) -> NumberList {
@@ -741,6 +744,38 @@ fn limits_of_block_io_are_kept_for_disks() {
     let leaf = br#"{"blockIO": {"leafWeight": 10}}"#;
     let refused = update(leaf, &none).unwrap_err().to_string();
     assert!(refused.contains("/blockIO"), "{refused}");
+}
+
+#[test]
+fn flags_of_the_hosts_mount_are_cleared_but_in_a_user_namespace_which_is_shown_them() {
+    let taken = |source: &str, options: &[&str], mapped: bool| {
+        let plan = container(
+            "c1",
+            spec(|v| {
+                let options = [&["bind"], options].concat();
+                v["mounts"] = json!([{"destination": "/d", "source": source, "options": options}]);
+                if mapped {
+                    let ids = json!([{"containerID": 0, "hostID": 7, "size": 9}]);
+                    v["linux"]["namespaces"].as_array_mut().unwrap().push(json!({"type": "user"}));
+                    v["linux"]["uidMappings"] = ids.clone();
+                    v["linux"]["gidMappings"] = ids;
+                }
+            }),
+        );
+        let plan = plan.unwrap();
+        let bind = &plan.binds[0];
+        let timed = plan.timed.iter().map(|timed| timed.flags.join(",")).collect::<Vec<_>>();
+        let source = plan.spec.mounts().as_ref().unwrap()[0].source().clone().unwrap();
+        assert_eq!(source, plan.timed.first().map_or(guest_paths::bind("c1", 0), |t| t.at.clone()));
+        (bind.read_only, bind.writable, timed.join(" "))
+    };
+    let directory = "/flags/directory";
+    assert_eq!(taken(directory, &[], false), (true, false, String::new()));
+    assert_eq!(taken(directory, &["nosuid"], false), (false, true, String::new()));
+    assert_eq!(taken("/plain", &["nosuid"], false), (false, false, String::new()));
+    assert_eq!(taken(directory, &["nosuid"], true), (true, false, "noatime".into()));
+    assert_eq!(taken(directory, &["relatime"], true), (true, false, String::new()));
+    assert_eq!(taken("/flags/file", &[], true), (true, false, String::new()));
 }
 
 #[test]

@@ -5,11 +5,13 @@ mod generator;
 mod probe;
 
 use crate::bundle::{Background, Bundle, config};
-use crate::command::Output;
+use crate::command::{self, Output};
 use crate::context::Context;
 use anyhow::{Context as _, Result, bail};
 use fields::Field;
+use nix::mount::{MntFlags, umount2};
 use serde_json::{Value, json};
+use std::process::Command;
 
 crate::cases!(
     crate::Scope::Once;
@@ -18,6 +20,7 @@ crate::cases!(
     generated_specs_mean_what_they_mean_to_runc,
     an_exec_sees_what_it_sees_on_runc,
     hooks_run_on_the_host_and_one_in_the_guest,
+    flags_of_a_hosts_mount_are_those_that_a_bind_has_on_runc,
     a_memory_policy_holds_for_the_init_and_for_execs,
     what_cannot_be_had_is_refused_by_name,
 );
@@ -191,6 +194,63 @@ fn hooks_run_on_the_host_and_one_in_the_guest(context: &Context) -> Result<()> {
     let seen = inside.starts_with("startContainer {") && inside.ends_with("/made\nmounted");
     if names != order || !told || !seen {
         bail!("on the host: {outside}\nin the guest: {inside}");
+    }
+    Ok(())
+}
+
+/// On runc and on ours, without and with a user namespace, where those are kept that nobody could clear.
+fn flags_of_a_hosts_mount_are_those_that_a_bind_has_on_runc(context: &Context) -> Result<()> {
+    let bundle = Bundle::new(context, &[])?;
+    let directory = bundle.0.join("flagged");
+    std::fs::create_dir(&directory)?;
+    let mounted = |options: &str, more: &[&str]| {
+        let mut mount = Command::new("mount");
+        command::output(mount.args(more).args(["-o", options]).arg(&directory))?.expect_code(0)
+    };
+    mounted("mode=0777,strictatime", &["-t", "tmpfs", "none"])?;
+    mounted("bind,remount,ro,noexec,noatime,nodiratime", &[])?;
+    let look = "awk '$2 == \"/d\" {print $4}' /proc/self/mounts | tr , '\\n' | \
+                grep -E '^(r[ow]|no(exec|dev|suid|atime|diratime))$' | sort; (: > /d/made) 2>&1 | grep -o Read-only; :";
+    let mut tested = Ok(());
+    for (options, mapped) in [
+        (&["bind"][..], false),
+        (&["bind", "nodev", "atime"], false),
+        (&["bind"], true),
+        (&["bind", "nodev", "atime"], true),
+    ] {
+        let mut spec = config(&["sh", "-c", look]);
+        let mounts = spec["mounts"].as_array_mut().context("mounts")?;
+        mounts.push(json!({"destination": "/d", "source": directory, "options": options}));
+        mounts.push(json!({"destination": "/dev", "type": "tmpfs", "source": "tmpfs"}));
+        if mapped {
+            let ids = json!([{"containerID": 0, "hostID": 0, "size": 65534}]);
+            spec["linux"]["namespaces"]
+                .as_array_mut()
+                .context("a list")?
+                .push(json!({"type": "user"}));
+            spec["linux"]["uidMappings"] = ids.clone();
+            spec["linux"]["gidMappings"] = ids;
+        }
+        tested = if mapped && options.len() > 1 {
+            // The lab's runc does not keep them yet.
+            kept_flags(&bundle, &spec)
+        } else {
+            compare(&bundle, &spec, "runc").map(drop)
+        };
+        tested = tested.with_context(|| format!("{options:?}"));
+        if tested.is_err() {
+            break;
+        }
+    }
+    umount2(&directory, MntFlags::MNT_DETACH)?;
+    tested
+}
+
+fn kept_flags(bundle: &Bundle, spec: &Value) -> Result<()> {
+    bundle.write_config(spec)?;
+    let said = bundle.run()?.expect_code(0)?.text();
+    if said != "noatime\nnodev\nnodiratime\nnoexec\nro\nRead-only" {
+        bail!("the bind has {said:?}");
     }
     Ok(())
 }
