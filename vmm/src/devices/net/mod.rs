@@ -4,6 +4,7 @@
 //! What of it the guest may say is checked first ([`header`]); what the host's kernel says is passed on.
 
 mod header;
+mod offloads;
 mod rx;
 #[cfg(test)]
 mod tests;
@@ -19,7 +20,7 @@ use std::sync::Arc;
 use worker::NetWorker;
 
 pub use header::HEADER;
-pub(crate) use worker::TUNSETOFFLOAD;
+pub(crate) use offloads::TUNSETOFFLOAD;
 
 const NAME: &str = "net";
 const DEVICE_ID: u32 = 1;

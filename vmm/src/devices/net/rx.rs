@@ -3,9 +3,9 @@
 use super::NetError;
 use super::feature;
 use super::header::{ETHERNET_VLAN, HEADER, MAX_FRAME, NUM_BUFFERS};
+use crate::virtio::ActiveQueue;
 use crate::virtio::chain::{Chain, ChainError};
 use crate::virtio::iovec::IoVecs;
-use crate::virtio::{ActiveQueue, Interrupt};
 use std::collections::VecDeque;
 use std::fs::File;
 use std::num::Wrapping;
@@ -22,7 +22,6 @@ const MAX_FRAMES: usize = 64;
 pub(super) struct Receiver {
     pub(super) queue: ActiveQueue,
     memory: GuestMemoryMmap,
-    interrupt: Arc<dyn Interrupt>,
     tap: Arc<File>,
     /// A frame may lie in several buffers.
     merges: bool,
@@ -46,7 +45,7 @@ pub(super) struct Receiver {
 impl Receiver {
     pub(super) fn new(
         queue: ActiveQueue,
-        (memory, interrupt): (&GuestMemoryMmap, &Arc<dyn Interrupt>),
+        memory: &GuestMemoryMmap,
         tap: Arc<File>,
         mtu: u16,
         features: u64,
@@ -56,7 +55,6 @@ impl Receiver {
         Self {
             queue,
             memory: memory.clone(),
-            interrupt: interrupt.clone(),
             tap,
             merges: features & feature::MRG_RXBUF != 0,
             plain: features & feature::GUEST_CSUM == 0,
@@ -71,9 +69,8 @@ impl Receiver {
         }
     }
 
-    /// Moves frames while there are frames and buffers, a bounded number.
-    pub(super) fn serve(&mut self) -> Result<(), NetError> {
-        self.queue.drain_notification();
+    /// Moves frames while there are frames and buffers, a bounded number; whether the driver wants to hear of them.
+    pub(super) fn serve(&mut self) -> Result<bool, NetError> {
         let mut left = MAX_FRAMES;
         while left > 0 && self.has_room()? && self.receive()? {
             left -= 1;
@@ -81,10 +78,7 @@ impl Receiver {
         if left == 0 {
             self.queue.notify_again();
         }
-        if self.wants_interrupt()? {
-            self.interrupt.signal_used();
-        }
-        Ok(())
+        self.wants_interrupt()
     }
 
     /// Puts back what is not filled.

@@ -63,7 +63,7 @@ impl Rig {
     }
 
     fn receive(&mut self) {
-        self.worker.receiver.serve().unwrap();
+        self.worker.receive().unwrap();
     }
 
     /// What the tap is given, if anything.
@@ -101,12 +101,25 @@ fn frames_are_sent_whole_and_in_order() {
         for len in [60, 1514, MAX_FRAME] {
             let frame = frame(len);
             rig.tx.send(&[&[0; HEADER], &frame[..20], &frame[20..]], &[]);
-            rig.worker.sender.serve().unwrap();
+            rig.worker.send().unwrap();
             assert_eq!(rig.sent().unwrap(), with_header(&frame), "{len}");
             assert_eq!(rig.tx.used().unwrap().1, 0);
         }
         assert_eq!(rig.interrupt.used(), 3);
         assert_eq!(rig.sent(), None);
+    });
+}
+
+#[test]
+fn what_is_answered_at_once_is_received_with_one_interrupt_for_both() {
+    in_both_modes(|| {
+        let mut rig = Rig::new(FEATURES);
+        rig.provide(ENOUGH, BUFFER);
+        rig.host.write_all(&with_header(&frame(60))).unwrap();
+        rig.tx.send(&[&with_header(&frame(60))], &[]);
+        rig.worker.send().unwrap();
+        assert!(rig.tx.used().is_some() && rig.rx.used().is_some());
+        assert_eq!(rig.interrupt.used(), 1);
     });
 }
 
@@ -122,7 +135,7 @@ fn what_is_no_sound_frame_is_dropped_and_given_back() {
         rig.tx.send(&[], &[100]);
         rig.tx.send(&[&vec![0; HEADER + MAX_FRAME + 1]], &[]);
         rig.tx.send(&[&with_header(&frame(60))], &[]);
-        rig.worker.sender.serve().unwrap();
+        rig.worker.send().unwrap();
         assert_eq!(std::iter::from_fn(|| rig.tx.used()).count(), 7);
         assert_eq!(rig.sent().unwrap(), with_header(&frame(60)));
         assert_eq!(rig.sent(), None);
@@ -137,7 +150,7 @@ fn a_tap_that_takes_nothing_more_loses_frames_and_stops_nothing() {
         let mut back = 0;
         for _ in 0..16 {
             rig.tx.send(&[&frame], &[]);
-            rig.worker.sender.serve().unwrap();
+            rig.worker.send().unwrap();
             back += std::iter::from_fn(|| rig.tx.used()).count();
         }
         assert_eq!(back, 16);

@@ -2,9 +2,9 @@
 
 use super::NetError;
 use super::header::{self, HEADER};
+use crate::virtio::ActiveQueue;
 use crate::virtio::chain::{Chain, ChainError};
 use crate::virtio::iovec::IoVecs;
-use crate::virtio::{ActiveQueue, Interrupt};
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -17,7 +17,6 @@ const MAX_FRAMES: usize = 64;
 pub(super) struct Sender {
     pub(super) queue: ActiveQueue,
     memory: GuestMemoryMmap,
-    interrupt: Arc<dyn Interrupt>,
     tap: Arc<File>,
     features: u64,
 }
@@ -25,17 +24,15 @@ pub(super) struct Sender {
 impl Sender {
     pub(super) fn new(
         queue: ActiveQueue,
-        (memory, interrupt): (&GuestMemoryMmap, &Arc<dyn Interrupt>),
+        memory: &GuestMemoryMmap,
         tap: Arc<File>,
         features: u64,
     ) -> Self {
-        let (memory, interrupt) = (memory.clone(), interrupt.clone());
-        Self { queue, memory, interrupt, tap, features }
+        Self { queue, memory: memory.clone(), tap, features }
     }
 
-    /// Sends what is waiting, a bounded number of frames.
-    pub(super) fn serve(&mut self) -> Result<(), NetError> {
-        self.queue.drain_notification();
+    /// Sends what is waiting, a bounded number of frames; whether the driver wants to hear that they are sent.
+    pub(super) fn serve(&mut self) -> Result<bool, NetError> {
         self.queue.disable_notification(&self.memory)?;
         let mut left = MAX_FRAMES;
         while left > 0 {
@@ -52,10 +49,7 @@ impl Sender {
         if left == 0 {
             self.queue.notify_again();
         }
-        if self.queue.wants_interrupt(&self.memory)? {
-            self.interrupt.signal_used();
-        }
-        Ok(())
+        Ok(self.queue.wants_interrupt(&self.memory)?)
     }
 
     /// Sends one frame, or drops it, as any network may: when its header is not sound or the tap does not take it.

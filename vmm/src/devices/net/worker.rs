@@ -2,8 +2,8 @@
 
 use super::rx::Receiver;
 use super::tx::Sender;
-use super::{NAME, NetError, feature};
-use crate::virtio::{Activation, ActiveQueue, Watcher, Worker, WorkerError};
+use super::{NAME, NetError, offloads};
+use crate::virtio::{Activation, ActiveQueue, Interrupt, Watcher, Worker, WorkerError};
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
@@ -13,17 +13,10 @@ const RX: u32 = 0;
 const TX: u32 = 1;
 const TAP: u32 = 2;
 
-/// The request that tells a tap which offloads the other side takes, `_IOW('T', 208, unsigned int)`.
-pub(crate) const TUNSETOFFLOAD: u32 = 0x4004_54d0;
-
-/// Its bits.
-const TUN_F_CSUM: u32 = 1;
-const TUN_F_TSO4: u32 = 2;
-const TUN_F_TSO6: u32 = 4;
-
 pub(super) struct NetWorker {
     pub(super) receiver: Receiver,
     pub(super) sender: Sender,
+    interrupt: Arc<dyn Interrupt>,
     tap: Arc<File>,
     features: u64,
 }
@@ -35,64 +28,60 @@ impl NetWorker {
         tap: Arc<File>,
         mtu: u16,
     ) -> Self {
-        let (around, features) = ((&activation.memory, &activation.interrupt), activation.features);
+        let (memory, features) = (&activation.memory, activation.features);
         Self {
-            receiver: Receiver::new(rx, around, tap.clone(), mtu, features),
-            sender: Sender::new(tx, around, tap.clone(), features),
+            receiver: Receiver::new(rx, memory, tap.clone(), mtu, features),
+            sender: Sender::new(tx, memory, tap.clone(), features),
+            interrupt: activation.interrupt.clone(),
             tap,
             features,
         }
     }
 
-    /// Has the tap cut and sum up frames that this driver doesn't take as they are.
-    fn set_offloads(&self) {
-        let offered = [
-            (feature::GUEST_CSUM, TUN_F_CSUM),
-            (feature::GUEST_TSO4, TUN_F_TSO4),
-            (feature::GUEST_TSO6, TUN_F_TSO6),
-        ];
-        let taken = offered.iter().filter(|(bit, _)| self.features & bit != 0);
-        let mut bits = taken.fold(0, |bits, (_, bit)| bits | bit);
-        if bits & TUN_F_CSUM == 0 {
-            // Segments are cut from what has no checksum yet.
-            bits = 0;
-        }
-        // SAFETY: the request takes a number; the descriptor is owned by `self.tap`.
-        // It can fail only where there is no tap, as in tests: then there is nothing to be offloaded.
-        let _ = unsafe {
-            libc::ioctl(
-                self.tap.as_raw_fd(),
-                libc::Ioctl::from(TUNSETOFFLOAD),
-                libc::c_ulong::from(bits),
-            )
-        };
+    /// Receives what there is.
+    pub(super) fn receive(&mut self) -> Result<(), NetError> {
+        let wanted = self.receiver.serve()?;
+        self.tell(wanted);
+        Ok(())
     }
 
-    fn begin(&mut self) -> Result<(), NetError> {
-        self.set_offloads();
-        self.receiver.serve()?;
-        self.sender.serve()
+    /// Sends what there is, and receives at once: what this host answers by itself has come before the frame is sent, and
+    /// takes neither a turn of the loop nor an interrupt of its own.
+    pub(super) fn send(&mut self) -> Result<(), NetError> {
+        let sent = self.sender.serve()?;
+        let received = self.receiver.serve()?;
+        self.tell(sent || received);
+        Ok(())
+    }
+
+    fn tell(&self, wanted: bool) {
+        if wanted {
+            self.interrupt.signal_used();
+        }
     }
 }
 
 impl Worker for NetWorker {
     fn start(&mut self, watcher: &mut Watcher<'_>) -> Result<(), WorkerError> {
-        // The tap by edges: its frames wait while the driver has no buffers.
+        // By edges: frames wait while the driver has no buffers, and notifications need not be read to be over.
         let watched = [
-            (self.receiver.queue.notify.as_raw_fd(), EventSet::IN, RX),
-            (self.sender.queue.notify.as_raw_fd(), EventSet::IN, TX),
-            (self.tap.as_raw_fd(), EventSet::IN | EventSet::EDGE_TRIGGERED, TAP),
+            (self.receiver.queue.notify.as_raw_fd(), RX),
+            (self.sender.queue.notify.as_raw_fd(), TX),
+            (self.tap.as_raw_fd(), TAP),
         ];
-        for (fd, events, token) in watched {
-            watcher.add(&fd, events, token).map_err(|e| WorkerError::new(NAME, &e))?;
+        for (fd, token) in watched {
+            watcher
+                .add(&fd, EventSet::IN | EventSet::EDGE_TRIGGERED, token)
+                .map_err(|e| WorkerError::new(NAME, &e))?;
         }
-        self.begin().map_err(|e| WorkerError::new(NAME, &e))
+        offloads::set(&self.tap, self.features);
+        self.send().map_err(|e| WorkerError::new(NAME, &e))
     }
 
     fn handle(&mut self, token: u32, _: u32, _: &mut Watcher<'_>) -> Result<(), WorkerError> {
         let done = match token {
-            RX | TAP => self.receiver.serve(),
-            _ => self.sender.serve(),
+            RX | TAP => self.receive(),
+            _ => self.send(),
         };
         done.map_err(|e| WorkerError::new(NAME, &e))
     }
