@@ -24,6 +24,8 @@ pub struct Config {
     pub host: Host,
     /// The containers' root file systems.
     pub root: Root,
+    /// The network of a pod, or of a container.
+    pub network: Network,
 }
 
 /// `[machine]`
@@ -101,6 +103,14 @@ pub struct Root {
     pub disk_mib: Option<u64>,
 }
 
+/// `[network]`
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Network {
+    /// Whether the host's kernel serves guests' interfaces.
+    pub vhost_net: Option<bool>,
+}
+
 /// `writes` of `[root]`
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -171,7 +181,7 @@ mod tests {
             .collect();
         let config: Config = toml::from_str(&told).unwrap();
         // A key that is new has to be named here to compile, and there to pass.
-        let Config { machine, paths, jail, host, root } = config.clone();
+        let Config { machine, paths, jail, host, root, network } = config.clone();
         let Machine {
             vcpus,
             memory_mib,
@@ -189,8 +199,9 @@ mod tests {
         let Jail { first_uid, uids, core_scheduling } = jail;
         let Host { cgroups } = host;
         let Root { shared, writes, disk_mib } = root;
+        let Network { vhost_net } = network;
         let numbers = [vcpus, max_vcpus, max_disks, first_uid, uids];
-        let switches = [nested, vcpus_by_use, core_scheduling, cgroups, shared];
+        let switches = [nested, vcpus_by_use, core_scheduling, cgroups, shared, vhost_net];
         assert!(numbers.iter().all(Option::is_some) && switches.iter().all(Option::is_some));
         assert!(kernel_params.is_some() && writes.is_some() && disk_mib.is_some());
         assert!([memory_mib, max_memory_mib, start_timeout_seconds].iter().all(Option::is_some));

@@ -51,6 +51,8 @@ pub struct Settings {
     pub shared_roots: bool,
     /// Where it goes what containers write to their root file systems.
     pub writes: Writes,
+    /// Whether the host's kernel serves guests' network interfaces: it reads what they write into their queues then.
+    pub vhost_net: bool,
     /// Of which a VMM gives itself one as uid and gid, see [`crate::host::uid`].
     pub uids: RangeInclusive<u32>,
 }
@@ -83,7 +85,7 @@ impl Settings {
     /// # Errors
     /// A value that can't be right on any machine. What this machine's KVM allows is checked by the VMM.
     pub fn resolve(config: Config) -> Result<Self> {
-        let Config { machine, paths, jail, host, root } = config;
+        let Config { machine, paths, jail, host, root, network } = config;
         let settings = Self {
             vcpus: machine.vcpus.unwrap_or(1),
             memory_mib: machine.memory_mib.unwrap_or(128),
@@ -108,6 +110,7 @@ impl Settings {
             cgroups: host.cgroups.unwrap_or(true),
             shared_roots: root.shared.unwrap_or(false),
             writes: writes(&root)?,
+            vhost_net: network.vhost_net.unwrap_or(false),
             uids: uids(jail.first_uid.unwrap_or(FIRST_UID), jail.uids.unwrap_or(UIDS))?,
         };
         settings.check()?;

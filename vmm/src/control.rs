@@ -187,9 +187,10 @@ fn obey(
             control::send(socket, &Event::Done { outcome }, &[])?;
         }
         Command::AttachNetwork { mac, mtu } => {
-            let outcome = match fds.into_iter().next() {
+            let mut files = fds.into_iter().map(Into::into);
+            let outcome = match files.next() {
                 Some(tap) => machine
-                    .attach_network(tap.into(), *mac, *mtu)
+                    .attach_network((tap, files.next()), *mac, *mtu)
                     .map(u64::from)
                     .map_err(|e| chain(&e)),
                 None => Err("no tap came with the command".to_owned()),

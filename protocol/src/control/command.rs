@@ -54,7 +54,8 @@ pub enum Command {
         device: u32,
     },
     /// Put a network interface on the tap that comes with this message into an empty slot; answered as
-    /// [`Command::AttachDisk`]. The tap is non-blocking, and its frames have virtio headers of 12 bytes.
+    /// [`Command::AttachDisk`]. The tap is non-blocking, and its frames have virtio headers of 12 bytes. If an open
+    /// `/dev/vhost-net` comes behind it, the host's kernel serves the interface's queues.
     AttachNetwork {
         /// What the guest is told to be.
         mac: [u8; 6],

@@ -1,19 +1,19 @@
 //! Starting a sandbox: its directory, its two processes, and the agent's first words.
 
 use super::capacity::{self, Capacity};
-use super::{Inner, PodSpec, Readiness, Sandbox, SandboxSpec, files};
+use super::{Fixed, Inner, PodSpec, Readiness, Sandbox, SandboxSpec, files};
 use crate::error::{Error, Result};
 use crate::guest::agent::Agent;
 use crate::guest::clock;
 use crate::guest::log::{self as guest_log, Tail};
 use crate::host::cgroup::Cgroup;
+use crate::host::network::VHOST_NET;
 use crate::host::paths::SandboxPaths;
 use crate::host::persist::{self, ProcessId, SandboxState};
 use crate::host::storage;
 use crate::host::uid::Uid;
 use crate::host::undo::Undo;
 use crate::milestone;
-use crate::oci::plan::disks::Writes;
 use crate::sandbox::event::SandboxEvent;
 use crate::sandbox::stand_ins::StandIns;
 use crate::sandbox::table::Table;
@@ -116,16 +116,15 @@ impl Sandbox {
         milestone::mark("vmm-spawned", &id);
         state.helpers = helpers.to_vec();
         state.write(&paths)?;
+        let fixed = Fixed {
+            writes: settings.writes,
+            slots: settings.max_disks,
+            vhost_net: settings.vhost_net.then_some(VHOST_NET),
+        };
         let capacity = Capacity::new(&settings, spec.size, cgroup);
         let stand_ins = StandIns::new(settings.stand_in, uid);
         let machine = (vm, helpers, capacity, stand_ins);
-        let sandbox = Self::around(
-            id,
-            paths,
-            machine,
-            (spec.pod, (settings.writes, settings.max_disks), undo),
-            events,
-        );
+        let sandbox = Self::around(id, paths, machine, (spec.pod, fixed, undo), events);
         sandbox.clone().boot(messages, hostname, settings.start_timeout);
         Ok(sandbox)
     }
@@ -135,7 +134,7 @@ impl Sandbox {
         id: String,
         paths: SandboxPaths,
         (vm, helpers, capacity, stand_ins): (Vm, [ProcessId; 2], Capacity, StandIns),
-        (told, (writes, slots), undo): (Option<PodSpec>, (Writes, u32), Undo),
+        (told, fixed, undo): (Option<PodSpec>, Fixed, Undo),
         events: mpsc::UnboundedSender<SandboxEvent>,
     ) -> Self {
         Self(Arc::new(Inner {
@@ -160,8 +159,9 @@ impl Sandbox {
             shared_binds: tokio::sync::Mutex::default(),
             resolver: super::resolver::Resolver::default(),
             told,
-            writes,
-            slots,
+            writes: fixed.writes,
+            slots: fixed.slots,
+            vhost_net: fixed.vhost_net,
             interfaces: AtomicUsize::new(0),
             pod: Mutex::default(),
             oom_scores: Mutex::default(),

@@ -86,6 +86,14 @@ enum Readiness {
     Ended(String),
 }
 
+/// What its settings have to say while it runs.
+#[derive(Debug, Clone, Copy)]
+struct Fixed {
+    writes: Writes,
+    slots: u32,
+    vhost_net: Option<&'static str>,
+}
+
 /// A handle to a sandbox; clones are the same one.
 #[derive(Clone)]
 pub struct Sandbox(Arc<Inner>);
@@ -123,6 +131,8 @@ struct Inner {
     writes: Writes,
     /// Disks and network interfaces that the machine has room for.
     slots: u32,
+    /// The device by which the host's kernel serves its network interfaces, where it does.
+    vhost_net: Option<&'static str>,
     /// The network interfaces that it has.
     interfaces: AtomicUsize,
     pod: Mutex<pod::Pod>,

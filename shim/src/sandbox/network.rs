@@ -133,7 +133,8 @@ impl Sandbox {
     /// Gives whether there was any interface.
     async fn attach_network(&self, agent: &Agent, namespace: &Arc<Namespace>) -> Result<bool> {
         let joined = namespace.clone();
-        let join = move || Ok(network::join(&joined)?);
+        let vhost_net = self.0.vhost_net;
+        let join = move || Ok(network::join(&joined, vhost_net)?);
         let (tapped, undo) = blocking("join", namespace.path(), join).await?;
         if tapped.is_empty() {
             return Ok(false);
@@ -172,8 +173,8 @@ impl Sandbox {
         tapped: Vec<Tapped>,
         interfaces: &mut Vec<NetworkInterface>,
     ) -> Result<()> {
-        for Tapped { mut interface, mac, mtu, tap, .. } in tapped {
-            interface.device = self.0.vm.attach_network(&tap, mac, mtu).await?;
+        for Tapped { mut interface, mac, mtu, tap, vhost, .. } in tapped {
+            interface.device = self.0.vm.attach_network(&tap, vhost.as_ref(), mac, mtu).await?;
             let (id, name, device) = (self.id(), &interface.name, interface.device);
             tracing::info!("{id}: network interface {name} is device {device}");
             interfaces.push(interface);

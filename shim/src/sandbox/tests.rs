@@ -24,7 +24,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, mpsc};
 use ttrpc::asynchronous::{Server, TtrpcContext};
 
-const TO_SNAPSHOT: (Writes, u32) = (Writes::ToSnapshot, 0);
+const TO_SNAPSHOT: Fixed = Fixed { writes: Writes::ToSnapshot, slots: 0, vhost_net: None };
 
 /// A guest: containers run until they are signalled; what is written to STDIO streams is given back.
 #[derive(Default)]

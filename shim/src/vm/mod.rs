@@ -18,6 +18,7 @@ use protocol::machine::Size;
 pub use spawn::stand_in;
 use std::ffi::OsStr;
 use std::fs::File;
+use std::iter;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::sync::Arc;
@@ -203,12 +204,20 @@ impl Vm {
         outcome.map(drop).map_err(refused("keeps a disk"))
     }
 
-    /// Puts a network interface on a tap into an empty slot; gives the number of its device.
+    /// Puts a network interface on a tap into an empty slot, served by the host's kernel where there is an open
+    /// `/dev/vhost-net`; gives the number of its device.
     ///
     /// # Errors
     /// There is none, or the machine has ended.
-    pub async fn attach_network(&self, tap: &File, mac: [u8; 6], mtu: u16) -> Result<u32> {
-        let outcome = self.change(Command::AttachNetwork { mac, mtu }, &[tap.as_fd()]).await?;
+    pub async fn attach_network(
+        &self,
+        tap: &File,
+        vhost: Option<&File>,
+        mac: [u8; 6],
+        mtu: u16,
+    ) -> Result<u32> {
+        let fds: Vec<_> = iter::once(tap).chain(vhost).map(AsFd::as_fd).collect();
+        let outcome = self.change(Command::AttachNetwork { mac, mtu }, &fds).await?;
         outcome.map(|device| device as u32).map_err(refused("takes no network interface"))
     }
 

@@ -54,6 +54,9 @@ pub enum SlotError {
     /// An interface's MTU.
     #[error(transparent)]
     Mtu(#[from] OddMtu),
+    /// What an interface is told by.
+    #[error("make an eventfd for a network interface")]
+    Eventfd(#[source] io::Error),
     /// There is a device in each.
     #[error(
         "each of the machine's {0} slots for disks and network interfaces is taken: raise machine.max_disks (14 at most)"

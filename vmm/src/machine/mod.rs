@@ -236,12 +236,22 @@ impl Machine {
         self.attach(Kind::Disk, Box::new(Disk::new(files, read_only, threads)?))
     }
 
-    /// Puts a network interface on `tap` into an empty slot; gives the device's number. See [`Net::new`].
+    /// Puts a network interface on `tap` into an empty slot; gives the device's number. See [`Net::new`], and of `vhost`
+    /// [`Net::served_by_host`].
     ///
     /// # Errors
     /// See [`SlotError`].
-    pub fn attach_network(&mut self, tap: File, mac: [u8; 6], mtu: u16) -> Result<u32, SlotError> {
-        self.attach(Kind::Network, Box::new(Net::new(tap, mac, mtu)?))
+    pub fn attach_network(
+        &mut self,
+        (tap, vhost): (File, Option<File>),
+        mac: [u8; 6],
+        mtu: u16,
+    ) -> Result<u32, SlotError> {
+        let mut net = Net::new(tap, mac, mtu)?;
+        if let Some(vhost) = vhost {
+            net = net.served_by_host(vhost).map_err(SlotError::Eventfd)?;
+        }
+        self.attach(Kind::Network, Box::new(net))
     }
 
     fn attach(&mut self, kind: Kind, device: Box<dyn VirtioDevice>) -> Result<u32, SlotError> {

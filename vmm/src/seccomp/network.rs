@@ -1,6 +1,7 @@
-//! The thread that runs network interfaces' workers: they move frames between queues and taps.
+//! The thread that runs network interfaces' workers: they move frames between queues and taps, or tell the host's kernel
+//! to.
 
-use crate::devices::net::TUNSETOFFLOAD;
+use crate::devices::net::{TUNSETOFFLOAD, vhost_requests};
 use jail::SyscallFilter;
 
 pub(super) fn filter() -> SyscallFilter {
@@ -14,6 +15,6 @@ pub(super) fn filter() -> SyscallFilter {
             libc::SYS_readv,
             libc::SYS_writev,
         ])
-        // What a driver that comes up takes from the tap.
-        .allow_if(libc::SYS_ioctl, 1, &[TUNSETOFFLOAD])
+        // What a driver that comes up takes from the tap; and vhost-net, where the machine was given that.
+        .allow_if(libc::SYS_ioctl, 1, &[&[TUNSETOFFLOAD][..], &vhost_requests()].concat())
 }

@@ -93,6 +93,13 @@ fn each_role_has_only_its_own_calls() {
     let (no_fd, set_offload) = (-1, i64::from(crate::devices::net::TUNSETOFFLOAD));
     assert!(survived(fate_with(&filters.network, libc::SYS_ioctl, [no_fd, set_offload, 0])));
     assert!(killed(fate_with(&filters.io, libc::SYS_ioctl, [no_fd, set_offload, 0])));
+    for request in crate::devices::net::vhost_requests() {
+        let asked = |filter| fate_with(filter, libc::SYS_ioctl, [no_fd, i64::from(request), 0]);
+        assert!(survived(asked(&filters.network)), "{request:#x}");
+        assert!(killed(asked(&filters.io)) && killed(asked(&filters.main_thread)), "{request:#x}");
+    }
+    // Of vhost's, what is not ours: VHOST_SET_LOG_BASE.
+    assert!(killed(fate_with(&filters.network, libc::SYS_ioctl, [no_fd, 0x4008_af04, 0])));
 }
 
 #[test]

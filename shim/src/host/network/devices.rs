@@ -169,7 +169,7 @@ mod tests {
         let (host, guests) = (host(), Space::new());
         host.within(|_| take(&device("eth7", "net0"), guests.namespace())).unwrap();
         assert_eq!(host.within(|client| index(client, "eth7")), None);
-        let (tapped, _undo) = join(guests.namespace()).unwrap();
+        let (tapped, _undo) = join(guests.namespace(), None).unwrap();
         let [one] = &tapped[..] else { panic!("{tapped:?}") };
         assert_eq!((one.interface.name.as_str(), one.mac, one.mtu), ("net0", MAC, 1789));
         assert!(one.interface.up);

@@ -59,6 +59,18 @@ pub enum NetworkError {
         #[source]
         source: io::Error,
     },
+    /// The host's kernel is to serve interfaces and can't.
+    #[error(
+        "open {}, as network.vhost_net of the configuration wants (`modprobe vhost_net`, or leave the setting out)",
+        path.display()
+    )]
+    NoVhost {
+        /// Where it should be.
+        path: PathBuf,
+        /// The system's answer.
+        #[source]
+        source: io::Error,
+    },
     /// It has an ingress qdisc: another sandbox's, or one whose effect the redirection would end.
     #[error("network interface {name}: what arrives at it is redirected already")]
     Taken {

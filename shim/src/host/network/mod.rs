@@ -17,12 +17,14 @@ mod tap;
 mod tenant;
 #[cfg(test)]
 pub mod testing;
+mod vhost;
 
 pub use devices::{NetDevice, take};
 pub use error::NetworkError;
 pub use forward::{Localhost, listen};
 pub use namespace::Namespace;
 pub use tenant::refuse_anothers;
+pub use vhost::DEVICE as VHOST_NET;
 
 use crate::host::undo::Undo;
 use netlink::Client;
@@ -47,6 +49,8 @@ pub struct Tapped {
     pub index: u32,
     /// Of the guest's frames; non-blocking, with virtio headers of 12 bytes. It goes with its last descriptor.
     pub tap: File,
+    /// An open `/dev/vhost-net`, where the host's kernel is to serve it.
+    pub vhost: Option<File>,
 }
 
 /// What is to be given back of a namespace when the one who joined it is gone; the taps went with the machine.
@@ -99,18 +103,22 @@ fn warn_of_filters(namespace: &Namespace) {
     }
 }
 
-/// Joins every interface of `namespace` that is neither a loopback nor one that the kernel makes by itself. The second
-/// undoes it. Blocks.
+/// Joins every interface of `namespace` that is neither a loopback nor one that the kernel makes by itself; where the
+/// host's kernel is to serve it, by the device at `vhost_net`. The second undoes it. Blocks.
 ///
 /// # Errors
 /// The first that can't be; nothing is changed then.
-pub fn join(namespace: &Arc<Namespace>) -> Result<(Vec<Tapped>, Undo), NetworkError> {
+pub fn join(
+    namespace: &Arc<Namespace>,
+    vhost_net: Option<&str>,
+) -> Result<(Vec<Tapped>, Undo), NetworkError> {
     let mut undo = Undo::new();
     let mut tapped = Vec::new();
     let found = namespace.within(|| scan::interfaces(&mut client()?))??;
     for found in found {
         let Found { index, mac, mtu, interface } = found;
         let name = interface.name.clone();
+        let vhost = vhost_net.map(|device| vhost::open(device.as_ref())).transpose()?;
         let made = namespace.within(|| {
             let mut client = client()?;
             let (tap, tap_index) = tap::make(&mut client, u32::from(mtu))
@@ -133,7 +141,7 @@ pub fn join(namespace: &Arc<Namespace>) -> Result<(Vec<Tapped>, Undo), NetworkEr
         undo.push(format!("give network interface {name} back"), move || {
             at.within(|| redirect::close(&mut Client::new()?, index)).map_err(io::Error::other)?
         });
-        tapped.push(Tapped { interface, mac, mtu, index, tap });
+        tapped.push(Tapped { interface, mac, mtu, index, tap, vhost });
     }
     if !tapped.is_empty() {
         warn_of_filters(namespace);

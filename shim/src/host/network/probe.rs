@@ -2,7 +2,7 @@
 
 use super::error::NetworkError;
 use super::namespace::Namespace;
-use super::{client, forward, redirect, tap};
+use super::{client, forward, redirect, tap, vhost};
 use nix::sched::{CloneFlags, unshare};
 use std::io;
 
@@ -28,6 +28,14 @@ pub fn taps() -> Result<(), NetworkError> {
 /// As [`taps`].
 pub fn localhost() -> Result<(), NetworkError> {
     forward::listen(&namespace()?).map(drop)
+}
+
+/// Has the host's kernel serve interfaces. Blocks.
+///
+/// # Errors
+/// [`NetworkError::NoVhost`].
+pub fn vhost_net() -> Result<(), NetworkError> {
+    vhost::open(vhost::DEVICE.as_ref()).map(drop)
 }
 
 fn namespace() -> Result<Namespace, NetworkError> {

@@ -64,7 +64,7 @@ fn frames_go_both_ways_between_an_interface_and_its_tap_and_all_is_undone() {
         add_address(client, at, Ipv4Addr::new(10, 1, 2, 3));
         wire(index(client, "kata-likepeer").unwrap())
     });
-    let (tapped, undo) = join(space.namespace()).unwrap();
+    let (tapped, undo) = join(space.namespace(), None).unwrap();
     let [Tapped { interface, mac, mtu: 1400, tap, .. }] = &tapped[..] else { panic!("{tapped:?}") };
     assert_eq!((interface.name.as_str(), &interface.mac[..]), ("eth0", &mac[..]));
     assert!(interface.addresses.iter().any(|address| address.local == [10, 1, 2, 3]));
@@ -74,13 +74,13 @@ fn frames_go_both_ways_between_an_interface_and_its_tap_and_all_is_undone() {
     (&wire).write_all(&frame(2)).unwrap();
     assert!(hears(tap, 12, &frame(2)), "what arrives does not get to the guest");
 
-    let again = join(space.namespace()).map(drop);
+    let again = join(space.namespace(), None).map(drop);
     assert!(matches!(&again, Err(NetworkError::Taken { name }) if name == "eth0"), "{again:?}");
     assert_eq!(undo.run().len(), 0);
     drop(tapped);
     assert_eq!(space.counts(), (3, 0), "lo and the pair are there, and nothing else");
     // And the next sandbox can have it.
-    assert_eq!(join(space.namespace()).unwrap().0.len(), 1);
+    assert_eq!(join(space.namespace(), None).unwrap().0.len(), 1);
 }
 
 #[test]
@@ -89,9 +89,9 @@ fn what_is_known_of_a_sandbox_that_is_gone_is_enough_to_undo_it() {
     for space in [&space, &other] {
         space.add_pair("eth0", "kata-likepeer", 1500);
     }
-    let (tapped, undo) = join(space.namespace()).unwrap();
+    let (tapped, undo) = join(space.namespace(), None).unwrap();
     let joined = Joined::new(space.namespace(), &tapped);
-    let (_tapped, _undo) = join(other.namespace()).unwrap();
+    let (_tapped, _undo) = join(other.namespace(), None).unwrap();
     std::mem::forget(undo);
     drop(tapped);
     assert_eq!(space.counts(), (3, 1));
@@ -114,13 +114,24 @@ fn what_fails_in_the_middle_leaves_nothing() {
         let second = index(client, "eth0").max(index(client, "eth1")).unwrap();
         redirect::open(client, second).unwrap();
     });
-    assert!(matches!(join(space.namespace()), Err(NetworkError::Taken { .. })));
+    assert!(matches!(join(space.namespace(), None), Err(NetworkError::Taken { .. })));
     assert_eq!(space.counts(), (3, 1));
 }
 
 #[test]
+fn where_the_hosts_kernel_is_to_serve_it_an_interface_has_a_device_for_that_or_is_left_alone() {
+    let space = Space::new();
+    space.add_pair("eth0", "kata-likepeer", 1500);
+    let refused = join(space.namespace(), Some("/nonexistent/vhost-net"));
+    assert!(matches!(refused, Err(NetworkError::NoVhost { .. })));
+    assert_eq!(space.counts(), (3, 0));
+    let (tapped, _undo) = join(space.namespace(), Some("/dev/null")).unwrap();
+    assert!(tapped[0].vhost.is_some());
+}
+
+#[test]
 fn an_empty_namespace_has_nothing_to_join() {
-    let (tapped, _) = join(Space::new().namespace()).unwrap();
+    let (tapped, _) = join(Space::new().namespace(), None).unwrap();
     assert!(tapped.is_empty(), "{tapped:?}");
 }
 

@@ -1,9 +1,11 @@
 //! virtio-net on a tap of the host (virtio 1.3 §5.1): one pair of queues, no control queue.
 //!
 //! Frames go straight between the tap and guest memory, each behind the header that Linux's tap and virtio share.
-//! What of it the guest may say is checked first ([`header`]); what the host's kernel says is passed on.
+//! What of it the guest may say is checked first ([`header`]); what the host's kernel says is passed on. Or the host's
+//! kernel does all that, where it is asked to ([`host`]).
 
 mod header;
+mod host;
 mod offloads;
 mod rx;
 #[cfg(test)]
@@ -16,10 +18,12 @@ use crate::virtio::{
     ActivateError, Activation, F_EVENT_IDX, F_INDIRECT_DESC, VirtioDevice, Worker,
 };
 use std::fs::File;
+use std::io;
 use std::sync::Arc;
 use worker::NetWorker;
 
 pub use header::HEADER;
+pub(crate) use host::requests as vhost_requests;
 pub(crate) use offloads::TUNSETOFFLOAD;
 
 const NAME: &str = "net";
@@ -87,6 +91,8 @@ enum NetError {
 /// The front.
 pub struct Net {
     tap: Arc<File>,
+    /// Serves the queues in place of this process.
+    host: Option<host::Backend>,
     mac: [u8; 6],
     mtu: u16,
 }
@@ -101,7 +107,15 @@ impl Net {
         if mtu < MIN_MTU {
             return Err(OddMtu(mtu));
         }
-        Ok(Self { tap: Arc::new(tap), mac, mtu })
+        Ok(Self { tap: Arc::new(tap), host: None, mac, mtu })
+    }
+
+    /// Has the host's kernel serve its queues, by an open `/dev/vhost-net` that nobody has used before.
+    ///
+    /// # Errors
+    /// When no more descriptors can be opened.
+    pub fn served_by_host(self, vhost: File) -> io::Result<Self> {
+        Ok(Self { host: Some(host::Backend::new(vhost)?), ..self })
     }
 }
 
@@ -127,6 +141,9 @@ impl VirtioDevice for Net {
     }
 
     fn activate(&mut self, mut activation: Activation) -> Result<Box<dyn Worker>, ActivateError> {
+        if let Some(host) = &self.host {
+            return Ok(Box::new(host.worker(activation, &self.tap)?));
+        }
         let queues = (activation.take_queue(0)?, activation.take_queue(1)?);
         let worker = NetWorker::new(queues, &activation, self.tap.clone(), self.mtu);
         Ok(Box::new(worker))

@@ -36,6 +36,7 @@ pub(crate) fn main(arguments: &Arguments, config: &Path) -> ExitCode {
 }
 
 fn findings(config: &Path) -> Vec<Finding> {
+    let mut vhost_net = false;
     let mut findings = vec![host::user(), host::kernel(), host::cgroups(), host::huge_pages()];
     match crate::load(config).and_then(Settings::resolve) {
         Ok(settings) => {
@@ -44,10 +45,11 @@ fn findings(config: &Path) -> Vec<Finding> {
             findings.push(host::core_scheduling(settings.core_scheduling));
             findings.push(kvm::kvm(&settings.vmm));
             findings.extend(parts::installed(&settings));
+            vhost_net = settings.vhost_net;
         }
         Err(error) => findings.push(parts::bad_configuration(&error)),
     }
-    findings.extend(network::network());
+    findings.extend(network::network(vhost_net));
     findings.extend(containerd::containerd());
     findings
 }

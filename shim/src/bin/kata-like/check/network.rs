@@ -4,8 +4,12 @@ use super::report::Finding;
 use sandbox::network_probe as probe;
 use std::error::Error;
 
-pub(super) fn network() -> Vec<Finding> {
-    vec![
+pub(super) fn network(vhost_net: bool) -> Vec<Finding> {
+    let vhost = vhost_net.then(|| {
+        let remedy = "modprobe vhost_net, or leave network.vhost_net out of the configuration";
+        finding("vhost-net", "serves guests' interfaces, as configured", probe::vhost_net(), remedy)
+    });
+    let always = [
         finding(
             "network",
             "taps, and redirection to them",
@@ -18,7 +22,8 @@ pub(super) fn network() -> Vec<Finding> {
             probe::localhost(),
             "for kubectl port-forward: use Linux 5.9 or newer with CONFIG_BPF_SYSCALL, not locked down",
         ),
-    ]
+    ];
+    always.into_iter().chain(vhost).collect()
 }
 
 fn finding<E: Error>(

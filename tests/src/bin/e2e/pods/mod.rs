@@ -6,6 +6,7 @@ pub mod limits;
 pub mod network;
 pub mod pod;
 pub mod sandbox_api;
+pub mod vhost_net;
 
 use crate::command::DEADLINE;
 use crate::context::Context;

@@ -113,43 +113,54 @@ fn go_each_way(context: &Context, times: usize) -> Result<()> {
         ensure!(said.contains(words), "no {words:?}: {said}");
     }
     let data = bytes();
-    let sum = sum_of(&data, times)?;
     for (own, gateway) in [(v4, "10.89.0.1"), (v6, "fd00:89::1")] {
-        let receive = "nc -l -p 9000 | sha256sum";
-        let receiver = pod.start(&["sh", "-c", receive], &Value::Null)?;
-        let mut stream = None;
-        command::eventually("the container listens", DEADLINE, || {
-            stream = TcpStream::connect((own, 9000)).ok();
-            Ok(stream.is_some())
-        })?;
-        let mut stream = stream.context("a stream")?;
-        for _ in 0..times {
-            stream.write_all(&data)?;
-        }
-        stream.shutdown(Shutdown::Write)?;
-        ensure!(receiver.ended()? == 0);
-        ensure!(receiver.log()? == sum, "{own} has received {}, not {sum}", receiver.log()?);
-        // And back, from a copy: of a file of the host each small read would be a request.
-        let listener = TcpListener::bind((gateway, 0))?;
-        let port = listener.local_addr()?.port();
-        let file = pod.directory().join("lot");
-        fs::write(&file, &data)?;
-        let lot = serde_json::json!({"mounts": [{"host_path": file, "container_path": "/lot"}]});
-        let lots = format!("for n in $(seq {times}); do cat /dev/shm/lot; done");
-        let send = format!("cp /lot /dev/shm/lot; ({lots}) | nc {gateway} {port}");
-        let _sender = pod.start(&["sh", "-c", &send], &lot)?;
-        let (mut stream, from) = listener.accept()?;
-        ensure!(from.ip() == own, "{from} is not {own}");
-        stream.set_read_timeout(Some(DEADLINE))?;
-        let mut back = vec![0; data.len()];
-        for time in 0..times {
-            stream.read_exact(&mut back)?;
-            if back != data {
-                bail!("what {own} sent is not what it was given, the {time}th time");
-            }
-        }
+        sent_each_way(&pod, own, gateway, (&data, times))?;
     }
     pod.remove()
+}
+
+/// Has a pod receive these bytes so many times, and send them back to this host at `gateway`.
+pub fn sent_each_way(
+    pod: &Pod,
+    own: IpAddr,
+    gateway: &str,
+    (data, times): (&[u8], usize),
+) -> Result<()> {
+    let sum = sum_of(data, times)?;
+    let receive = "nc -l -p 9000 | sha256sum";
+    let receiver = pod.start(&["sh", "-c", receive], &Value::Null)?;
+    let mut stream = None;
+    command::eventually("the container listens", DEADLINE, || {
+        stream = TcpStream::connect((own, 9000)).ok();
+        Ok(stream.is_some())
+    })?;
+    let mut stream = stream.context("a stream")?;
+    for _ in 0..times {
+        stream.write_all(data)?;
+    }
+    stream.shutdown(Shutdown::Write)?;
+    ensure!(receiver.ended()? == 0);
+    ensure!(receiver.log()? == sum, "{own} has received {}, not {sum}", receiver.log()?);
+    // And back, from a copy: of a file of the host each small read would be a request.
+    let listener = TcpListener::bind((gateway, 0))?;
+    let port = listener.local_addr()?.port();
+    let file = pod.directory().join("lot");
+    fs::write(&file, data)?;
+    let lot = serde_json::json!({"mounts": [{"host_path": file, "container_path": "/lot"}]});
+    let lots = format!("for n in $(seq {times}); do cat /dev/shm/lot; done");
+    let send = format!("cp /lot /dev/shm/lot; ({lots}) | nc {gateway} {port}");
+    let _sender = pod.start(&["sh", "-c", &send], &lot)?;
+    let (mut stream, from) = listener.accept()?;
+    ensure!(from.ip() == own, "{from} is not {own}");
+    stream.set_read_timeout(Some(DEADLINE))?;
+    let mut back = vec![0; data.len()];
+    for time in 0..times {
+        stream.read_exact(&mut back)?;
+        if back != data {
+            bail!("what {own} sent is not what it was given, the {time}th time");
+        }
+    }
+    Ok(())
 }
 
 fn a_pod_without_ipv4_has_its_network(context: &Context) -> Result<()> {
