@@ -20,6 +20,7 @@ use crate::kvm::{self, KvmError};
 use crate::loader::{Initrd, KernelImage};
 use crate::memory::{GuestRam, HOLE_START, HUGE_PAGE, NEXT_SLOT};
 use crate::vcpu::{Gate, Surroundings, Vcpu};
+use crate::virtio::messages::Routes;
 use crate::virtio::mmio::NotifyPort;
 use kvm_ioctls::{Kvm, VmFd};
 use protocol::machine::MachineConfig;
@@ -49,7 +50,7 @@ pub fn build(config: &MachineConfig, descriptors: Vec<OwnedFd>) -> Result<Prepar
 
     let kvm = open_kvm(config.vcpus)?;
     let most_vcpus = config.max.vcpus.min(kvm::max_vcpus(&kvm) as u32).max(config.vcpus) as u8;
-    let vm = kvm::create_vm(&kvm)?;
+    let vm = Arc::new(kvm::create_vm(&kvm)?);
     let ram = GuestRam::with_room(size, config.max.added_mib.saturating_mul(1 << 20))?;
     ram.register(&vm)?;
 
@@ -193,10 +194,11 @@ struct Placed {
 }
 
 /// Gives each device the next window, interrupt line and port. Slots are connected when there is a device in them.
-fn place_devices(vm: &VmFd, devices: &Devices, ports: &mut Bus) -> Result<Placed, StartError> {
+fn place_devices(vm: &Arc<VmFd>, devices: &Devices, ports: &mut Bus) -> Result<Placed, StartError> {
     devices.registers.show(vm, NEXT_SLOT, layout::VIRTIO_MMIO)?;
     let (mut mmio, mut announced) = (Bus::default(), Vec::new());
     let asked = devices.transports.len();
+    let routes = Arc::new(Routes::new(vm.clone()));
     for (transport, number) in devices.transports.iter().zip(0..) {
         let max = layout::VIRTIO_IRQS.len();
         let place = VirtioWindow::of(number).ok_or(StartError::TooManyDevices { asked, max })?;
@@ -207,6 +209,7 @@ fn place_devices(vm: &VmFd, devices: &Devices, ports: &mut Bus) -> Result<Placed
         let port = Arc::new(NotifyPort(transport.clone()));
         ports.insert(place.notify_port.into(), layout::VIRTIO_NOTIFY_WIDTH.into(), port)?;
         transport.set_notify_port(place.notify_port);
+        transport.set_routes(routes.clone(), place.irq);
         announced.push(place);
     }
     Ok(Placed { mmio, announced })

@@ -118,7 +118,7 @@ pub enum ResizeError {
 
 /// A machine with its threads.
 pub struct Machine {
-    vm: VmFd,
+    vm: Arc<VmFd>,
     ram: GuestRam,
     vcpus: Vec<Vcpu>,
     /// How many of them run in any case.

@@ -21,7 +21,7 @@ pub const MEMORY: u64 = 2 << 20;
 /// A machine of [`MEMORY`] and room for so many blocks, the file of that, and what reports its devices' events.
 pub fn bare(blocks: u64) -> (Machine, File, EventSender) {
     let kvm = crate::kvm::open_at(Path::new(crate::kvm::DEVICE)).unwrap();
-    let vm = crate::kvm::create_vm(&kvm).unwrap();
+    let vm = Arc::new(crate::kvm::create_vm(&kvm).unwrap());
     let ram = GuestRam::with_room(MEMORY, blocks * BLOCK).unwrap();
     ram.register(&vm).unwrap();
     let file = ram.memory().iter().next().unwrap().file_offset().unwrap().file().try_clone();

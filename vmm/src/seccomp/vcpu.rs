@@ -2,8 +2,9 @@
 
 use jail::SyscallFilter;
 
-const REQUESTS: [u32; 3] = [
+const REQUESTS: [u32; 4] = [
     0x0000_ae80, // KVM_RUN
+    0x4008_ae6a, // KVM_SET_GSI_ROUTING: where a driver wants its device's interrupt
     0x8090_ae81, // KVM_GET_REGS: where a guest stood that KVM can't run on
     0x8138_ae83, // KVM_GET_SREGS: the same
 ];

@@ -3,11 +3,12 @@
 //! vCPU threads come here for set-up; the data path does not: what the driver reads is memory that it is shown
 //! ([`super::registers`]), notifications are ioeventfds on [`register::QUEUE_NOTIFY`], interrupts are irqfds, and their
 //! acknowledgement is an ioeventfd as well. Our guest kernel (`guest-kernel-config/patches`) notifies by an I/O port, whose
-//! exit KVM need not decode, and leaves the acknowledgement out.
+//! exit KVM need not decode, leaves the acknowledgement out, and has the interrupt be a message ([`super::messages`]).
 //! Everything the driver writes is remembered as written and checked once, at DRIVER_OK, when it is
 //! handed to the worker by value: registers written later change nothing.
 
 use super::interrupt::IrqLine;
+use super::messages::{Message, Routes};
 use super::registers::RegisterPage;
 pub use super::registers::{register, status};
 use super::setup::QueueSetup;
@@ -18,7 +19,7 @@ use super::{
 use crate::bus::BusDevice;
 use crate::virtio::io_loop::{IoHandle, LoopStuck, WorkerId};
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 use virtio_queue::QueueT;
 use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap};
@@ -40,6 +41,8 @@ pub struct MmioTransport {
     notify: Vec<EventFd>,
     /// Of each queue, see [`VirtioDevice::is_quiet`].
     quiet: Vec<bool>,
+    /// Where the interrupt can be made a message, and of which line.
+    routes: OnceLock<(Arc<Routes>, u32)>,
     front: Mutex<Front>,
 }
 
@@ -54,6 +57,7 @@ struct Front {
     device_features_sel: u32,
     driver_features_sel: u32,
     driver_features: u64,
+    message_address: u32,
     queue_sel: u32,
     queues: Vec<QueueSetup>,
     worker: Option<WorkerId>,
@@ -88,11 +92,12 @@ impl MmioTransport {
             device_features_sel: 0,
             driver_features_sel: 0,
             driver_features: 0,
+            message_address: 0,
             queue_sel: 0,
             worker: None,
         };
         front.show_device();
-        Ok(Self { irq, notify, quiet, front: Mutex::new(front) })
+        Ok(Self { irq, notify, quiet, routes: OnceLock::new(), front: Mutex::new(front) })
     }
 
     /// The interrupt: to be made an irqfd on the device's edge-triggered line.
@@ -117,6 +122,13 @@ impl MmioTransport {
     /// The driver may notify by this I/O port; call it before the guest runs.
     pub fn set_notify_port(&self, port: u16) {
         self.irq.page().set(register::NOTIFY_PORT, port.into());
+    }
+
+    /// The driver may have the interrupt, that of this line, be a message; call it before the guest runs.
+    pub fn set_routes(&self, routes: Arc<Routes>, line: u32) {
+        self.irq.page().set(register::MESSAGE_ADDRESS, 1);
+        // It is called once.
+        let _ = self.routes.set((routes, line));
     }
 
     /// Takes the queues back from the worker. The registers can't be used until [`Self::resume`];
@@ -178,6 +190,7 @@ impl BusDevice for MmioTransport {
             match offset {
                 register::INTERRUPT_ACK => self.irq.acknowledge(value),
                 register::QUEUE_NOTIFY => self.notify(value),
+                register::MESSAGE_DATA => self.route(value),
                 _ => self.front().write(offset, value),
             }
         }
@@ -185,6 +198,17 @@ impl BusDevice for MmioTransport {
 }
 
 impl MmioTransport {
+    /// The driver has said all of its message.
+    fn route(&self, data: u32) {
+        let front = self.front();
+        let message = Message { address: front.message_address, data };
+        if let Some((routes, line)) = self.routes.get()
+            && let Err(error) = routes.set(*line, message)
+        {
+            front.fail(&error);
+        }
+    }
+
     /// A notification that no ioeventfd took. Before DRIVER_OK it waits in the eventfd, harmless.
     fn notify(&self, queue: u32) {
         if let Some(notify) = self.notify.get(queue as usize) {
@@ -260,6 +284,7 @@ impl Front {
                 }
             }
             register::QUEUE_SEL => self.queue_sel = value,
+            register::MESSAGE_ADDRESS => self.message_address = value,
             register::STATUS => self.write_status(value),
             _ => self.write_queue(offset, value),
         }

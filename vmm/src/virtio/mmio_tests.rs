@@ -340,3 +340,28 @@ fn any_sequence_of_accesses_is_survived() {
         }
     });
 }
+
+#[test]
+fn a_driver_makes_the_interrupt_a_message_where_it_may() {
+    let rig = Rig::new();
+    let told = || {
+        rig.write(register::MESSAGE_ADDRESS, 0xfee0_1000);
+        rig.write(register::MESSAGE_DATA, 0x31);
+    };
+    assert_eq!(rig.read(register::MESSAGE_ADDRESS), 0);
+    told();
+    let kvm = crate::kvm::open_at(crate::kvm::DEVICE.as_ref()).unwrap();
+    let routes = Arc::new(Routes::new(Arc::new(crate::kvm::create_vm(&kvm).unwrap())));
+    rig.transport.set_routes(routes.clone(), 7);
+    assert_ne!(rig.read(register::MESSAGE_ADDRESS), 0);
+    assert_eq!(routes.message(7), None);
+    told();
+    let message = Message { address: 0xfee0_1000, data: 0x31 };
+    assert_eq!((routes.message(7), routes.message(8)), (Some(message), None));
+    // It stays what it is, and can become another.
+    rig.write(register::STATUS, 0);
+    assert_eq!(routes.message(7), Some(message));
+    assert_ne!(rig.read(register::MESSAGE_ADDRESS), 0);
+    rig.write(register::MESSAGE_DATA, 0x32);
+    assert_eq!(routes.message(7), Some(Message { data: 0x32, ..message }));
+}

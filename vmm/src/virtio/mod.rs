@@ -11,6 +11,7 @@ mod handover;
 pub mod interrupt;
 pub mod io_loop;
 pub mod iovec;
+pub mod messages;
 pub mod mmio;
 pub mod queue;
 pub mod registers;

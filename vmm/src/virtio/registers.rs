@@ -40,6 +40,10 @@ pub mod register {
     pub const SHM_BASE_HIGH: u64 = 0x0bc;
     /// Ours, where the specification has none: the I/O port that takes notifications as [`QUEUE_NOTIFY`] does, 0 if none.
     pub const NOTIFY_PORT: u64 = 0x0f0;
+    /// Ours as well: the address of the message that is the interrupt; read, 0 if it is a line's only.
+    pub const MESSAGE_ADDRESS: u64 = 0x0f4;
+    /// And its data, with which it holds.
+    pub const MESSAGE_DATA: u64 = 0x0f8;
     pub const CONFIG_GENERATION: u64 = 0x0fc;
     pub const CONFIG: u64 = 0x100;
 }

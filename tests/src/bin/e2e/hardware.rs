@@ -17,6 +17,7 @@ crate::cases!(
     memory_goes_on_above_the_hole_below_4_gib,
     a_guest_that_ends_while_its_machine_changes_is_told_as_such,
     requests_are_exits_that_say_by_themselves_what_they_are,
+    interrupts_of_devices_are_messages_and_follow_their_processor,
     an_idle_guest_is_not_woken_to_see_whether_it_is_busy,
 );
 
@@ -90,6 +91,35 @@ fn requests_are_exits_that_say_by_themselves_what_they_are(context: &Context) ->
         bail!("of {REQUESTS} requests KVM emulated {emulated} writes and saw {ports} at ports");
     }
     container.remove()
+}
+
+/// No line's, for which the host needs a thread; they go where the guest's kernel sends them, and to another processor when
+/// theirs goes.
+fn interrupts_of_devices_are_messages_and_follow_their_processor(context: &Context) -> Result<()> {
+    const REQUESTS: u64 = 200;
+    let script = format!(
+        "irqs=$(awk -F: '/virtio-mmio/ {{print $1}}' /proc/interrupts)
+        seen() {{ awk -v c=$1 '/virtio-mmio/ {{n += $(c + 2)}} END {{print n + 0}}' /proc/interrupts; }}
+        work() {{ for i in $(seq {REQUESTS}); do echo >> /file; done; }}
+        echo $irqs | wc -w; grep -c 'IO-APIC.*virtio' /proc/interrupts
+        n=$(seen 0); work; echo $(($(seen 0) - n))
+        for irq in $irqs; do echo 1 > /proc/irq/$irq/smp_affinity_list; done
+        n=$(seen 1); work; echo $(($(seen 1) - n))
+        echo 0 > /sys/devices/system/cpu/cpu1/online
+        n=$(seen 0); work; echo $(($(seen 0) - n))"
+    );
+    let path = format!("/tmp/{}.toml", context.fresh_id());
+    fs::write(&path, "[machine]\nvcpus = 2\n")?;
+    let run = context.container().flag("--privileged").flag("--runtime-config-path").flag(&path);
+    let outcome = run.output(&["sh", "-c", &script]).and_then(|output| output.expect_code(0));
+    fs::remove_file(&path)?;
+    let seen = outcome?.text();
+    let numbers: Vec<u64> = seen.split_whitespace().map(str::parse).collect::<Result<_, _>>()?;
+    let [messages, lines, first, second, back] = numbers[..] else { bail!("{seen:?}") };
+    if messages < 5 || lines > 0 || [first, second, back].iter().any(|n| *n < REQUESTS / 2) {
+        bail!("messages, lines, interrupts at the first, the second, again the first: {numbers:?}");
+    }
+    Ok(())
 }
 
 /// By no thread of the kernel's that looks after processors: it would wake the guest ten times a second.
