@@ -37,12 +37,6 @@ const KILL_PATIENCE: Duration = Duration::from_secs(10);
 const ABANDON_PATIENCE: Duration = Duration::from_secs(120);
 const ABANDON_PAUSE: Duration = Duration::from_millis(500);
 
-/// Kills that come closer are told as one: the guest says when there are more.
-const KILLS_TOLD_APART: Duration = Duration::from_secs(1);
-
-/// Most that are told of a container while it runs, in case nobody ever takes the events.
-const MOST_KILLS_TOLD: u32 = 1000;
-
 /// How long execs may take to end after their container's init has.
 const EXEC_GRACE: Duration = Duration::from_secs(10);
 
@@ -310,23 +304,6 @@ impl Sandbox {
             stand_in.end().await;
         }
         self.table().exited(&id, "", exit);
-    }
-
-    /// Tells when processes of a container are killed for lack of memory; those that die with its init are
-    /// told by [`Sandbox::watch_init`], before its end.
-    async fn watch_memory(self, agent: Agent, id: String) {
-        let mut seen = 0;
-        for told in 1..=MOST_KILLS_TOLD {
-            match agent.wait_out_of_memory(&id, seen).await {
-                Ok(kills) if kills > seen => seen = kills,
-                _ => return, // its init, or the guest, has ended
-            }
-            self.table().out_of_memory(&id, seen);
-            if told == MOST_KILLS_TOLD {
-                tracing::warn!("container {id}: {seen} out-of-memory kills: no more are told");
-            }
-            tokio::time::sleep(KILLS_TOLD_APART).await;
-        }
     }
 
     /// Deletes a container that has ended or never ran, or an exec. Gives its pid and its exit.

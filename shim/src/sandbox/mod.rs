@@ -14,6 +14,7 @@ mod kill;
 mod launch;
 mod network;
 mod oom_score;
+mod out_of_memory;
 mod pod;
 mod processes;
 mod resolver;
