@@ -292,12 +292,15 @@ impl Cgroup {
                 continue;
             }
             let file = self.directory.join(&name);
-            match fs::write(&file, text) {
+            match fs::write(&file, &text) {
                 Err(error)
                     if error.kind() == io::ErrorKind::NotFound && name.ends_with(RESERVED) => {}
                 // systemd may have kept the controller from it.
                 Err(error) if is_scope => tracing::warn!("{}: {error}", file.display()),
-                outcome => outcome.map_err(Error::path("write", file))?,
+                outcome => outcome.map_err(|error| {
+                    let (file, text) = (file.display(), text.trim());
+                    Error::FailedPrecondition(format!("{file}: {text}: {error}"))
+                })?,
             }
         }
         Ok(())

@@ -364,11 +364,7 @@ const HOSTS_FILES: [&str; 3] = ["cpuset.cpus", "cpuset.mems", "io.max"];
 /// one, whatever the guest is told of it.
 pub fn is_hosts_limit(at: &str) -> bool {
     let hosts_file = at.strip_prefix("/unified/").is_some_and(|file| HOSTS_FILES.contains(&file));
-    hosts_file
-        || ["/cpu/cpus", "/cpu/mems"].contains(&at)
-        || at
-            .strip_prefix("/blockIO")
-            .is_some_and(|of| of.is_empty() || of.starts_with("/throttle"))
+    hosts_file || ["/cpu/cpus", "/cpu/mems"].contains(&at) || at.starts_with("/blockIO/throttle")
 }
 
 /// Limits that a running container is to have.
@@ -414,8 +410,7 @@ pub fn update(resources_json: &[u8], created: &Created) -> Result<Update> {
         !created.has_cgroup || disks::limited(limit).is_some_and(|n| created.disks.contains(&n))
     };
     let keep = |list: Vec<_>| list.into_iter().filter(of_disk).collect();
-    resources
-        .set_block_io(resources.block_io().as_ref().and_then(|all| disks::block_io(all, &keep)));
+    resources.set_block_io(resources.block_io().as_ref().map(|all| disks::block_io(all, &keep)));
     plan_resources(&mut resources);
     let named = value(&asked)?;
     let mut left_out = lost(&named, &value(&resources)?);

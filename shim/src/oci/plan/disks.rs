@@ -393,12 +393,10 @@ impl Disks {
 
     /// Keeps those limits of block I/O that are for one of these, or for all.
     pub fn retain_limits(&self, resources: &mut LinuxResources) {
-        resources.set_block_io(resources.block_io().as_ref().and_then(|all| {
-            let of_disk = |limit: &LinuxThrottleDevice| {
-                limited(limit).is_some_and(|numbers| self.has(numbers))
-            };
-            block_io(all, &|list| list.into_iter().filter(of_disk).collect())
-        }));
+        let of_disk =
+            |limit: &LinuxThrottleDevice| limited(limit).is_some_and(|numbers| self.has(numbers));
+        let kept = |list: Vec<_>| list.into_iter().filter(of_disk).collect();
+        resources.set_block_io(resources.block_io().as_ref().map(|all| block_io(all, &kept)));
     }
 
     /// Whether it is the node of one of these.
@@ -455,12 +453,12 @@ fn words(words: &[&str]) -> Vec<String> {
     words.iter().map(|&word| word.to_owned()).collect()
 }
 
-/// The weight, and the rates, each list changed; `None` if nothing is left. Weights of single devices and leaf weights
-/// mean nothing in a guest, whose kernel has no scheduler of requests that knows them.
+/// The weight, and the rates, each list changed. Weights of single devices and leaf weights mean nothing in a guest, whose
+/// kernel has no scheduler of requests that knows them.
 pub fn block_io(
     limits: &LinuxBlockIo,
     change: &dyn Fn(Vec<LinuxThrottleDevice>) -> Vec<LinuxThrottleDevice>,
-) -> Option<LinuxBlockIo> {
+) -> LinuxBlockIo {
     let changed = |list: &Option<Vec<_>>| {
         list.clone().map(change).filter(|list: &Vec<LinuxThrottleDevice>| !list.is_empty())
     };
@@ -470,7 +468,7 @@ pub fn block_io(
         .set_throttle_read_iops_device(changed(limits.throttle_read_iops_device()))
         .set_throttle_write_iops_device(changed(limits.throttle_write_iops_device()))
         .set_weight(limits.weight());
-    Some(kept).filter(|kept| *kept != LinuxBlockIo::default())
+    kept
 }
 
 /// The disk that a limit is for.

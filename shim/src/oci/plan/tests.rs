@@ -742,8 +742,10 @@ fn limits_of_block_io_are_kept_for_disks() {
     let updated = update(br#"{"blockIO": {"weight": 750}}"#, &none).unwrap().for_guest;
     assert_eq!(updated.block_io().as_ref().unwrap().weight(), Some(750));
     let leaf = br#"{"blockIO": {"leafWeight": 10}}"#;
-    let refused = update(leaf, &none).unwrap_err().to_string();
-    assert!(refused.contains("/blockIO"), "{refused}");
+    for of in [none, Created { has_cgroup: true, ..Created::default() }] {
+        let refused = update(leaf, &of).unwrap_err().to_string();
+        assert!(refused.contains("/blockIO/leafWeight"), "{refused}");
+    }
 }
 
 #[test]

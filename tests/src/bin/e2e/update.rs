@@ -59,8 +59,9 @@ fn limits_change_while_it_runs(context: &Context) -> Result<()> {
 fn what_the_guest_cannot_be_given_is_named(context: &Context) -> Result<()> {
     let container = context.sleeper()?;
     for (resources, name) in [
-        (r#"{"cpu": {"cpus": "0-1"}}"#, "/cpu/cpus"),
-        (r#"{"blockIO": {"leafWeight": 10}}"#, "/blockIO"),
+        (r#"{"cpu": {"cpus": "0-100000"}}"#, "cpuset.cpus: 0-100000"),
+        (r#"{"network": {"classID": 7}}"#, "/network"),
+        (r#"{"blockIO": {"leafWeight": 10}}"#, "/blockIO/leafWeight"),
         (r#"{"blockIO": {"weight": 9}}"#, "blockIO.weight 9"),
         (
             r#"{"memory": {"limit": 1024, "checkBeforeUpdate": true}}"#,
