@@ -25,15 +25,17 @@ pub(super) enum Network {
     Namespace {
         /// Which.
         namespace: Arc<Namespace>,
-        /// Whether there was any.
-        found: bool,
+        /// Which they are.
+        interfaces: Vec<u32>,
     },
 }
 
 /// That of the VMM, in which nothing is but what an engine puts there after the create (`ctr run --cni`, Docker).
 fn own(path: &Path) -> Network {
     match Namespace::open(path) {
-        Ok(namespace) => Network::Namespace { namespace: Arc::new(namespace), found: false },
+        Ok(namespace) => {
+            Network::Namespace { namespace: Arc::new(namespace), interfaces: Vec::new() }
+        }
         Err(error) => {
             tracing::warn!("no network can be added: {}", Error::from(error).chain());
             Network::Loopback
@@ -102,8 +104,8 @@ impl Sandbox {
             Network::Undecided => {
                 let namespace = Arc::new(asked);
                 move_into(&namespace, devices).await?;
-                let found = self.attach_network(agent, &namespace).await?;
-                *network = Network::Namespace { namespace, found };
+                let interfaces = self.attach_network(agent, &namespace).await?;
+                *network = Network::Namespace { namespace, interfaces };
                 Ok(())
             }
         }
@@ -122,22 +124,23 @@ impl Sandbox {
     /// # Errors
     /// As [`Sandbox::join_network`].
     pub(super) async fn look_at_network_again(&self, agent: &Agent) -> Result<()> {
-        if let Network::Namespace { namespace, found } = &mut *self.0.network.lock().await
-            && !*found
+        if let Network::Namespace { namespace, interfaces } = &mut *self.0.network.lock().await
+            && interfaces.is_empty()
         {
-            *found = self.attach_network(agent, namespace).await?;
+            *interfaces = self.attach_network(agent, namespace).await?;
         }
         Ok(())
     }
 
-    /// Gives whether there was any interface.
-    async fn attach_network(&self, agent: &Agent, namespace: &Arc<Namespace>) -> Result<bool> {
+    /// Gives which interfaces there were.
+    async fn attach_network(&self, agent: &Agent, namespace: &Arc<Namespace>) -> Result<Vec<u32>> {
         let joined = namespace.clone();
         let vhost_net = self.0.vhost_net;
         let join = move || Ok(network::join(&joined, vhost_net)?);
         let (tapped, undo) = blocking("join", namespace.path(), join).await?;
+        let indexes = tapped.iter().map(|tapped| tapped.index).collect();
         if tapped.is_empty() {
-            return Ok(false);
+            return Ok(indexes);
         }
         self.remember(Some(Joined::new(namespace, &tapped)))?;
         let mut interfaces = Vec::new();
@@ -156,7 +159,7 @@ impl Sandbox {
         }
         self.0.interfaces.fetch_add(interfaces.len(), Ordering::Relaxed);
         self.undo_in_the_end("leave the network namespace", undo);
-        Ok(true)
+        Ok(indexes)
     }
 
     /// For who cleans up if this process is killed.

@@ -92,8 +92,8 @@ impl Sandbox {
     /// can't has a line in the log.
     pub(super) async fn serve_resolver(&self, agent: &Agent, id: &str) {
         let Some(file) = self.0.resolver.take(id) else { return };
-        let namespace = match &*self.0.network.lock().await {
-            Network::Namespace { namespace, .. } => namespace.clone(),
+        let (namespace, interfaces) = match &*self.0.network.lock().await {
+            Network::Namespace { namespace, interfaces } => (namespace.clone(), interfaces.clone()),
             Network::Undecided | Network::Loopback => return,
         };
         let looked_at = file.clone();
@@ -101,8 +101,14 @@ impl Sandbox {
         let served = match blocking("read", &file, look).await {
             Ok(false) => return,
             Ok(true) => {
+                let at = namespace.clone();
                 // It may ask before it answers.
-                self.0.resolver.at.get_or_init(|| namespace);
+                if self.0.resolver.at.set(at.clone()).is_ok() {
+                    let allow = move || Ok(resolver::let_ask_others(&at, &interfaces)?);
+                    if let Err(error) = blocking("prepare", namespace.path(), allow).await {
+                        tracing::warn!("{id}: the resolver can't ask others: {}", error.chain());
+                    }
+                }
                 agent.serve_resolver().await
             }
             Err(error) => Err(error),

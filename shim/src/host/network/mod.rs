@@ -2,7 +2,8 @@
 //! given in its place.
 //!
 //! What arrives at the interface is redirected to the tap before the namespace's own kernel sees it, and what the guest
-//! sends leaves by the interface: so the guest has its MAC and addresses, and nothing else in the namespace changes.
+//! sends leaves by the interface: so the guest has its MAC and addresses, and nothing else in the namespace changes. Answers
+//! to ARP both get, and where an engine's resolver lives in the namespace it gets what other resolvers answer it.
 
 mod devices;
 mod error;
@@ -129,6 +130,7 @@ pub fn join(
             })?;
             let joined = redirect::open(&mut client, tap_index)
                 .and_then(|()| redirect::redirect(&mut client, index, tap_index))
+                .and_then(|()| redirect::share_neighbours(&mut client, index, tap_index))
                 .and_then(|()| redirect::redirect(&mut client, tap_index, index));
             joined.map_err(|error| {
                 let _ = redirect::close(&mut client, index);

@@ -3,6 +3,8 @@
 
 use super::error::NetworkError;
 use super::namespace::Namespace;
+use super::redirect::{self, OWN_PORTS};
+use netlink::Client;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream, UdpSocket};
@@ -13,6 +15,9 @@ const IP: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 11);
 
 /// Where it is asked.
 pub const ADDRESS: SocketAddr = SocketAddr::V4(SocketAddrV4::new(IP, 53));
+
+/// The ports that programs get who ask for none; of the namespace that the reader is in.
+const PORTS: &str = "/proc/sys/net/ipv4/ip_local_port_range";
 
 /// Whether a resolv.conf names it.
 pub fn is_named(resolv_conf: &str) -> bool {
@@ -39,6 +44,21 @@ pub fn udp(namespace: &Namespace) -> Result<UdpSocket, NetworkError> {
 /// The system's.
 pub fn tcp(namespace: &Namespace) -> Result<TcpStream, NetworkError> {
     socket(namespace, SocketType::STREAM).map(TcpStream::from)
+}
+
+/// Lets the resolver itself ask others by these interfaces, which the guest has: what it asks from is from now on a port
+/// that guests don't use, and what answers at such a port is not for the guest. Blocks.
+///
+/// # Errors
+/// The system's.
+pub fn let_ask_others(namespace: &Namespace, interfaces: &[u32]) -> Result<(), NetworkError> {
+    let change = || {
+        std::fs::write(PORTS, format!("{OWN_PORTS} {}", u16::MAX))?;
+        let mut client = Client::new()?;
+        let mut each = interfaces.iter();
+        each.try_for_each(|index| redirect::keep_answers_of_resolvers(&mut client, *index))
+    };
+    namespace.within(change)?.map_err(NetworkError::Resolver)
 }
 
 /// It stays in the namespace that it is made in.

@@ -6,7 +6,7 @@ use netlink::route::RouteNetlinkMessage;
 use netlink::route::address::{AddressAttribute, AddressMessage};
 use nix::sys::socket::{AddressFamily as SocketFamily, SockFlag, SockProtocol, SockType, socket};
 use std::io::{Read, Write};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -81,6 +81,81 @@ fn frames_go_both_ways_between_an_interface_and_its_tap_and_all_is_undone() {
     assert_eq!(space.counts(), (3, 0), "lo and the pair are there, and nothing else");
     // And the next sandbox can have it.
     assert_eq!(join(space.namespace(), None).unwrap().0.len(), 1);
+}
+
+/// A datagram, as it is on the wire, without checksums of its own.
+fn datagram(from: (Ipv4Addr, u16), to: (Ipv4Addr, u16), text: &[u8]) -> Vec<u8> {
+    let length = 8 + text.len() as u16;
+    let mut ip = vec![0x45, 0];
+    ip.extend((20 + length).to_be_bytes());
+    ip.extend([0, 0, 0x40, 0, 64, 17, 0, 0]);
+    ip.extend([from.0.octets(), to.0.octets()].concat());
+    let words = ip.chunks(2).map(|two| u32::from(two[0]) << 8 | u32::from(two[1]));
+    let sum: u32 = words.sum();
+    let sum = !((sum & 0xffff) + (sum >> 16)) as u16;
+    ip[10..12].copy_from_slice(&sum.to_be_bytes());
+    for word in [from.1, to.1, length, 0] {
+        ip.extend(word.to_be_bytes());
+    }
+    [&[0xff; 6][..], &[2, 0, 0, 0, 0, 1], &[8, 0], &ip, text].concat()
+}
+
+#[test]
+fn a_resolver_in_the_namespace_can_ask_others_beside_the_guest() {
+    const OTHER: (Ipv4Addr, u16) = (Ipv4Addr::new(10, 1, 2, 1), 53);
+    let own = Ipv4Addr::new(10, 1, 2, 3);
+    let space = Space::new();
+    space.add_pair("eth0", "kata-likepeer", 1400);
+    let wire = space.within(|client| {
+        let at = index(client, "eth0").unwrap();
+        add_address(client, at, own);
+        wire(index(client, "kata-likepeer").unwrap())
+    });
+    let (tapped, _undo) = join(space.namespace(), None).unwrap();
+    let [Tapped { mac, index, tap, .. }] = &tapped[..] else { panic!("{tapped:?}") };
+    resolver::let_ask_others(space.namespace(), &[*index]).unwrap();
+
+    // It asks: first who has the address, which it is told, and the guest hears it as well.
+    let resolver = space.within(|_| UdpSocket::bind((own, 0)).unwrap());
+    resolver.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    let port = resolver.local_addr().unwrap().port();
+    assert!(port >= 61440, "{port}");
+    resolver.send_to(b"question", OTHER).unwrap();
+    let addresses = [&mac[..], &own.octets(), &[0; 6], &OTHER.0.octets()].concat();
+    let arp = [0, 1, 8, 0, 6, 4, 0, 1];
+    let asked = [&[0xff; 6][..], mac, &[8, 6], &arp, &addresses].concat();
+    assert!(hears(&wire, 0, &asked), "nobody asks who has the address");
+    let addresses = [&[2, 0, 0, 0, 0, 1][..], &OTHER.0.octets(), mac, &own.octets()].concat();
+    let answered = [0, 1, 8, 0, 6, 4, 0, 2];
+    let told = [mac, &[2, 0, 0, 0, 0, 1][..], &[8, 6], &answered, &addresses].concat();
+    (&wire).write_all(&told).unwrap();
+    assert!(hears(tap, 12, &told), "the guest does not hear who has the address");
+    let end = Instant::now() + Duration::from_secs(10);
+    let mut frame = [0; 2048];
+    let went = loop {
+        match (&wire).read(&mut frame) {
+            Ok(length) if frame[..length].ends_with(b"question") => break true,
+            Ok(_) => {}
+            Err(_) if Instant::now() > end => break false,
+            Err(_) => std::thread::sleep(Duration::from_millis(1)),
+        }
+    };
+    assert!(went, "the question does not leave");
+    let to_it = |from, port, text| {
+        let mut frame = datagram(from, (own, port), text);
+        frame[..6].copy_from_slice(mac);
+        frame
+    };
+    (&wire).write_all(&to_it(OTHER, port, b"answer")).unwrap();
+    let (length, from) = resolver.recv_from(&mut frame).unwrap();
+    assert_eq!((&frame[..length], from), (&b"answer"[..], OTHER.into()));
+
+    // All else is the guest's, answers to what it asked itself among it.
+    for frame in [to_it(OTHER, 60999, b"to the guest"), to_it((OTHER.0, 54), port, b"to the guest")]
+    {
+        (&wire).write_all(&frame).unwrap();
+        assert!(hears(tap, 12, &frame), "{frame:?}");
+    }
 }
 
 #[test]

@@ -25,6 +25,12 @@ fn resolver_in(space: &Space) {
     });
 }
 
+/// From which port on programs in the namespace get ports that they ask for.
+fn first_port(space: &Space) -> u32 {
+    let range = space.within(|_| std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range"));
+    range.unwrap().split_whitespace().next().unwrap().parse().unwrap()
+}
+
 impl Fixture {
     /// With a resolv.conf of this text, which it has from its start on.
     async fn start_with_resolver(&self, id: &str, space: &Space, text: &str) {
@@ -79,6 +85,7 @@ async fn a_guest_whose_resolv_conf_leads_to_the_engines_resolver_can_ask_it() {
     resolver_in(&space);
     f.start_with_resolver("c", &space, "search x\nnameserver 127.0.0.11\n").await;
     assert_eq!(f.times_told(), 1);
+    assert_eq!(first_port(&space), 61440, "what others answer it would be the guest's");
     assert_eq!(f.ask(b"u\0\x03who").await, b"\0\x07udp who");
     assert_eq!(f.ask(b"twho").await, b"tcp who");
     // A message that is not whole, and no preamble.
@@ -96,6 +103,7 @@ async fn a_guest_that_was_not_told_to_ask_is_not_answered() {
     resolver_in(&space);
     f.start_with_resolver("c", &space, "nameserver 10.0.0.1\n").await;
     assert_eq!(f.times_told(), 0);
+    assert!(first_port(&space) < 61440);
     assert_eq!(f.ask(b"u\0\x03who").await, b"");
     f.sandbox.stop().await;
 }
