@@ -12,7 +12,7 @@ mod limits;
 
 use crate::error::{Error, Result};
 pub use bounds::Bounds;
-use bounds::RESERVED;
+use bounds::{RESERVED, WEIGHTS, without_bfq};
 use libcgroups::common::{AnyCgroupManager, CgroupManager, ControllerOpt, DEFAULT_CGROUP_ROOT};
 use libcgroups::systemd;
 use libcgroups::v2::manager::Manager;
@@ -295,6 +295,9 @@ impl Cgroup {
             match fs::write(&file, &text) {
                 Err(error)
                     if error.kind() == io::ErrorKind::NotFound && name.ends_with(RESERVED) => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound && name == WEIGHTS => {
+                    self.weigh_without_bfq(&text);
+                }
                 // systemd may have kept the controller from it.
                 Err(error) if is_scope => tracing::warn!("{}: {error}", file.display()),
                 outcome => outcome.map_err(|error| {
@@ -304,6 +307,18 @@ impl Cgroup {
             }
         }
         Ok(())
+    }
+
+    /// Who has no scheduler that weighs runs all the same, as on runc.
+    fn weigh_without_bfq(&self, line: &str) {
+        let file = self.directory.join("io.weight");
+        match without_bfq(line).map(|line| fs::write(&file, line)) {
+            Some(Ok(())) => {}
+            Some(Err(error)) => {
+                tracing::info!("{}: {error}: the weight holds in the guest", file.display());
+            }
+            None => tracing::warn!("{WEIGHTS}: {line}: left out, as no disk here has BFQ"),
+        }
     }
 
     fn set_burst(&self, microseconds: u64) -> Result<()> {

@@ -13,7 +13,7 @@
 //!    which stands for the sandbox is the new one: some engines fill it later. The interfaces of it, or of one that a
 //!    path names are given to the guest. Network devices of the host's move there first ([`net_devices`]).
 //! 4. What names host policy or host hardware is refused or left out ([`policy`]). Left out are also limits
-//!    by numbers of the host's (CPU sets, rates of block devices that are no disks of the container's), which the
+//!    by numbers of the host's (CPU sets, weights of disks, rates of those that are none of the container's), which the
 //!    sandbox's cgroup has ([`is_hosts_limit`]), those of network devices, RDMA, and nodes of devices that not every
 //!    Linux has.
 //! 5. Hooks run on the host, by this library, but for `startContainer`, which is the guest's.
@@ -358,13 +358,15 @@ fn plan_resources(resources: &mut LinuxResources) {
 }
 
 /// Files of a cgroup that name processors, nodes of memory or disks by the host's numbers.
-const HOSTS_FILES: [&str; 3] = ["cpuset.cpus", "cpuset.mems", "io.max"];
+const HOSTS_FILES: [&str; 4] = ["cpuset.cpus", "cpuset.mems", "io.max", "io.bfq.weight"];
 
 /// Whether a pointer within `linux.resources` names a limit that holds for the sandbox's cgroup on the host, where there is
 /// one, whatever the guest is told of it.
 pub fn is_hosts_limit(at: &str) -> bool {
     let hosts_file = at.strip_prefix("/unified/").is_some_and(|file| HOSTS_FILES.contains(&file));
-    hosts_file || ["/cpu/cpus", "/cpu/mems"].contains(&at) || at.starts_with("/blockIO/throttle")
+    hosts_file
+        || ["/cpu/cpus", "/cpu/mems", "/blockIO/weightDevice"].contains(&at)
+        || at.starts_with("/blockIO/throttle")
 }
 
 /// Limits that a running container is to have.

@@ -11,14 +11,22 @@ const RATES: [&str; 4] = ["rbps", "wbps", "riops", "wiops"];
 /// Of one disk; 0: no limit.
 type Rates = [u64; RATES.len()];
 
+/// Major and minor number.
+type Disk = (u32, u32);
+
+/// The weight of who names none, and the most.
+const DEFAULT_WEIGHT: u16 = 100;
+const MOST_WEIGHT: u16 = 1000;
+
 /// Those of a container, or of a sandbox.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Bounds {
     /// Lists as the kernel's; empty: all.
     cpus: String,
     mems: String,
-    /// By major and minor number.
-    disks: BTreeMap<(u32, u32), Rates>,
+    disks: BTreeMap<Disk, Rates>,
+    /// Of block I/O, from 10 to 1000 as of cgroups of version 1; `None`: on every disk that has none of its own.
+    weights: BTreeMap<Option<Disk>, u16>,
     /// Bytes by the size of a page, as files are named.
     pages: BTreeMap<String, u64>,
 }
@@ -44,6 +52,12 @@ impl Bounds {
             for (which, list) in lists.into_iter().enumerate() {
                 list.iter().flatten().for_each(|limit| self.set_rate(which, limit));
             }
+            self.set_weight(None, io.weight());
+            for of in io.weight_device().iter().flatten() {
+                if let (Ok(major), Ok(minor)) = (of.major().try_into(), of.minor().try_into()) {
+                    self.set_weight(Some((major, minor)), of.weight());
+                }
+            }
         }
         for limit in to.hugepage_limits().iter().flatten() {
             self.pages.insert(limit.page_size().clone(), limit.limit().try_into().unwrap_or(0));
@@ -58,12 +72,25 @@ impl Bounds {
         }
     }
 
+    /// 0 is none, as to runc.
+    fn set_weight(&mut self, of: Option<Disk>, weight: Option<u16>) {
+        if let Some(weight) = weight.filter(|&weight| weight > 0) {
+            self.weights.insert(of, weight);
+        }
+    }
+
+    fn weight(&self, of: Option<Disk>) -> u16 {
+        let weight = self.weights.get(&of).or_else(|| self.weights.get(&None));
+        weight.copied().unwrap_or(DEFAULT_WEIGHT)
+    }
+
     /// With what a file of the cgroup says.
     fn with_file(mut self, file: &str, value: &str) -> Self {
         match file {
             "cpuset.cpus" => value.clone_into(&mut self.cpus),
             "cpuset.mems" => value.clone_into(&mut self.mems),
             "io.max" => value.lines().for_each(|line| self.set_disk(line)),
+            WEIGHTS => value.lines().for_each(|line| self.set_weight_line(line)),
             _ => {
                 let page = file.strip_prefix("hugetlb.").and_then(|rest| rest.strip_suffix(".max"));
                 if let Some(page) = page.filter(|page| !page.contains('.')) {
@@ -80,15 +107,27 @@ impl Bounds {
     /// `MAJOR:MINOR KEY=VALUE…`.
     fn set_disk(&mut self, line: &str) {
         let mut words = line.split_whitespace();
-        let numbers = words.next().and_then(|word| word.split_once(':'));
-        let Some((Ok(major), Ok(minor))) = numbers.map(|(a, b)| (a.parse(), b.parse())) else {
-            return;
-        };
-        let rates = self.disks.entry((major, minor)).or_default();
+        let Some(disk) = words.next().and_then(disk) else { return };
+        let rates = self.disks.entry(disk).or_default();
         for (key, value) in words.filter_map(|word| word.split_once('=')) {
             if let Some(which) = RATES.iter().position(|name| *name == key) {
                 rates[which] = value.parse().unwrap_or(0);
             }
+        }
+    }
+
+    /// `MAJOR:MINOR WEIGHT`, `default WEIGHT` or the weight alone.
+    fn set_weight_line(&mut self, line: &str) {
+        let words: Vec<_> = line.split_whitespace().collect();
+        match words[..] {
+            [weight] | ["default", weight] => self.set_weight(None, weight.parse().ok()),
+            [of, "default"] => drop(disk(of).map(|of| self.weights.remove(&Some(of)))),
+            [of, weight] => {
+                if let Some(of) = disk(of) {
+                    self.set_weight(Some(of), weight.parse().ok());
+                }
+            }
+            _ => {}
         }
     }
 
@@ -113,6 +152,11 @@ impl Bounds {
                 each.sum::<Option<u64>>().unwrap_or(0)
             };
             sum.disks.insert(*numbers, std::array::from_fn(of));
+        }
+        for &of in all.iter().flat_map(|one| one.weights.keys()) {
+            // Who names none has one all the same.
+            let each = all.iter().map(|one| one.weight(of)).fold(0, u16::saturating_add);
+            sum.weights.insert(of, each.min(MOST_WEIGHT));
         }
         for page in all.iter().flat_map(|one| one.pages.keys()) {
             let each = all.iter().map(|one| one.pages.get(page).copied());
@@ -149,6 +193,18 @@ impl Bounds {
             }
             files.push(("io.max".to_owned(), line));
         }
+        let mut weights: Vec<_> = self.weights.keys().chain(before.weights.keys()).collect();
+        weights.sort_unstable();
+        weights.dedup();
+        for of in weights.into_iter().filter(|of| self.weights.get(of) != before.weights.get(of)) {
+            let weight = self.weights.get(of);
+            let line = match (of, weight) {
+                (Some((major, minor)), Some(weight)) => format!("{major}:{minor} {weight}"),
+                (Some((major, minor)), None) => format!("{major}:{minor} default"),
+                (None, weight) => format!("default {}", weight.unwrap_or(&DEFAULT_WEIGHT)),
+            };
+            files.push((WEIGHTS.to_owned(), line));
+        }
         for page in
             self.pages.keys().chain(before.pages.keys().filter(|p| !self.pages.contains_key(*p)))
         {
@@ -163,8 +219,23 @@ impl Bounds {
     }
 }
 
+/// `MAJOR:MINOR`.
+fn disk(numbers: &str) -> Option<Disk> {
+    let (major, minor) = numbers.split_once(':')?;
+    Some((major.parse().ok()?, minor.parse().ok()?))
+}
+
 /// Ends the name of the file for reserved pages, which older kernels have not.
 pub(super) const RESERVED: &str = ".rsvd.max";
+
+/// The file for weights of block I/O, which is there with the BFQ scheduler alone.
+pub(super) const WEIGHTS: &str = "io.bfq.weight";
+
+/// What it would be told, for `io.weight`, which counts to 10,000: as runc, not of single disks.
+pub(super) fn without_bfq(line: &str) -> Option<String> {
+    let weight: u32 = line.strip_prefix("default ")?.parse().ok()?;
+    Some(format!("default {}", 1 + weight.saturating_sub(10) * 9999 / 990))
+}
 
 #[cfg(test)]
 mod tests {
@@ -232,6 +303,42 @@ mod tests {
         assert_eq!(files(&unified, &Bounds::default()), expected);
         let more = changed(unified.clone(), json!({"unified": {"hugetlb.1GB.max": "max"}}));
         assert_eq!(files(&more, &unified), ["hugetlb.1GB.max: max", "hugetlb.1GB.rsvd.max: max"]);
+    }
+
+    #[test]
+    fn weights_are_written_for_all_disks_and_for_single_ones() {
+        let weights = |all: u16, of: &[(u32, u16)]| {
+            let device = |&(minor, weight)| json!({"major": 7, "minor": minor, "weight": weight});
+            let devices: Vec<_> = of.iter().map(device).collect();
+            json!({"blockIO": {"weight": all, "weightDevice": devices}})
+        };
+        let none = Bounds::default();
+        let some = bounds(weights(333, &[(1, 444), (2, 0)]));
+        assert_eq!(
+            files(&some, &none),
+            [format!("{WEIGHTS}: default 333"), format!("{WEIGHTS}: 7:1 444")]
+        );
+        let update = changed(some.clone(), weights(0, &[(1, 222)]));
+        assert_eq!(files(&update, &some), [format!("{WEIGHTS}: 7:1 222")]);
+        assert_eq!(
+            files(&none, &some),
+            [format!("{WEIGHTS}: default 100"), format!("{WEIGHTS}: 7:1 default")]
+        );
+        let file = |text: &str| json!({"unified": {WEIGHTS: text}});
+        assert_eq!(bounds(file("default 333\n7:1 444\n7:2 9 9\n")), some);
+        assert_eq!(bounds(file("333")), bounds(weights(333, &[])));
+        assert_eq!(changed(some.clone(), file("7:1 default")), bounds(weights(333, &[])));
+        let two = Bounds::of_all(&[&some, &bounds(json!({}))]);
+        assert_eq!(two, bounds(weights(433, &[(1, 544)])));
+        let most = Bounds::of_all(&[&bounds(weights(600, &[])), &bounds(weights(700, &[]))]);
+        assert_eq!(most, bounds(weights(1000, &[])));
+    }
+
+    #[test]
+    fn without_bfq_a_weight_is_counted_otherwise_and_none_of_single_disks() {
+        assert_eq!(without_bfq("default 750").as_deref(), Some("default 7475"));
+        assert_eq!(without_bfq("default 10").as_deref(), Some("default 1"));
+        assert_eq!(without_bfq("7:1 444"), None);
     }
 
     #[test]

@@ -785,8 +785,10 @@ fn what_is_by_the_hosts_numbers_is_left_to_its_cgroup() {
     let limit = |minor: u32| json!({"major": 8, "minor": minor, "rate": 7});
     let named = json!({
         "cpu": {"cpus": "1", "mems": "0"},
-        "blockIO": {"throttleReadBpsDevice": [limit(0), limit(16)]},
-        "unified": {"cpuset.cpus": "1", "cpuset.mems": "0", "io.max": "8:0 rbps=7", "pids.max": "9"},
+        "blockIO": {"throttleReadBpsDevice": [limit(0), limit(16)],
+            "weightDevice": [{"major": 8, "minor": 16, "weight": 444}]},
+        "unified": {"cpuset.cpus": "1", "cpuset.mems": "0", "io.max": "8:0 rbps=7", "pids.max": "9",
+            "io.bfq.weight": "333"},
     });
     let created = Created { disks: vec![(8, 16)], has_cgroup: true, ..Created::default() };
     let Update { asked, for_guest } = update(named.to_string().as_bytes(), &created).unwrap();
@@ -796,7 +798,13 @@ fn what_is_by_the_hosts_numbers_is_left_to_its_cgroup() {
     assert_eq!(serde_json::to_value(for_guest).unwrap(), expected);
     let nowhere = Created { has_cgroup: false, ..created };
     let refused = update(named.to_string().as_bytes(), &nowhere).unwrap_err().to_string();
-    for at in ["/cpu/cpus", "/cpu/mems", "/unified/cpuset.cpus", "/unified/io.max"] {
+    for at in [
+        "/cpu/cpus",
+        "/cpu/mems",
+        "/unified/cpuset.cpus",
+        "/unified/io.max",
+        "/blockIO/weightDevice",
+    ] {
         assert!(refused.contains(at), "{refused}");
     }
     let plan = container("c1", spec(|v| v["linux"]["resources"] = named)).unwrap();

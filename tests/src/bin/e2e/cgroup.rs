@@ -4,6 +4,7 @@ use crate::bundle::{Bundle, config};
 use crate::command::{self, DEADLINE};
 use crate::confinement::pid_of;
 use crate::context::Context;
+use crate::disks::{Image, LoopDevice};
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -21,6 +22,7 @@ crate::cases!(
     what_is_kept_of_a_run_keeps_its_cgroup,
     a_cgroup_that_others_use_is_refused,
     limits_by_the_hosts_numbers_are_the_hosts,
+    weights_of_disks_are_the_hosts,
 );
 
 const ROOT: &str = "/sys/fs/cgroup";
@@ -257,6 +259,44 @@ fn limits_by_the_hosts_numbers_are_the_hosts(context: &Context) -> Result<()> {
     says("io.max", &format!("{disk} rbps=max wbps=9437184 riops=max wiops=max"))?;
     kata(&["update", "--cpuset-cpus", "77", &id])?.expect_error(&["cpuset.cpus"])?;
     says("cpuset.cpus", all.trim())?;
+    kata(&["delete", "--force", &id])?.expect_code(0)?;
+    gone(&directory)
+}
+
+/// With the scheduler that knows them.
+fn weights_of_disks_are_the_hosts(context: &Context) -> Result<()> {
+    command::output(Command::new("modprobe").arg("bfq"))?.expect_code(0)?;
+    let device = LoopDevice::new(Image::ext4(context)?)?;
+    let name = device.path.strip_prefix("/dev/").context("a device")?;
+    fs::write(format!("/sys/block/{name}/queue/scheduler"), "bfq")?;
+    let numbers = device.numbers()?;
+    let (major, minor) = numbers.split_once(':').context("two numbers")?;
+    let (major, minor): (u64, u64) = (major.parse()?, minor.parse()?);
+    let weights = |all: u16, one: u16| {
+        let one = json!([{"major": major, "minor": minor, "weight": one}]);
+        json!({"blockIO": {"weight": all, "weightDevice": one}})
+    };
+    let id = context.fresh_id();
+    let directory = Path::new(ROOT).join("e2e").join(&id);
+    let bundle = bundle(context, &format!("/e2e/{id}"))?;
+    let mut config = config(&["sleep", "1000000"]);
+    config["linux"]["cgroupsPath"] = format!("/e2e/{id}").into();
+    config["linux"]["resources"] = weights(333, 444);
+    bundle.write_config(&config)?;
+    if let Err(said) = run(&bundle, &id)? {
+        bail!("{said}");
+    }
+    let says = |expected: String| {
+        let said = read(&directory, "io.bfq.weight")?;
+        ensure!(said == expected, "io.bfq.weight is {said:?}, not {expected:?}");
+        Ok(())
+    };
+    says(format!("default 333\n{numbers} 444"))?;
+    let change = bundle.0.join("change.json");
+    fs::write(&change, weights(111, 222).to_string())?;
+    let change = change.to_str().context("a path")?;
+    kata(&["update", "--resources", change, &id])?.expect_code(0)?;
+    says(format!("default 111\n{numbers} 222"))?;
     kata(&["delete", "--force", &id])?.expect_code(0)?;
     gone(&directory)
 }

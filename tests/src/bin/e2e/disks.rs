@@ -32,7 +32,7 @@ crate::cases!(
 );
 
 /// A file of the host's that is removed in the end.
-struct Image(PathBuf);
+pub struct Image(PathBuf);
 
 impl Image {
     /// Makes it with `command FLAGS PATH SIZE…`.
@@ -43,7 +43,7 @@ impl Image {
         Ok(image)
     }
 
-    fn ext4(context: &Context) -> Result<Self> {
+    pub fn ext4(context: &Context) -> Result<Self> {
         Self::made(context, &["mke2fs", "-q", "-t", "ext4"], &["16M"])
     }
 
@@ -63,16 +63,22 @@ impl Drop for Image {
 }
 
 /// A loop device over an image; gone in the end.
-struct LoopDevice {
-    path: String,
+pub struct LoopDevice {
+    pub path: String,
     _image: Image,
 }
 
 impl LoopDevice {
-    fn new(image: Image) -> Result<Self> {
+    pub fn new(image: Image) -> Result<Self> {
         let mut losetup = Command::new("losetup");
         let path = command::output(losetup.args(["--find", "--show", image.path()]))?;
         Ok(Self { path: path.expect_code(0)?.text(), _image: image })
+    }
+
+    /// `MAJOR:MINOR`.
+    pub fn numbers(&self) -> Result<String> {
+        let numbers = tool(&["lsblk", "--noheadings", "--nodeps", "--output=MAJ:MIN", &self.path])?;
+        Ok(numbers.expect_code(0)?.text().trim().to_owned())
     }
 }
 
@@ -270,11 +276,10 @@ fn all_slots_are_used_and_used_again(context: &Context) -> Result<()> {
 /// From a container's own cgroup: the guest's number of the disk, which the host's became.
 fn its_rates_are_limited(context: &Context) -> Result<()> {
     let device = LoopDevice::new(Image::ext4(context)?)?;
-    let numbers = tool(&["lsblk", "--noheadings", "--nodeps", "--output=MAJ:MIN", &device.path])?;
-    let numbers = numbers.expect_code(0)?.text();
+    let numbers = device.numbers()?;
     let mount = format!("--mount=type=ext4,src={},dst=/data,options=rw", device.path);
     let container = context.container().flag(mount).flag(CGROUP).detached(&["sleep", "1000000"])?;
-    let (major, minor) = numbers.trim().split_once(':').context("MAJ:MIN")?;
+    let (major, minor) = numbers.split_once(':').context("MAJ:MIN")?;
     let resources = |major: &str, minor: &str| {
         format!(
             r#"{{"blockIO": {{"throttleWriteBpsDevice":
@@ -284,7 +289,7 @@ fn its_rates_are_limited(context: &Context) -> Result<()> {
     update(context, &container, &resources(major, minor))?;
     let show = "cat /sys/fs/cgroup$(cut -d: -f3 /proc/self/cgroup)/io.max";
     let limits = container.exec(&["sh", "-c", show])?.expect_code(0)?.text();
-    if !limits.contains("wbps=1048576") || limits.starts_with(numbers.trim()) {
+    if !limits.contains("wbps=1048576") || limits.starts_with(&numbers) {
         bail!("{numbers} became {limits:?}");
     }
     // Not one more loop device, which a host that is asked for it makes.
