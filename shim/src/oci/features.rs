@@ -130,11 +130,14 @@ struct Cgroup {
 }
 
 #[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
 struct Seccomp {
     enabled: bool,
     actions: &'static [&'static str],
     operators: &'static [&'static str],
     archs: &'static [&'static str],
+    known_flags: &'static [&'static str],
+    supported_flags: &'static [&'static str],
 }
 
 #[derive(Debug, Serialize)]
@@ -172,7 +175,19 @@ pub fn document() -> Features {
             "SCMP_CMP_MASKED_EQ",
             "SCMP_CMP_NE",
         ],
-        archs: &["SCMP_ARCH_X86_64"],
+        archs: &["SCMP_ARCH_X86", "SCMP_ARCH_X86_64"],
+        known_flags: &[
+            "SECCOMP_FILTER_FLAG_LOG",
+            "SECCOMP_FILTER_FLAG_SPEC_ALLOW",
+            "SECCOMP_FILTER_FLAG_TSYNC",
+            "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV",
+        ],
+        // The last is for a listener, and there is none.
+        supported_flags: &[
+            "SECCOMP_FILTER_FLAG_LOG",
+            "SECCOMP_FILTER_FLAG_SPEC_ALLOW",
+            "SECCOMP_FILTER_FLAG_TSYNC",
+        ],
     };
     Features {
         oci_version_min: "1.0.0",

@@ -1,4 +1,4 @@
-//! The seccomp profile of a container that brings none of its own.
+//! The seccomp profile of a container that brings none of its own, and what one's flags come to.
 //!
 //! It names what an ordinary program has no use for: calls that need a capability which such a container
 //! lacks, that reach other processes, or that have given much trouble. Everything else is allowed, since a
@@ -7,7 +7,8 @@
 use oci_spec::OciSpecError;
 use oci_spec::runtime::{
     Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompArgBuilder,
-    LinuxSeccompBuilder, LinuxSeccompOperator, LinuxSyscall, LinuxSyscallBuilder,
+    LinuxSeccompBuilder, LinuxSeccompFilterFlag, LinuxSeccompOperator, LinuxSyscall,
+    LinuxSyscallBuilder,
 };
 
 /// Refused with EPERM.
@@ -104,6 +105,20 @@ pub fn default_profile() -> Result<LinuxSeccomp, OciSpecError> {
         .build()
 }
 
+/// The flags of seccomp(2) with which the agent installs a profile (`agent/src/spec/seccomp/`), for those who look for them
+/// in the log.
+pub fn flags(profile: &LinuxSeccomp) -> u64 {
+    use LinuxSeccompFilterFlag as Flag;
+    let flag = |flag: &Flag| match flag {
+        Flag::SeccompFilterFlagLog => libc::SECCOMP_FILTER_FLAG_LOG,
+        Flag::SeccompFilterFlagSpecAllow => libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW,
+        Flag::SeccompFilterFlagTsync | Flag::SeccompFilterFlagWaitKillableRecv => 0,
+    };
+    let named =
+        profile.flags().as_ref().map(|all| all.iter().map(flag).fold(0, |all, one| all | one));
+    named.unwrap_or(libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW)
+}
+
 fn rule(
     names: &[&str],
     errno: u32,
@@ -120,6 +135,26 @@ fn rule(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn flags_are_those_that_are_named_and_by_default_that_of_speculation() {
+        let of = |flags: serde_json::Value| {
+            let mut profile = serde_json::json!({"defaultAction": "SCMP_ACT_ALLOW"});
+            profile["flags"] = flags;
+            serde_json::from_value(profile).map(|profile| super::flags(&profile))
+        };
+        let named = |words: &[&str]| {
+            let words = words.iter().map(|word| format!("SECCOMP_FILTER_FLAG_{word}"));
+            of(words.collect::<Vec<_>>().into())
+        };
+        assert_eq!(of(serde_json::Value::Null).unwrap(), 4);
+        assert_eq!(named(&[]).unwrap(), 0);
+        assert_eq!(named(&["TSYNC", "WAIT_KILLABLE_RECV"]).unwrap(), 0);
+        assert_eq!(named(&["LOG", "TSYNC"]).unwrap(), 2);
+        assert_eq!(named(&["SPEC_ALLOW", "LOG"]).unwrap(), 6);
+        let refused = named(&["NEW_LISTENER"]).unwrap_err().to_string();
+        assert!(refused.contains("SECCOMP_FILTER_FLAG_NEW_LISTENER"), "{refused}");
+    }
 
     #[test]
     fn every_flag_of_a_namespace_is_refused_and_threads_are_not() {

@@ -15,6 +15,7 @@ use crate::oci::hooks::{ContainerHooks, Inside};
 use crate::oci::plan::disks::Writes;
 use crate::oci::plan::{self, Plan, RootfsMount};
 use crate::oci::pod::Part;
+use crate::oci::seccomp;
 use crate::sandbox::event::Exit;
 use crate::sandbox::table::Phase;
 use oci_spec::runtime::{LinuxResources, Spec};
@@ -114,6 +115,10 @@ impl Sandbox {
         if !left_out.is_empty() {
             let left_out = left_out.join(", ");
             tracing::info!("{id}: config.json: of no use in the guest, left out: {left_out}");
+        }
+        if let Some(profile) = plan.spec.linux().as_ref().and_then(|l| l.seccomp().as_ref()) {
+            // In runc's words.
+            tracing::debug!("seccomp filter flags: {}", seccomp::flags(profile));
         }
         let plain_newlines = stdio.plain_newlines;
         // The guest boots meanwhile.

@@ -59,5 +59,8 @@ mod tests {
             told(&features["mountOptions"], "rro")
                 && told(&features["linux"]["namespaces"], "user")
         );
+        let seccomp = &features["linux"]["seccomp"];
+        let flag = "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV";
+        assert!(told(&seccomp["knownFlags"], flag) && !told(&seccomp["supportedFlags"], flag));
     }
 }

@@ -407,8 +407,17 @@ fn what_a_profile_logs_is_in_the_logs(context: &Context) -> Result<()> {
         let logs = container.say("logs", &[])?.expect_code(0)?.text();
         Ok(logs.lines().any(|l| l.contains("syscall=162 ") && l.contains("code=0x7ffc0000")))
     })?;
-    container.say("kill", &["KILL"])?.expect_code(0)?;
-    container.wait_for_status("stopped")
+    container.say("delete", &["--force"])?.expect_code(0)?;
+    let mut spec = config(&["true"]);
+    spec["linux"]["seccomp"] =
+        json!({"defaultAction": "SCMP_ACT_ALLOW", "flags": ["SECCOMP_FILTER_FLAG_LOG"]});
+    container.bundle.write_config(&spec)?;
+    let mut run = kata(&["--debug", "run", "--bundle"]);
+    let said = command::output(run.arg(&container.bundle.0).arg(&container.id))?.expect_code(0)?;
+    if !said.stderr.contains("\"seccomp filter flags: 2\"") {
+        bail!("its flags are not told: {}", said.stderr);
+    }
+    Ok(())
 }
 
 /// As systemd and container engines do: init in a cgroup of its own, and controllers for those beside it.
