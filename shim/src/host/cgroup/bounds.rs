@@ -2,6 +2,7 @@
 //! be others, so they hold for all that a sandbox takes of the host. So do those of huge pages, of which its own processes
 //! take none.
 
+use crate::oci::number_list::NumberList;
 use oci_spec::runtime::{LinuxResources, LinuxThrottleDevice};
 use std::collections::BTreeMap;
 
@@ -131,9 +132,10 @@ impl Bounds {
         }
     }
 
-    /// Whether there are processors that it may not use.
-    pub fn has_cpus(&self) -> bool {
-        !self.cpus.is_empty()
+    /// How many processors it may use; none: all that there are.
+    pub fn cpus(&self) -> Option<u32> {
+        // What is no list the kernel refuses.
+        NumberList::parse(&self.cpus).ok().map(|list| list.count()).filter(|&count| count > 0)
     }
 
     /// What several may take together: the sum, or all processors of one or the other, of that which each has a limit of.

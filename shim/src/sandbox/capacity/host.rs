@@ -130,7 +130,7 @@ mod tests {
         assert_eq!(host(&[idle]).idle, Some(true));
         assert_eq!(host(&[idle, "{}"]).idle, Some(false));
         let bound = host(&[r#"{"cpu": {"cpus": "0"}}"#]).bounds;
-        assert!(bound.has_cpus());
+        assert_eq!(bound.cpus(), Some(1));
         let with = |other: Limits| {
             let mut capacity = capacity(&[r#"{"cpu": {"cpus": "0"}}"#]);
             capacity.set("other", Some(other));

@@ -18,8 +18,7 @@ pub(in crate::sandbox) struct Limits {
     pub(super) weight: u64,
     /// Whether it is to run only when nobody else does, if that was said.
     pub(super) idle: Option<bool>,
-    /// By numbers of the host's, of a container that uses any of it. With some of the host's processors only the machine
-    /// has no more for it.
+    /// By numbers of the host's, of a container that uses any of it.
     pub(super) bounds: Option<cgroup::Bounds>,
 }
 
@@ -79,8 +78,9 @@ impl Limits {
         if self.period == 0 { PERIOD } else { self.period }
     }
 
+    /// Of processor time.
     pub(super) fn is_unlimited(&self) -> bool {
-        self.quota == 0 && !self.bounds.as_ref().is_some_and(cgroup::Bounds::has_cpus)
+        self.quota == 0
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::limits::Limits;
 use super::{Capacity, GUEST_MIB};
+use crate::host::cgroup::Bounds;
 use protocol::machine::{Size, memory_block_mib};
 
 impl Capacity {
@@ -26,18 +27,25 @@ impl Capacity {
         let least = one.max(promised).saturating_sub(self.initial_mib) / block;
         let most = self.below_ceiling().max(least);
         let blocks = all.min(most).min(self.max.added_mib / block);
-        let used = if self.is_unlimited() { self.used_vcpus } else { 0 };
+        let used = if self.is_unlimited() { self.used_vcpus.min(self.most_used()) } else { 0 };
         Size { vcpus: vcpus.max(self.initial_vcpus).max(used), added_mib: blocks * block }
     }
 
-    /// Whether a container may use all the processors that there are.
+    /// Whether a container may use all the time of the processors that there are, or of some of them.
     pub(super) fn is_unlimited(&self) -> bool {
         self.promised.quota == 0 && self.limits.values().any(Limits::is_unlimited)
     }
 
+    /// How many of the host's processors there are for the containers that may use all of their time.
+    fn most_used(&self) -> u32 {
+        let unlimited = self.limits.values().filter(|limits| limits.is_unlimited());
+        let bounds: Vec<_> = unlimited.filter_map(|limits| limits.bounds.as_ref()).collect();
+        Bounds::of_all(&bounds).cpus().unwrap_or(u32::MAX)
+    }
+
     /// How many vCPUs to give when those that there are do not suffice for so many tasks; none: no more are to be had.
     pub(super) fn more_vcpus(&self, of_host: u32, runnable: u32) -> Option<u32> {
-        let most = self.max.vcpus.min(of_host);
+        let most = self.max.vcpus.min(of_host).min(self.most_used());
         let more = runnable.max(self.now.vcpus.saturating_add(1)).min(most);
         (self.is_unlimited() && more > self.now.vcpus).then_some(more)
     }
@@ -94,8 +102,12 @@ mod tests {
         assert_eq!(tried(&["{}"], none(), 1, 0), (1, Some(2)), "they were waiting a moment ago");
         let pod = PodSize { cpu_quota: 50_000, cpu_period: 100_000, ..none() };
         assert_eq!(after(&["{}"], pod, 2), (1, None), "its pause container has no limit either");
-        let bound = r#"{"cpu": {"cpus": "0"}}"#;
-        assert_eq!(after(&[bound], none(), 2), (1, None), "processors of the host's");
+        let bound = |cpus: &str| format!(r#"{{"cpu": {{"cpus": "{cpus}"}}}}"#);
+        assert_eq!(after(&[&bound("0")], none(), 2), (1, None), "one of the host's");
+        assert_eq!(tried(&[&bound("1,4")], none(), 0, 9), (1, Some(2)), "two of the host's");
+        assert_eq!(tried(&[&bound("1,4"), limited], none(), 2, 9), (2, None));
+        assert_eq!(tried(&[&bound("1,4"), &bound("4-5")], none(), 2, 9), (2, Some(3)));
+        assert_eq!(tried(&[&bound("1"), "{}"], none(), 1, 2), (1, Some(2)), "all of them");
     }
 
     #[test]
