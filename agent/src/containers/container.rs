@@ -3,7 +3,7 @@
 use crate::containers::commands::Commands;
 use crate::containers::process::Process;
 use crate::containers::stats;
-use crate::containers::write_out::write_out;
+use crate::containers::write_out::WriteOut;
 use crate::error::AgentError;
 use crate::guest::cgroup::Cgroup;
 use crate::guest::ps;
@@ -35,6 +35,9 @@ pub struct Container {
     init: Arc<Process>,
     started: Mutex<bool>,
     paused: Mutex<bool>,
+    /// Held while that is changed: who comes after one that takes long finds out what has become of it.
+    pausing: Mutex<()>,
+    write_out: WriteOut,
     /// `None`: being made.
     execs: Mutex<HashMap<String, Option<Arc<Process>>>>,
     storages: Mutex<Storages>,
@@ -51,6 +54,8 @@ impl Container {
             init: Arc::new(init),
             started: Mutex::new(false),
             paused: Mutex::new(false),
+            pausing: Mutex::new(()),
+            write_out: WriteOut::default(),
             execs: Mutex::default(),
             storages: Mutex::new(storages),
             commands: Commands::default(),
@@ -109,27 +114,21 @@ impl Container {
         Ok(())
     }
 
-    /// Stops all processes, or lets them go on; returns when that has happened, and the host has what they have written.
-    /// Blocks.
+    /// Stops all processes, or lets them go on; returns when that has happened, and the host has what they have written,
+    /// if it takes that soon. Blocks.
     ///
     /// # Errors
-    /// [`AgentError::WrongState`] unless it waits for its start, runs, or is paused; a process does not stop.
+    /// [`AgentError::WrongState`] when it has ended; a process does not stop.
     pub fn set_paused(&self, paused: bool) -> Result<(), AgentError> {
-        let (from, what) = if paused {
-            // Whoever was told too late that it is may say it again.
-            let from =
-                &[ContainerStatus::CREATED, ContainerStatus::RUNNING, ContainerStatus::PAUSED];
-            (&from[..], "running")
-        } else {
-            (&[ContainerStatus::PAUSED][..], "paused")
-        };
-        if !from.contains(&self.status()) {
-            return Err(AgentError::WrongState(format!("container {:?} is not {what}", self.id)));
+        let _pausing = lock(&self.pausing);
+        // Whoever was told too late what it is may say it again.
+        if self.status() == ContainerStatus::STOPPED {
+            return Err(AgentError::WrongState(format!("container {:?} is not running", self.id)));
         }
         let cgroup = Cgroup::of(&self.id);
         cgroup.set_frozen(paused).map_err(|e| AgentError::io("freezing the cgroup", e))?;
         *lock(&self.paused) = paused;
-        if paused && let Err(error) = write_out(&cgroup.processes().unwrap_or_default()) {
+        if paused && let Err(error) = self.write_out.of(cgroup.processes().unwrap_or_default()) {
             tracing::warn!(%error, "what container {:?} has written comes to the host later", self.id);
         }
         Ok(())
@@ -209,12 +208,15 @@ impl Container {
     /// Forgets an exec that has ended.
     ///
     /// # Errors
-    /// [`AgentError::WrongState`] while it lives, or for the init process.
+    /// [`AgentError::WrongState`] while it is made or lives, or for the init process.
     pub fn delete_exec(&self, exec_id: &str) -> Result<(), AgentError> {
         if exec_id.is_empty() {
             return Err(AgentError::Invalid(
                 "the init process is deleted with its container".to_owned(),
             ));
+        }
+        if let Some(None) = lock(&self.execs).get(exec_id) {
+            return Err(AgentError::WrongState(format!("exec {exec_id:?} is being made")));
         }
         if self.process(exec_id)?.exit().is_none() {
             return Err(AgentError::WrongState(format!("exec {exec_id:?} is running")));

@@ -295,7 +295,7 @@ impl Containers {
         self.container(id)?.processes(after).await
     }
 
-    /// Stops a running container's processes, or lets those of a paused one go on.
+    /// Stops a container's processes, or lets them go on.
     ///
     /// # Errors
     /// [`AgentError::WrongState`], or a process that does not stop.

@@ -11,19 +11,64 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread;
 use std::time::{Duration, Instant};
 
-/// How long that may take, less than the host waits for a pause. What is left then the kernel writes by itself.
+/// How long that may take: with what stopping the processes may take, less than the host waits for a pause. What is left
+/// then the kernel writes by itself.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Writes what the files of the host hold that these processes have open, or mapped, to be written to. Blocks.
-///
-/// What can't be looked at is left to the kernel: a process that ends has closed what it had.
-///
-/// # Errors
-/// It takes too long.
-pub fn write_out(processes: &[i32]) -> io::Result<()> {
-    let end = Instant::now() + PATIENCE;
+/// What writes out for one container, one at a time.
+#[derive(Debug, Default)]
+pub struct WriteOut(Arc<AtomicBool>);
+
+impl WriteOut {
+    /// Writes what the files of the host hold that these processes have open, or mapped, to be written to. Blocks, but not
+    /// as long as the host's disk may: one close that doesn't return is left behind.
+    ///
+    /// What can't be looked at is left to the kernel: a process that ends has closed what it had.
+    ///
+    /// # Errors
+    /// It takes too long, or one that took too long is still at it.
+    pub fn of(&self, processes: Vec<i32>) -> io::Result<()> {
+        let end = Instant::now() + PATIENCE;
+        self.within(PATIENCE, move || close_all(&processes, end))
+    }
+
+    /// What `work` gives, if it does in time; else it goes on by itself.
+    fn within(
+        &self,
+        patience: Duration,
+        work: impl FnOnce() -> io::Result<()> + Send + 'static,
+    ) -> io::Result<()> {
+        if self.0.swap(true, Ordering::Acquire) {
+            return Err(io::ErrorKind::ResourceBusy.into());
+        }
+        let (done, result) = mpsc::channel();
+        let at_it = AtIt(Arc::clone(&self.0));
+        thread::Builder::new().name("write-out".to_owned()).spawn(move || {
+            let outcome = work();
+            drop(at_it);
+            // Nobody may wait any more.
+            let _ = done.send(outcome);
+        })?;
+        result.recv_timeout(patience).unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+    }
+}
+
+/// That one is at it, until this is dropped.
+struct AtIt(Arc<AtomicBool>);
+
+impl Drop for AtIt {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
+    }
+}
+
+/// Closes each file of theirs once more, as many as can be begun until `end`.
+fn close_all(processes: &[i32], end: Instant) -> io::Result<()> {
     let mut written = HashSet::new();
     for pid in processes {
         let process = Path::new("/proc").join(pid.to_string());
@@ -185,6 +230,25 @@ mod tests {
             Default::default()
         );
         assert!(mapped_to_write("7ffc-7ffd r-xp 00000000 00:00 0 [vdso]", &mounts).is_none());
-        write_out(&[std::process::id() as i32, i32::MAX]).unwrap();
+        WriteOut::default().of(vec![std::process::id() as i32, i32::MAX]).unwrap();
+    }
+
+    #[test]
+    fn one_that_hangs_is_left_behind_and_met_by_no_other() {
+        let (all, (let_go, hangs)) = (WriteOut::default(), mpsc::channel::<()>());
+        let (moment, long) = (Duration::from_millis(20), Duration::from_secs(20));
+        let kind = |outcome: io::Result<()>| outcome.map_err(|error| error.kind());
+        let hung = all.within(moment, move || {
+            let _ = hangs.recv();
+            Ok(())
+        });
+        assert_eq!(kind(hung), Err(io::ErrorKind::TimedOut));
+        assert_eq!(kind(all.within(long, || Ok(()))), Err(io::ErrorKind::ResourceBusy));
+        drop(let_go);
+        let end = Instant::now() + long;
+        while let Err(error) = all.within(long, || Ok(())) {
+            assert!(error.kind() == io::ErrorKind::ResourceBusy && Instant::now() < end, "{error}");
+            thread::sleep(moment);
+        }
     }
 }

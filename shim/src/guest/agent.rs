@@ -19,8 +19,8 @@ const SHORT: Duration = Duration::from_secs(10);
 /// For calls that mount and start processes.
 const LONG: Duration = Duration::from_secs(60);
 
-/// For stopping processes: more than the agent itself takes to give up.
-const PAUSE: Duration = Duration::from_secs(15);
+/// For stopping processes: more than the agent itself takes for that (10 s), and for what they have written (5 s).
+const PAUSE: Duration = Duration::from_secs(25);
 
 /// No deadline, in ttrpc's terms: for a wait that ends with the process or the guest.
 const FOREVER: Duration = Duration::ZERO;

@@ -197,14 +197,14 @@ impl Sandbox {
                     .await
                     .map_err(named("create"))?;
                 if read_only && let Err(error) = self.make_root_read_only(&id).await {
-                    abandon(&agent, &id).await;
+                    abandon(&agent, &id, "").await;
                     return Err(error);
                 }
                 Ok(())
             };
             if let Err(error) = made.await {
                 if let Error::Deadline { .. } = error {
-                    abandon(&agent, &id).await;
+                    abandon(&agent, &id, "").await;
                 }
                 hooks.gone().await;
                 return Err(error);
@@ -411,21 +411,27 @@ impl Sandbox {
     }
 }
 
-/// Sees to it that a container is not in the guest either, which may have been too slow to say whether it made it: its
-/// mounts are about to go, and its id may be used again.
-async fn abandon(agent: &Agent, id: &str) {
+/// Sees to it that a container, or an exec of it, is not in the guest either, which may have been too slow to say whether
+/// it made it: its mounts are about to go, and its id may be used again.
+pub(super) async fn abandon(agent: &Agent, id: &str, exec: &str) {
+    let is_container = exec.is_empty();
     let end = Instant::now() + ABANDON_PATIENCE;
     while Instant::now() < end {
         // It may be in the making, and then can't be deleted yet.
-        match agent.delete_container(id).await {
+        let deleted = if is_container {
+            agent.delete_container(id).await
+        } else {
+            agent.delete_exec(id, exec).await
+        };
+        match deleted {
             Ok(()) | Err(Error::Ended(_)) => return,
             Err(error) if error.code() == ttrpc::Code::NOT_FOUND => return,
-            Err(error) => tracing::debug!("abandon container {id}: {}", error.chain()),
+            Err(error) => tracing::debug!("abandon container {id} {exec}: {}", error.chain()),
         }
-        let _ = agent.signal(id, "", libc::SIGKILL as u32, true).await;
+        let _ = agent.signal(id, exec, libc::SIGKILL as u32, is_container).await;
         tokio::time::sleep(ABANDON_PAUSE).await;
     }
-    tracing::error!("container {id} may still be made in the guest");
+    tracing::error!("container {id} {exec} may still be made in the guest");
 }
 
 /// What the snapshotter gave, or the directory that the spec names.

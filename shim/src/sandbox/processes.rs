@@ -1,7 +1,7 @@
 //! Starting and steering processes.
 
 use super::Sandbox;
-use super::containers::named;
+use super::containers::{abandon, named};
 use crate::error::{Error, Result};
 use crate::guest::agent::Agent;
 use crate::io::{OpenIo, Stdio};
@@ -130,6 +130,9 @@ impl Sandbox {
         self.table().process(id, exec)?.set_io(io.clone());
         io.begin_input().await?;
         let started = agent.exec(id, exec, (process_json, sub_cgroup), numbers).await;
+        if let Err(Error::Deadline { .. }) = started {
+            abandon(&agent, id, exec).await;
+        }
         let pid = started.map_err(named("exec"))?;
         tracing::debug!("exec {exec} of {id}: process {pid} of the guest");
         Ok(agent)
@@ -162,6 +165,12 @@ impl Sandbox {
             let done = async {
                 let agent = sandbox.agent().await?;
                 let done = if pause { agent.pause(&id).await } else { agent.resume(&id).await };
+                if let (true, Err(Error::Deadline { .. })) = (pause, &done)
+                    // Nobody could let it go on otherwise.
+                    && let Err(error) = agent.resume(&id).await
+                {
+                    tracing::error!("container {id} may be paused: {}", error.chain());
+                }
                 done.map_err(named(if pause { "pause" } else { "resume" }))
             };
             let done = done.await;

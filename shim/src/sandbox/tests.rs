@@ -15,7 +15,7 @@ use protocol::agent as api;
 use protocol::agent_ttrpc::{Agent as AgentService, create_agent};
 use protocol::control::{self, Command, Event as VmEvent, ExitReason};
 use protocol::ports::{self, ForwardPreamble};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::{Read as _, Write as _};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -32,6 +32,8 @@ struct Guest {
     exits: Mutex<HashMap<String, Arc<Exiting>>>,
     /// Containers that take longer to make than their callers wait; whether they are made by now.
     late: Mutex<HashMap<String, bool>>,
+    /// Containers that stand still.
+    paused: Mutex<HashSet<String>>,
     interfaces: Mutex<Vec<api::NetworkInterface>>,
     sysctls: Mutex<HashMap<String, String>>,
     /// How often it was told to listen as a resolver.
@@ -52,6 +54,16 @@ struct Exiting {
 impl Guest {
     fn process(&self, id: &str, exec: &str) -> Arc<Exiting> {
         self.exits.lock().unwrap().entry(format!("{id}/{exec}")).or_default().clone()
+    }
+
+    fn delete_late(&self, id: &str) -> ttrpc::Result<api::Empty> {
+        let mut late = self.late.lock().unwrap();
+        if let Some(made @ false) = late.get_mut(id) {
+            *made = true;
+            return refused(ttrpc::Code::FAILED_PRECONDITION, "it is being made");
+        }
+        late.remove(id);
+        Ok(api::Empty::new())
     }
 }
 
@@ -157,7 +169,30 @@ impl AgentService for Guest {
         if request.process_json.windows(7).any(|text| text == b"missing") {
             return refused(ttrpc::Code::INVALID_ARGUMENT, "not found");
         }
+        if request.process_json.windows(4).any(|text| text == b"late") {
+            self.late.lock().unwrap().insert(request.exec_id, false);
+            return refused(ttrpc::Code::DEADLINE_EXCEEDED, "");
+        }
         Ok(api::ProcessStarted { pid: 21, ..Default::default() })
+    }
+
+    async fn pause_container(
+        &self,
+        _: &TtrpcContext,
+        request: api::ContainerRef,
+    ) -> ttrpc::Result<api::Empty> {
+        let is_late = request.container_id == "late";
+        self.paused.lock().unwrap().insert(request.container_id);
+        if is_late { refused(ttrpc::Code::DEADLINE_EXCEEDED, "") } else { Ok(api::Empty::new()) }
+    }
+
+    async fn resume_container(
+        &self,
+        _: &TtrpcContext,
+        request: api::ContainerRef,
+    ) -> ttrpc::Result<api::Empty> {
+        self.paused.lock().unwrap().remove(&request.container_id);
+        Ok(api::Empty::new())
     }
 
     async fn signal_process(
@@ -209,21 +244,15 @@ impl AgentService for Guest {
         _: &TtrpcContext,
         request: api::ContainerRef,
     ) -> ttrpc::Result<api::Empty> {
-        let mut late = self.late.lock().unwrap();
-        if let Some(made @ false) = late.get_mut(&request.container_id) {
-            *made = true;
-            return refused(ttrpc::Code::FAILED_PRECONDITION, "it is being created");
-        }
-        late.remove(&request.container_id);
-        Ok(api::Empty::new())
+        self.delete_late(&request.container_id)
     }
 
     async fn delete_process(
         &self,
         _: &TtrpcContext,
-        _: api::ProcessRef,
+        request: api::ProcessRef,
     ) -> ttrpc::Result<api::Empty> {
-        Ok(api::Empty::new())
+        self.delete_late(&request.exec_id)
     }
 }
 
@@ -496,6 +525,34 @@ async fn a_create_that_takes_too_long_is_none_on_either_side() {
     assert!(!f.sandbox.0.paths.container("c").exists());
     assert!(f.sandbox.is_empty());
     f.sandbox.create(f.container("c", "sh")).await.unwrap();
+    f.sandbox.stop().await;
+}
+
+#[tokio::test]
+async fn an_exec_that_takes_too_long_is_none_on_either_side() {
+    let f = fixture().await;
+    f.sandbox.create(f.container("c", "sh")).await.unwrap();
+    f.sandbox.start("c").await.unwrap();
+    f.sandbox.add_exec("c", "e", new_exec(&process("late"))).unwrap();
+    let error = f.sandbox.start_exec("c", "e").await.unwrap_err();
+    assert!(matches!(error, Error::Deadline { call: "ExecProcess", .. }), "{error}");
+    assert!(f.guest.late.lock().unwrap().is_empty());
+    f.sandbox.delete("c", "e").await.unwrap();
+    f.sandbox.stop().await;
+}
+
+#[tokio::test]
+async fn a_pause_that_takes_too_long_is_none_on_either_side() {
+    let f = fixture().await;
+    for (id, stands_still) in [("c", true), ("late", false)] {
+        f.sandbox.create(f.container(id, "sh")).await.unwrap();
+        f.sandbox.start(id).await.unwrap();
+        let paused = f.sandbox.set_paused(id, true).await;
+        assert_eq!(paused.is_ok(), stands_still, "{paused:?}");
+        assert_eq!(f.guest.paused.lock().unwrap().contains(id), stands_still);
+        let phase = f.sandbox.state(id, "").unwrap().phase;
+        assert_eq!(phase == Phase::Running, !stands_still, "{phase:?}");
+    }
     f.sandbox.stop().await;
 }
 
