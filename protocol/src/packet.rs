@@ -3,11 +3,13 @@
 //! JSON, at most [`MAX_MESSAGE`] bytes, with up to [`MAX_FDS`] descriptors. Between shim and VMM
 //! ([`crate::control`]), the agent and its workers, the command line and its monitors.
 
-use nix::cmsg_space;
-use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, RecvMsg, recvmsg, sendmsg};
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+use rustix::io::Errno;
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recvmsg};
 use serde::{Serialize, de::DeserializeOwned};
 use std::io::{IoSlice, IoSliceMut};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 /// Longest message, bytes.
 pub const MAX_MESSAGE: usize = 64 * 1024;
@@ -57,47 +59,46 @@ pub fn send<T: Serialize>(
         })
 }
 
-/// Reads one message and its descriptors (close-on-exec); blocks as the socket does.
+/// Reads one message and its descriptors (close-on-exec); blocks as the socket does. Where there is no room for all of
+/// them, as this process has as many files open as it may, there is none.
 ///
 /// # Errors
 /// [`PacketError::Closed`] at the end of the socket; see the other variants.
 pub fn receive<T: DeserializeOwned>(socket: impl AsFd) -> Result<(T, Vec<OwnedFd>), PacketError> {
     let mut bytes = vec![0u8; MAX_MESSAGE];
-    let mut control = cmsg_space!([RawFd; MAX_FDS]);
-    let (fd, flags) = (socket.as_fd().as_raw_fd(), MsgFlags::MSG_CMSG_CLOEXEC);
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
     // A peer that has left something unread is told of first, and once; what it said before can be read after.
     let mut resets_left = 1;
     let message = loop {
         let mut iov = [IoSliceMut::new(&mut bytes)];
-        match recvmsg::<()>(fd, &mut iov, Some(&mut control), flags) {
-            Ok(message) => break (message.bytes, message.flags, descriptors(&message)),
-            Err(nix::Error::ECONNRESET) if resets_left > 0 => resets_left -= 1,
-            Err(nix::Error::ECONNRESET) => return Err(PacketError::Closed),
+        match recvmsg(socket.as_fd(), &mut iov, &mut control, RecvFlags::CMSG_CLOEXEC) {
+            Ok(message) => break message,
+            Err(Errno::CONNRESET) if resets_left > 0 => resets_left -= 1,
+            Err(Errno::CONNRESET) => return Err(PacketError::Closed),
             Err(e) => return Err(PacketError::Socket(e.into())),
         }
     };
-    let (len, flags, fds) = message;
-    let fds = fds?;
-    if flags.intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC) {
+    let mut fds: Vec<OwnedFd> = control.drain().flat_map(descriptors).collect();
+    let is_cut = message.flags.contains(ReturnFlags::CTRUNC);
+    if message.flags.contains(ReturnFlags::TRUNC) || is_cut && fds.len() >= MAX_FDS {
         return Err(PacketError::TooLong);
     }
-    if len == 0 {
+    if is_cut {
+        fds.clear();
+    }
+    if message.bytes == 0 {
         return Err(PacketError::Closed);
     }
-    let value = serde_json::from_slice(&bytes[..len]).map_err(PacketError::Malformed)?;
+    let value = serde_json::from_slice(&bytes[..message.bytes]).map_err(PacketError::Malformed)?;
     Ok((value, fds))
 }
 
-/// The descriptors that came with a message that was just read.
-fn descriptors(message: &RecvMsg<'_, '_, ()>) -> Result<Vec<OwnedFd>, PacketError> {
-    let mut fds = Vec::new();
-    for part in message.cmsgs().map_err(|_| PacketError::TooLong)? {
-        if let ControlMessageOwned::ScmRights(raw) = part {
-            // SAFETY: the kernel has just made these descriptors for this process; nothing else owns them.
-            fds.extend(raw.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
-        }
+fn descriptors(part: RecvAncillaryMessage<'_>) -> Vec<OwnedFd> {
+    match part {
+        RecvAncillaryMessage::ScmRights(fds) => fds.collect(),
+        _ => Vec::new(),
     }
-    Ok(fds)
 }
 
 #[cfg(test)]
@@ -105,6 +106,8 @@ mod tests {
     use super::*;
     use crate::control::{Command, Event};
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, send as send_bytes, socketpair};
+
+    const EVENT: Event = Event::Done { outcome: Ok(7) };
 
     fn pair() -> (OwnedFd, OwnedFd) {
         socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap()
@@ -131,6 +134,17 @@ mod tests {
     }
 
     #[test]
+    fn more_descriptors_than_there_is_space_for_are_refused() {
+        let (a, b) = pair();
+        let file = std::fs::File::open("/dev/null").unwrap();
+        let raw = [file.as_raw_fd(); MAX_FDS + 8];
+        let iov = [IoSlice::new(b"\"counters\"")];
+        let rights = [ControlMessage::ScmRights(&raw)];
+        sendmsg::<()>(a.as_raw_fd(), &iov, &rights, MsgFlags::empty(), None).unwrap();
+        assert!(matches!(receive::<Command>(&b), Err(PacketError::TooLong)));
+    }
+
+    #[test]
     fn the_end_of_the_socket_is_told_from_a_bad_message() {
         let (a, b) = pair();
         send_bytes(a.as_raw_fd(), b"{\"what\":1}", MsgFlags::empty()).unwrap();
@@ -143,9 +157,9 @@ mod tests {
     fn the_last_words_of_a_peer_that_did_not_listen_are_read() {
         let (a, b) = pair();
         send(&b, &Command::Counters, &[]).unwrap();
-        send(&a, &Event::Paused, &[]).unwrap();
+        send(&a, &EVENT, &[]).unwrap();
         drop(a);
-        assert_eq!(receive::<Event>(&b).unwrap().0, Event::Paused);
+        assert_eq!(receive::<Event>(&b).unwrap().0, EVENT);
         assert!(matches!(receive::<Event>(&b), Err(PacketError::Closed)));
     }
 

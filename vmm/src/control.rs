@@ -178,7 +178,9 @@ fn obey(
                 machine.attach_disk(files, *read_only).map(u64::from).map_err(|e| chain(&e))
             } else {
                 let (files, parts) = (fds.len(), parts.len());
-                Err(format!("{files} files came with the command for a disk of {parts}"))
+                Err(format!(
+                    "{files} files came with the command for a disk of {parts}, or too many are open"
+                ))
             };
             control::send(socket, &Event::Done { outcome }, &[])?;
         }
@@ -193,7 +195,7 @@ fn obey(
                     .attach_network((tap, files.next()), *mac, *mtu)
                     .map(u64::from)
                     .map_err(|e| chain(&e)),
-                None => Err("no tap came with the command".to_owned()),
+                None => Err("no tap came with the command, or too many files are open".to_owned()),
             };
             control::send(socket, &Event::Done { outcome }, &[])?;
         }

@@ -5,6 +5,7 @@
 
 use super::Sink;
 use crate::error::{Error, Result};
+use crate::guest::limits;
 use crate::host::blocking::blocking;
 use crate::host::descriptor;
 use std::io;
@@ -91,6 +92,7 @@ impl Logger {
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .kill_on_drop(true);
+        limits::pass_on(&mut command);
         let raw = given.each_ref().map(AsRawFd::as_raw_fd);
         // SAFETY: between fork and exec the closure makes system calls only; the descriptors are open.
         unsafe { command.pre_exec(move || place(raw)) };

@@ -6,6 +6,7 @@
 //! network namespace.
 
 use crate::error::{Error, Result};
+use crate::guest::limits;
 use crate::host::blocking::blocking;
 use crate::host::network::Namespace;
 use crate::host::persist::ProcessId;
@@ -195,6 +196,7 @@ async fn run_one(hook: &Hook, state: &[u8], inside: Option<&Inside>) -> Result<(
     let variables = hook.env().iter().flatten().filter_map(|variable| variable.split_once('='));
     command.env_clear().envs(variables).kill_on_drop(true);
     command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+    limits::pass_on(&mut command);
     let mut network = None;
     if let Some(inside) = inside {
         command.current_dir(&inside.root);

@@ -123,11 +123,10 @@ fn heard(event: Event, fds: Vec<OwnedFd>, outlets: &Outlets) -> Option<Cause> {
         Event::Failed { error, remedy } => return Some(Cause::Failed(error, remedy)),
         Event::Exited { reason } => return Some(Cause::Said(reason)),
         Event::Running(times) => drop(messages.try_send(Message::Running(times))),
-        Event::Accepted { port } => {
-            if let Some(stream) = fds.into_iter().next() {
-                let _ = messages.try_send(Message::Accepted { port, stream });
-            }
-        }
+        Event::Accepted { port } => match fds.into_iter().next() {
+            Some(stream) => drop(messages.try_send(Message::Accepted { port, stream })),
+            None => tracing::warn!("a connection of the guest's is lost: too many open files"),
+        },
         Event::Done { outcome } => drop(outlets.outcomes.try_send(outcome)),
         Event::Counters(counters) => tracing::debug!("counters: {counters:?}"),
         Event::Paused | Event::Resumed => {}

@@ -10,7 +10,7 @@ use crate::task::service::TaskService;
 use crate::task::slot::{Owner, Slot};
 use anyhow::Context;
 use containerd_shim_protos::shim_async::create_task;
-use sandbox::{milestone, storage};
+use sandbox::{limits, milestone, storage};
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd as _, FromRawFd as _, RawFd};
@@ -59,6 +59,7 @@ pub fn run(flags: &Flags) -> anyhow::Result<()> {
     milestone::mark("shim-server", &flags.id);
     let served = storage::private_mounts().map_err(anyhow::Error::from).and_then(|()| {
         yield_to_containerd();
+        limits::raise_open_files();
         // One thread: the VMM lives as long as the thread that started it.
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let served = runtime.block_on(serve(flags, &socket));

@@ -20,7 +20,7 @@ use oci_spec::runtime::Spec;
 use sandbox::cgroup::Placement;
 use sandbox::io::{Endpoint, Stdio};
 use sandbox::settings::Settings;
-use sandbox::{Launch, NewContainer, Sandbox, SandboxSpec, storage};
+use sandbox::{Launch, NewContainer, Sandbox, SandboxSpec, limits, storage};
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -91,6 +91,7 @@ pub(crate) fn launch(
     // Nobody to tell: there is one container, and it is waited for.
     let (events, _) = tokio::sync::mpsc::unbounded_channel();
     let paths = home.sandbox()?;
+    limits::raise_open_files();
     let spec = SandboxSpec { cgroup, ..SandboxSpec::default() };
     Ok(Sandbox::launch(Launch { id, paths, settings, spec, events })?)
 }

@@ -189,7 +189,9 @@ async fn exec_in(
 }
 
 fn read(file: Option<OwnedFd>) -> Result<Vec<u8>> {
-    let file = file.ok_or_else(|| Error::InvalidArgument("a command sent no file".into()))?;
+    let file = file.ok_or_else(|| {
+        Error::InvalidArgument("no file came with the command, or too many are open".into())
+    })?;
     let mut text = Vec::new();
     let read = File::from(file).take(MAX_JSON).read_to_end(&mut text);
     read.map_err(Error::system("read what a command sent"))?;
