@@ -3,20 +3,34 @@
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 use ttrpc::asynchronous::transport::Listener;
+
+/// How long to wait when a connection can't be had: the server asks for the next one at once.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// What the server is to listen to, and how many are connected to it at any time.
 pub fn counted(listener: UnixListener) -> (Listener, watch::Receiver<usize>) {
     let (count, counts) = watch::channel(0);
     let connections = async_stream::stream! {
         loop {
-            yield listener.accept().await.map(|(stream, _)| Connection::new(stream, &count));
+            let accepted = accepted(async || listener.accept().await).await;
+            yield accepted.map(|(stream, _)| Connection::new(stream, &count));
         }
     };
     (Listener::new(connections), counts)
+}
+
+/// What `accept` gives; an error, of a process without descriptors say, not at once.
+async fn accepted<T>(accept: impl AsyncFnOnce() -> io::Result<T>) -> io::Result<T> {
+    let accepted = accept().await;
+    if accepted.is_err() {
+        tokio::time::sleep(PAUSE).await;
+    }
+    accepted
 }
 
 /// One that counts until it is dropped.
@@ -63,5 +77,22 @@ impl AsyncWrite for Connection {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_without_descriptors_does_not_ask_for_ever() {
+        let begin = tokio::time::Instant::now();
+        for _ in 0..3 {
+            let full = io::Error::from_raw_os_error(libc::EMFILE);
+            accepted(async || Err::<(), _>(full)).await.unwrap_err();
+        }
+        assert_eq!(begin.elapsed(), PAUSE * 3);
+        accepted(async || Ok(())).await.unwrap();
+        assert_eq!(begin.elapsed(), PAUSE * 3);
     }
 }
