@@ -142,7 +142,7 @@ impl VirtioDevice for Net {
 
     fn activate(&mut self, mut activation: Activation) -> Result<Box<dyn Worker>, ActivateError> {
         if let Some(host) = &self.host {
-            return Ok(Box::new(host.worker(activation, &self.tap)?));
+            return Ok(Box::new(host.worker(activation, &self.tap, self.mtu)?));
         }
         let queues = (activation.take_queue(0)?, activation.take_queue(1)?);
         let worker = NetWorker::new(queues, &activation, self.tap.clone(), self.mtu);

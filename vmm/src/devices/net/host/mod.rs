@@ -2,13 +2,15 @@
 //!
 //! The kernel is told where guest memory and the rings are; from then on the guest's notifications (ioeventfd) wake its
 //! thread, which moves frames between rings and tap and raises the interrupt (irqfd). What is left to the worker is to
-//! hand the rings over and to take them back.
+//! hand the rings over and to take them back; where the kernel does not take them, the interface is served by this process.
 
 mod kernel;
 #[cfg(test)]
 mod tests;
 
+use super::worker::NetWorker;
 use super::{NAME, offloads};
+use crate::causes::chain;
 use crate::virtio::{
     ActivateError, Activation, ActiveQueue, F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1, Watcher,
     Worker, WorkerError,
@@ -101,39 +103,36 @@ impl Backend {
     /// The worker of an interface whose driver is up.
     pub(super) fn worker(
         &self,
-        activation: Activation,
+        mut activation: Activation,
         tap: &Arc<File>,
+        mtu: u16,
     ) -> Result<HostWorker, ActivateError> {
         let call = activation.interrupt.share_used();
         let call = call.map_err(|e| ActivateError::Backend(e.into()))?;
-        let queues = activation.queues.into_iter().enumerate();
-        let queues = queues.map(|(index, queue)| queue.ok_or(ActivateError::MissingQueue(index)));
-        Ok(HostWorker {
-            queues: queues.collect::<Result<_, _>>()?,
-            memory: activation.memory,
-            features: activation.features,
-            call,
-            tap: tap.clone(),
-            backend: self.clone(),
-            serves: false,
-        })
+        let queues = vec![activation.take_queue(0)?, activation.take_queue(1)?];
+        let (tap, backend) = (tap.clone(), self.clone());
+        Ok(HostWorker { queues, activation, call, tap, mtu, backend, served: 0, ours: None })
     }
 }
 
 pub(super) struct HostWorker {
+    /// None once this process serves them.
     queues: Vec<ActiveQueue>,
-    memory: GuestMemoryMmap,
-    features: u64,
+    activation: Activation,
     call: EventFd,
     tap: Arc<File>,
+    mtu: u16,
     backend: Backend,
-    /// The kernel has the rings.
-    serves: bool,
+    /// How many rings the kernel serves, the first ones.
+    served: usize,
+    /// Serves them where the kernel does not.
+    ours: Option<NetWorker>,
 }
 
 impl HostWorker {
     fn hand_over(&mut self) -> Result<(), VhostError> {
         let Backend { host, broken } = &self.backend;
+        let Activation { features, memory, .. } = &self.activation;
         match host.own() {
             // It was told so when the driver came up first.
             Err(vhost::Error::IoctlError(e)) if e.raw_os_error() == Some(libc::EBUSY) => {}
@@ -142,9 +141,8 @@ impl HostWorker {
         if host.features().map_err(call("tell its features"))? & KERNELS != KERNELS {
             return Err(VhostError::Features);
         }
-        offloads::set(&self.tap, self.features);
-        host.set_up(self.features & KERNELS, &self.memory).map_err(call("take guest memory"))?;
-        self.serves = true;
+        offloads::set(&self.tap, *features);
+        host.set_up(features & KERNELS, memory).map_err(call("take guest memory"))?;
         for (index, active) in self.queues.iter().enumerate() {
             let queue = &active.queue;
             let ring = Ring {
@@ -157,25 +155,42 @@ impl HostWorker {
                 call: &self.call,
                 broken,
             };
-            host.give(index, &ring, &self.memory).map_err(call("take a ring"))?;
+            host.give(index, &ring, memory).map_err(call("take a ring"))?;
             host.connect(index, Some(self.tap.as_fd())).map_err(call("take a tap"))?;
+            self.served = index + 1;
             // Frames may have come before the kernel could see them.
             active.notify_again();
         }
         Ok(())
     }
 
-    fn take_back(&mut self) -> vhost::Result<()> {
-        for index in 0..self.queues.len() {
-            self.backend.host.connect(index, None)?;
+    /// Takes back what the kernel serves: each ring, whatever it says of another.
+    ///
+    /// # Errors
+    /// It may go on with one, or where it has got to is not known.
+    fn take_back(&mut self) -> Result<(), VhostError> {
+        let host = &self.backend.host;
+        let rings = 0..std::mem::take(&mut self.served);
+        let mut outcome = Ok(());
+        for index in rings.clone() {
+            outcome = outcome.and(host.connect(index, None).map_err(call("let go of a tap")));
         }
-        for (index, active) in self.queues.iter_mut().enumerate() {
-            active.queue.set_next_avail(self.backend.host.take_back(index)?);
-            if let Ok(used) = active.queue.used_idx(&self.memory, Ordering::Acquire) {
+        for (index, active) in rings.zip(&mut self.queues) {
+            match host.take_back(index) {
+                Ok(next) => active.queue.set_next_avail(next),
+                Err(error) => outcome = outcome.and(Err(call("give a ring back")(error))),
+            }
+            if let Ok(used) = active.queue.used_idx(&self.activation.memory, Ordering::Acquire) {
                 active.queue.set_next_used(used.0);
             }
         }
-        Ok(())
+        outcome
+    }
+
+    /// The worker that serves the same queues and tap without the kernel.
+    fn without_kernel(&mut self) -> Option<NetWorker> {
+        let [rx, tx] = std::mem::take(&mut self.queues).try_into().ok()?;
+        Some(NetWorker::new((rx, tx), &self.activation, self.tap.clone(), self.mtu))
     }
 }
 
@@ -184,26 +199,45 @@ impl Worker for HostWorker {
         let broken = &*self.backend.broken;
         // What a driver before this one has broken is over.
         let _ = broken.read();
-        watcher.add(broken, EventSet::IN, 0).map_err(|e| WorkerError::new(NAME, &e))?;
-        self.hand_over().map_err(|e| {
-            self.quiesce();
-            WorkerError::new(NAME, &e)
-        })
+        let Err(error) = self.hand_over() else {
+            let watched = watcher.add(&*self.backend.broken, EventSet::IN, 0);
+            return watched.map_err(|e| WorkerError::new(NAME, &e));
+        };
+        self.take_back().map_err(|e| WorkerError::new(NAME, &e))?;
+        eprintln!(
+            "kata-like-vmm: an interface is not served by the host's kernel: {}",
+            chain(&error)
+        );
+        self.ours = self.without_kernel();
+        self.ours.as_mut().map_or(Ok(()), |ours| ours.start(watcher))
     }
 
-    fn handle(&mut self, _: u32, _: u32, _: &mut Watcher<'_>) -> Result<(), WorkerError> {
+    fn handle(
+        &mut self,
+        token: u32,
+        events: u32,
+        watcher: &mut Watcher<'_>,
+    ) -> Result<(), WorkerError> {
+        if let Some(ours) = &mut self.ours {
+            return ours.handle(token, events, watcher);
+        }
         self.quiesce();
         Err(WorkerError::new(NAME, &VhostError::Broken))
     }
 
     fn quiesce(&mut self) {
-        if std::mem::take(&mut self.serves) {
-            // An error means that it had not got as far as that: then there is nothing to be taken back.
-            let _ = self.take_back();
+        if let Err(error) = self.take_back() {
+            eprintln!(
+                "kata-like-vmm: an interface that the host's kernel serves: {}",
+                chain(&error)
+            );
         }
     }
 
     fn stop(self: Box<Self>) -> Vec<Option<ActiveQueue>> {
-        self.queues.into_iter().map(Some).collect()
+        match self.ours {
+            Some(ours) => Box::new(ours).stop(),
+            None => self.queues.into_iter().map(Some).collect(),
+        }
     }
 }

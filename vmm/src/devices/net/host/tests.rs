@@ -1,6 +1,8 @@
 use super::*;
 use crate::virtio::testing::{TestInterrupt, TestQueue, activation, memory};
 use crate::virtio::{F_VERSION_1, io_loop::IoLoop};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixDatagram;
 use std::sync::Mutex;
 use vm_memory::{Bytes, GuestAddress, GuestMemory};
 
@@ -11,6 +13,10 @@ struct Played {
     owned: Mutex<bool>,
     lacks: u64,
     fails: Option<&'static str>,
+    /// Which entry of the first ring comes next.
+    got_to: u16,
+    /// For which ring that fails: for those before it nothing does.
+    fails_at: usize,
     /// What the rings that it has wake it by, and what it raises.
     ends: Mutex<Vec<[EventFd; 3]>>,
 }
@@ -26,7 +32,8 @@ impl Played {
 
     fn note(&self, what: &str, details: &str) -> vhost::Result<()> {
         self.told.lock().unwrap().push(format!("{what}{details}"));
-        if self.fails == Some(what) { Err(refusal(libc::EIO)) } else { Ok(()) }
+        let fails = self.fails == Some(what) && !(self.fails_at == 1 && details == " 0");
+        if fails { Err(refusal(libc::EIO)) } else { Ok(()) }
     }
 }
 
@@ -59,7 +66,7 @@ impl Host for Arc<Played> {
 
     fn take_back(&self, index: usize) -> vhost::Result<u16> {
         self.note("take back", &format!(" {index}"))?;
-        Ok(40 + index as u16)
+        Ok(self.got_to + index as u16)
     }
 }
 
@@ -69,6 +76,9 @@ struct Rig {
     memory: GuestMemoryMmap,
     queues: [TestQueue; 2],
     interrupt: Arc<TestInterrupt>,
+    tap: Arc<File>,
+    /// Where frames go.
+    _peer: UnixDatagram,
 }
 
 impl Rig {
@@ -76,7 +86,10 @@ impl Rig {
         let (host, memory) = (Arc::new(host), memory());
         let backend = Backend::served_by(Arc::new(host.clone())).unwrap();
         let queues = [0x10_0000, 0x20_0000].map(|base| TestQueue::new(&memory, base, 256));
-        Self { host, backend, memory, queues, interrupt: Arc::default() }
+        let (tap, peer) = UnixDatagram::pair().unwrap();
+        tap.set_nonblocking(true).unwrap();
+        let tap = Arc::new(File::from(OwnedFd::from(tap)));
+        Self { host, backend, memory, queues, interrupt: Arc::default(), tap, _peer: peer }
     }
 
     fn worker(&mut self) -> HostWorker {
@@ -84,8 +97,7 @@ impl Rig {
         let (activation, interrupt) =
             activation(&self.memory, &[rx, tx], super::super::FEATURES | F_VERSION_1);
         self.interrupt = interrupt;
-        let tap = File::open("/dev/null").unwrap();
-        self.backend.worker(activation, &Arc::new(tap)).unwrap()
+        self.backend.worker(activation, &self.tap, 1500).unwrap()
     }
 }
 
@@ -101,7 +113,7 @@ const TAKEN_BACK: [&str; 4] = ["disconnect 0", "disconnect 1", "take back 0", "t
 
 #[test]
 fn rings_are_handed_over_and_come_back_as_far_as_they_were_served() {
-    let mut rig = Rig::new(Played::default());
+    let mut rig = Rig::new(Played { got_to: 40, ..Played::default() });
     let mut worker = rig.worker();
     worker.hand_over().unwrap();
     assert_eq!(rig.host.told(), HANDED_OVER);
@@ -130,14 +142,56 @@ fn what_the_kernel_can_not_do_is_named_and_leaves_nothing_to_it() {
         (Played { fails: Some("give"), ..Played::default() }, "vhost-net: take a ring"),
         (Played { fails: Some("connect"), ..Played::default() }, "vhost-net: take a tap"),
     ] {
-        let handed = host.fails.is_some_and(|call| ["give", "connect"].contains(&call));
         let mut rig = Rig::new(host);
         let mut worker = rig.worker();
         let error = worker.hand_over().unwrap_err().to_string();
         assert!(error.starts_with(said), "{error}");
         rig.host.told();
         worker.quiesce();
-        assert_eq!(!rig.host.told().is_empty(), handed, "{said}");
+        assert!(rig.host.told().is_empty(), "{said}");
+    }
+}
+
+#[test]
+fn each_ring_is_taken_back_whatever_the_kernel_says_of_another() {
+    for fails in ["disconnect", "take back"] {
+        let mut rig = Rig::new(Played { fails: Some(fails), ..Played::default() });
+        let mut worker = rig.worker();
+        worker.hand_over().unwrap();
+        rig.host.told();
+        let error = worker.take_back().unwrap_err().to_string();
+        assert!(error.starts_with("vhost-net: "), "{error}");
+        assert_eq!(rig.host.told(), TAKEN_BACK);
+    }
+}
+
+#[test]
+fn an_interface_that_the_kernel_does_not_take_is_served_all_the_same() {
+    for host in [
+        Played { lacks: F_EVENT_IDX, ..Played::default() },
+        Played { fails: Some("connect"), ..Played::default() },
+        // With the first ring handed over.
+        Played { fails: Some("connect"), fails_at: 1, ..Played::default() },
+    ] {
+        let mut rig = Rig::new(host);
+        let (sender, faults) = crate::events::channel().unwrap();
+        let mut io = IoLoop::new("test", sender).unwrap();
+        let first = rig.worker();
+        let interrupt = rig.interrupt.clone();
+        // A frame that is sent.
+        let tx = &mut rig.queues[1];
+        tx.send(&[&[0; super::super::HEADER + 60]], &[]);
+        let id = io.handle().add(Box::new(first), interrupt.clone());
+        io.turn(-1).unwrap();
+        assert!(!interrupt.needs_reset() && faults.next().is_none());
+        assert!(rig.queues[1].used().is_some(), "it is sent");
+        let handle = io.handle();
+        let ten = std::time::Duration::from_secs(10);
+        let removed = std::thread::spawn(move || handle.remove(&id, ten));
+        while !removed.is_finished() {
+            io.turn(10).unwrap();
+        }
+        assert_eq!(removed.join().unwrap().unwrap().len(), 2);
     }
 }
 
