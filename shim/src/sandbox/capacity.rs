@@ -17,6 +17,7 @@ use crate::guest::agent::Agent;
 use crate::host::cgroup::Cgroup;
 use crate::host::processors;
 use crate::oci::pod::Part;
+use crate::sandbox::table::Number;
 use crate::settings::Settings;
 use host::{limit_host, look_up, settle_host};
 pub(super) use limits::Limits;
@@ -24,7 +25,7 @@ use need::larger;
 use oci_spec::runtime::LinuxResources;
 use protocol::machine::Size;
 pub(super) use start::fitted;
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -43,7 +44,7 @@ pub(super) struct Capacity {
     now: Size,
     /// The guest address of added memory, once there is any.
     added_at: u64,
-    limits: HashMap<String, Limits>,
+    limits: BTreeMap<Number, Limits>,
     /// What there is to be room for in any case.
     promised: Limits,
     /// So many vCPUs turned out to be used by containers that have no limit.
@@ -66,7 +67,7 @@ impl Capacity {
             max: Size { vcpus: max_vcpus, added_mib: max_memory_mib.saturating_sub(memory_mib) },
             now: Size { vcpus, added_mib: 0 },
             added_at: 0,
-            limits: HashMap::new(),
+            limits: BTreeMap::new(),
             promised: size.into(),
             used_vcpus: 0,
             by_use: settings.vcpus_by_use,
@@ -80,47 +81,50 @@ impl Capacity {
         self.cgroup.clone()
     }
 
-    /// Whether container `id` has a limit, as far as is noted.
+    /// Whether a container has a limit, as far as is noted.
     #[cfg(test)]
-    pub(super) fn limits(&self, id: &str) -> bool {
-        let limits = self.limits.get(id).cloned();
+    pub(super) fn limits(&self, number: Number) -> bool {
+        let limits = self.limits.get(&number).cloned();
         limits.is_some_and(|limits| Limits { bounds: None, ..limits } != Limits::default())
     }
 
     /// Notes the limits of a container; none: it is gone.
-    fn set(&mut self, id: &str, limits: Option<Limits>) {
+    fn set(&mut self, number: Number, limits: Option<Limits>) {
         match limits {
-            Some(limits) => self.limits.insert(id.to_owned(), limits),
+            Some(limits) => self.limits.insert(number, limits),
             // Whether the others use as many shows.
-            None => self.limits.remove(id).inspect(|_| self.used_vcpus = 0),
+            None => self.limits.remove(&number).inspect(|_| self.used_vcpus = 0),
         };
     }
 }
 
 impl Sandbox {
-    /// Lets the machine grow to what container `id` needs once it has these limits. Gives those that it had,
-    /// for [`Sandbox::give_back`] if it does not get them after all.
+    /// Lets the machine grow to what a container needs once it has these limits. Gives those that it had, for
+    /// [`Sandbox::give_back`] if it does not get them after all.
     ///
     /// # Errors
-    /// The host or the guest fails to.
+    /// The host or the guest fails to, or it is gone.
     pub(super) async fn make_room(
         &self,
         agent: &Agent,
-        id: &str,
+        number: Number,
         part: Part,
         resources: &LinuxResources,
     ) -> Result<Option<Limits>> {
         let mut capacity = self.0.capacity.lock().await;
-        let before = capacity.limits.get(id).cloned();
+        if !self.table().has(number) {
+            return Err(Error::NotFound("the container, which was deleted meanwhile".to_owned()));
+        }
+        let before = capacity.limits.get(&number).cloned();
         let mut limits = before.clone().unwrap_or_default().changed(resources);
         if part == Part::Pause {
             // It does nothing, and binds nobody.
             limits.bounds = None;
         }
-        capacity.set(id, Some(limits));
+        capacity.set(number, Some(limits));
         if let Err(error) = self.fit(agent, &mut capacity).await {
             // They are not to be had, so nothing later may grow for them.
-            capacity.set(id, before);
+            capacity.set(number, before);
             settle_host(&capacity).await;
             return Err(error);
         }
@@ -210,11 +214,13 @@ impl Sandbox {
         Ok(())
     }
 
-    /// Notes the limits of container `id`, none if it is gone, and has the machine give back what no container
-    /// needs, as far as the guest can part with it. What it keeps is given back page by page as it becomes free.
-    pub(super) async fn give_back(&self, id: &str, limits: Option<Limits>) {
+    /// Notes the limits of a container, none if it is gone, and has the machine give back what no container needs, as
+    /// far as the guest can part with it. What it keeps is given back page by page as it becomes free.
+    pub(super) async fn give_back(&self, number: Number, limits: Option<Limits>) {
         let mut capacity = self.0.capacity.lock().await;
-        capacity.set(id, limits);
+        // It may have been deleted meanwhile.
+        let limits = limits.filter(|_| self.table().has(number));
+        capacity.set(number, limits);
         self.shrink(&mut capacity).await;
     }
 

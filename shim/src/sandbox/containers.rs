@@ -17,7 +17,7 @@ use crate::oci::plan::{self, Plan, RootfsMount};
 use crate::oci::pod::Part;
 use crate::oci::seccomp;
 use crate::sandbox::event::Exit;
-use crate::sandbox::table::Phase;
+use crate::sandbox::table::{Number, Phase};
 use oci_spec::runtime::{LinuxResources, Spec};
 use protocol::ports::{self, StreamPreamble};
 use serde::Deserialize as _;
@@ -49,15 +49,16 @@ impl Sandbox {
     pub async fn create(&self, new: NewContainer) -> Result<u32> {
         protocol::ids::check(&new.id).map_err(|e| Error::InvalidArgument(e.to_string()))?;
         let called_off = self.table().reserve(&new.id)?;
+        let number = self.table().number(&new.id)?;
         let sandbox = self.clone();
         // Boxed: a spec is large, and callers hold this in their own futures.
         let work = Box::pin(async move {
             let id = new.id.clone();
-            let made = Box::pin(sandbox.make(new, &called_off)).await;
+            let made = Box::pin(sandbox.make(new, number, &called_off)).await;
             if made.is_err() {
                 sandbox.detach_disks(&id).await;
                 sandbox.forget(&id);
-                sandbox.give_back(&id, None).await;
+                sandbox.give_back(number, None).await;
                 // Last: what is forgotten shall not be the next one's of this id.
                 sandbox.table().release(&id);
             }
@@ -99,7 +100,7 @@ impl Sandbox {
         }
     }
 
-    async fn make(&self, new: NewContainer, called_off: &Notify) -> Result<u32> {
+    async fn make(&self, new: NewContainer, number: Number, called_off: &Notify) -> Result<u32> {
         let NewContainer { id, mut spec, bundle, rootfs, stdio } = new;
         if let Some(pod) = &self.0.told {
             files::show(&self.0.paths, &pod.files, &mut spec)?;
@@ -145,7 +146,7 @@ impl Sandbox {
             milestone::mark("storage-ready", &id);
             let agent = self.agent().await?;
             let asked = LinuxResources::deserialize(&plan.resources).unwrap_or_default();
-            self.make_room(&agent, &id, part, &asked).await?;
+            self.make_room(&agent, number, part, &asked).await?;
             let (mut numbers, streams) = self.streams(open.wanted()).await?;
             numbers.plain_newlines = plain_newlines;
             let io = open.join(streams);
@@ -317,6 +318,7 @@ impl Sandbox {
     /// [`Error::NotFound`], or it runs.
     pub async fn delete(&self, id: &str, exec: &str) -> Result<(u32, Exit)> {
         let phase = self.table().deleting(id, exec)?;
+        let number = self.table().number(id)?;
         let (sandbox, id, exec) = (self.clone(), id.to_owned(), exec.to_owned());
         Self::detached(async move {
             if exec.is_empty() {
@@ -330,7 +332,7 @@ impl Sandbox {
                 // Nothing comes after the last container: the machine may go while the caller reads this.
                 tokio::spawn(async move { sandbox.stop().await });
             } else if exec.is_empty() {
-                tokio::spawn(async move { sandbox.give_back(&id, None).await });
+                tokio::spawn(async move { sandbox.give_back(number, None).await });
             }
             Ok(deleted)
         })

@@ -194,17 +194,18 @@ impl Sandbox {
         let Update { asked, for_guest } = plan::update(resources_json, &created)?;
         let planned = serde_json::to_vec(&for_guest)
             .map_err(|e| Error::InvalidArgument(format!("update: linux.resources: {e}")))?;
+        let number = self.table().number(id)?;
         let (sandbox, id) = (self.clone(), id.to_owned());
         Self::detached(async move {
             let agent = sandbox.agent().await?;
-            let before = sandbox.make_room(&agent, &id, created.part, &asked).await?;
+            let before = sandbox.make_room(&agent, number, created.part, &asked).await?;
             match agent.update(&id, planned).await {
                 Ok(()) => {
                     sandbox.give_back_spare().await;
                     Ok(())
                 }
                 Err(error) => {
-                    sandbox.give_back(&id, before).await;
+                    sandbox.give_back(number, before).await;
                     Err(named("update")(error))
                 }
             }

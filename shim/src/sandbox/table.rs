@@ -97,6 +97,7 @@ impl Process {
 }
 
 struct Container {
+    number: Number,
     /// Told when nobody wants it any more while it is being made.
     called_off: Arc<Notify>,
     init: Process,
@@ -111,8 +112,13 @@ struct Container {
     pausing: bool,
 }
 
+/// Which of all containers that a sandbox has ever had one is; its id may be another's afterwards.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Number(pub(super) u64);
+
 /// All of a sandbox's containers.
 pub struct Table {
+    next: Number,
     containers: BTreeMap<String, Container>,
     events: Option<mpsc::UnboundedSender<SandboxEvent>>,
     ended: Option<String>,
@@ -134,7 +140,8 @@ fn precondition(id: &str, exec: &str, what: &str) -> Error {
 impl Table {
     /// No containers; events go to `events`.
     pub fn new(events: mpsc::UnboundedSender<SandboxEvent>) -> Self {
-        Self { containers: BTreeMap::new(), events: Some(events), ended: None }
+        let (next, containers) = (Number::default(), BTreeMap::new());
+        Self { next, containers, events: Some(events), ended: None }
     }
 
     /// Whether there is no container.
@@ -197,7 +204,10 @@ impl Table {
         let init = Process::new(Phase::Reserved);
         let execs = BTreeMap::new();
         let called_off = Arc::new(Notify::new());
+        let number = self.next;
+        self.next.0 += 1;
         let container = Container {
+            number,
             called_off: called_off.clone(),
             init,
             execs,
@@ -209,6 +219,20 @@ impl Table {
         };
         self.containers.insert(id.into(), container);
         Ok(called_off)
+    }
+
+    /// The number of a container that exists, or is being made.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`].
+    pub fn number(&self, id: &str) -> Result<Number> {
+        let found = self.containers.get(id).map(|container| container.number);
+        found.ok_or_else(|| Error::NotFound(name(id, "")))
+    }
+
+    /// Whether the container of that number exists, or is being made.
+    pub fn has(&self, number: Number) -> bool {
+        self.containers.values().any(|container| container.number == number)
     }
 
     /// Tells whoever makes the container that it is no longer wanted; one that is made already stays.

@@ -9,8 +9,10 @@ mod resolver;
 use super::*;
 use crate::host::persist::SandboxState;
 use crate::io::Endpoint;
+use crate::oci::pod::Part;
 use crate::sandbox::event::SandboxEvent;
 use crate::vm::Control;
+use oci_spec::runtime::LinuxResources;
 use protocol::agent as api;
 use protocol::agent_ttrpc::{Agent as AgentService, create_agent};
 use protocol::control::{self, Command, Event as VmEvent, ExitReason};
@@ -30,7 +32,7 @@ const TO_SNAPSHOT: Fixed = Fixed { writes: Writes::ToSnapshot, slots: 0, vhost_n
 #[derive(Default)]
 struct Guest {
     exits: Mutex<HashMap<String, Arc<Exiting>>>,
-    /// Containers that take longer to make than their callers wait; whether they are made by now.
+    /// Containers and execs that take longer to make than their callers wait; whether they are made by now.
     late: Mutex<HashMap<String, bool>>,
     /// Containers that stand still.
     paused: Mutex<HashSet<String>>,
@@ -467,7 +469,38 @@ async fn limits_that_the_machine_cannot_grow_to_are_not_kept() {
     f.sandbox.create(f.container("c", "sh")).await.unwrap();
     let error = f.sandbox.update("c", br#"{"memory": {"limit": 1073741824}}"#).await.unwrap_err();
     assert!(error.to_string().contains("the host has no memory"), "{error}");
-    assert!(!f.sandbox.0.capacity.lock().await.limits("c"));
+    let number = f.sandbox.table().number("c").unwrap();
+    assert!(!f.sandbox.0.capacity.lock().await.limits(number));
+}
+
+#[tokio::test]
+async fn limits_of_a_container_are_not_noted_after_its_end_and_not_lost_by_its_successor() {
+    let f = fixture().await;
+    for id in ["s", "c"] {
+        f.sandbox.create(f.container(id, "sh")).await.unwrap();
+    }
+    let limits: LinuxResources = serde_json::from_str(r#"{"memory": {"limit": 1048576}}"#).unwrap();
+    let set = async |number| {
+        let agent = f.sandbox.agent().await.unwrap();
+        f.sandbox.make_room(&agent, number, Part::Alone, &limits).await
+    };
+    let noted = async |number| f.sandbox.0.capacity.lock().await.limits(number);
+    let number = || f.sandbox.table().number("c").unwrap();
+    let first = number();
+    set(first).await.unwrap();
+    assert!(noted(first).await);
+    let before = set(first).await.unwrap();
+    f.sandbox.delete("c", "").await.unwrap();
+    // Of an update that the delete has overtaken.
+    f.sandbox.give_back(first, before).await;
+    let late = set(first).await.unwrap_err();
+    assert_eq!(late.code(), ttrpc::Code::NOT_FOUND);
+    assert!(!noted(first).await);
+    f.sandbox.create(f.container("c", "sh")).await.unwrap();
+    set(number()).await.unwrap();
+    f.sandbox.give_back(first, None).await;
+    assert!(noted(number()).await);
+    f.sandbox.stop().await;
 }
 
 #[tokio::test]

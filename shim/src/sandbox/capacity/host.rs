@@ -79,6 +79,7 @@ pub(super) async fn settle_host(capacity: &Capacity) {
 mod tests {
     use super::super::testing::capacity;
     use super::*;
+    use crate::sandbox::table::Number;
     use oci_spec::runtime::LinuxResources;
 
     #[test]
@@ -133,7 +134,7 @@ mod tests {
         assert_eq!(bound.cpus(), Some(1));
         let with = |other: Limits| {
             let mut capacity = capacity(&[r#"{"cpu": {"cpus": "0"}}"#]);
-            capacity.set("other", Some(other));
+            capacity.set(Number(7), Some(other));
             capacity.of_host(capacity.needed()).bounds
         };
         let other = Limits::default().changed(&LinuxResources::default());

@@ -2,13 +2,14 @@
 
 use super::Capacity;
 use super::limits::Limits;
+use crate::sandbox::table::Number;
 use protocol::machine::Size;
 
 /// One that starts with a vCPU and 128 MiB, with containers of these limits.
 pub(super) fn capacity(limits: &[&str]) -> Capacity {
     let max = Size { vcpus: 4, added_mib: 1000 };
     let limits = limits.iter().enumerate().map(|(n, json)| {
-        (n.to_string(), Limits::default().changed(&serde_json::from_str(json).unwrap()))
+        (Number(n as u64), Limits::default().changed(&serde_json::from_str(json).unwrap()))
     });
     Capacity {
         initial_vcpus: 1,
