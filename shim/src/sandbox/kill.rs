@@ -3,13 +3,16 @@
 //! It is the guest that kills a container's processes and tells of their end. One that hangs or lies does neither, and
 //! nobody could ever remove the container, nor its pod. So its machine is stopped when a kill has had no effect in time:
 //! that is an end of all in it, and it is the host that sees it. Nothing less would do: a container that were only said to
-//! have ended could still write to its volumes while its successor does.
+//! have ended could still write to its volumes while its successor does. One that writes has longer, as what it has written
+//! before would be lost with the machine.
 
 use super::Sandbox;
 use crate::error::{Error, Result};
 use crate::guest::agent::Agent;
+use crate::sandbox::patience::Patience;
 use crate::sandbox::table::Phase;
 use std::time::Duration;
+use tokio::time::Instant;
 
 /// How long a container that is killed may take to end, where all of the sandbox ends with it.
 pub(super) const END_PATIENCE: Duration = Duration::from_secs(30);
@@ -17,6 +20,10 @@ pub(super) const END_PATIENCE: Duration = Duration::from_secs(30);
 /// The same where others run beside it, which would end as well. It is less than the two minutes for which engines of
 /// Kubernetes wait.
 pub(super) const END_PATIENCE_BESIDE_OTHERS: Duration = Duration::from_secs(90);
+
+/// How long it may take as long as the machine writes, and how far apart it is looked for that.
+const WRITE_PATIENCE: Duration = Duration::from_secs(600);
+const LOOK: Duration = Duration::from_secs(5);
 
 /// Signals that end a container that has not been started, as they end what waits for that on runc.
 const ENDS: [i32; 5] = [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGABRT, libc::SIGTERM];
@@ -76,10 +83,13 @@ impl Sandbox {
     async fn see_it_end(self, id: String) {
         let exit = self.table().process(&id, "").map(|init| init.exit());
         let Ok(mut exit) = exit else { return };
-        let patience =
+        let usual =
             if self.runs_beside_others(&id) { END_PATIENCE_BESIDE_OTHERS } else { END_PATIENCE };
-        if tokio::time::timeout(patience, exit.wait_for(Option::is_some)).await.is_err() {
-            let seconds = patience.as_secs();
+        let patience = Patience { usual, most: WRITE_PATIENCE, look: LOOK };
+        let begin = Instant::now();
+        let end = exit.wait_for(Option::is_some);
+        if patience.wait(end, || self.written()).await.is_none() {
+            let seconds = begin.elapsed().as_secs();
             self.0.vm.stop(format!("container {id} was killed and has not ended in {seconds} s"));
         }
     }

@@ -15,6 +15,7 @@ mod launch;
 mod network;
 mod oom_score;
 mod out_of_memory;
+mod patience;
 mod pod;
 mod processes;
 mod resolver;

@@ -4,13 +4,19 @@ use super::{Readiness, Sandbox};
 use crate::error::Error;
 use crate::host::cgroup::Made;
 use crate::milestone;
+use crate::sandbox::patience::Patience;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::sync::watch;
 
-/// How long the guest may take to sync and power off.
-const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(2);
+/// How long the guest may take to sync and power off: longer while it is seen to write, but less than systemd waits for
+/// who ends with the host (90 s). containerd waits 3 s for a Shutdown, and goes on without its answer.
+const SHUTDOWN: Patience = Patience {
+    usual: Duration::from_secs(2),
+    most: Duration::from_secs(60),
+    look: Duration::from_secs(1),
+};
 
 /// How long the processes that stand for containers may take to end when their machine has.
 const STAND_IN_PATIENCE: Duration = Duration::from_secs(2);
@@ -46,14 +52,14 @@ impl Sandbox {
         let ready = self.0.ready.borrow().clone();
         if let Readiness::Ready(agent) = ready {
             let asked = async {
-                match agent.shutdown(SHUTDOWN_PATIENCE).await {
+                match agent.shutdown(SHUTDOWN.most).await {
                     // Synced: nothing is lost if the machine goes before its guest has wound down.
                     Ok(()) => {}
                     Err(Error::Ended(_)) => drop(self.0.vm.ended().await),
                     Err(error) => tracing::warn!("shutdown: {}", error.chain()),
                 }
             };
-            if tokio::time::timeout(SHUTDOWN_PATIENCE, asked).await.is_err() {
+            if SHUTDOWN.wait(asked, || self.written()).await.is_none() {
                 tracing::warn!("the guest did not power off");
             }
         }
