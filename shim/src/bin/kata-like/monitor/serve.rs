@@ -43,7 +43,7 @@ async fn converse(sandbox: Sandbox, socket: OwnedFd) {
             return tracing::debug!("not done, since nobody waits for it any more: {call:?}");
         }
         let answer = match call {
-            Call::Exec(exec) => exec_in(&sandbox, exec, fds, &control).await,
+            Call::Exec(exec) => exec_in(&sandbox, exec, fds, (&control, &peer)).await,
             call => answer(&sandbox, call, fds).await,
         };
         let answer = answer.unwrap_or_else(|error| match error {
@@ -152,7 +152,7 @@ async fn exec_in(
     sandbox: &Sandbox,
     asked: Exec,
     fds: Vec<OwnedFd>,
-    control: &Control,
+    (control, peer): (&Control, &OwnedFd),
 ) -> Result<Answer> {
     let id = sandbox.id();
     let Exec { id: exec, ignore_paused, sub_cgroup, plain_newlines } = asked;
@@ -164,9 +164,7 @@ async fn exec_in(
         _ => None,
     })?;
     // Nothing of a paused container runs, what is added to it neither.
-    while status(sandbox) == Status::Paused {
-        tokio::time::sleep(RESUMED).await;
-    }
+    wait_while(|| status(sandbox) == Status::Paused, peer).await?;
     let mut fds = fds.into_iter();
     let process = read(fds.next())?;
     let mut pipe = || fds.next().map_or(Endpoint::None, Endpoint::Pipe);
@@ -188,6 +186,20 @@ async fn exec_in(
     ended.map(|exit| Answer::Exited(exit.status))
 }
 
+/// Waits while a container is paused.
+///
+/// # Errors
+/// Who asked has gone meanwhile.
+async fn wait_while(is_paused: impl Fn() -> bool, peer: &OwnedFd) -> Result<()> {
+    while is_paused() {
+        tokio::time::sleep(RESUMED).await;
+        if has_hung_up(peer) {
+            return Err(Error::FailedPrecondition("nobody waits for it any more".into()));
+        }
+    }
+    Ok(())
+}
+
 fn read(file: Option<OwnedFd>) -> Result<Vec<u8>> {
     let file = file.ok_or_else(|| {
         Error::InvalidArgument("no file came with the command, or too many are open".into())
@@ -203,11 +215,25 @@ mod tests {
     use super::*;
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 
+    fn pair() -> (OwnedFd, OwnedFd) {
+        socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap()
+    }
+
+    #[tokio::test]
+    async fn who_has_gone_does_not_wait_for_a_resume() {
+        let (ours, theirs) = pair();
+        wait_while(|| false, &ours).await.unwrap();
+        let turns = std::cell::Cell::new(3);
+        let is_paused = || turns.replace(turns.get() - 1) > 0;
+        wait_while(is_paused, &ours).await.unwrap();
+        drop(theirs);
+        let waited = tokio::time::timeout(Duration::from_secs(20), wait_while(|| true, &ours));
+        waited.await.unwrap().unwrap_err();
+    }
+
     #[test]
     fn who_has_gone_waits_for_nothing() {
-        let (ours, theirs) =
-            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
-                .unwrap();
+        let (ours, theirs) = pair();
         protocol::control::send(&theirs, &Call::Start, &[]).unwrap();
         assert!(!has_hung_up(&ours));
         drop(theirs);
