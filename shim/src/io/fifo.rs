@@ -111,9 +111,10 @@ impl Sink {
         let file = blocking("open the output", &path, move || {
             open_file(&named, make).map_err(Error::path("open the output", named))
         });
-        if let Some(file) = file.await? {
-            return Ok(Some(Self::File(tokio::fs::File::from_std(file))));
-        }
+        let _writer = match file.await? {
+            Output::File(file) => return Ok(Some(Self::File(tokio::fs::File::from_std(file)))),
+            Output::Fifo(writer) => writer,
+        };
         let (write_end, read_end) = open_with_reader(&path).await?;
         let failed = Error::path("open the output", &path);
         let sender = pipe::Sender::from_file(write_end).map_err(failed)?;
@@ -151,20 +152,42 @@ impl Sink {
     }
 }
 
-/// A file to append to, made if `make` says so: where a FIFO is missing, a file would grow that nobody reads. None:
-/// it is a FIFO.
-fn open_file(path: &Path, make: bool) -> io::Result<Option<File>> {
+/// What is at the path of an output.
+enum Output {
+    File(File),
+    /// With a write end, if one had to be opened to find out: its reader would see the end if it were closed first.
+    Fifo(Option<File>),
+}
+
+/// A file to append to, made if `make` says so: where a FIFO is missing, a file would grow that nobody reads.
+fn open_file(path: &Path, make: bool) -> io::Result<Output> {
     match std::fs::metadata(path) {
-        Ok(meta) if meta.file_type().is_fifo() => return Ok(None),
+        Ok(meta) if meta.file_type().is_fifo() => return Ok(Output::Fifo(None)),
         Err(error) if !make => return Err(error),
         _ => {}
     }
     if make && let Some(parent) = path.parent() {
         std::fs::create_dir_all(parent)?;
     }
-    let mut options = OpenOptions::new();
-    options.append(true).create(make).mode(0o600).custom_flags(libc::O_CLOEXEC);
-    options.open(path).map(Some)
+    open_to_append(path, make)
+}
+
+/// What has been put there meanwhile may be a FIFO, for whose reader nobody is to wait here.
+fn open_to_append(path: &Path, make: bool) -> io::Result<Output> {
+    let file = match nonblocking().append(true).create(make).mode(0o600).open(path) {
+        Ok(file) => file,
+        Err(error) if error.raw_os_error() == Some(libc::ENXIO) => {
+            let is_fifo = std::fs::metadata(path)?.file_type().is_fifo();
+            return if is_fifo { Ok(Output::Fifo(None)) } else { Err(error) };
+        }
+        Err(error) => return Err(error),
+    };
+    if is_fifo(&file)? {
+        return Ok(Output::Fifo(Some(file)));
+    }
+    // Of a terminal it would be everybody's who has it open.
+    rustix::io::ioctl_fionbio(&file, false)?;
+    Ok(Output::File(file))
 }
 
 /// Both ends of a FIFO that has a reader, the write end first. Asked again and again: a thread in a blocking `open(2)`
@@ -206,4 +229,30 @@ fn nonblocking() -> OpenOptions {
 
 fn is_fifo(file: &File) -> io::Result<bool> {
     Ok(file.metadata()?.file_type().is_fifo())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sys::stat::Mode;
+    use std::io::Write as _;
+
+    #[test]
+    fn a_fifo_that_is_put_where_a_file_was_holds_nobody_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("out");
+        let open = || open_to_append(&path, true).unwrap();
+        let Output::File(mut file) = open() else { panic!("it is a file") };
+        file.write_all(b"1").unwrap();
+        let flags = rustix::fs::fcntl_getfl(&file).unwrap();
+        assert!(!flags.contains(rustix::fs::OFlags::NONBLOCK), "{flags:?}");
+        std::fs::remove_file(&path).unwrap();
+        nix::unistd::mkfifo(&path, Mode::S_IRUSR | Mode::S_IWUSR).unwrap();
+        assert!(matches!(open(), Output::Fifo(None)));
+        let _reader = nonblocking().read(true).open(&path).unwrap();
+        assert!(matches!(open(), Output::Fifo(Some(_))));
+        std::fs::remove_file(&path).unwrap();
+        let _listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        assert!(open_to_append(&path, true).is_err(), "a socket is no output");
+    }
 }
