@@ -1,6 +1,10 @@
 //! Every acquisition pushes its undo; rollback and delete run the same list.
 
 use std::io;
+use std::time::Duration;
+
+/// How long one list may take: a file system that is unmounted writes what it holds first.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What takes back one acquisition.
 type Step = Box<dyn FnOnce() -> io::Result<()> + Send>;
@@ -31,9 +35,19 @@ impl Undo {
         self.unwind()
     }
 
-    /// The same on a thread that may wait: a mount that hangs must not hold up who else this one serves.
+    /// The same on a thread that may wait: a mount that hangs must not hold up who else this one serves, nor the caller
+    /// for ever. What is not done in time goes on by itself.
     pub async fn run_aside(self) -> Vec<(String, io::Error)> {
-        tokio::task::spawn_blocking(|| self.run()).await.unwrap_or_default()
+        self.run_within(PATIENCE).await
+    }
+
+    async fn run_within(self, patience: Duration) -> Vec<(String, io::Error)> {
+        let steps: Vec<_> = self.steps.iter().map(|(what, _)| what.as_str()).collect();
+        let all = steps.join(", ");
+        match tokio::time::timeout(patience, tokio::task::spawn_blocking(|| self.run())).await {
+            Ok(failed) => failed.unwrap_or_default(),
+            Err(late) => vec![(format!("one of: {all}"), late.into())],
+        }
     }
 
     fn unwind(&mut self) -> Vec<(String, io::Error)> {
@@ -89,6 +103,20 @@ mod tests {
         let others = async { go_on.send(()).unwrap() };
         let (failed, ()) = tokio::join!(undo.run_aside(), others);
         assert!(failed.is_empty(), "{failed:?}");
+    }
+
+    #[tokio::test]
+    async fn a_step_that_hangs_is_not_waited_for_for_ever() {
+        let (go_on, wait) = std::sync::mpsc::channel::<()>();
+        let mut undo = Undo::new();
+        undo.push("unmount", move || {
+            let _ = wait.recv();
+            Ok(())
+        });
+        let failed = undo.run_within(Duration::from_millis(20)).await;
+        assert_eq!(failed[0].1.kind(), io::ErrorKind::TimedOut);
+        assert!(failed[0].0.contains("unmount"));
+        drop(go_on);
     }
 
     #[test]

@@ -235,9 +235,9 @@ impl Sandbox {
     /// After the guest has made what mounts need, as runc does it; from here on it is not left to the guest.
     async fn make_root_read_only(&self, id: &str) -> Result<()> {
         let (server, id) = (self.0.helpers[1], id.to_owned());
-        let work =
-            tokio::task::spawn_blocking(move || storage::make_root_read_only(server, &id)).await;
-        work.map_err(|e| Error::system("prepare storage")(std::io::Error::other(e)))?
+        let root = self.0.paths.container(&id).join("rootfs");
+        let work = move || storage::make_root_read_only(server, &id);
+        blocking("make read-only", &root, work).await
     }
 
     async fn prepare_storage(&self, id: &str, bundle: &Path, plan: &Plan) -> Result<Undo> {

@@ -103,7 +103,10 @@ pub fn run_later(flags: &Flags) -> anyhow::Result<()> {
 fn run_hooks(flags: &Flags, bundle: &Path) -> anyhow::Result<()> {
     let bundle = std::path::absolute(bundle)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    Ok(runtime.block_on(hooks::run_left(&bundle, &flags.id, PATIENCE))?)
+    let ran = runtime.block_on(hooks::run_left(&bundle, &flags.id, PATIENCE));
+    // A thread may be in a system call on a file that hangs.
+    runtime.shutdown_background();
+    Ok(ran?)
 }
 
 /// Where states are unless the server has said: `delete` isn't told which configuration it had.

@@ -176,6 +176,8 @@ impl Home {
         {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(record.hooks(&self.id).gone());
+            // A thread may be in a system call on a file that hangs.
+            runtime.shutdown_background();
         }
         Ok(())
     }

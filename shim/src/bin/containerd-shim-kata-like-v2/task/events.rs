@@ -12,6 +12,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use tokio::sync::mpsc;
 
 /// What containerd said of a process and wants to hear again.
@@ -54,6 +55,9 @@ impl Containers {
 /// the container has ended.
 const OUT_OF_MEMORY: &str = "oom";
 
+/// How long events wait for that file.
+const NOTE_PATIENCE: Duration = Duration::from_secs(1);
+
 /// Passes on all that the sandbox tells, until it tells nothing more; with `noted` it also leaves what CRI-O looks for.
 pub async fn forward(
     mut told: mpsc::UnboundedReceiver<SandboxEvent>,
@@ -64,13 +68,24 @@ pub async fn forward(
     while let Some(event) = told.recv().await {
         if let SandboxEvent::OutOfMemory { id } = &event
             && noted
-            && let Err(error) =
-                File::create(Path::new(&containers.get(id, "").bundle).join(OUT_OF_MEMORY))
         {
-            tracing::warn!("container {id}: note that memory ran out: {error}");
+            note_out_of_memory(id, Path::new(&containers.get(id, "").bundle)).await;
         }
         let _ = notices.send(notice(event, &containers));
     }
+}
+
+/// Leaves the file, on a thread that may wait: the bundle's file system may hang.
+async fn note_out_of_memory(id: &str, bundle: &Path) {
+    let file = bundle.join(OUT_OF_MEMORY);
+    let create = tokio::task::spawn_blocking(move || File::create(file));
+    let error = match tokio::time::timeout(NOTE_PATIENCE, create).await {
+        Ok(Ok(Ok(_))) => return,
+        Ok(Ok(Err(error))) => error.to_string(),
+        Ok(Err(error)) => error.to_string(),
+        Err(late) => late.to_string(),
+    };
+    tracing::warn!("container {id}: note that memory ran out: {error}");
 }
 
 fn notice(event: SandboxEvent, containers: &Containers) -> Notice {
