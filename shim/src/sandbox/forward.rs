@@ -4,13 +4,20 @@ use super::Sandbox;
 use super::network::Network;
 use crate::host::blocking::blocking;
 use crate::host::network::{self, Localhost};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use protocol::ports::{self, ForwardPreamble};
 use rustix::net::sockopt::set_socket_linger;
 use std::io;
+use std::os::fd::AsFd as _;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, copy_bidirectional_with_sizes};
+use tokio::io::{
+    AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf,
+    copy_bidirectional_with_sizes,
+};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::sync::Semaphore;
 
@@ -85,7 +92,8 @@ impl Sandbox {
 
     async fn forward(&self, mut connection: TcpStream) {
         let forwarded = async {
-            let mut guest = tokio::time::timeout(PATIENCE, self.dial(&connection)).await??;
+            let guest = tokio::time::timeout(PATIENCE, self.dial(&connection)).await??;
+            let mut guest = Guest { stream: guest, is_told_the_end: false };
             tokio::select! {
                 ended = self.0.vm.ended() => Err(io::Error::other(ended.reason)),
                 carried = copy_bidirectional_with_sizes(&mut connection, &mut guest, CHUNK, CHUNK) => {
@@ -111,5 +119,89 @@ impl Sandbox {
             ports::FORWARDED => Ok(guest),
             other => Err(io::Error::other(format!("the guest answered {other}"))),
         }
+    }
+}
+
+/// The guest's side of a connection. What is reset there ends here in both directions at once, where one that ends ends in
+/// its own first.
+struct Guest {
+    stream: UnixStream,
+    /// That whoever connected has written the last: an end in both directions follows from that.
+    is_told_the_end: bool,
+}
+
+impl AsyncRead for Guest {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(context, buffer))?;
+        let is_end = buffer.filled().len() == before;
+        if is_end && !self.is_told_the_end && has_hung_up(&self.stream) {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Guest {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.is_told_the_end = true;
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
+/// Whether the other side has ended both directions.
+fn has_hung_up(stream: &UnixStream) -> bool {
+    let mut fds = [PollFd::new(stream.as_fd(), PollFlags::empty())];
+    let asked = poll(&mut fds, PollTimeout::ZERO);
+    asked.is_ok() && fds[0].revents().is_some_and(|events| events.contains(PollFlags::POLLHUP))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::Shutdown;
+    use std::os::unix::net::UnixStream as StdUnixStream;
+
+    /// What is read at the end of a guest's stream that has said so much.
+    async fn end(ended: impl FnOnce(StdUnixStream), is_told_the_end: bool) -> io::Result<String> {
+        let (ours, mut theirs) = StdUnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let mut guest = Guest { stream: UnixStream::from_std(ours).unwrap(), is_told_the_end };
+        std::io::Write::write_all(&mut theirs, b"words").unwrap();
+        let mut said = [0; 5];
+        ended(theirs);
+        guest.read_exact(&mut said).await.unwrap();
+        assert_eq!(&said, b"words");
+        let mut rest = String::new();
+        guest.read_to_string(&mut rest).await.map(|_| rest)
+    }
+
+    #[tokio::test]
+    async fn an_end_in_both_directions_at_once_is_a_reset() {
+        let reset = end(drop, false).await.unwrap_err();
+        assert_eq!(reset.kind(), io::ErrorKind::ConnectionReset);
+        end(drop, true).await.unwrap();
+        let mut kept = None;
+        let one_way = |stream: StdUnixStream| {
+            stream.shutdown(Shutdown::Write).unwrap();
+            kept = Some(stream);
+        };
+        end(one_way, false).await.unwrap();
     }
 }
