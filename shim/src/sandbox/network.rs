@@ -134,15 +134,24 @@ impl Sandbox {
 
     /// Gives which interfaces there were.
     async fn attach_network(&self, agent: &Agent, namespace: &Arc<Namespace>) -> Result<Vec<u32>> {
-        let joined = namespace.clone();
-        let vhost_net = self.0.vhost_net;
-        let join = move || Ok(network::join(&joined, vhost_net)?);
-        let (tapped, undo) = blocking("join", namespace.path(), join).await?;
-        let indexes = tapped.iter().map(|tapped| tapped.index).collect();
-        if tapped.is_empty() {
+        let of = namespace.clone();
+        let look = move || Ok(network::find(&of)?);
+        let found = blocking("look at", namespace.path(), look).await?;
+        let indexes = found.iter().map(|found| found.index).collect();
+        if found.is_empty() {
             return Ok(indexes);
         }
-        self.remember(Some(Joined::new(namespace, &tapped)))?;
+        // Before anything is changed there: this process may be killed in the middle.
+        self.remember(Some(Joined::new(namespace, &found)))?;
+        let (joined, vhost_net) = (namespace.clone(), self.0.vhost_net);
+        let join = move || Ok(network::join(&joined, found, vhost_net)?);
+        let (tapped, undo) = match blocking("join", namespace.path(), join).await {
+            Ok(joined) => joined,
+            Err(error) => {
+                self.remember(None)?;
+                return Err(error);
+            }
+        };
         let mut interfaces = Vec::new();
         let attached = self.give_to_guest(agent, tapped, &mut interfaces).await;
         if let Err(error) = attached {

@@ -126,8 +126,7 @@ fn kept(mut address: AddressMessage, of: u32) -> Option<AddressMessage> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::network::join;
-    use crate::host::network::testing::{Space, index};
+    use crate::host::network::testing::{Space, index, join};
     use netlink::route::AddressFamily;
     use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 

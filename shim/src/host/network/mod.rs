@@ -24,13 +24,13 @@ pub use devices::{NetDevice, take};
 pub use error::NetworkError;
 pub use forward::{Localhost, listen};
 pub use namespace::Namespace;
+pub use scan::Found;
 pub use tenant::refuse_anothers;
 pub use vhost::DEVICE as VHOST_NET;
 
 use crate::host::undo::Undo;
 use netlink::Client;
 use protocol::agent::NetworkInterface;
-use scan::Found;
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io;
@@ -65,11 +65,11 @@ pub struct Joined {
 
 impl Joined {
     /// These of the namespace's interfaces.
-    pub fn new(namespace: &Namespace, tapped: &[Tapped]) -> Self {
+    pub fn new(namespace: &Namespace, found: &[Found]) -> Self {
         Self {
             path: namespace.path().to_owned(),
             identity: namespace.identity(),
-            interfaces: tapped.iter().map(|tapped| tapped.index).collect(),
+            interfaces: found.iter().map(|found| found.index).collect(),
         }
     }
 
@@ -104,18 +104,35 @@ fn warn_of_filters(namespace: &Namespace) {
     }
 }
 
-/// Joins every interface of `namespace` that is neither a loopback nor one that the kernel makes by itself; where the
-/// host's kernel is to serve it, by the device at `vhost_net`. The second undoes it. Blocks.
+/// Every interface of `namespace` that is neither a loopback nor one that the kernel makes by itself: those that
+/// [`join`] joins. Blocks.
+///
+/// # Errors
+/// One can't be a guest's, or is somebody's already.
+pub fn find(namespace: &Namespace) -> Result<Vec<Found>, NetworkError> {
+    namespace.within(|| {
+        let mut client = client()?;
+        let found = scan::interfaces(&mut client)?;
+        let opened = redirect::opened(&mut client).map_err(NetworkError::Look)?;
+        match found.iter().find(|found| opened.contains(&found.index)) {
+            Some(taken) => Err(NetworkError::Taken { name: taken.interface.name.clone() }),
+            None => Ok(found),
+        }
+    })?
+}
+
+/// Joins these interfaces of `namespace`; where the host's kernel is to serve them, by the device at `vhost_net`. The
+/// second undoes it. Blocks.
 ///
 /// # Errors
 /// The first that can't be; nothing is changed then.
 pub fn join(
     namespace: &Arc<Namespace>,
+    found: Vec<Found>,
     vhost_net: Option<&str>,
 ) -> Result<(Vec<Tapped>, Undo), NetworkError> {
     let mut undo = Undo::new();
     let mut tapped = Vec::new();
-    let found = namespace.within(|| scan::interfaces(&mut client()?))??;
     for found in found {
         let Found { index, mac, mtu, interface } = found;
         let name = interface.name.clone();

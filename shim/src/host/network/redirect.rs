@@ -29,6 +29,23 @@ pub fn open(client: &mut Client, index: u32) -> io::Result<()> {
     client.change(RouteNetlinkMessage::NewQueueDiscipline(qdisc(index)), Change::Add)
 }
 
+/// The interfaces of which filters see what arrives, whoever wanted that.
+///
+/// # Errors
+/// The kernel's.
+pub fn opened(client: &mut Client) -> io::Result<Vec<u32>> {
+    let all = client.list(RouteNetlinkMessage::GetQueueDiscipline(TcMessage::default()))?;
+    let is_ingress = |kind: &TcAttribute| *kind == TcAttribute::Kind("ingress".to_owned());
+    let opened = all.into_iter().filter_map(|message| match message {
+        RouteNetlinkMessage::NewQueueDiscipline(qdisc) => {
+            let index = u32::try_from(qdisc.header.index).ok()?;
+            qdisc.attributes.iter().any(is_ingress).then_some(index)
+        }
+        _ => None,
+    });
+    Ok(opened.collect())
+}
+
 /// The opposite of [`open`]: with the qdisc go its filters. That it or the interface is gone is no error.
 ///
 /// # Errors

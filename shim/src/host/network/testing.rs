@@ -1,11 +1,11 @@
 //! Network namespaces for tests, without names: each goes with the test.
 
-use super::Namespace;
+use super::{Namespace, NetworkError, Tapped, redirect};
+use crate::host::undo::Undo;
 use netlink::route::RouteNetlinkMessage;
 use netlink::route::link::{
     InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
-use netlink::route::tc::{TcAttribute, TcMessage};
 use netlink::{Change, Client};
 use nix::sched::{CloneFlags, unshare};
 use std::fs::File;
@@ -75,18 +75,16 @@ impl Space {
 
     /// How many interfaces it has, and how many of them have an ingress qdisc.
     pub fn counts(&self) -> (usize, usize) {
-        self.within(|client| {
-            let asked = RouteNetlinkMessage::GetQueueDiscipline(TcMessage::default());
-            let is_ingress = |answer: &RouteNetlinkMessage| match answer {
-                RouteNetlinkMessage::NewQueueDiscipline(qdisc) => {
-                    qdisc.attributes.contains(&TcAttribute::Kind("ingress".into()))
-                }
-                _ => false,
-            };
-            let qdiscs = client.list(asked).unwrap();
-            (links(client).len(), qdiscs.iter().filter(|qdisc| is_ingress(qdisc)).count())
-        })
+        self.within(|client| (links(client).len(), redirect::opened(client).unwrap().len()))
     }
+}
+
+/// Joins all interfaces that there are.
+pub fn join(
+    namespace: &Arc<Namespace>,
+    vhost_net: Option<&str>,
+) -> Result<(Vec<Tapped>, Undo), NetworkError> {
+    super::join(namespace, super::find(namespace)?, vhost_net)
 }
 
 /// A process in a network namespace of its own.

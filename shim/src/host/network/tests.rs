@@ -1,4 +1,4 @@
-use super::testing::{Space, index};
+use super::testing::{Space, index, join};
 use super::*;
 use netlink::Change;
 use netlink::route::AddressFamily;
@@ -164,8 +164,9 @@ fn what_is_known_of_a_sandbox_that_is_gone_is_enough_to_undo_it() {
     for space in [&space, &other] {
         space.add_pair("eth0", "kata-likepeer", 1500);
     }
+    let found = find(space.namespace()).unwrap();
     let (tapped, undo) = join(space.namespace(), None).unwrap();
-    let joined = Joined::new(space.namespace(), &tapped);
+    let joined = Joined::new(space.namespace(), &found);
     let (_tapped, _undo) = join(other.namespace(), None).unwrap();
     std::mem::forget(undo);
     drop(tapped);
