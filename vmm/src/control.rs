@@ -158,17 +158,6 @@ fn obey(
     fds: Vec<OwnedFd>,
 ) -> Result<Done, ControlError> {
     match command {
-        Command::Pause => {
-            let event = match machine.pause() {
-                Ok(()) => Event::Paused,
-                Err(e) => Event::Done { outcome: Err(chain(&e)) },
-            };
-            control::send(socket, &event, &[])?;
-        }
-        Command::Resume => {
-            machine.resume();
-            control::send(socket, &Event::Resumed, &[])?;
-        }
         Command::Resize(size) => {
             return Ok(Done::Later(machine.resize(*size).map_err(|e| chain(&e))));
         }

@@ -28,10 +28,6 @@ pub enum Command {
         /// The guest's port.
         port: u32,
     },
-    /// Stop all vCPUs and device workers where they are.
-    Pause,
-    /// Go on after [`Command::Pause`].
-    Resume,
     /// Let the machine use so much, at most [`MachineConfig::max`]; answered by [`super::Event::Done`] with the guest
     /// address at which added memory begins. What is taken away the guest must have let go before; memory
     /// loses its contents.
@@ -67,7 +63,7 @@ pub enum Command {
         /// As [`Command::AttachNetwork`] gave it.
         device: u32,
     },
-    /// Ask for [`super::Event::Counters`].
+    /// Ask for [`super::Event::Counters`]: tests do, which find out by them what a device did.
     Counters,
     /// End the machine at once; the VMM answers [`super::Event::Exited`] and exits 0.
     Stop,

@@ -20,10 +20,6 @@ pub enum Event {
         /// The host port.
         port: u32,
     },
-    /// Answer to [`super::Command::Pause`].
-    Paused,
-    /// Answer to [`super::Command::Resume`].
-    Resumed,
     /// Answer to a command that says so.
     Done {
         /// What it says, or why nothing has changed.

@@ -338,7 +338,7 @@ mod tests {
         let (control, vmm) = Control::pair().unwrap();
         let (vm, _messages) = Vm::played(control);
         let flood = tokio::task::spawn_blocking(move || {
-            let event = protocol::control::Event::Paused;
+            let event = protocol::control::Event::Done { outcome: Ok(7) };
             while protocol::packet::send(&vmm, &event, &[]).is_ok() {}
         });
         vm.stop("enough");

@@ -129,7 +129,6 @@ fn heard(event: Event, fds: Vec<OwnedFd>, outlets: &Outlets) -> Option<Cause> {
         },
         Event::Done { outcome } => drop(outlets.outcomes.try_send(outcome)),
         Event::Counters(counters) => tracing::debug!("counters: {counters:?}"),
-        Event::Paused | Event::Resumed => {}
     }
     None
 }
