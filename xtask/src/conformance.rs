@@ -16,6 +16,7 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -31,6 +32,9 @@ const RUNC: &str = "runc";
 /// Ours by containerd's sandbox API, which 1.7 does not speak to shims.
 const SANDBOX_API: &str = "kata-like-sandbox";
 
+/// Ours on containerd's EROFS snapshotter, which 1.7 does not have.
+const EROFS: &str = "kata-like-erofs";
+
 /// What to run.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
@@ -38,11 +42,17 @@ pub struct Arguments {
     #[arg(long, default_value = "both")]
     containerd: String,
     /// Handlers of containerd's configuration to compare with runc's
-    #[arg(long, default_values = ["kata-like", SANDBOX_API])]
+    #[arg(long, default_values = ["kata-like", SANDBOX_API, EROFS])]
     handler: Vec<String>,
+    /// Not on runc: of it stays what earlier runs left
+    #[arg(long)]
+    ours: bool,
     /// Only cases whose names this regular expression matches; of the others stays what earlier runs left
     #[arg(long)]
     focus: Option<String>,
+    /// How many labs share the runs [default: 2 where memory allows]
+    #[arg(long)]
+    labs: Option<usize>,
     /// Take target/install as it is
     #[arg(long)]
     no_build: bool,
@@ -56,6 +66,8 @@ pub struct Arguments {
 struct Column {
     containerd: Version,
     handler: String,
+    /// The commits that it was run with.
+    tree: String,
     report: Report,
 }
 
@@ -68,25 +80,21 @@ pub fn run(arguments: &Arguments) -> Result<Count> {
         "both" => Version::ALL.to_vec(),
         name => vec![Version::from_name(name).context("--containerd wants 1.7, 2.4 or both")?],
     };
-    let handlers: Vec<_> =
-        std::iter::once(RUNC.to_owned()).chain(arguments.handler.clone()).collect();
-    let is_there =
-        |containerd, handler: &str| handler != SANDBOX_API || containerd != Version::V1_7;
-    let of = |containerd| {
-        let there = handlers.iter().filter(move |handler| is_there(containerd, handler));
-        there.map(move |handler| (containerd, handler.clone()))
-    };
-    let mut runs: Vec<(Version, String)> = versions.into_iter().rev().flat_map(of).collect();
-    if arguments.no_run {
-        runs.retain(|(containerd, handler)| kept(*containerd, handler, "json").exists());
-    } else {
-        run_all(&runs, arguments.focus.as_deref(), arguments.no_build)?;
+    let mut runs = pairs(&versions, &arguments.handler);
+    runs.retain(|(_, handler)| !arguments.ours || handler != RUNC);
+    if !arguments.no_run {
+        run_all(&runs, arguments)?;
     }
-    let column = |(containerd, handler): (Version, String)| {
-        let report = report::load(&kept(containerd, &handler, "json"))?;
-        anyhow::Ok(Column { containerd, handler, report })
-    };
-    let columns: Vec<_> = runs.into_iter().map(column).collect::<Result<_>>()?;
+    // What was not run now stays in the table as it was.
+    let mut columns = Vec::new();
+    for (containerd, handler) in pairs(&Version::ALL, &arguments.handler) {
+        let [report, tree] = ["json", "tree"].map(|kind| kept(containerd, &handler, kind));
+        if report.exists() {
+            let tree =
+                std::fs::read_to_string(&tree).with_context(|| tree.display().to_string())?;
+            columns.push(Column { containerd, handler, tree, report: report::load(&report)? });
+        }
+    }
     let count = compare(&columns);
     let file = build::workspace().join("docs/compatibility.md");
     table::write(&file, &columns)?;
@@ -95,15 +103,29 @@ pub fn run(arguments: &Arguments) -> Result<Count> {
     Ok(count)
 }
 
+/// Each of these handlers, and runc's, on each of these that can have it; the newest first.
+fn pairs(versions: &[Version], handlers: &[String]) -> Vec<(Version, String)> {
+    let handlers: Vec<_> = std::iter::once(RUNC).chain(handlers.iter().map(|h| &**h)).collect();
+    let is_there = |containerd, handler: &str| {
+        containerd != Version::V1_7 || ![SANDBOX_API, EROFS].contains(&handler)
+    };
+    let of = |containerd: &Version| {
+        let there = handlers.iter().filter(|handler| is_there(*containerd, handler));
+        there.map(|handler| (*containerd, (*handler).to_owned())).collect::<Vec<_>>()
+    };
+    versions.iter().rev().flat_map(of).collect()
+}
+
 /// Runs the suite on each of these handlers, side by side where there is room; the reports are kept.
-fn run_all(runs: &[(Version, String)], focus: Option<&str>, no_build: bool) -> Result<()> {
+fn run_all(runs: &[(Version, String)], arguments: &Arguments) -> Result<()> {
     let prepared = conformance::prepare()?;
-    if !no_build {
+    if !arguments.no_build {
         build::product()?;
     }
-    let labs = Lab::side_by_side(e2e::worth(lab::ground()?, usize::MAX).min(runs.len()))?;
+    let worth = e2e::worth(lab::ground()?, usize::MAX);
+    let labs = Lab::side_by_side(arguments.labs.unwrap_or(worth).min(runs.len()))?;
     let queue = Mutex::new(runs.iter().cloned().collect::<VecDeque<_>>());
-    let round = Round { prepared, focus, queue };
+    let round = Round { prepared, focus: arguments.focus.as_deref(), queue };
     std::thread::scope(|scope| {
         let running: Vec<_> = labs.iter().map(|lab| scope.spawn(|| round.lab(lab))).collect();
         running.into_iter().map(build::joined).fold(Ok(()), Result::and)
@@ -115,6 +137,15 @@ fn run_all(runs: &[(Version, String)], focus: Option<&str>, no_build: bool) -> R
 fn kept(containerd: Version, handler: &str, kind: &str) -> PathBuf {
     let name = format!("{}-{handler}.{kind}", containerd.name());
     build::target_dir().join("conformance").join(name)
+}
+
+/// The commit that is checked out.
+fn tree() -> Result<String> {
+    let mut git = Command::new("git");
+    let output = git.args(["describe", "--always", "--exclude=*"]).current_dir(build::workspace());
+    let output = output.output().context("git")?;
+    ensure!(output.status.success(), "git: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(String::from_utf8(output.stdout)?.trim().to_owned())
 }
 
 /// Starts the containerds anew: what a runtime can do they ask once, and theirs was not there yet.
@@ -170,13 +201,17 @@ impl Round<'_> {
         ensure!(matches!(status, 0 | 1), "the suite ended with {status}: see {}", log.display());
         let told = kept(containerd, handler, "ginkgo");
         client.get(Path::new(REPORT), &told)?;
-        let kept = kept(containerd, handler, "json");
+        let [of_report, of_tree] = ["json", "tree"].map(|kind| kept(containerd, handler, kind));
         let mut report = Report::new();
-        if self.focus.is_some() && kept.exists() {
-            report = report::load(&kept)?;
+        let mut tree = tree()?;
+        if self.focus.is_some() && of_report.exists() {
+            report = report::load(&of_report)?;
+            let before = std::fs::read_to_string(&of_tree)?;
+            tree = if before.contains(&tree) { before } else { format!("{before} and {tree}") };
         }
         report.extend(report::read(&told)?);
-        report::save(&report, &kept)?;
+        std::fs::write(of_tree, tree)?;
+        report::save(&report, &of_report)?;
         step.end();
         Ok(())
     }
@@ -213,7 +248,8 @@ fn compare(columns: &[Column]) -> Count {
             .iter()
             .filter(|column| column.handler != RUNC && column.containerd == runc.containerd);
         for ours in ours {
-            for (case, outcome) in &runc.report {
+            let ran = runc.report.iter().filter(|(_, outcome)| **outcome != Outcome::LeftOut);
+            for (case, outcome) in ran {
                 let Some(why) = verdict(case, outcome, ours.report.get(case)) else {
                     count.passed += 1;
                     continue;

@@ -14,7 +14,12 @@ pub enum Outcome {
     Failed(String),
     /// What it is about is not there, as these words say.
     Skipped(String),
+    /// A benchmark: the suite runs these only where it is asked for them alone.
+    LeftOut,
 }
+
+/// What the suite leaves out has in its name, whichever cases it is asked for.
+const BENCHMARK: &str = "benchmark";
 
 /// The cases of a run, by their names: what they are part of, and the case's own words.
 pub type Report = BTreeMap<String, Outcome>;
@@ -44,7 +49,7 @@ struct Failure {
     message: String,
 }
 
-/// Reads the report that ginkgo wrote as JSON, of the cases that were asked for.
+/// Reads the report that ginkgo wrote as JSON, of the cases that were asked for, and of those that are never run.
 ///
 /// # Errors
 /// When it can't be read, or has no case.
@@ -52,21 +57,24 @@ pub fn read(file: &Path) -> Result<Report> {
     let text = std::fs::read(file).with_context(|| file.display().to_string())?;
     let suites: Vec<Suite> = serde_json::from_slice(&text).context("the suite's report")?;
     let specs = suites.into_iter().flat_map(|suite| suite.spec_reports);
-    // One that was not asked for is skipped without a word.
-    let asked = |spec: &Spec| spec.state != "skipped" || !spec.failure.message.is_empty();
-    let cases = specs.filter(|spec| spec.leaf_node_type == "It").filter(asked).map(|spec| {
+    let cases = specs.filter(|spec| spec.leaf_node_type == "It").filter_map(|spec| {
+        // One that was not asked for is skipped without a word.
+        let unasked = spec.state == "skipped" && spec.failure.message.is_empty();
         let mut words = spec.container_hierarchy_texts.unwrap_or_default();
         words.push(spec.leaf_node_text);
         let name = words.join(" ").replace("[k8s.io] ", "").replace(" [Conformance]", "");
         let outcome = match &*spec.state {
+            _ if unasked && name.contains(BENCHMARK) => Outcome::LeftOut,
+            _ if unasked => return None,
             "passed" => Outcome::Passed,
             "skipped" | "pending" => Outcome::Skipped(spec.failure.message),
             _ => Outcome::Failed(spec.failure.message),
         };
-        (name, outcome)
+        Some((name, outcome))
     });
     let report: Report = cases.collect();
-    anyhow::ensure!(!report.is_empty(), "the suite reports no case");
+    let ran = report.values().any(|outcome| *outcome != Outcome::LeftOut);
+    anyhow::ensure!(ran, "the suite reports no case");
     Ok(report)
 }
 
@@ -107,6 +115,7 @@ mod tests {
             spec(&["[k8s.io] Pod"], "another", "failed", "why"),
             spec(&["[k8s.io] Pod"], "not here", "skipped", "no AppArmor"),
             spec(&["[k8s.io] Pod"], "not asked for", "skipped", ""),
+            spec(&["[k8s.io] Pod"], "benchmark about pods", "skipped", ""),
         ];
         let file = std::env::temp_dir().join(format!("lab-report-{}", std::process::id()));
         std::fs::write(&file, json!([{ "SpecReports": specs }]).to_string()).unwrap();
@@ -116,6 +125,7 @@ mod tests {
             ("Pod with a case".to_owned(), Outcome::Passed),
             ("Pod another".to_owned(), Outcome::Failed("why".into())),
             ("Pod not here".to_owned(), Outcome::Skipped("no AppArmor".into())),
+            ("Pod benchmark about pods".to_owned(), Outcome::LeftOut),
         ];
         assert_eq!(report, expected.into());
     }
