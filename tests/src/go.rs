@@ -21,6 +21,8 @@ pub struct Programs {
     pub packages: &'static [&'static str],
     /// What is passed on to the linker.
     pub flags: &'static str,
+    /// A program of ours in the throw-away module; it needs no name of a package but `.`.
+    pub main: Option<&'static str>,
 }
 
 impl Programs {
@@ -31,6 +33,7 @@ impl Programs {
         let has_go = go.status().is_ok_and(|status| status.success());
         let inputs = [self.go_mod.as_bytes(), self.flags.as_bytes()];
         let inputs = inputs.into_iter().chain(self.packages.iter().map(|p| p.as_bytes()));
+        let inputs = inputs.chain(self.main.map(str::as_bytes));
         has_go.then(|| cache::key(&inputs.collect::<Vec<_>>()))
     }
 
@@ -45,6 +48,7 @@ impl Programs {
             let module = part.join("module");
             std::fs::create_dir_all(&module)?;
             std::fs::write(module.join("go.mod"), self.go_mod)?;
+            self.main.map(|text| std::fs::write(module.join("main.go"), text)).transpose()?;
             run(Command::new("go")
                 .args(self.build)
                 .args(["-mod=mod", "-trimpath", "-ldflags", self.flags])
@@ -72,6 +76,7 @@ pub const NEWEST_CONTAINERD: Programs = Programs {
         "github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2",
     ],
     flags: "-s -w -X github.com/containerd/containerd/v2/version.Version=2.4.2",
+    main: None,
 };
 
 /// A client of the CRI, and what gives pods a network.
@@ -89,4 +94,5 @@ pub const FOR_PODS: Programs = Programs {
         "github.com/containernetworking/plugins/plugins/meta/portmap",
     ],
     flags: "-s -w",
+    main: None,
 };

@@ -1,5 +1,6 @@
 //! What containerd's CRI wants for pods: a client, and plugins that give a pod's namespace a network.
 
+use crate::go::Programs;
 use anyhow::Result;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -9,6 +10,20 @@ pub const BIN_DIR: &str = "/opt/cni/bin";
 
 /// The client of the CRI.
 pub const CRICTL: &str = "/opt/cni/bin/crictl";
+
+/// A plugin of nodes, which the newest containerd asks by NRI.
+pub const NRI_PLUGIN: Programs = Programs {
+    name: "nri-plugin",
+    step: ("a plugin of nodes", "half a minute"),
+    go_mod: "module lab/nri-plugin\ngo 1.26.6\nrequire github.com/containerd/nri v0.12.3\n",
+    build: &["build"],
+    packages: &["."],
+    flags: "-s -w",
+    main: Some(include_str!("../lab/nri-plugin.go")),
+};
+
+/// Where it is in a lab whose tests want it.
+pub const NRI_PLUGIN_DIR: &str = "/lab/nri-plugin";
 
 const CONFIGURATION: &str = "/etc/cni/net.d/10-lab.conflist";
 

@@ -7,6 +7,7 @@ use crate::suites::Count;
 use crate::{build, lab};
 use ::lab::host::Ground;
 use ::lab::machine::Lab;
+use ::lab::pods::{NRI_PLUGIN, NRI_PLUGIN_DIR};
 use anyhow::{Context, Result, ensure};
 use queue::Queue;
 use runs::{Patience, Round};
@@ -22,6 +23,8 @@ const LAB_KIB: u64 = 9 << 19;
 const PROGRAMS: &str = " programs::";
 /// In those of tests that want Kubernetes' suite and its images.
 const CONFORMANCE: &str = " conformance::";
+/// In those of tests that want a plugin of nodes.
+const NRI: &str = " pods::nri::";
 
 /// Which tests to run, and against what.
 #[derive(Debug, clap::Args)]
@@ -101,6 +104,7 @@ pub fn run(arguments: &Arguments) -> Result<Count> {
     println!("[end to end] {} tests, labs side by side: {}", tests.len(), labs.len());
     let has = |words| tests.iter().any(|test| test.contains(words));
     let (with_programs, with_conformance) = (has(PROGRAMS), has(CONFORMANCE));
+    let with_nri = has(NRI);
     let queue = Queue::new(tests);
     let patience = Patience { many: arguments.many, long: arguments.long };
     let mut round = Round::new(&program, arguments.of_program(), patience, &queue);
@@ -109,6 +113,10 @@ pub fn run(arguments: &Arguments) -> Result<Count> {
     }
     if with_conformance {
         round.put(::lab::conformance::prepare()?, ::lab::conformance::DIR);
+    }
+    if with_nri {
+        let key = NRI_PLUGIN.key().context("the plugin of nodes is built with Go: install it")?;
+        round.put(NRI_PLUGIN.prepare(&key)?, NRI_PLUGIN_DIR);
     }
     round.run_in(&labs)?;
     let sum = queue.count();

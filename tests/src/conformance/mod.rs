@@ -31,6 +31,7 @@ const CRITEST: Programs = Programs {
     build: &["test", "-c"],
     packages: &["sigs.k8s.io/cri-tools/cmd/critest"],
     flags: "-s -w -X sigs.k8s.io/cri-tools/pkg/version.Version=v1.37.0",
+    main: None,
 };
 
 /// What the images' programs, and the registry, are from.

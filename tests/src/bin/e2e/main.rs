@@ -252,6 +252,7 @@ fn choose(arguments: &Arguments) -> Result<Vec<(Version, Case)>> {
         pods::limits::cases,
         pods::network::cases,
         pods::sandbox_api::cases,
+        pods::nri::cases,
         pods::vhost_net::cases,
         update::cases,
         memory::cases,

@@ -4,6 +4,7 @@ pub mod crio;
 pub mod forward;
 pub mod limits;
 pub mod network;
+pub mod nri;
 pub mod pod;
 pub mod sandbox_api;
 pub mod vhost_net;
