@@ -3,7 +3,7 @@
 //! <https://qemu-project.gitlab.io/qemu/interop/vhost-user.html> names the messages.
 
 use crate::file_system::Files;
-use crate::memory::Memory;
+use crate::memory::{Memory, wish_huge_pages};
 use crate::queue::{Progress, RequestQueue};
 use crate::slow::{Done, Slow};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
@@ -186,8 +186,9 @@ impl VhostUserBackendReqHandlerMut for Device {
         for (region, file) in regions.iter().zip(files) {
             check_length(region, &file)?;
             let start = GuestAddress(region.guest_phys_addr);
-            let region_map = GuestRegionMmap::new(region.mmap_region(file)?, start);
-            mapped.push(region_map.ok_or(Error::InvalidParam)?);
+            let region_map = region.mmap_region(file)?;
+            wish_huge_pages(&region_map);
+            mapped.push(GuestRegionMmap::new(region_map, start).ok_or(Error::InvalidParam)?);
             mappings.push(Mapping {
                 vmm: region.user_addr,
                 guest: region.guest_phys_addr,
