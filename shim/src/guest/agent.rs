@@ -22,6 +22,10 @@ const LONG: Duration = Duration::from_secs(60);
 /// For stopping processes: more than the agent itself takes for that (10 s), and for what they have written (5 s).
 const PAUSE: Duration = Duration::from_secs(25);
 
+/// For unmounting what outlives the container: everything that is in the guest's memory is written to the host's disk, however
+/// slow that is.
+const UNMOUNT: Duration = Duration::from_secs(15 * 60);
+
 /// No deadline, in ttrpc's terms: for a wait that ends with the process or the guest.
 const FOREVER: Duration = Duration::ZERO;
 
@@ -433,13 +437,15 @@ impl Agent {
         checked("DeleteProcess", SHORT, call).map(drop)
     }
 
-    /// Removes a container whose init has ended.
+    /// Removes a container whose init has ended, and with it the file systems of its own, one of which may be on a disk that
+    /// `lasts`.
     ///
     /// # Errors
     /// See [`Agent::setup_sandbox`].
-    pub async fn delete_container(&self, id: &str) -> Result<()> {
-        let call = self.client.delete_container(deadline(SHORT), &container(id)).await;
-        checked("DeleteContainer", SHORT, call).map(drop)
+    pub async fn delete_container(&self, id: &str, lasts: bool) -> Result<()> {
+        let patience = if lasts { UNMOUNT } else { SHORT };
+        let call = self.client.delete_container(deadline(patience), &container(id)).await;
+        checked("DeleteContainer", patience, call).map(drop)
     }
 
     /// Syncs and powers off; the answer may be lost with the guest.

@@ -346,11 +346,11 @@ impl Sandbox {
         }
         self.drain(id, "").await;
         // With the last container goes the guest, which syncs before; file systems on disks shall be unmounted.
-        let gone_with_guest =
-            self.0.told.is_none() && self.table().is_last(id) && !self.has_lasting_disks(id);
+        let lasts = self.has_lasting_disks(id);
+        let gone_with_guest = self.0.told.is_none() && self.table().is_last(id) && !lasts;
         if !gone_with_guest
             && let Ok(agent) = self.agent().await
-            && let Err(error) = agent.delete_container(id).await
+            && let Err(error) = agent.delete_container(id, lasts).await
         {
             tracing::warn!("delete container {id} in the guest: {}", error.chain());
         }
@@ -421,7 +421,7 @@ pub(super) async fn abandon(agent: &Agent, id: &str, exec: &str) {
     while Instant::now() < end {
         // It may be in the making, and then can't be deleted yet.
         let deleted = if is_container {
-            agent.delete_container(id).await
+            agent.delete_container(id, false).await
         } else {
             agent.delete_exec(id, exec).await
         };
