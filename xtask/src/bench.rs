@@ -29,6 +29,9 @@ pub struct Arguments {
     /// How often, after a first run that is thrown away
     #[arg(long, default_value_t = 10)]
     runs: u32,
+    /// Of what programs do, only what has this in its name, one copy; tells the figures and writes nothing
+    #[arg(long)]
+    only: Option<String>,
     /// Take target/install as it is
     #[arg(long)]
     no_build: bool,
@@ -63,6 +66,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let ground = lab::ground()?;
     match arguments.part {
         Part::Lives => write(&in_a_lab(arguments, ground, 1)?, ground),
+        // Each figure is told when it is there.
+        Part::Inside if arguments.only.is_some() => in_a_lab(arguments, ground, 1).map(drop),
         Part::Inside => {
             let reports = [1, COPIES].map(|copies| in_a_lab(arguments, ground, copies));
             let [one, several] = reports;
@@ -101,7 +106,8 @@ fn prepare(part: Part, lab: &Lab, client: &::lab::client::Client) -> Result<()> 
 
 fn measure(client: &::lab::client::Client, arguments: &Arguments, copies: u32) -> Result<Report> {
     let (part, runs) = (arguments.part.name().to_owned(), arguments.runs.to_string());
-    let argv = vec![PROGRAM.to_owned(), part, runs, copies.to_string()];
+    let only = arguments.only.clone().unwrap_or_default();
+    let argv = vec![PROGRAM.to_owned(), part, runs, copies.to_string(), only];
     let mut out = Vec::new();
     // It says something at every run: a lab that is silent for long hangs.
     let silence = Duration::from_secs(900);

@@ -106,7 +106,10 @@ const TIMED: &str =
     "timed() { local start=$EPOCHREALTIME; \"$@\" >&2 || exit 1; echo $start $EPOCHREALTIME; }; ";
 
 /// What is run: its name, unit, and script.
-fn jobs(copies: u32) -> Vec<(String, &'static str, String)> {
+type Job = (String, &'static str, String);
+
+/// Those whose names have `only`.
+fn jobs(copies: u32, only: &str) -> Vec<Job> {
     let beside = |what: &str| format!("for copy in $(seq {copies}); do ({what}) & done; wait");
     let rates = RATES.iter().map(|(name, program, unit)| {
         let script = beside(&format!(
@@ -122,7 +125,7 @@ fn jobs(copies: u32) -> Vec<(String, &'static str, String)> {
         .iter()
         .filter(|_| copies == 1)
         .map(|(name, script)| ((*name).to_owned(), "s", format!("{TIMED}{script}")));
-    rates.chain(shell).chain(programs).collect()
+    rates.chain(shell).chain(programs).filter(|(name, ..)| name.contains(only)).collect()
 }
 
 /// What all runs have shown.
@@ -135,8 +138,8 @@ pub struct Figures {
     pub failures: Vec<Failure>,
 }
 
-/// Runs all, `runs` times each.
-pub fn figures(runs: usize, copies: u32) -> Result<Figures> {
+/// Runs all whose names have `only`, `runs` times each.
+pub fn figures(runs: usize, copies: u32, only: &str) -> Result<Figures> {
     fs::create_dir_all(DIRECTORY)?;
     command(Command::new("mount").args(["-t", "tmpfs", "tmpfs", DIRECTORY]))?;
     let lower = Path::new(DIRECTORY).join("lower");
@@ -149,9 +152,9 @@ pub fn figures(runs: usize, copies: u32) -> Result<Figures> {
     let ext4 = Ext4::mount()?;
     let mut figures = Figures::default();
     if copies == 1 {
-        figures.exits = exits(&container)?;
+        figures.exits = exits(&container, &jobs(1, only))?;
     }
-    for (name, unit, script) in jobs(copies) {
+    for (name, unit, script) in jobs(copies, only) {
         let mut samples = vec![Vec::new(); runtimes.len()];
         // Caches fill; that it fails is told below.
         let _ = container.figure(runtimes[0], &script);
@@ -184,7 +187,7 @@ pub fn figures(runs: usize, copies: u32) -> Result<Figures> {
 
 /// How often the guest left to the host, and told a device of requests, for each: in all, or for a thousand of what is
 /// done. What a container takes that does nothing is left out.
-fn exits(container: &Container<'_>) -> Result<Vec<Row>> {
+fn exits(container: &Container<'_>, jobs: &[Job]) -> Result<Vec<Row>> {
     let counting = Exits::count()?;
     let mut rows = Vec::new();
     for runtime in COUNTED {
@@ -198,15 +201,15 @@ fn exits(container: &Container<'_>) -> Result<Vec<Row>> {
         let nothing = format!("{TIMED}timed true");
         of(&nothing)?;
         let (_, idle) = of(&nothing)?;
-        for (name, unit, script) in jobs(1) {
+        for (name, unit, script) in jobs {
             // That it fails is told with its figures.
-            let Ok((figure, counted)) = of(&script) else { continue };
-            let times = if unit == "s" { 1.0 } else { figure / 1000.0 };
+            let Ok((figure, counted)) = of(script) else { continue };
+            let times = if *unit == "s" { 1.0 } else { figure / 1000.0 };
             let names = ["exits", "notifications"];
             for ((kind, counted), idle) in names.iter().zip(counted).zip(idle) {
                 let each = counted.saturating_sub(idle) as f64 / times;
                 eprintln!("[bench] {name} on {runtime}: {each:.1} {kind}");
-                rows.extend(Row::of(&name, kind, runtime, &[each]));
+                rows.extend(Row::of(name, kind, runtime, &[each]));
             }
         }
     }

@@ -1,7 +1,8 @@
 //! The benchmark's part in the lab: runs the runtimes in turn and prints a [`Report`] as JSON.
 //!
-//! `bench lives RUNS`; every figure is of RUNS runs after a first one that is thrown away. `bench inside RUNS COPIES`: of
-//! what programs do in a container, or so many copies of one in a container of so many CPUs.
+//! `bench lives RUNS`; every figure is of RUNS runs after a first one that is thrown away. `bench inside RUNS COPIES
+//! [ONLY]`: of what programs do in a container, or so many copies of one in a container of so many CPUs; with ONLY of those
+//! whose names have that.
 
 mod erofs;
 mod exits;
@@ -27,15 +28,18 @@ fn main() -> Result<()> {
     let runs = arguments.next().context("how many runs?")?.parse()?;
     let report = match part.as_str() {
         "lives" => lives(runs)?,
-        "inside" => inside(runs, arguments.next().context("how many copies?")?.parse()?)?,
+        "inside" => {
+            let copies = arguments.next().context("how many copies?")?.parse()?;
+            inside(runs, copies, &arguments.next().unwrap_or_default())?
+        }
         _ => bail!("there is no part {part:?}"),
     };
     println!("{}", serde_json::to_string(&report)?);
     Ok(())
 }
 
-fn inside(runs: usize, copies: u32) -> Result<Report> {
-    let inside::Figures { mut rows, exits, failures } = inside::figures(runs, copies)?;
+fn inside(runs: usize, copies: u32, only: &str) -> Result<Report> {
+    let inside::Figures { mut rows, exits, failures } = inside::figures(runs, copies, only)?;
     compare_to_runc(&mut rows);
     Ok(Report { machine: machine()?, runs, rows, exits, phases: Vec::new(), failures })
 }
