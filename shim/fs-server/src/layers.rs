@@ -5,7 +5,7 @@
 //! here when it is asked for, and stays open while there are not too many. It mounts this read-only: what changes files is
 //! not there.
 
-use crate::live::{LiveMounts, Node};
+use crate::live::{LiveMounts, Node, UNASKED};
 use std::collections::HashMap;
 use std::ffi::CStr;
 use std::io;
@@ -208,12 +208,16 @@ impl FileSystem for Layers {
         &self,
         ctx: Context,
         node: Node,
-        _handle: u64,
+        handle: u64,
         size: u32,
         offset: u64,
     ) -> io::Result<Self::DirIter> {
-        let handle = self.handle(ctx, node, libc::O_RDONLY | libc::O_DIRECTORY)?;
-        self.tree.readdir(ctx, node, handle, size, offset)
+        let own = self.handle(ctx, node, libc::O_RDONLY | libc::O_DIRECTORY)?;
+        if handle != UNASKED {
+            return self.tree.readdir(ctx, node, own, size, offset);
+        }
+        let names = self.tree.list_to_end(ctx, node, own, size, offset)?;
+        Ok(names.unwrap_or_else(|part| part))
     }
 
     fn lseek(

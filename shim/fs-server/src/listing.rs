@@ -8,7 +8,9 @@
 //! with them. Below bind mounts nothing is told, for there the guest may keep nothing and would ask again.
 
 use std::cell::Cell;
+use std::ffi::{CStr, CString};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::vec;
 use virtiofsd::filesystem::{DirEntry, DirectoryIterator};
 
 /// How many files of a directory are looked at before that is more than chance.
@@ -50,28 +52,72 @@ pub fn is_left_out() -> bool {
 }
 
 /// The names of a directory, as they are handed out.
-pub struct Names<D> {
-    names: D,
+pub struct Names {
+    names: vec::IntoIter<Name>,
+    /// The one that was handed out last.
+    current: Option<Name>,
     told: Told,
 }
 
-impl<D> Names<D> {
-    pub fn new(names: D, told: Told) -> Self {
-        Self { names, told }
+struct Name {
+    inode: u64,
+    offset: u64,
+    kind: u32,
+    name: CString,
+}
+
+impl Name {
+    /// What it takes of an answer that tells everything, bytes: `fuse_direntplus`, a multiple of 8.
+    fn length(&self) -> usize {
+        const ATTRIBUTES_AND_ENTRY: usize = 128 + 24;
+        ATTRIBUTES_AND_ENTRY + self.name.as_bytes().len().next_multiple_of(8)
     }
 }
 
-impl<D: DirectoryIterator> DirectoryIterator for Names<D> {
+impl Names {
+    pub fn new(mut names: impl DirectoryIterator, told: Told) -> Self {
+        let mut all = Vec::new();
+        while let Some(DirEntry { ino: inode, offset, type_: kind, name }) = names.next() {
+            all.push(Name { inode, offset, kind, name: name.to_owned() });
+        }
+        Self { names: all.into_iter(), current: None, told }
+    }
+
+    /// Where the directory goes on after these, if there are any.
+    pub fn end(&self) -> Option<u64> {
+        self.names.as_slice().last().map(|name| name.offset)
+    }
+
+    /// With a name of no length as the last, by which the guest knows that there are no more after `end`. As they were, if
+    /// all that would not fit into an answer of so many bytes.
+    pub fn ended(mut self, end: u64, room: usize) -> Result<Self, Self> {
+        let last = Name { inode: 0, offset: end, kind: 0, name: CString::default() };
+        let names = self.names.as_slice().iter().chain([&last]);
+        if names.map(Name::length).sum::<usize>() > room {
+            return Err(self);
+        }
+        let names: Vec<_> = std::mem::take(&mut self.names).chain([last]).collect();
+        self.names = names.into_iter();
+        Ok(self)
+    }
+}
+
+impl DirectoryIterator for Names {
     fn next(&mut self) -> Option<DirEntry<'_>> {
-        let entry = self.names.next()?;
-        // The directory itself and its parent are not looked up.
-        let is_looked_up = !matches!(entry.name.to_bytes(), b"." | b"..");
-        LEFT_OUT.set(is_looked_up && self.told.leaves_out(entry.type_ as u8));
-        Some(entry)
+        let entry = self.current.insert(self.names.next()?);
+        let name: &CStr = &entry.name;
+        // The directory itself and its parent are not looked up; nothing is, by no name.
+        let left_out = match name.to_bytes() {
+            b"." | b".." => false,
+            b"" => true,
+            _ => self.told.leaves_out(entry.kind as u8),
+        };
+        LEFT_OUT.set(left_out);
+        Some(DirEntry { ino: entry.inode, offset: entry.offset, type_: entry.kind, name })
     }
 }
 
-impl<D> Drop for Names<D> {
+impl Drop for Names {
     fn drop(&mut self) {
         LEFT_OUT.set(false);
     }

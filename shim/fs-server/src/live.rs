@@ -11,8 +11,8 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 use virtiofsd::filesystem::{
-    Context, Entry, Extensions, FileSystem, FsOptions, GetxattrReply, ListxattrReply, OpenOptions,
-    SetattrValid, SetxattrFlags, ZeroCopyReader, ZeroCopyWriter,
+    Context, DirectoryIterator as _, Entry, Extensions, FileSystem, FsOptions, GetxattrReply,
+    ListxattrReply, OpenOptions, SetattrValid, SetxattrFlags, ZeroCopyReader, ZeroCopyWriter,
 };
 use virtiofsd::fuse::{Attr, ROOT_ID, SetattrIn};
 use virtiofsd::passthrough::PassthroughFs;
@@ -27,6 +27,15 @@ const LIVE: u64 = 1 << 63;
 /// (`FUSE_ATTR_WRITES_BACK`, which our kernel has for it; to others it says nothing). Unlike FUSE's own word for that it
 /// does not speak of all files.
 const ATTR_WRITES_BACK: u32 = 1 << 31;
+
+/// Nobody changes it but its guest, which so need not ask to open it for reading (`FUSE_ATTR_EXCLUSIVE`, of our kernel).
+const ATTR_EXCLUSIVE: u32 = 1 << 30;
+
+/// The handle of what a guest has opened without asking (`FUSE_NO_HANDLE`). virtiofsd counts its own from 0.
+pub(crate) const UNASKED: u64 = u64::MAX;
+
+/// Bytes that take an entry of a directory with the longest name.
+const ONE_NAME: u32 = 512;
 
 /// How long the guest knows the way to a container's root: while it makes the container it goes there dozens of times.
 const OF_ONE_MAKING: Duration = Duration::from_millis(200);
@@ -78,7 +87,7 @@ impl Node {
         if !node.is_in_root() {
             entry.attr_timeout = Duration::ZERO;
         } else if roots == Roots::Guests {
-            entry.attr.flags |= ATTR_WRITES_BACK;
+            entry.attr.flags |= ATTR_WRITES_BACK | ATTR_EXCLUSIVE;
         }
         entry
     }
@@ -143,6 +152,58 @@ impl Roots {
 #[derive(Clone)]
 pub struct LiveMounts(pub(crate) Arc<PassthroughFs>, pub(crate) Roots, pub(crate) Arc<Habit>);
 
+impl LiveMounts {
+    /// Does something with a file by the guest's handle, or, where it has none, by one that is closed again: an open file
+    /// would keep the space of a deleted one, and its file system mounted.
+    fn with_handle<T>(
+        &self,
+        ctx: Context,
+        node: Node,
+        handle: u64,
+        action: impl FnOnce(u64) -> io::Result<T>,
+    ) -> io::Result<T> {
+        if handle != UNASKED {
+            return action(handle);
+        }
+        let (own, _) = self.0.open(ctx, node.inode(), false, libc::O_RDONLY as u32)?;
+        let own = own.ok_or(io::ErrorKind::Unsupported)?;
+        let outcome = action(own);
+        self.0.release(ctx, node.inode(), 0, own, false, false, None)?;
+        outcome
+    }
+}
+
+impl LiveMounts {
+    /// The names of a directory from `offset` on, for an answer of `size` bytes.
+    fn list(
+        &self,
+        ctx: Context,
+        node: Node,
+        handle: u64,
+        size: u32,
+        offset: u64,
+    ) -> io::Result<Names> {
+        let begins = offset == 0;
+        let told = if node.is_live() { Told::Names } else { self.2.lists(node.inode(), begins) };
+        Ok(Names::new(self.0.readdir(ctx, node.inode(), handle, size, offset)?, told))
+    }
+
+    /// The same, with an end if these are the last ones; `Err`: they are not, or the end does not fit.
+    pub(crate) fn list_to_end(
+        &self,
+        ctx: Context,
+        node: Node,
+        handle: u64,
+        size: u32,
+        offset: u64,
+    ) -> io::Result<Result<Names, Names>> {
+        let names = self.list(ctx, node, handle, size, offset)?;
+        let end = names.end().unwrap_or(offset);
+        let mut rest = self.0.readdir(ctx, node.inode(), handle, ONE_NAME, end)?;
+        Ok(if rest.next().is_none() { names.ended(end, size as usize) } else { Err(names) })
+    }
+}
+
 /// The answer about a name that is not there, by which the guest remembers that; in a listing it says nothing.
 fn absent(validity: Duration) -> Entry {
     let (inode, attr) = (0, Attr::default());
@@ -177,7 +238,7 @@ macro_rules! forward_making {
 impl FileSystem for LiveMounts {
     type Inode = Node;
     type Handle = u64;
-    type DirIter = Names<<PassthroughFs as FileSystem>::DirIter>;
+    type DirIter = Names;
 
     forward! {
         fn statfs() -> libc::statvfs64;
@@ -186,12 +247,9 @@ impl FileSystem for LiveMounts {
         fn unlink(name: &CStr) -> ();
         fn rmdir(name: &CStr) -> ();
         fn releasedir(flags: u32, handle: u64) -> ();
-        fn fsyncdir(datasync: bool, handle: u64) -> ();
         fn flush(handle: u64, owner: u64) -> ();
-        fn fsync(datasync: bool, handle: u64) -> ();
         fn syncfs() -> ();
         fn fallocate(handle: u64, mode: u32, offset: u64, length: u64) -> ();
-        fn lseek(handle: u64, offset: u64, whence: u32) -> u64;
         fn release(flags: u32, handle: u64, flush: bool, unlock: bool, owner: Option<u64>) -> ();
         fn setxattr(name: &CStr, value: &[u8], flags: u32, more: SetxattrFlags) -> ();
         fn getxattr(name: &CStr, size: u32) -> GetxattrReply;
@@ -230,14 +288,42 @@ impl FileSystem for LiveMounts {
         size: u32,
         offset: u64,
     ) -> io::Result<Self::DirIter> {
-        let told =
-            if node.is_live() { Told::Names } else { self.2.lists(node.inode(), offset == 0) };
-        Ok(Names::new(self.0.readdir(ctx, node.inode(), handle, size, offset)?, told))
+        if handle != UNASKED {
+            return self.list(ctx, node, handle, size, offset);
+        }
+        let all = |own| self.list_to_end(ctx, node, own, size, offset);
+        let names = self.with_handle(ctx, node, handle, all)?;
+        names.map_err(|_part| io::Error::from_raw_os_error(libc::E2BIG))
     }
 
     forward_making! {
         fn mkdir(mode: u32, umask: u32, extensions: Extensions);
         fn mknod(mode: u32, device: u32, umask: u32, extensions: Extensions);
+    }
+
+    fn fsync(&self, ctx: Context, node: Node, datasync: bool, handle: u64) -> io::Result<()> {
+        self.with_handle(ctx, node, handle, |handle| {
+            self.0.fsync(ctx, node.inode(), datasync, handle)
+        })
+    }
+
+    fn fsyncdir(&self, ctx: Context, node: Node, datasync: bool, handle: u64) -> io::Result<()> {
+        self.with_handle(ctx, node, handle, |handle| {
+            self.0.fsyncdir(ctx, node.inode(), datasync, handle)
+        })
+    }
+
+    fn lseek(
+        &self,
+        ctx: Context,
+        node: Node,
+        handle: u64,
+        offset: u64,
+        whence: u32,
+    ) -> io::Result<u64> {
+        self.with_handle(ctx, node, handle, |handle| {
+            self.0.lseek(ctx, node.inode(), handle, offset, whence)
+        })
     }
 
     fn read<W: ZeroCopyWriter>(
@@ -251,7 +337,10 @@ impl FileSystem for LiveMounts {
         owner: Option<u64>,
         flags: u32,
     ) -> io::Result<usize> {
-        self.0.read(ctx, node.inode(), handle, to, size, in_a_file(offset)?, owner, flags)
+        let offset = in_a_file(offset)?;
+        self.with_handle(ctx, node, handle, |handle| {
+            self.0.read(ctx, node.inode(), handle, to, size, offset, owner, flags)
+        })
     }
 
     fn write<R: ZeroCopyReader>(
@@ -309,6 +398,7 @@ impl FileSystem for LiveMounts {
         handle: Option<u64>,
         valid: SetattrValid,
     ) -> io::Result<(Attr, Duration)> {
+        let handle = handle.filter(|handle| *handle != UNASKED);
         Ok(node.attributes(self.0.setattr(ctx, node.inode(), attr, handle, valid)?))
     }
 
@@ -360,6 +450,11 @@ impl FileSystem for LiveMounts {
         flags: u32,
     ) -> io::Result<(Option<u64>, OpenOptions)> {
         let (handle, options) = self.0.opendir(ctx, node.inode(), flags)?;
+        if let Some(handle) = handle.filter(|_| node.is_in_root()) {
+            // An overlay knows by its handle what was there when it was first read, which is now: the guest may have the
+            // first names by an answer without one.
+            self.0.readdir(ctx, node.inode(), handle, ONE_NAME, 0)?;
+        }
         Ok((handle, node.options(options, OpenOptions::empty())))
     }
 
@@ -394,16 +489,17 @@ impl FileSystem for LiveMounts {
         length: u64,
         flags: u64,
     ) -> io::Result<usize> {
-        let (from, to) = (from.inode(), to.inode());
-        let to = (to, to_handle, to_offset);
-        self.0.copyfilerange(ctx, from, from_handle, from_offset, to.0, to.1, to.2, length, flags)
+        let to = (to.inode(), to_handle, to_offset);
+        self.with_handle(ctx, from, from_handle, |handle| {
+            let from = (from.inode(), handle, from_offset);
+            self.0.copyfilerange(ctx, from.0, from.1, from.2, to.0, to.1, to.2, length, flags)
+        })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use virtiofsd::filesystem::DirectoryIterator as _;
     use virtiofsd::passthrough::Config;
 
     /// The owner of the files: nobody's identity has to be taken on.
@@ -473,7 +569,9 @@ mod tests {
     #[test]
     fn a_root_file_system_is_written_back_by_its_guest_where_it_is_its_alone() {
         let written_back = |files: &LiveMounts, path: &[&CStr]| {
-            find(files, path).attr.flags & ATTR_WRITES_BACK != 0
+            let flags = find(files, path).attr.flags;
+            assert_eq!(flags & ATTR_WRITES_BACK != 0, flags & ATTR_EXCLUSIVE != 0);
+            flags & ATTR_WRITES_BACK != 0
         };
         let (_dir, files) = shared();
         assert!(written_back(&files, &[c"c1", c"rootfs", c"mounts", c"file"]));

@@ -4,7 +4,7 @@
 
 mod frontend;
 
-use frontend::fuse::{Body, Caller, GUEST_ROOT, ROOT, chain, header, u64_at};
+use frontend::fuse::{Body, Caller, GUEST_ROOT, ROOT, chain, header, u32_at, u64_at};
 use frontend::{ANSWER, Descriptor, HIGH_PRIORITY, Machine, REQUEST, REQUESTS, fuse};
 use rustix::fs::{XattrFlags, getxattr, setxattr};
 use rustix::io::Errno;
@@ -86,7 +86,13 @@ fn layers_are_read_without_being_opened_and_can_not_be_written() {
     // Whatever handle is named: there is none.
     assert_eq!(machine.read(node, 77, 100).unwrap(), b"text 0");
     let list = Body::new().u64(0).u64(0).u32(4096).u32(0).u64(0).u32(0).u32(0);
-    assert!(!machine.call(fuse::READDIR, root_node, &list).unwrap().is_empty());
+    let listed = machine.call(fuse::READDIR, root_node, &list).unwrap();
+    let of_ours = Body::new().u64(NO_HANDLE).u64(0).u32(4096).u32(0).u64(0).u32(0).u32(0);
+    assert_eq!(machine.call(fuse::READDIR, root_node, &of_ours).unwrap(), listed);
+    // The end is told where it is, to our kernel.
+    let listed = names(&machine.call(fuse::READDIR, container, &list).unwrap());
+    let ended = names(&machine.call(fuse::READDIR, container, &of_ours).unwrap());
+    assert_eq!(ended.split_last(), Some((&String::new(), &*listed)));
     let get = |name: &str| Body::new().u32(100).u32(0).name(name);
     assert_eq!(machine.call(fuse::GETXATTR, node, &get("user.colour")).unwrap(), b"red");
     let link = machine.lookup(root_node, "link").unwrap().node;
@@ -98,7 +104,7 @@ fn layers_are_read_without_being_opened_and_can_not_be_written() {
         (0..600).map(|n| machine.lookup(root_node, &format!("{n}")).unwrap().node).collect();
     for _ in 0..2 {
         for (n, &node) in nodes.iter().enumerate() {
-            assert_eq!(machine.read(node, 0, 100).unwrap(), format!("text {n}").as_bytes());
+            assert_eq!(machine.read(node, NO_HANDLE, 100).unwrap(), format!("text {n}").as_bytes());
         }
     }
     let open = descriptors() - before;
@@ -226,7 +232,12 @@ fn forged_nodes_and_handles_are_refused() {
     machine.init();
     let node = machine.lookup(ROOT, "file").unwrap().node;
     for forged in [0, 3, 4, 5, u64::MAX, node + 1] {
-        assert_eq!(machine.read(node, forged, 4096).unwrap_err().raw_os_error(), Some(libc::EBADF));
+        // The last is that of what the guest has not asked to open.
+        let read = machine.read(node, forged, 4096).map_err(|error| error.raw_os_error());
+        assert_eq!(
+            read,
+            if forged == NO_HANDLE { Ok(b"x".to_vec()) } else { Err(Some(libc::EBADF)) }
+        );
         assert!(machine.open(forged, libc::O_RDONLY).is_err());
         assert!(machine.lookup(forged, "file").is_err());
     }
@@ -663,6 +674,76 @@ fn twenty_thousand_files_are_open_at_once() {
     }
     let open = fs::read_dir(format!("/proc/{}/fd", machine.server.id())).unwrap().count();
     assert!(open < 100, "{open} descriptors are left");
+}
+
+/// `FUSE_NO_HANDLE`, of our kernel.
+const NO_HANDLE: u64 = u64::MAX;
+
+/// By a handle that nobody can write with.
+#[test]
+fn what_the_guest_opens_without_asking_is_read_and_not_kept_open() {
+    let scratch = scratch();
+    fs::write(scratch.shared.join("file"), "content").unwrap();
+    let mut machine = Machine::start(&scratch.shared);
+    machine.init();
+    let fds = format!("/proc/{}/fd", machine.server.id());
+    let open = || fs::read_dir(&fds).unwrap().count();
+    let node = machine.lookup(ROOT, "file").unwrap().node;
+    let (copy, to) = machine.create(GUEST_ROOT, ROOT, "copy").unwrap();
+    let before = open();
+    assert_eq!(machine.read(node, NO_HANDLE, 100).unwrap(), b"content");
+    let end = Body::new().u64(NO_HANDLE).u64(0).u32(libc::SEEK_HOLE as u32).u32(0);
+    assert_eq!(u64_at(&machine.call(fuse::LSEEK, node, &end).unwrap(), 0), 7);
+    let range = Body::new().u64(NO_HANDLE).u64(1).u64(copy.node).u64(to).u64(0).u64(6).u64(0);
+    machine.call(fuse::COPY_FILE_RANGE, node, &range).unwrap();
+    assert_eq!(machine.read(copy.node, NO_HANDLE, 100).unwrap(), b"ontent");
+    for (operation, node) in [(fuse::FSYNC, node), (fuse::FSYNCDIR, ROOT)] {
+        machine.call(operation, node, &Body::new().u64(NO_HANDLE).u32(0).u32(0)).unwrap();
+    }
+    let written = machine.write_file(node, NO_HANDLE, 0, b"other").unwrap_err();
+    assert_eq!(written.raw_os_error(), Some(libc::EBADF));
+    assert_eq!(open(), before);
+    // Nothing that its host's kernel might wait for.
+    let special = libc::S_IFIFO | 0o600;
+    machine
+        .call(fuse::MKNOD, ROOT, &Body::new().u32(special).u32(0).u32(0).u32(0).name("fifo"))
+        .unwrap();
+    let fifo = machine.lookup(ROOT, "fifo").unwrap().node;
+    assert!(machine.read(fifo, NO_HANDLE, 100).is_err());
+}
+
+/// Names of an answer to READDIR, the last of which may be the end, which has none.
+fn names(answer: &[u8]) -> Vec<String> {
+    let (mut names, mut at) = (Vec::new(), 0);
+    while at < answer.len() {
+        let length = u32_at(answer, at + 16) as usize;
+        names.push(String::from_utf8(answer[at + 24..at + 24 + length].to_vec()).unwrap());
+        at += 24 + length.next_multiple_of(8);
+    }
+    names
+}
+
+#[test]
+fn a_directory_that_the_guest_opens_without_asking_is_listed_at_once_or_not_at_all() {
+    let scratch = scratch();
+    for number in 0..20 {
+        fs::write(scratch.shared.join(format!("file-{number}")), "").unwrap();
+    }
+    let mut machine = Machine::start(&scratch.shared);
+    machine.init();
+    let list = |machine: &mut Machine, handle: u64, size: u32| {
+        let body = Body::new().u64(handle).u64(0).u32(size).u32(0).u64(0).u32(0).u32(0);
+        machine.call(fuse::READDIR, ROOT, &body).map(|answer| names(&answer))
+    };
+    // 20 files, the directory, its parent and the end, each with attributes as well.
+    let whole = 23 * (24 + 128) + 20 * 8 + 2 * 8;
+    let mut all = list(&mut machine, NO_HANDLE, whole).unwrap();
+    assert_eq!(all.pop().as_deref(), Some(""));
+    assert!(all.len() == 22 && !all.contains(&String::new()), "{all:?}");
+    let less = list(&mut machine, NO_HANDLE, whole - 8);
+    assert_eq!(error_of(less), Some(libc::E2BIG));
+    let opened = machine.call(fuse::OPENDIR, ROOT, &Body::new().u32(0).u32(0)).unwrap();
+    assert_eq!(list(&mut machine, u64_at(&opened, 0), whole).unwrap(), all);
 }
 
 /// What the guest can't have any more it is told, and no file is lost.

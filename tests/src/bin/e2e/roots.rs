@@ -19,6 +19,7 @@ crate::cases!(
     a_disk_that_can_not_be_made_is_an_error,
     a_shared_root_is_looked_at_again_after_a_second,
     the_host_has_what_is_written_when_it_looks,
+    what_the_guest_opens_by_itself_is_as_it_was_left,
 );
 
 /// A configuration file; gone when dropped.
@@ -218,5 +219,33 @@ fn the_host_has_what_is_written_when_it_looks(context: &Context) -> Result<()> {
         Ok(container.command(&["state"])?.contains("stopped"))
     })?;
     ensure!(said("open")? == format!("{numbers}other\nlast\n"));
+    Ok(())
+}
+
+/// Files and directories that the guest opens without asking, as it goes on with them: directories that fit into an answer
+/// and that do not, of the image's and made, listed while they change; files that are read while they are replaced, cut and
+/// deleted; times of access.
+const OPENED: &str = r#"count() { ls -A "$1" | wc -l; }
+    mkdir /few /many && cd /many && i=0; while [ $i -lt 400 ]; do echo $i > f$i; i=$((i + 1)); done; cd /
+    count /few; count /many; count /many; rm /many/f1?; mv /many/f2 /few/f2; echo > /few/f3
+    count /few; count /many; count /few
+    for d in few many; do exec 3< /$d; rm -r /$d; ls -d /$d 2>/dev/null; exec 3<&-; done
+    cp /bin/busybox /b; echo > /bin/added; /b rm /bin/added; /b ls -A /bin | /b wc -l
+    echo > /bin/merged; /b rm -r /bin; /b ls -d /bin 2>/dev/null; /b mkdir /bin; /b cp /b /bin/busybox
+    /bin/busybox --install -s /bin
+    echo one > f; exec 3< f 4< f; read a <&3; echo two > g; mv g f; read b <&4; echo $a $b $(cat f)
+    exec 3< f; rm f; ls f 2>/dev/null; cat <&3
+    echo abc > f; exec 3< f; : > f; cat <&3; echo abcdef > f; cat <&3
+    touch -a -d '2020-01-01 00:00' f; touch -m -d '2020-01-02 00:00' f; cat f > /dev/null
+    [ $(stat -c %X f) -gt $(stat -c %Y f) ] && echo read"#;
+
+fn what_the_guest_opens_by_itself_is_as_it_was_left(context: &Context) -> Result<()> {
+    let runc = context.container().flag("--runtime").flag("io.containerd.runc.v2");
+    let expected = runc.output(&["sh", "-c", OPENED])?.expect_code(0)?.text();
+    // It leaves the cgroup above its own.
+    let _ = fs::remove_dir("/sys/fs/cgroup/default");
+    ensure!(expected.ends_with("read") && expected.lines().count() > 9, "runc: {expected:?}");
+    let said = context.container().output(&["sh", "-c", OPENED])?.expect_code(0)?.text();
+    ensure!(said == expected, "{said:?}, and on runc {expected:?}");
     Ok(())
 }
