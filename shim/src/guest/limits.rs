@@ -59,7 +59,11 @@ pub fn raise_open_files() {
 /// number below it.
 pub fn pass_on(command: &mut Command) {
     let Some(before) = OPEN_FILES.get() else { return };
-    let set = move || setrlimit(Resource::Nofile, *before).map_err(io::Error::from);
+    // What can't be lowered stays: no reason not to start it.
+    let set = move || {
+        let _ = setrlimit(Resource::Nofile, *before);
+        Ok(())
+    };
     // SAFETY: between fork and exec the closure makes one system call.
     unsafe { command.pre_exec(set) };
 }

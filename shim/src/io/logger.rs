@@ -92,10 +92,11 @@ impl Logger {
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .kill_on_drop(true);
-        limits::pass_on(&mut command);
         let raw = given.each_ref().map(AsRawFd::as_raw_fd);
         // SAFETY: between fork and exec the closure makes system calls only; the descriptors are open.
         unsafe { command.pre_exec(move || place(raw)) };
+        // After that: the numbers below the limit may all be taken.
+        limits::pass_on(&mut command);
         // To execute a program on a file system that hangs waits for it.
         let named = self.program.clone();
         let spawn = move || {

@@ -21,8 +21,9 @@ pub(super) const END_PATIENCE: Duration = Duration::from_secs(30);
 /// Kubernetes wait.
 pub(super) const END_PATIENCE_BESIDE_OTHERS: Duration = Duration::from_secs(90);
 
-/// How long it may take as long as the machine writes, and how far apart it is looked for that.
-const WRITE_PATIENCE: Duration = Duration::from_secs(600);
+/// How long it may take as long as the machine writes, which is less than those two minutes as well, and how far apart it is
+/// looked for that. Beside others nobody can tell who writes.
+const WRITE_PATIENCE: Duration = Duration::from_secs(110);
 const LOOK: Duration = Duration::from_secs(5);
 
 /// Signals that end a container that has not been started, as they end what waits for that on runc.
@@ -83,9 +84,12 @@ impl Sandbox {
     async fn see_it_end(self, id: String) {
         let exit = self.table().process(&id, "").map(|init| init.exit());
         let Ok(mut exit) = exit else { return };
-        let usual =
-            if self.runs_beside_others(&id) { END_PATIENCE_BESIDE_OTHERS } else { END_PATIENCE };
-        let patience = Patience { usual, most: WRITE_PATIENCE, look: LOOK };
+        let (usual, most) = if self.runs_beside_others(&id) {
+            (END_PATIENCE_BESIDE_OTHERS, END_PATIENCE_BESIDE_OTHERS)
+        } else {
+            (END_PATIENCE, WRITE_PATIENCE)
+        };
+        let patience = Patience { usual, most, look: LOOK };
         let begin = Instant::now();
         let end = exit.wait_for(Option::is_some);
         if patience.wait(end, || self.written()).await.is_none() {

@@ -27,8 +27,8 @@ use std::sync::{Arc, Mutex, OnceLock};
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, watch};
 
-/// How long the last owner of this id may take to end.
-const OWNER_PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
+/// How long the last owner of this id may take to end: more than its guest may take to sync (`stop`).
+const OWNER_PATIENCE: std::time::Duration = std::time::Duration::from_secs(40);
 
 /// How long the log of a guest may be gone before its agent counts as gone.
 const AGENT_GRACE: std::time::Duration = std::time::Duration::from_secs(2);

@@ -14,7 +14,7 @@ use tokio::sync::watch;
 /// who ends with the host (90 s). containerd waits 3 s for a Shutdown, and goes on without its answer.
 const SHUTDOWN: Patience = Patience {
     usual: Duration::from_secs(2),
-    most: Duration::from_secs(60),
+    most: Duration::from_secs(30),
     look: Duration::from_secs(1),
 };
 

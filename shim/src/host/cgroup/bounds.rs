@@ -198,7 +198,10 @@ impl Bounds {
         let mut weights: Vec<_> = self.weights.keys().chain(before.weights.keys()).collect();
         weights.sort_unstable();
         weights.dedup();
-        for of in weights.into_iter().filter(|of| self.weights.get(of) != before.weights.get(of)) {
+        let changed = |of: &Option<Disk>| self.weights.get(of) != before.weights.get(of);
+        // That for all, which comes first, takes single disks theirs.
+        let anew = |of: &Option<Disk>| changed(&None) && self.weights.contains_key(of);
+        for of in weights.into_iter().filter(|of| changed(of) || anew(of)) {
             let weight = self.weights.get(of);
             let line = match (of, weight) {
                 (Some((major, minor)), Some(weight)) => format!("{major}:{minor} {weight}"),

@@ -196,6 +196,9 @@ impl HostWorker {
 
 impl Worker for HostWorker {
     fn start(&mut self, watcher: &mut Watcher<'_>) -> Result<(), WorkerError> {
+        if let Some(ours) = &mut self.ours {
+            return ours.start(watcher);
+        }
         let broken = &*self.backend.broken;
         // What a driver before this one has broken is over.
         let _ = broken.read();
