@@ -53,7 +53,7 @@ pub fn is_left_out() -> bool {
 
 /// The names of a directory, as they are handed out.
 pub struct Names {
-    names: vec::IntoIter<Name>,
+    rest: vec::IntoIter<Name>,
     /// The one that was handed out last.
     current: Option<Name>,
     told: Told,
@@ -63,14 +63,14 @@ struct Name {
     inode: u64,
     offset: u64,
     kind: u32,
-    name: CString,
+    text: CString,
 }
 
 impl Name {
     /// What it takes of an answer that tells everything, bytes: `fuse_direntplus`, a multiple of 8.
     fn length(&self) -> usize {
         const ATTRIBUTES_AND_ENTRY: usize = 128 + 24;
-        ATTRIBUTES_AND_ENTRY + self.name.as_bytes().len().next_multiple_of(8)
+        ATTRIBUTES_AND_ENTRY + self.text.as_bytes().len().next_multiple_of(8)
     }
 }
 
@@ -78,34 +78,34 @@ impl Names {
     pub fn new(mut names: impl DirectoryIterator, told: Told) -> Self {
         let mut all = Vec::new();
         while let Some(DirEntry { ino: inode, offset, type_: kind, name }) = names.next() {
-            all.push(Name { inode, offset, kind, name: name.to_owned() });
+            all.push(Name { inode, offset, kind, text: name.to_owned() });
         }
-        Self { names: all.into_iter(), current: None, told }
+        Self { rest: all.into_iter(), current: None, told }
     }
 
     /// Where the directory goes on after these, if there are any.
     pub fn end(&self) -> Option<u64> {
-        self.names.as_slice().last().map(|name| name.offset)
+        self.rest.as_slice().last().map(|name| name.offset)
     }
 
     /// With a name of no length as the last, by which the guest knows that there are no more after `end`. As they were, if
     /// all that would not fit into an answer of so many bytes.
     pub fn ended(mut self, end: u64, room: usize) -> Result<Self, Self> {
-        let last = Name { inode: 0, offset: end, kind: 0, name: CString::default() };
-        let names = self.names.as_slice().iter().chain([&last]);
+        let last = Name { inode: 0, offset: end, kind: 0, text: CString::default() };
+        let names = self.rest.as_slice().iter().chain([&last]);
         if names.map(Name::length).sum::<usize>() > room {
             return Err(self);
         }
-        let names: Vec<_> = std::mem::take(&mut self.names).chain([last]).collect();
-        self.names = names.into_iter();
+        let names: Vec<_> = std::mem::take(&mut self.rest).chain([last]).collect();
+        self.rest = names.into_iter();
         Ok(self)
     }
 }
 
 impl DirectoryIterator for Names {
     fn next(&mut self) -> Option<DirEntry<'_>> {
-        let entry = self.current.insert(self.names.next()?);
-        let name: &CStr = &entry.name;
+        let entry = self.current.insert(self.rest.next()?);
+        let name: &CStr = &entry.text;
         // The directory itself and its parent are not looked up; nothing is, by no name.
         let left_out = match name.to_bytes() {
             b"." | b".." => false,

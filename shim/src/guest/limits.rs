@@ -3,7 +3,6 @@
 
 use oci_spec::runtime::{PosixRlimit, PosixRlimitBuilder, PosixRlimitType as Kind};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use std::io;
 use std::sync::OnceLock;
 use tokio::process::Command;
 

@@ -46,8 +46,6 @@ pub struct Tapped {
     pub mac: [u8; 6],
     /// Its MTU.
     pub mtu: u16,
-    /// In its namespace.
-    pub index: u32,
     /// Of the guest's frames; non-blocking, with virtio headers of 12 bytes. It goes with its last descriptor.
     pub tap: File,
     /// An open `/dev/vhost-net`, where the host's kernel is to serve it.
@@ -160,7 +158,7 @@ pub fn join(
         undo.push(format!("give network interface {name} back"), move || {
             at.within(|| redirect::close(&mut Client::new()?, index)).map_err(io::Error::other)?
         });
-        tapped.push(Tapped { interface, mac, mtu, index, tap, vhost });
+        tapped.push(Tapped { interface, mac, mtu, tap, vhost });
     }
     if !tapped.is_empty() {
         warn_of_filters(namespace);

@@ -230,8 +230,8 @@ const OPENED: &str = r#"count() { ls -A "$1" | wc -l; }
     count /few; count /many; count /many; rm /many/f1?; mv /many/f2 /few/f2; echo > /few/f3
     count /few; count /many; count /few
     for d in few many; do exec 3< /$d; rm -r /$d; ls -d /$d 2>/dev/null; exec 3<&-; done
-    cp /bin/busybox /b; echo > /bin/added; /b rm /bin/added; /b ls -A /bin | /b wc -l
-    echo > /bin/merged; /b rm -r /bin; /b ls -d /bin 2>/dev/null; /b mkdir /bin; /b cp /b /bin/busybox
+    cp /bin/busybox /busybox; echo > /bin/added; /busybox rm /bin/added; /busybox ls -A /bin | /busybox wc -l
+    echo > /bin/merged; /busybox rm -r /bin; /busybox ls -d /bin 2>/dev/null; /busybox mkdir /bin; /busybox cp /busybox /bin/busybox
     /bin/busybox --install -s /bin
     echo one > f; exec 3< f 4< f; read a <&3; echo two > g; mv g f; read b <&4; echo $a $b $(cat f)
     exec 3< f; rm f; ls f 2>/dev/null; cat <&3
