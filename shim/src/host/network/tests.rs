@@ -112,8 +112,9 @@ fn a_resolver_in_the_namespace_can_ask_others_beside_the_guest() {
         wire(index(client, "kata-likepeer").unwrap())
     });
     let (tapped, _undo) = join(space.namespace(), None).unwrap();
-    let [Tapped { mac, index, tap, .. }] = &tapped[..] else { panic!("{tapped:?}") };
-    resolver::let_ask_others(space.namespace(), &[*index]).unwrap();
+    let [Tapped { mac, tap, .. }] = &tapped[..] else { panic!("{tapped:?}") };
+    let at = space.within(|client| index(client, "eth0").unwrap());
+    resolver::let_ask_others(space.namespace(), &[at]).unwrap();
 
     // It asks: first who has the address, which it is told, and the guest hears it as well.
     let resolver = space.within(|_| UdpSocket::bind((own, 0)).unwrap());
