@@ -109,7 +109,7 @@ async fn call(agent: Agent, which: u8) -> Option<()> {
         }
         12 => agent.resize("id", "", 80, 25).await.ok(),
         13 => agent.delete_exec("id", "exec").await.ok(),
-        14 => agent.delete_container("id").await.ok(),
+        14 => agent.delete_container("id", true).await.ok(),
         15 => agent.shutdown(Duration::from_secs(1)).await.ok(),
         _ => agent.exec("", "", (Vec::new(), String::new()), streams).await.ok().map(drop),
     }
