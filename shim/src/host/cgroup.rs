@@ -110,6 +110,11 @@ impl Made {
     }
 }
 
+/// Writes to a file of a cgroup, if it has that: to make one is not permitted, which would say something else.
+fn write(file: &Path, text: &str) -> io::Result<()> {
+    io::Write::write_all(&mut File::options().write(true).open(file)?, text.as_bytes())
+}
+
 /// Those that stand for containers are killed with the sandbox, but may take a moment to leave.
 fn remove_when_left(directory: &Path) -> io::Result<()> {
     const TRIES: u32 = 50;
@@ -292,7 +297,7 @@ impl Cgroup {
                 continue;
             }
             let file = self.directory.join(&name);
-            match fs::write(&file, &text) {
+            match write(&file, &text) {
                 Err(error)
                     if error.kind() == io::ErrorKind::NotFound && name.ends_with(RESERVED) => {}
                 Err(error) if error.kind() == io::ErrorKind::NotFound && name == WEIGHTS => {
@@ -312,7 +317,7 @@ impl Cgroup {
     /// Who has no scheduler that weighs runs all the same, as on runc.
     fn weigh_without_bfq(&self, line: &str) {
         let file = self.directory.join("io.weight");
-        match without_bfq(line).map(|line| fs::write(&file, line)) {
+        match without_bfq(line).map(|line| write(&file, &line)) {
             Some(Ok(())) => {}
             Some(Err(error)) => {
                 tracing::info!("{}: {error}: the weight holds in the guest", file.display());
