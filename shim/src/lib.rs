@@ -23,15 +23,15 @@ pub mod vm;
 
 pub use error::{Error, Result};
 pub use guest::agent::{self, Process};
-pub use guest::limits;
 #[doc(hidden)]
 pub use guest::log as guest_log;
-pub use host::blocking::blocking;
+pub use host::blocking::{blocking, within};
 pub use host::descriptor::place;
 pub use host::network::probe as network_probe;
+pub use host::peer::has_hung_up;
 pub use host::replace::replace;
-pub use host::{cgroup, overhead, paths, persist, storage};
-pub use oci::{bundle, features, hooks, lenient, number_list, plan, pod, seccomp};
+pub use host::{cgroup, limits, number_list, overhead, paths, persist, storage};
+pub use oci::{bundle, features, hooks, lenient, plan, pod, seccomp};
 pub use sandbox::event;
 pub use sandbox::table::Phase;
 pub use sandbox::{Launch, NewContainer, NewExec, ProcessState, Sandbox};

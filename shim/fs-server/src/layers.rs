@@ -5,7 +5,8 @@
 //! here when it is asked for, and stays open while there are not too many. It mounts this read-only: what changes files is
 //! not there.
 
-use crate::live::{LiveMounts, Node, UNASKED};
+use crate::live::{LiveMounts, Node};
+use crate::unasked::UNASKED;
 use std::collections::HashMap;
 use std::ffi::CStr;
 use std::io;
@@ -217,7 +218,8 @@ impl FileSystem for Layers {
             return self.tree.readdir(ctx, node, own, size, offset);
         }
         let names = self.tree.list_to_end(ctx, node, own, size, offset)?;
-        Ok(names.unwrap_or_else(|part| part))
+        let names = names.unwrap_or_else(|part| part);
+        Ok(names.telling(self.tree.told(node, offset)))
     }
 
     fn lseek(

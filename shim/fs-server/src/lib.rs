@@ -20,6 +20,7 @@ mod memory;
 mod queue;
 mod serve;
 mod slow;
+mod unasked;
 
 pub use confine::own_descriptors;
 pub use file_system::{Files, open, open_layers};

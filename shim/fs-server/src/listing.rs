@@ -75,12 +75,18 @@ impl Name {
 }
 
 impl Names {
-    pub fn new(mut names: impl DirectoryIterator, told: Told) -> Self {
+    /// Which tell everything.
+    pub fn new(mut names: impl DirectoryIterator) -> Self {
         let mut all = Vec::new();
         while let Some(DirEntry { ino: inode, offset, type_: kind, name }) = names.next() {
             all.push(Name { inode, offset, kind, text: name.to_owned() });
         }
-        Self { rest: all.into_iter(), current: None, told }
+        Self { rest: all.into_iter(), current: None, told: Told::All }
+    }
+
+    pub fn telling(mut self, told: Told) -> Self {
+        self.told = told;
+        self
     }
 
     /// Where the directory goes on after these, if there are any.

@@ -5,14 +5,15 @@
 //! Where a file lies is marked in the number by which the guest names it, so there is nothing to remember. A
 //! guest that makes up marks changes what its own kernel caches, nothing else.
 
-use crate::listing::{self, Habit, Names, Told};
+use crate::listing::{self, Habit, Names};
+use crate::unasked::{ONE_NAME, UNASKED};
 use std::ffi::CStr;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 use virtiofsd::filesystem::{
-    Context, DirectoryIterator as _, Entry, Extensions, FileSystem, FsOptions, GetxattrReply,
-    ListxattrReply, OpenOptions, SetattrValid, SetxattrFlags, ZeroCopyReader, ZeroCopyWriter,
+    Context, Entry, Extensions, FileSystem, FsOptions, GetxattrReply, ListxattrReply, OpenOptions,
+    SetattrValid, SetxattrFlags, ZeroCopyReader, ZeroCopyWriter,
 };
 use virtiofsd::fuse::{Attr, ROOT_ID, SetattrIn};
 use virtiofsd::passthrough::PassthroughFs;
@@ -30,12 +31,6 @@ const ATTR_WRITES_BACK: u32 = 1 << 31;
 
 /// Nobody changes it but its guest, which so need not ask to open it for reading (`FUSE_ATTR_EXCLUSIVE`, of our kernel).
 const ATTR_EXCLUSIVE: u32 = 1 << 30;
-
-/// The handle of what a guest has opened without asking (`FUSE_NO_HANDLE`). virtiofsd counts its own from 0.
-pub(crate) const UNASKED: u64 = u64::MAX;
-
-/// Bytes that take an entry of a directory with the longest name.
-const ONE_NAME: u32 = 512;
 
 /// How long the guest knows the way to a container's root: while it makes the container it goes there dozens of times.
 const OF_ONE_MAKING: Duration = Duration::from_millis(200);
@@ -62,7 +57,7 @@ impl Node {
         self.0 & !(CONTAINER | LIVE)
     }
 
-    fn is_live(self) -> bool {
+    pub(crate) fn is_live(self) -> bool {
         self.0 & LIVE != 0
     }
 
@@ -152,58 +147,6 @@ impl Roots {
 #[derive(Clone)]
 pub struct LiveMounts(pub(crate) Arc<PassthroughFs>, pub(crate) Roots, pub(crate) Arc<Habit>);
 
-impl LiveMounts {
-    /// Does something with a file by the guest's handle, or, where it has none, by one that is closed again: an open file
-    /// would keep the space of a deleted one, and its file system mounted.
-    fn with_handle<T>(
-        &self,
-        ctx: Context,
-        node: Node,
-        handle: u64,
-        action: impl FnOnce(u64) -> io::Result<T>,
-    ) -> io::Result<T> {
-        if handle != UNASKED {
-            return action(handle);
-        }
-        let (own, _) = self.0.open(ctx, node.inode(), false, libc::O_RDONLY as u32)?;
-        let own = own.ok_or(io::ErrorKind::Unsupported)?;
-        let outcome = action(own);
-        self.0.release(ctx, node.inode(), 0, own, false, false, None)?;
-        outcome
-    }
-}
-
-impl LiveMounts {
-    /// The names of a directory from `offset` on, for an answer of `size` bytes.
-    fn list(
-        &self,
-        ctx: Context,
-        node: Node,
-        handle: u64,
-        size: u32,
-        offset: u64,
-    ) -> io::Result<Names> {
-        let begins = offset == 0;
-        let told = if node.is_live() { Told::Names } else { self.2.lists(node.inode(), begins) };
-        Ok(Names::new(self.0.readdir(ctx, node.inode(), handle, size, offset)?, told))
-    }
-
-    /// The same, with an end if these are the last ones; `Err`: they are not, or the end does not fit.
-    pub(crate) fn list_to_end(
-        &self,
-        ctx: Context,
-        node: Node,
-        handle: u64,
-        size: u32,
-        offset: u64,
-    ) -> io::Result<Result<Names, Names>> {
-        let names = self.list(ctx, node, handle, size, offset)?;
-        let end = names.end().unwrap_or(offset);
-        let mut rest = self.0.readdir(ctx, node.inode(), handle, ONE_NAME, end)?;
-        Ok(if rest.next().is_none() { names.ended(end, size as usize) } else { Err(names) })
-    }
-}
-
 /// The answer about a name that is not there, by which the guest remembers that; in a listing it says nothing.
 fn absent(validity: Duration) -> Entry {
     let (inode, attr) = (0, Attr::default());
@@ -291,12 +234,14 @@ impl FileSystem for LiveMounts {
         size: u32,
         offset: u64,
     ) -> io::Result<Self::DirIter> {
-        if handle != UNASKED {
-            return self.list(ctx, node, handle, size, offset);
-        }
-        let all = |own| self.list_to_end(ctx, node, own, size, offset);
-        let names = self.with_handle(ctx, node, handle, all)?;
-        names.map_err(|_part| io::Error::from_raw_os_error(libc::E2BIG))
+        let names = if handle == UNASKED {
+            let all = |own| self.list_to_end(ctx, node, own, size, offset);
+            let names = self.with_handle(ctx, node, handle, all)?;
+            names.map_err(|_part| io::Error::from_raw_os_error(libc::E2BIG))?
+        } else {
+            Names::new(self.0.readdir(ctx, node.inode(), handle, size, offset)?)
+        };
+        Ok(names.telling(self.told(node, offset)))
     }
 
     forward_making! {
@@ -503,6 +448,7 @@ impl FileSystem for LiveMounts {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use virtiofsd::filesystem::DirectoryIterator as _;
     use virtiofsd::passthrough::Config;
 
     /// The owner of the files: nobody's identity has to be taken on.

@@ -1,8 +1,8 @@
 //! Calls to the guest's agent. Every call has a deadline; what comes back is checked.
 
-use super::frames::BoundedFrames;
-use super::limits;
+use super::frames;
 use crate::error::{Error, Result};
+use crate::host::limits;
 use crate::milestone;
 use protocol::agent as api;
 use protocol::agent_ttrpc::AgentClient;
@@ -133,7 +133,7 @@ pub struct Agent {
 impl Agent {
     /// Speaks over a stream to the guest's port RPC.
     pub fn new(stream: UnixStream) -> Self {
-        let client = ttrpc::asynchronous::Client::new(Socket::new(BoundedFrames::new(stream)));
+        let client = ttrpc::asynchronous::Client::new(Socket::new(frames::bounded(stream)));
         Self { client: AgentClient::new(client) }
     }
 

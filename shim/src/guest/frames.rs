@@ -5,15 +5,22 @@ use protocol::ports::MAX_ANSWER;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, Join, ReadBuf, join};
 use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use ttrpc::proto::{MESSAGE_HEADER_LENGTH, MessageHeader};
 
-/// A stream of ttrpc that fails before a message of more than [`MAX_ANSWER`]. It lies below ttrpc, whose own limit is
+/// A guest's stream of ttrpc, the reading half of which is bounded.
+pub(super) fn bounded(stream: UnixStream) -> Join<BoundedFrames, OwnedWriteHalf> {
+    let (stream, written) = stream.into_split();
+    join(BoundedFrames { stream, header: Vec::new(), left: 0 }, written)
+}
+
+/// What is read of it: it fails before a message of more than [`MAX_ANSWER`]. It lies below ttrpc, whose own limit is
 /// fixed, and so holds for all calls and for the status that each answer comes in.
 #[derive(Debug)]
 pub(super) struct BoundedFrames {
-    stream: UnixStream,
+    stream: OwnedReadHalf,
     /// The header that is being read.
     header: Vec<u8>,
     /// What is yet to come of the message after it.
@@ -21,11 +28,6 @@ pub(super) struct BoundedFrames {
 }
 
 impl BoundedFrames {
-    /// Of the guest's stream.
-    pub(super) fn new(stream: UnixStream) -> Self {
-        Self { stream, header: Vec::new(), left: 0 }
-    }
-
     /// Follows what was read.
     fn follow(&mut self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
@@ -65,24 +67,6 @@ impl AsyncRead for BoundedFrames {
     }
 }
 
-impl AsyncWrite for BoundedFrames {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -110,8 +94,8 @@ mod tests {
                 guest.write_all(&frame(MAX_ANSWER + 1)[..MESSAGE_HEADER_LENGTH]).await.unwrap();
             });
             let mut heard = Vec::new();
-            let mut bounded = BoundedFrames::new(ours);
-            let error = bounded.read_to_end(&mut heard).await.unwrap_err();
+            let mut stream = bounded(ours);
+            let error = stream.read_to_end(&mut heard).await.unwrap_err();
             say.await.unwrap();
             assert!(error.to_string().contains("131073 bytes at once"), "{error}");
             // What was read together with its header is lost with it.
@@ -125,13 +109,13 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let _context = runtime.enter();
         ours.set_nonblocking(true).unwrap();
-        let mut bounded = BoundedFrames::new(UnixStream::from_std(ours).unwrap());
+        let (mut frames, _written) = bounded(UnixStream::from_std(ours).unwrap()).into_inner();
         for piece in [1, 9, 10, 11, 4096] {
             let all = [frame(3), frame(0), frame(MAX_ANSWER)].concat();
-            all.chunks(piece).for_each(|bytes| bounded.follow(bytes).unwrap());
+            all.chunks(piece).for_each(|bytes| frames.follow(bytes).unwrap());
         }
         let long = frame(MAX_ANSWER + 1);
-        bounded.follow(&long[..MESSAGE_HEADER_LENGTH - 1]).unwrap();
-        assert!(bounded.follow(&long[MESSAGE_HEADER_LENGTH - 1..MESSAGE_HEADER_LENGTH]).is_err());
+        frames.follow(&long[..MESSAGE_HEADER_LENGTH - 1]).unwrap();
+        assert!(frames.follow(&long[MESSAGE_HEADER_LENGTH - 1..MESSAGE_HEADER_LENGTH]).is_err());
     }
 }

@@ -3,7 +3,6 @@
 pub mod agent;
 pub(crate) mod clock;
 mod frames;
-pub mod limits;
 #[doc(hidden)]
 pub mod log;
 pub(crate) mod paths;

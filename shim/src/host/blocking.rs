@@ -22,7 +22,11 @@ pub async fn blocking<T: Send + 'static>(
     within(PATIENCE, what, path, work).await
 }
 
-async fn within<T: Send + 'static>(
+/// The same within `patience`.
+///
+/// # Errors
+/// As [`blocking`].
+pub async fn within<T: Send + 'static>(
     patience: Duration,
     what: &'static str,
     path: &Path,

@@ -328,7 +328,7 @@ impl Cgroup {
 
     fn set_burst(&self, microseconds: u64) -> Result<()> {
         let file = self.directory.join("cpu.max.burst");
-        fs::write(&file, microseconds.to_string()).map_err(Error::path("write", file))
+        write(&file, &microseconds.to_string()).map_err(Error::path("write", file))
     }
 
     /// The most memory that those above it leave it, bytes; none: nobody limits them.
@@ -397,7 +397,7 @@ fn go(cgroup: &Path) -> io::Result<()> {
 }
 
 fn move_to(directory: &Path) -> io::Result<()> {
-    fs::write(directory.join("cgroup.procs"), std::process::id().to_string())
+    write(&directory.join("cgroup.procs"), &std::process::id().to_string())
 }
 
 /// The least `memory.max` of the ancestors of a cgroup.
@@ -461,7 +461,7 @@ fn hand_down(root: &Path, directory: &Path) {
     for above in above.collect::<Vec<_>>().into_iter().rev() {
         let controllers = fs::read_to_string(above.join("cgroup.controllers")).unwrap_or_default();
         for controller in controllers.split_whitespace() {
-            let _ = fs::write(above.join("cgroup.subtree_control"), format!("+{controller}"));
+            let _ = write(&above.join("cgroup.subtree_control"), &format!("+{controller}"));
         }
     }
 }

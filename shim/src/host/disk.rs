@@ -1,8 +1,8 @@
 //! Block devices and disk images of the host, looked at and opened for the VMM.
 
 use crate::error::{Error, Result};
+use crate::host::number_list::NumberList;
 use crate::host::processors;
-use crate::oci::number_list::NumberList;
 use crate::oci::plan::disks::{DirectoryId, Disk, Host, Kind, MountOf, Numbers, Source};
 use crate::oci::plan::shared::{Directory, Memory};
 use nix::fcntl::{FcntlArg, fcntl};

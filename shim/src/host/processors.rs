@@ -1,6 +1,6 @@
 //! The host's processors, whichever of them this process is kept to (systemd's `CPUAffinity`, taskset): a machine is not.
 
-use crate::oci::number_list::NumberList;
+use crate::host::number_list::NumberList;
 
 /// Those that are online.
 pub fn online() -> NumberList {

@@ -5,9 +5,9 @@
 
 use super::Sink;
 use crate::error::{Error, Result};
-use crate::guest::limits;
 use crate::host::blocking::blocking;
 use crate::host::descriptor;
+use crate::host::limits;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;

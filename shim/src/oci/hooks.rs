@@ -6,8 +6,8 @@
 //! network namespace.
 
 use crate::error::{Error, Result};
-use crate::guest::limits;
 use crate::host::blocking::blocking;
+use crate::host::limits;
 use crate::host::network::Namespace;
 use crate::host::persist::ProcessId;
 use crate::host::replace::replace;

@@ -1,6 +1,6 @@
 //! Whether `linux.memoryPolicy` is one at all: what is wrong with it is said before a guest is asked.
 
-use crate::oci::number_list::NumberList;
+use crate::host::number_list::NumberList;
 use oci_spec::runtime::{MemoryPolicyFlagType, MemoryPolicyModeType};
 use serde::Deserialize;
 use serde_json::Value;

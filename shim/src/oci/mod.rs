@@ -6,7 +6,6 @@ pub mod hooks;
 pub mod lenient;
 mod lost;
 mod memory_policy;
-pub mod number_list;
 pub mod plan;
 pub mod pod;
 pub mod seccomp;

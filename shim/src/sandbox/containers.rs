@@ -1,5 +1,6 @@
 //! Making and deleting containers.
 
+use super::abandon::abandon;
 use super::attachments::{for_all, memory, storages, sub_paths, timed};
 use super::stand_ins::{self, StandIn};
 use super::{NewContainer, ProcessState, Sandbox, files, resolver};
@@ -23,7 +24,7 @@ use protocol::ports::{self, StreamPreamble};
 use serde::Deserialize as _;
 use std::path::Path;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::sync::Notify;
@@ -33,10 +34,6 @@ pub(super) const DRAIN_PATIENCE: Duration = Duration::from_secs(10);
 
 /// How long a container that never ran may take to die when it is deleted.
 const KILL_PATIENCE: Duration = Duration::from_secs(10);
-
-/// How long a guest that has not made a container in time may take to be rid of it, and how often it is asked.
-const ABANDON_PATIENCE: Duration = Duration::from_secs(120);
-const ABANDON_PAUSE: Duration = Duration::from_millis(500);
 
 /// How long execs may take to end after their container's init has.
 const EXEC_GRACE: Duration = Duration::from_secs(10);
@@ -411,29 +408,6 @@ impl Sandbox {
         }
         self.agent().await?.processes(id).await
     }
-}
-
-/// Sees to it that a container, or an exec of it, is not in the guest either, which may have been too slow to say whether
-/// it made it: its mounts are about to go, and its id may be used again.
-pub(super) async fn abandon(agent: &Agent, id: &str, exec: &str) {
-    let is_container = exec.is_empty();
-    let end = Instant::now() + ABANDON_PATIENCE;
-    while Instant::now() < end {
-        // It may be in the making, and then can't be deleted yet.
-        let deleted = if is_container {
-            agent.delete_container(id, false).await
-        } else {
-            agent.delete_exec(id, exec).await
-        };
-        match deleted {
-            Ok(()) | Err(Error::Ended(_)) => return,
-            Err(error) if error.code() == ttrpc::Code::NOT_FOUND => return,
-            Err(error) => tracing::debug!("abandon container {id} {exec}: {}", error.chain()),
-        }
-        let _ = agent.signal(id, exec, libc::SIGKILL as u32, is_container).await;
-        tokio::time::sleep(ABANDON_PAUSE).await;
-    }
-    tracing::error!("container {id} {exec} may still be made in the guest");
 }
 
 /// What the snapshotter gave, or the directory that the spec names.

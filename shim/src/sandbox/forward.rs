@@ -4,11 +4,10 @@ use super::Sandbox;
 use super::network::Network;
 use crate::host::blocking::blocking;
 use crate::host::network::{self, Localhost};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use crate::host::peer::has_hung_up;
 use protocol::ports::{self, ForwardPreamble};
 use rustix::net::sockopt::set_socket_linger;
 use std::io;
-use std::os::fd::AsFd as _;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -163,13 +162,6 @@ impl AsyncWrite for Guest {
         self.is_told_the_end = true;
         Pin::new(&mut self.stream).poll_shutdown(context)
     }
-}
-
-/// Whether the other side has ended both directions.
-fn has_hung_up(stream: &UnixStream) -> bool {
-    let mut fds = [PollFd::new(stream.as_fd(), PollFlags::empty())];
-    let asked = poll(&mut fds, PollTimeout::ZERO);
-    asked.is_ok() && fds[0].revents().is_some_and(|events| events.contains(PollFlags::POLLHUP))
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 //! in the table first, works, and then records what came of it; it runs as a task of its own, so that a caller
 //! who goes away does not leave it half done.
 
+mod abandon;
 mod attachments;
 mod capacity;
 mod containers;

@@ -9,6 +9,7 @@ use crate::host::persist::SandboxState;
 use crate::host::undo::Undo;
 use crate::oci::plan::shared;
 use protocol::agent::NetworkInterface;
+use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
@@ -148,7 +149,11 @@ impl Sandbox {
         let (tapped, undo) = match blocking("join", namespace.path(), join).await {
             Ok(joined) => joined,
             Err(error) => {
-                self.remember(None)?;
+                // What takes too long may still be at it, and is for whoever cleans up.
+                let is_late = matches!(&error, Error::Path { source, .. } if source.kind() == ErrorKind::TimedOut);
+                if !is_late && let Err(error) = self.remember(None) {
+                    tracing::warn!("{}", error.chain());
+                }
                 return Err(error);
             }
         };

@@ -1,7 +1,8 @@
 //! Starting and steering processes.
 
 use super::Sandbox;
-use super::containers::{abandon, named};
+use super::abandon::abandon;
+use super::containers::named;
 use crate::error::{Error, Result};
 use crate::guest::agent::Agent;
 use crate::io::{OpenIo, Stdio};

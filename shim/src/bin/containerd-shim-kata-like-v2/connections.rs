@@ -4,8 +4,9 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::io::{AsyncRead, ReadBuf, join};
+use tokio::net::UnixListener;
+use tokio::net::unix::OwnedReadHalf;
 use tokio::sync::watch;
 use ttrpc::asynchronous::transport::Listener;
 
@@ -18,7 +19,10 @@ pub fn counted(listener: UnixListener) -> (Listener, watch::Receiver<usize>) {
     let connections = async_stream::stream! {
         loop {
             let accepted = accepted(async || listener.accept().await).await;
-            yield accepted.map(|(stream, _)| Connection::new(stream, &count));
+            yield accepted.map(|(stream, _)| {
+                let (read, written) = stream.into_split();
+                join(Connection::new(read, &count), written)
+            });
         }
     };
     (Listener::new(connections), counts)
@@ -33,14 +37,14 @@ async fn accepted<T>(accept: impl AsyncFnOnce() -> io::Result<T>) -> io::Result<
     accepted
 }
 
-/// One that counts until it is dropped.
+/// What is read of one, which counts until it is dropped.
 struct Connection {
-    stream: UnixStream,
+    stream: OwnedReadHalf,
     count: watch::Sender<usize>,
 }
 
 impl Connection {
-    fn new(stream: UnixStream, count: &watch::Sender<usize>) -> Self {
+    fn new(stream: OwnedReadHalf, count: &watch::Sender<usize>) -> Self {
         count.send_modify(|n| *n += 1);
         Self { stream, count: count.clone() }
     }
@@ -59,24 +63,6 @@ impl AsyncRead for Connection {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_read(context, buffer)
-    }
-}
-
-impl AsyncWrite for Connection {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }
 

@@ -2,7 +2,7 @@
 //! be others, so they hold for all that a sandbox takes of the host. So do those of huge pages, of which its own processes
 //! take none.
 
-use crate::oci::number_list::NumberList;
+use crate::host::number_list::NumberList;
 use oci_spec::runtime::{LinuxResources, LinuxThrottleDevice};
 use std::collections::BTreeMap;
 

@@ -16,8 +16,8 @@ use super::layers::{self, Layers};
 use super::shared::{Directory, Memory};
 use crate::error::{Error, Result};
 use crate::guest::paths as guest_paths;
+use crate::host::number_list::NumberList;
 use crate::oci::bundle::is_bind;
-use crate::oci::number_list::NumberList;
 use crate::oci::pod::Part;
 use oci_spec::runtime::{
     Linux, LinuxBlockIo, LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType, LinuxResources,

@@ -8,6 +8,7 @@ use containerd_shim_protos::events::task::{
     TaskResumed, TaskStart,
 };
 use sandbox::event::SandboxEvent;
+use sandbox::{Error, within};
 use std::collections::HashMap;
 use std::fs::File;
 use std::path::Path;
@@ -78,14 +79,11 @@ pub async fn forward(
 /// Leaves the file, on a thread that may wait: the bundle's file system may hang.
 async fn note_out_of_memory(id: &str, bundle: &Path) {
     let file = bundle.join(OUT_OF_MEMORY);
-    let create = tokio::task::spawn_blocking(move || File::create(file));
-    let error = match tokio::time::timeout(NOTE_PATIENCE, create).await {
-        Ok(Ok(Ok(_))) => return,
-        Ok(Ok(Err(error))) => error.to_string(),
-        Ok(Err(error)) => error.to_string(),
-        Err(late) => late.to_string(),
-    };
-    tracing::warn!("container {id}: note that memory ran out: {error}");
+    let named = file.clone();
+    let create = move || File::create(&file).map(drop).map_err(Error::path("make", file));
+    if let Err(error) = within(NOTE_PATIENCE, "make", &named, create).await {
+        tracing::warn!("container {id}: note that memory ran out: {}", error.chain());
+    }
 }
 
 fn notice(event: SandboxEvent, containers: &Containers) -> Notice {

@@ -3,11 +3,10 @@
 use super::call::{self, Answer, Call, Exec, Listener, NOT_RUNNING, Status};
 use super::stats;
 use crate::command::memory_file;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use protocol::control::ControlError;
 use sandbox::io::{Endpoint, Stdio};
 use sandbox::vm::Control;
-use sandbox::{Error, NewExec, Phase, Result, Sandbox};
+use sandbox::{Error, NewExec, Phase, Result, Sandbox, has_hung_up};
 use std::fs::File;
 use std::io::Read as _;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -40,6 +39,7 @@ async fn converse(sandbox: Sandbox, socket: OwnedFd) {
     let Ok(control) = Control::over(socket) else { return };
     while let Ok((call, fds)) = control.receive::<Call>().await {
         if has_hung_up(&peer) {
+            // It was told that nobody answers, so nothing may come of it later.
             return tracing::debug!("not done, since nobody waits for it any more: {call:?}");
         }
         let answer = match call {
@@ -57,13 +57,6 @@ async fn converse(sandbox: Sandbox, socket: OwnedFd) {
             return tracing::debug!("answering a command: {error:#}");
         }
     }
-}
-
-/// Whether who asked has gone: it was told that nobody answers, so nothing may come of it later.
-fn has_hung_up(peer: &OwnedFd) -> bool {
-    let mut fds = [PollFd::new(peer.as_fd(), PollFlags::empty())];
-    let asked = poll(&mut fds, PollTimeout::ZERO);
-    asked.is_ok() && fds[0].revents().is_some_and(|events| events.contains(PollFlags::POLLHUP))
 }
 
 /// Sends an answer; in a file what is too long for a packet.
