@@ -117,7 +117,8 @@ impl Agent for Service {
         _: &TtrpcContext,
         request: SetSysctlsRequest,
     ) -> ttrpc::Result<Empty> {
-        blocking(move || sysctl::set_of_pod(&request.sysctls)).await?;
+        let set = move || sysctl::set_of_pod(&request.sysctls).map_err(AgentError::Invalid);
+        blocking(set).await?;
         Ok(Empty::default())
     }
 

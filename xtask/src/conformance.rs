@@ -2,7 +2,7 @@
 
 mod table;
 
-use crate::suites::Count;
+use crate::count::Count;
 use crate::{build, e2e, lab};
 use ::lab::cache::Step;
 use ::lab::client::Client;

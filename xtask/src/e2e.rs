@@ -3,7 +3,7 @@
 mod queue;
 mod runs;
 
-use crate::suites::Count;
+use crate::count::Count;
 use crate::{build, lab};
 use ::lab::host::Ground;
 use ::lab::machine::Lab;

@@ -4,7 +4,7 @@
 //! by takes stable flags only. `cargo fuzz run TARGET` works as well.
 
 use crate::build;
-use crate::suites::Count;
+use crate::count::Count;
 use anyhow::{Context, Result, ensure};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};

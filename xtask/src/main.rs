@@ -4,6 +4,7 @@ mod ahead;
 mod bench;
 mod build;
 mod conformance;
+mod count;
 mod demo;
 mod e2e;
 mod fuzz;
@@ -51,11 +52,11 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Build => build::product().map(|()| 0),
         Command::Lab(command) => lab::run(command),
-        Command::E2e(arguments) => e2e::run(&arguments).map(suites::Count::status),
-        Command::Test { filter } => suites::test(filter.as_deref()).map(suites::Count::status),
-        Command::Fuzz(arguments) => fuzz::run(&arguments).map(suites::Count::status),
-        Command::Lint => suites::lint().map(suites::Count::status),
-        Command::Conformance(arguments) => conformance::run(&arguments).map(suites::Count::status),
+        Command::E2e(arguments) => e2e::run(&arguments).map(count::Count::status),
+        Command::Test { filter } => suites::test(filter.as_deref()).map(count::Count::status),
+        Command::Fuzz(arguments) => fuzz::run(&arguments).map(count::Count::status),
+        Command::Lint => suites::lint().map(count::Count::status),
+        Command::Conformance(arguments) => conformance::run(&arguments).map(count::Count::status),
         Command::Bench(arguments) => bench::run(&arguments).map(|()| 0),
         Command::Demo => demo::run().map(|()| 0),
     };

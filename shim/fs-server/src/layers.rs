@@ -6,7 +6,7 @@
 //! not there.
 
 use crate::live::{LiveMounts, Node};
-use crate::unasked::UNASKED;
+use crate::no_handle::UNASKED;
 use std::collections::HashMap;
 use std::ffi::CStr;
 use std::io;

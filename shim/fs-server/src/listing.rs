@@ -13,6 +13,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::vec;
 use virtiofsd::filesystem::{DirEntry, DirectoryIterator};
 
+/// Bytes that take an entry of a directory with the longest name.
+pub const ONE_NAME: u32 = 512;
+
 /// How many files of a directory are looked at before that is more than chance.
 const ENOUGH: u32 = 2;
 

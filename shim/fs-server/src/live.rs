@@ -5,8 +5,8 @@
 //! Where a file lies is marked in the number by which the guest names it, so there is nothing to remember. A
 //! guest that makes up marks changes what its own kernel caches, nothing else.
 
-use crate::listing::{self, Habit, Names};
-use crate::unasked::{ONE_NAME, UNASKED};
+use crate::listing::{self, Habit, Names, ONE_NAME};
+use crate::no_handle::UNASKED;
 use std::ffi::CStr;
 use std::io;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use virtiofsd::filesystem::{
     Context, Entry, Extensions, FileSystem, FsOptions, GetxattrReply, ListxattrReply, OpenOptions,
     SetattrValid, SetxattrFlags, ZeroCopyReader, ZeroCopyWriter,
 };
-use virtiofsd::fuse::{Attr, ROOT_ID, SetattrIn};
+use virtiofsd::fuse::{ATTR_SUBMOUNT, Attr, ROOT_ID, SetattrIn};
 use virtiofsd::passthrough::PassthroughFs;
 
 /// Marks a child of the root: a container's directory.
@@ -73,6 +73,10 @@ impl Node {
     /// The answer about what has this name in this directory.
     fn entry(self, name: &CStr, mut entry: Entry, roots: Roots) -> Entry {
         entry.inode |= self.mark_of(name);
+        // What else the host has mounted in a root is not the guest's alone.
+        if self.is_in_root() && entry.attr.flags & ATTR_SUBMOUNT != 0 {
+            entry.inode |= LIVE;
+        }
         let node = Self(entry.inode);
         if node.is_live() {
             entry.entry_timeout = Duration::ZERO;
@@ -131,14 +135,16 @@ impl Roots {
     }
 
     /// With which flags of open(2) to open a file. Of one that is written back the guest's kernel says where a write goes,
-    /// and reads what surrounds it, whoever has opened it how.
+    /// and reads what surrounds it, and when it is to be on the disk, whoever has opened it how.
     fn flags(self, node: Node, flags: u32) -> u32 {
-        let [mode, write, both, append] =
-            [libc::O_ACCMODE, libc::O_WRONLY, libc::O_RDWR, libc::O_APPEND].map(|flag| flag as u32);
+        let [mode, write, both, append, sync] =
+            [libc::O_ACCMODE, libc::O_WRONLY, libc::O_RDWR, libc::O_APPEND, libc::O_SYNC]
+                .map(|flag| flag as u32);
         if self != Self::Guests || !node.is_in_root() {
             return flags;
         }
-        let flags = flags & !append;
+        // What is to be on the disk the guest's kernel asks for after the write: that waits on a thread of its own.
+        let flags = flags & !append & !sync;
         if flags & mode == write { flags & !mode | both } else { flags }
     }
 }
@@ -516,6 +522,20 @@ mod tests {
     }
 
     #[test]
+    fn what_the_host_has_mounted_in_a_root_file_system_is_live() {
+        let (_dir, files) = shared();
+        let root = Node(find(&files, &[c"c1", c"rootfs"]).inode);
+        for (flags, live) in [(0, false), (ATTR_SUBMOUNT, true)] {
+            let mut found = find(&files, &[c"c1", c"rootfs", c"mounts"]);
+            found.attr.flags = flags;
+            let entry = root.entry(c"mounts", found, Roots::Guests);
+            assert_eq!(Node(entry.inode).is_live(), live);
+            assert_eq!(entry.attr.flags & ATTR_WRITES_BACK == 0, live);
+            assert_eq!(validity(&entry).1 == Duration::ZERO, live);
+        }
+    }
+
+    #[test]
     fn a_root_file_system_is_written_back_by_its_guest_where_it_is_its_alone() {
         let written_back = |files: &LiveMounts, path: &[&CStr]| {
             let flags = find(files, path).attr.flags;
@@ -547,6 +567,8 @@ mod tests {
         for (asked, opened) in [
             (write | append | truncate, both | truncate),
             (both | append, both),
+            (both | libc::O_SYNC as u32, both),
+            (write | libc::O_DSYNC as u32, both),
             (read, read),
             (read | append, read),
         ] {

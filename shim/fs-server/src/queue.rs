@@ -2,6 +2,7 @@
 
 use crate::file_system::Files;
 use crate::memory::{Memory, Regions};
+use crate::queue_error::QueueError;
 use crate::slow::{Request, Slow};
 use std::fs::File;
 use std::io::{self, Write};
@@ -12,23 +13,6 @@ use vm_memory::{GuestAddressSpace, GuestMemoryLoadGuard};
 
 /// Requests served before the control socket gets its turn.
 const BATCH: usize = 64;
-
-/// Why a queue was stopped: the guest broke the rules.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum QueueError {
-    #[error("the rings are not in guest memory")]
-    Rings,
-    #[error("ring: {0}")]
-    Ring(#[from] virtio_queue::Error),
-    #[error("descriptor chain: {0}")]
-    Chain(#[from] virtiofsd::descriptor_utils::Error),
-    #[error("request: {0}")]
-    Request(#[from] virtiofsd::Error),
-    #[error("the answer is longer than a ring can say")]
-    AnswerLength,
-    #[error("notification: {0}")]
-    Notification(#[source] io::Error),
-}
 
 /// Whether a queue has to be looked at again without a notification.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

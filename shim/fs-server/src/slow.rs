@@ -4,7 +4,7 @@
 use crate::confine;
 use crate::file_system::Files;
 use crate::memory::Regions;
-use crate::queue::QueueError;
+use crate::queue_error::QueueError;
 use anyhow::{Context, Result};
 use nix::sched::{CloneFlags, unshare};
 use rustix::event::{EventfdFlags, eventfd};

@@ -1,16 +1,11 @@
 //! What a guest has opened without asking, as nobody else changes it: files are read without a handle, and a directory is
 //! listed by one answer, which has its end.
 
-use crate::listing::{Names, Told};
+use crate::listing::{Names, ONE_NAME, Told};
 use crate::live::{LiveMounts, Node};
+use crate::no_handle::UNASKED;
 use std::io;
 use virtiofsd::filesystem::{Context, DirectoryIterator as _, FileSystem as _};
-
-/// The handle of that (`FUSE_NO_HANDLE`). virtiofsd counts its own from 0.
-pub const UNASKED: u64 = u64::MAX;
-
-/// Bytes that take an entry of a directory with the longest name.
-pub const ONE_NAME: u32 = 512;
 
 impl LiveMounts {
     /// Does something with a file by the guest's handle, or, where it has none, by one that is closed again: an open file

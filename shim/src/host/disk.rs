@@ -3,8 +3,8 @@
 use crate::error::{Error, Result};
 use crate::host::number_list::NumberList;
 use crate::host::processors;
-use crate::oci::plan::disks::{DirectoryId, Disk, Host, Kind, MountOf, Numbers, Source};
-use crate::oci::plan::shared::{Directory, Memory};
+use crate::oci::plan::disks::{Disk, Source};
+use crate::oci::plan::host::{Directory, DirectoryId, Host, Kind, Memory, MountOf, Numbers};
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::stat::{major, minor};
 use nix::sys::statfs::{TMPFS_MAGIC, statfs};

@@ -21,6 +21,7 @@
 mod access_times;
 mod binds;
 pub mod disks;
+pub mod host;
 mod layers;
 mod net_devices;
 mod policy;
@@ -37,7 +38,8 @@ use crate::settings::Settings;
 pub use access_times::AccessTimes;
 use binds::Binds;
 pub use binds::{Bind, Follows, Owners, SharedBind, Timed};
-use disks::{Disks, Host, Numbers, Writes};
+use disks::{Disks, Writes};
+use host::{Host, Numbers};
 use oci_spec::runtime::{
     Hooks, HooksBuilder, Linux, LinuxDevice, LinuxDeviceType, LinuxIdMapping, LinuxNamespace,
     LinuxNamespaceType, LinuxResources, LinuxSchedulerPolicy, LinuxThrottleDevice, Process, Spec,

@@ -1,6 +1,6 @@
 //! The tests that are still to be run, and what became of the others; several labs take from it.
 
-use crate::suites::Count;
+use crate::count::Count;
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

@@ -217,7 +217,7 @@ impl Write for Watched<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::suites::Count;
+    use crate::count::Count;
 
     #[test]
     fn a_verdict_ends_a_test_and_brings_the_next() {

@@ -8,11 +8,13 @@ mod descriptors;
 mod help;
 mod image;
 mod log;
+mod mappings;
 mod monitor;
 mod net;
 #[cfg(test)]
 mod parsed;
 mod record;
+mod removal;
 mod run;
 mod users;
 

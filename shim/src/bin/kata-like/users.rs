@@ -1,29 +1,10 @@
 //! The user namespace of another container, which a `config.json` names by the process that stands for that. It is in
 //! another machine: what both can have alike are the mappings.
 
+use crate::mappings::{Mappings, is_of_users};
 use crate::record::Home;
-use oci_spec::runtime::{Linux, LinuxIdMapping, LinuxNamespace, LinuxNamespaceType, Spec};
-use serde::{Deserialize, Serialize};
+use oci_spec::runtime::{Linux, LinuxNamespace, Spec};
 use std::path::Path;
-
-/// Mappings of users and groups; none: the container has no user namespace.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Mappings {
-    users: Vec<LinuxIdMapping>,
-    groups: Vec<LinuxIdMapping>,
-}
-
-impl Mappings {
-    /// Those of a container with this spec.
-    pub(crate) fn of(spec: &Spec) -> Self {
-        let Some(linux) = spec.linux() else { return Self::default() };
-        if !linux.namespaces().iter().flatten().any(is_of_users) {
-            return Self::default();
-        }
-        let list = |list: &Option<Vec<_>>| list.clone().unwrap_or_default();
-        Self { users: list(linux.uid_mappings()), groups: list(linux.gid_mappings()) }
-    }
-}
 
 /// Gives a spec without mappings those of the container below `root` whose user namespace it names; any other is left for
 /// whoever reads on.
@@ -46,10 +27,6 @@ pub(crate) fn adopt(spec: &mut Spec, root: &Path) {
         namespaces.retain(|namespace| !is_of_users(namespace));
     }
     linux.set_uid_mappings(Some(users)).set_gid_mappings(Some(groups));
-}
-
-fn is_of_users(namespace: &LinuxNamespace) -> bool {
-    namespace.typ() == LinuxNamespaceType::User
 }
 
 /// Whose it is, of paths that name a process's.

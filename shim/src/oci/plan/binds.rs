@@ -10,7 +10,7 @@
 //! - A destination may begin with the path of the container's root.
 
 use super::access_times::AccessTimes;
-use super::disks::{Host, MountOf};
+use super::host::{Host, MountOf};
 use super::shared::{self, SubPath, Volume};
 use crate::error::{Error, Result};
 use crate::guest::paths as guest_paths;
@@ -177,7 +177,11 @@ impl Binds {
         let read_only = has("ro") || read_only_below;
         // What is mounted below would be held until the pod's end.
         let is_written = !read_only && of_host.directory.is_some() && !of_host.mounts_below;
-        let is_shared = owners.is_none() && shared::is_among_all(self.part, &source, is_written);
+        // Engines give a container's volume that its image asks for (`VOLUME`) a directory of the container's; the pod's next
+        // one has another.
+        let is_its_own = source.components().any(|part| part.as_os_str() == &*self.id);
+        let is_shared =
+            owners.is_none() && !is_its_own && shared::is_among_all(self.part, &source, is_written);
         if !is_shared && recursive && read_only && !read_only_below && of_host.mounts_below {
             // What the guest finds mounted below takes over the flags of its own mount.
             if let Some(options) = mount.options_mut() {

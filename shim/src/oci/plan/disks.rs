@@ -12,11 +12,10 @@
 //!   all that the host has, and get none. A rule for a block device that the container does not get is left out.
 
 use super::RootfsMount;
+use super::host::{Host, Kind, Numbers};
 use super::layers::{self, Layers};
-use super::shared::{Directory, Memory};
 use crate::error::{Error, Result};
 use crate::guest::paths as guest_paths;
-use crate::host::number_list::NumberList;
 use crate::oci::bundle::is_bind;
 use crate::oci::pod::Part;
 use oci_spec::runtime::{
@@ -36,58 +35,6 @@ const AS_NEEDED: [&str; 2] = ["noinit_itable", "no_prefetch_block_bitmaps"];
 
 /// Options of a mount that its bind has too.
 const PER_MOUNT: [&str; 7] = ["ro", "rro", "nosuid", "nodev", "noexec", "noatime", "relatime"];
-
-/// Major and minor number of a block device.
-pub type Numbers = (u32, u32);
-
-/// What a path of the host leads to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// A regular file.
-    File,
-    /// A block device.
-    Block(Numbers),
-    /// Anything else, or nothing.
-    Other,
-}
-
-/// What a plan asks about the host.
-pub trait Host {
-    /// What is there.
-    fn kind(&self, path: &Path) -> Kind;
-    /// Where the node of a block device is.
-    fn block_device(&self, numbers: Numbers) -> Option<PathBuf>;
-    /// The mount that a path is on.
-    fn mount_of(&self, path: &Path) -> MountOf;
-    /// What is mounted there, if that is the whole of a file system in memory.
-    fn memory(&self, path: &Path) -> Option<Memory>;
-    /// For a directory that is not the whole of its file system, what it is of it.
-    fn part(&self, path: &Path) -> Option<Directory>;
-    /// The processors that are in use.
-    fn processors(&self) -> NumberList;
-}
-
-/// Of the host's mount that a path is on.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct MountOf {
-    /// The mount's own, not its file system's, as in fstab.
-    pub options: Vec<String>,
-    /// Something is mounted below the path.
-    pub mounts_below: bool,
-    /// The directory that the path leads to, if it is one.
-    pub directory: Option<DirectoryId>,
-}
-
-/// Tells a directory from what is made, or mounted, in its place later.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct DirectoryId {
-    /// The mount, by mountinfo.
-    pub mount: u64,
-    /// Its file system's device.
-    pub device: u64,
-    /// Its inode there.
-    pub inode: u64,
-}
 
 /// A disk of the container's; the guest has its node at [`guest_paths::disk`], by its index.
 #[derive(Debug, Clone, PartialEq, Eq)]

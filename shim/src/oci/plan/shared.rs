@@ -11,11 +11,11 @@
 //!   container maps of it the others see. It is as large as the host's, and the host's stays empty. Secrets are in
 //!   memory as well, but have contents: they are shown as any directory.
 
-use super::disks::Host;
+use super::host::{Directory, Host, Memory};
 use crate::error::{Error, Result};
 use crate::guest::paths as guest_paths;
 use crate::oci::pod::Part;
-use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Mount};
+use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Mount, Spec};
 use std::path::{Path, PathBuf};
 
 /// What a plan has to know of the container's sandbox.
@@ -27,17 +27,6 @@ pub struct Surroundings {
     pub pid: u32,
 }
 
-/// A file system in the host's memory, whole.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Memory {
-    /// Bytes; 0: no limit.
-    pub size: u64,
-    /// Permissions of its root.
-    pub mode: u32,
-    /// Owner and group of its root.
-    pub owner: (u32, u32),
-}
-
 /// Memory of the guest that its containers share.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Volume {
@@ -45,19 +34,6 @@ pub struct Volume {
     pub path: PathBuf,
     /// What it is like.
     pub memory: Memory,
-}
-
-/// A directory that is not the whole of its file system.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Directory {
-    /// Where that is mounted whole.
-    pub wholes: Vec<PathBuf>,
-    /// The path from there.
-    pub below: PathBuf,
-    /// Its permissions.
-    pub mode: u32,
-    /// Its owner and group.
-    pub owner: (u32, u32),
 }
 
 /// A directory of a volume that a container mounts, made where the volume lacks it.
@@ -171,6 +147,33 @@ fn process_of(path: &Path) -> Option<u32> {
     path.to_str()?.strip_prefix("/proc/")?.strip_suffix("/ns/pid")?.parse().ok()
 }
 
+/// What engines write for the host's own (`--network host`, `--ipc host`) is no such namespace.
+///
+/// # Errors
+/// [`Error::Unimplemented`] names the first that is missing.
+fn refuse_hosts(namespaces: &[LinuxNamespace]) -> Result<()> {
+    for (kind, word) in [(LinuxNamespaceType::Network, "network"), (LinuxNamespaceType::Ipc, "IPC")]
+    {
+        if !namespaces.iter().any(|namespace| namespace.typ() == kind) {
+            return Err(Error::Unimplemented(format!(
+                "config.json: /linux/namespaces: what is in a machine can't be in the host's {word} namespace"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Refuses what engines mean the host's network or IPC by, for a container of no pod. On the command line such a
+/// container has its machine's.
+///
+/// # Errors
+/// [`Error::Unimplemented`] names the first that it lacks.
+pub fn refuse_hosts_of_engines(spec: &Spec) -> Result<()> {
+    let part = spec.annotations().as_ref().map_or(Part::Alone, Part::of);
+    let namespaces = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_deref());
+    if part == Part::Alone { refuse_hosts(namespaces.unwrap_or_default()) } else { Ok(()) }
+}
+
 /// Takes the namespaces that the container shares with its sandbox out of those of its spec. Gives the process whose PID
 /// namespace it is to have, if that is of one.
 ///
@@ -180,7 +183,7 @@ pub(super) fn take_namespaces(
     namespaces: &mut Vec<LinuxNamespace>,
     around: Surroundings,
 ) -> Result<Option<u32>> {
-    use LinuxNamespaceType::{Ipc, Network, Pid, Uts};
+    use LinuxNamespaceType::{Ipc, Pid, Uts};
     let joins =
         |n: &LinuxNamespace| (n.typ() == Pid).then(|| n.path().as_deref().and_then(process_of))?;
     let mut joined = None;
@@ -191,13 +194,7 @@ pub(super) fn take_namespaces(
             namespaces.retain(|namespace| joins(namespace).is_none());
         }
         Part::Pause => {
-            for (kind, word) in [(Network, "network"), (Ipc, "IPC")] {
-                if !namespaces.iter().any(|namespace| namespace.typ() == kind) {
-                    return Err(Error::Unimplemented(format!(
-                        "config.json: /linux/namespaces: a pod in a machine can't be in the host's {word} namespace"
-                    )));
-                }
-            }
+            refuse_hosts(namespaces)?;
             namespaces.retain(|namespace| !matches!(namespace.typ(), Ipc | Uts));
         }
     }

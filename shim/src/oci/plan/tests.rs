@@ -1,5 +1,5 @@
-use super::disks::{DirectoryId, Disk, DiskMount, Kind, MountOf, Numbers, Overlay, Source, Upper};
-use super::shared::{Directory, Memory};
+use super::disks::{Disk, DiskMount, Overlay, Source, Upper};
+use super::host::{Directory, DirectoryId, Kind, Memory, MountOf, Numbers};
 use super::*;
 use oci_spec::runtime::LinuxDeviceCgroup;
 use serde_json::json;
@@ -952,6 +952,8 @@ fn a_directory_that_is_written_is_one_for_all_containers_of_a_pod() {
     // One that is a file, or no pod's.
     assert!(plan("container", "/image", &["rbind", "rw"]).shared_binds.is_empty());
     assert!(plan("neither", volume, &["rbind", "rw"]).shared_binds.is_empty());
+    // A volume that its image asks for is the container's, and goes with it.
+    assert!(plan("container", "/disk/containers/c1/volumes/1", &["rbind"]).shared_binds.is_empty());
     // What is mounted there would be held as long as the pod lives.
     assert!(plan("container", "/disk/with-mounts", &["rbind"]).shared_binds.is_empty());
     // A container that starts again finds what is mounted there by then.

@@ -5,7 +5,7 @@
 //! this as what to fall back on. The threads wait for notifications together with the disk's loop, and the kernel wakes
 //! one of all: so who waits serves, without a hop from one to the other. They are there while a driver is.
 
-use super::worker::DataPath;
+use super::data_path::DataPath;
 use crate::virtio::chain::ChainError;
 use crate::virtio::starter::Threads;
 use std::io;

@@ -3,6 +3,7 @@
 //!
 //! A read-only disk is descriptors open for reading: what the guest thinks of it does not matter.
 
+mod data_path;
 mod helpers;
 mod image;
 mod request;
@@ -19,6 +20,7 @@ use crate::virtio::starter::Threads;
 use crate::virtio::{
     ActivateError, Activation, F_EVENT_IDX, F_INDIRECT_DESC, VirtioDevice, Worker,
 };
+use data_path::DataPath;
 use helpers::Helpers;
 use image::Image;
 use protocol::control::MAX_FDS;
@@ -26,7 +28,7 @@ use request::{MAX_RANGE_SECTORS, MAX_RANGES, SECTOR};
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
-use worker::{BlkWorker, DataPath};
+use worker::BlkWorker;
 
 const NAME: &str = "blk";
 const DEVICE_ID: u32 = 2;

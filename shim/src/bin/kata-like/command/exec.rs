@@ -363,8 +363,8 @@ fn user(text: &str) -> Result<(u32, Option<u32>), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mappings::Mappings;
     use crate::parsed::parsed;
-    use crate::users::Mappings;
     use sandbox::persist::ProcessId;
 
     fn record() -> Record {
