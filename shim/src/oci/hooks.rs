@@ -84,6 +84,13 @@ impl ContainerHooks {
         run("createContainer", create_container, ContainerState::Creating, self, Some(inside)).await
     }
 
+    /// Whether there are any for [`Self::creating`].
+    pub fn has_before(&self) -> bool {
+        #[allow(deprecated)] // And still in use.
+        let lists = [self.hooks.prestart(), self.hooks.create_runtime()];
+        lists.into_iter().flatten().any(|list| !list.is_empty())
+    }
+
     /// Whether there are any for [`Self::inside`].
     pub fn has_inside(&self) -> bool {
         self.hooks.create_container().as_ref().is_some_and(|list| !list.is_empty())

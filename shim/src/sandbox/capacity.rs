@@ -47,6 +47,8 @@ pub(super) struct Capacity {
     limits: BTreeMap<Number, Limits>,
     /// What there is to be room for in any case.
     promised: Limits,
+    /// That was said again: who says it does so at each change.
+    promised_again: bool,
     /// So many vCPUs turned out to be used by containers that have no limit.
     used_vcpus: u32,
     /// Whether they get more then.
@@ -69,6 +71,7 @@ impl Capacity {
             added_at: 0,
             limits: BTreeMap::new(),
             promised: size.into(),
+            promised_again: false,
             used_vcpus: 0,
             by_use: settings.vcpus_by_use,
             cgroup,
@@ -142,6 +145,7 @@ impl Sandbox {
             let mut capacity = sandbox.0.capacity.lock().await;
             let before = capacity.promised.clone();
             capacity.promised = before.clone().resized(change);
+            capacity.promised_again = true;
             if let Err(error) = sandbox.fit(&agent, &mut capacity).await {
                 capacity.promised = before;
                 settle_host(&capacity).await;
@@ -151,6 +155,18 @@ impl Sandbox {
             Ok(())
         })
         .await
+    }
+
+    /// A container has other limits than before, and with it its pod, of which nobody says so: kubelet's resize in place
+    /// comes to runtimes as updates of containers only. Then the machine gives back what is more.
+    pub(super) async fn follow_update(&self, number: Number, before: Option<Limits>) {
+        let mut capacity = self.0.capacity.lock().await;
+        if let (Some(before), Some(after)) = (before, capacity.limits.get(&number).cloned())
+            && !capacity.promised_again
+        {
+            capacity.promised = capacity.promised.clone().moved(&before, &after);
+        }
+        self.shrink(&mut capacity).await;
     }
 
     /// Lets the machine have what was promised before it had a container.
@@ -221,12 +237,6 @@ impl Sandbox {
         // It may have been deleted meanwhile.
         let limits = limits.filter(|_| self.table().has(number));
         capacity.set(number, limits);
-        self.shrink(&mut capacity).await;
-    }
-
-    /// Has the machine give back what no container needs any more.
-    pub(super) async fn give_back_spare(&self) {
-        let mut capacity = self.0.capacity.lock().await;
         self.shrink(&mut capacity).await;
     }
 

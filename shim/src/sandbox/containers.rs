@@ -184,7 +184,8 @@ impl Sandbox {
                 ContainerHooks { hooks, id: id.clone(), pid, bundle, annotations, noted: true };
             let made = async {
                 hooks.creating().await?;
-                self.become_pod(&agent, network.as_deref(), &net_devices, &sysctls).await?;
+                let hooked = hooks.has_before();
+                self.become_pod(&agent, network.as_deref(), &net_devices, &sysctls, hooked).await?;
                 if hooks.has_inside() {
                     let root = self.0.paths.container(&id).join("rootfs");
                     let network = self.network_namespace().await;

@@ -120,7 +120,8 @@ impl Sandbox {
         }
     }
 
-    /// Looks again, before a container starts, where there was no interface: some engines make them only then.
+    /// Looks again where there was no interface: after hooks that may have made some, and before a container starts, since
+    /// some engines make them only then.
     ///
     /// # Errors
     /// As [`Sandbox::join_network`].

@@ -53,7 +53,7 @@ impl Sandbox {
             let agent = sandbox.agent().await?;
             sandbox.keep_promise(&agent).await?;
             let Some(pod) = &sandbox.0.told else { return Ok(()) };
-            sandbox.become_pod(&agent, pod.network.as_deref(), &[], &pod.sysctls).await?;
+            sandbox.become_pod(&agent, pod.network.as_deref(), &[], &pod.sysctls, false).await?;
             sandbox.forward_localhost().await;
             Ok(())
         })
@@ -71,8 +71,13 @@ impl Sandbox {
         path: Option<&Path>,
         devices: &[NetDevice],
         sysctls: &BTreeMap<String, String>,
+        hooked: bool,
     ) -> Result<()> {
         self.join_network(agent, path, devices).await?;
+        if hooked {
+            // The container's sysctls may name an interface of theirs.
+            self.look_at_network_again(agent).await?;
+        }
         if !sysctls.is_empty() {
             agent.set_sysctls(sysctls).await?;
         }

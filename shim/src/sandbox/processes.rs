@@ -202,7 +202,7 @@ impl Sandbox {
             let before = sandbox.make_room(&agent, number, created.part, &asked).await?;
             match agent.update(&id, planned).await {
                 Ok(()) => {
-                    sandbox.give_back_spare().await;
+                    sandbox.follow_update(number, before).await;
                     Ok(())
                 }
                 Err(error) => {

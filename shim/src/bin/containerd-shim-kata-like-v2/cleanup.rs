@@ -1,6 +1,7 @@
 //! `delete`: containerd calls it when the connection to a server has ended, however it did.
 
 use crate::flags::Flags;
+use crate::given_up;
 use crate::socket;
 use crate::task::slot;
 use anyhow::Context;
@@ -14,12 +15,15 @@ use sandbox::persist::{self, SandboxState};
 use sandbox::settings::Settings;
 use std::io::Write;
 use std::os::unix::process::CommandExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// How long a server that is on its way out, and then each of its helpers, may take.
 const PATIENCE: Duration = Duration::from_secs(2);
+
+/// How long a server that lives may take to let go of what containerd gives up, before that is left to another process.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(1);
 
 /// The action by which `delete` leaves to another process what it has no time for: containerd waits for seconds only,
 /// and on a busy host a killed machine may take longer to end.
@@ -49,21 +53,22 @@ pub fn run(flags: &Flags) -> anyhow::Result<()> {
     std::io::stdout().write_all(&response.write_to_bytes()?).context("write the answer")
 }
 
-/// Removes what is left of the sandbox, unless its owner lives: then it is that one's, as when only one
-/// container of a pod was deleted. Gives the pid that stood for its containers.
+/// Removes what is left of the sandbox, unless its owner lives: then it is that one's, as when only one container of a pod
+/// was deleted, and what is asked of it is to let go of a task that it still has. Gives the pid that stood for its containers.
 fn clean_up(flags: &Flags, bundle: &Path) -> anyhow::Result<u32> {
     let states = slot::state_directory(bundle).unwrap_or_else(state_dir);
     let paths = SandboxPaths::new(&states, &flags.namespace, &flags.id)?;
     let state = SandboxState::read(&paths)?;
     let pid = state.as_ref().and_then(|s| s.helpers.first()).map_or(0, |vmm| vmm.pid as u32);
     match state {
-        Some(state) if !state.owner.wait(PATIENCE) => {}
-        _ if !paths.root().exists() => {}
+        Some(state) if !state.owner.wait(PATIENCE) => end_what_lives(flags, bundle, &states)?,
+        // Of a pod's containers there is no state.
+        _ if !paths.root().exists() => end_what_lives(flags, bundle, &states)?,
         _ => {
             remove_socket(bundle);
             if let Err(error) = persist::clean_up(&paths, PATIENCE) {
                 let error = error.chain();
-                go_on(flags, &states).with_context(|| error.clone())?;
+                go_on(flags, &states, None).with_context(|| error.clone())?;
                 // containerd logs it, and forgets the container.
                 eprintln!("{error}: it is tried again in the background");
             }
@@ -72,10 +77,23 @@ fn clean_up(flags: &Flags, bundle: &Path) -> anyhow::Result<u32> {
     Ok(pid)
 }
 
-/// Starts a process that goes on with the clean-up.
-fn go_on(flags: &Flags, states: &Path) -> anyhow::Result<()> {
+/// See [`given_up`]; in the background, if the server does not answer at once.
+fn end_what_lives(flags: &Flags, bundle: &Path, states: &Path) -> anyhow::Result<()> {
+    let Some(socket) = socket_of(bundle) else { return Ok(()) };
+    if let Err(error) = given_up::end(&socket, &flags.id, ANSWER_PATIENCE) {
+        go_on(flags, states, Some(&socket))?;
+        eprintln!("{} is still there, and is ended in the background: {error:#}", flags.id);
+    }
+    Ok(())
+}
+
+/// Starts a process that goes on with the clean-up, of what the server at this socket may still have.
+fn go_on(flags: &Flags, states: &Path, socket: Option<&Path>) -> anyhow::Result<()> {
     let mut program = Command::new(std::env::current_exe()?);
     program.args(["-namespace", &flags.namespace, "-id", &flags.id, "-states"]).arg(states);
+    if let Some(socket) = socket {
+        program.arg("-socket").arg(socket);
+    }
     program.arg(LATER).current_dir("/").process_group(0);
     program.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     program.spawn().map(drop).map_err(Into::into)
@@ -85,6 +103,14 @@ fn go_on(flags: &Flags, states: &Path) -> anyhow::Result<()> {
 pub fn run_later(flags: &Flags) -> anyhow::Result<()> {
     let paths = SandboxPaths::new(Path::new(&flags.states), &flags.namespace, &flags.id)?;
     let end = Instant::now() + LAST_PATIENCE;
+    if !flags.socket.is_empty() {
+        while let Err(error) = given_up::end(Path::new(&flags.socket), &flags.id, LAST_PATIENCE) {
+            if Instant::now() > end {
+                return Err(error);
+            }
+            std::thread::sleep(PAUSE);
+        }
+    }
     loop {
         match SandboxState::read(&paths)? {
             Some(state) if !state.owner.wait(Duration::ZERO) => return Ok(()),
@@ -110,16 +136,21 @@ fn run_hooks(flags: &Flags, bundle: &Path) -> anyhow::Result<()> {
 }
 
 /// Where states are unless the server has said: `delete` isn't told which configuration it had.
-fn state_dir() -> std::path::PathBuf {
+fn state_dir() -> PathBuf {
     let config = Config::load(Path::new(config::DEFAULT_PATH)).unwrap_or_default();
     let settings = Settings::resolve(config).or_else(|_| Settings::resolve(Config::default()));
     settings.map_or_else(|_| "/run/kata-like".into(), |settings| settings.state)
 }
 
-/// The socket that the bundle's file names, if nobody serves it.
+/// Removes the socket that the bundle's file names, if nobody serves it.
 fn remove_socket(bundle: &Path) {
-    let Ok(address) = std::fs::read_to_string(bundle.join("address")) else { return };
-    if let Some(path) = address.strip_prefix("unix://") {
-        socket::remove_dead(Path::new(path));
+    if let Some(socket) = socket_of(bundle) {
+        socket::remove_dead(&socket);
     }
+}
+
+/// The one that the bundle's file names.
+fn socket_of(bundle: &Path) -> Option<PathBuf> {
+    let address = std::fs::read_to_string(bundle.join("address")).ok()?;
+    Some(address.strip_prefix("unix://")?.into())
 }

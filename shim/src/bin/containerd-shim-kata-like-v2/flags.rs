@@ -25,7 +25,7 @@ pub struct Flags {
     pub config: String,
     /// Server only: what its first container's spec says of the sandbox, as JSON; empty: the sandbox API will.
     pub sandbox: String,
-    /// Server only: path of the socket that it inherits, to be removed at the end.
+    /// Server: path of the socket that it inherits, to be removed at the end. Clean-up: of one that may live.
     pub socket: String,
     /// Clean-up only: where sandboxes' states are.
     pub states: String,

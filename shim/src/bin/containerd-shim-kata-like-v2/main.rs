@@ -5,6 +5,7 @@ mod bootstrap;
 mod cleanup;
 mod connections;
 mod flags;
+mod given_up;
 mod info;
 mod log;
 mod publisher;

@@ -41,6 +41,10 @@ const TASK_V2: &str = "containerd.task.v2.Task";
 /// once and Shutdown after the last Delete, unless it is killed between them.
 const ABANDONED: Duration = Duration::from_secs(120);
 
+/// How long containerd's sandbox API may take from CreateSandbox to StartSandbox: containerd 2 fetches the image of the
+/// pause container between them, and if it can't, or is asked no longer, forgets the sandbox without a word.
+const UNSTARTED: Duration = Duration::from_secs(900);
+
 /// How long containerd may stay away before its first Create: it connects when it has the answer of `start`, stays
 /// connected until then, and may be slow meanwhile.
 const UNCALLED: Duration = Duration::from_secs(20);
@@ -125,8 +129,8 @@ async fn serve(flags: &Flags, socket: &Socket) -> anyhow::Result<()> {
         () = service.uncalled(UNCALLED, connected.clone()) => {
             tracing::warn!("containerd stayed away for {} s: ending", UNCALLED.as_secs());
         }
-        () = service.abandoned(ABANDONED) => {
-            tracing::warn!("no container for {} s: ending", ABANDONED.as_secs());
+        () = service.abandoned(ABANDONED, UNSTARTED) => {
+            tracing::warn!("nobody asked for a container, or for a start of the sandbox, for minutes: ending");
         }
     }
     service.stop().await;
@@ -171,6 +175,7 @@ fn services(service: &Arc<TaskService>) -> HashMap<String, Service> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use containerd_shim_protos::api::ShutdownRequest;
     use protobuf::Message;
     use sandbox::SandboxSpec;
     use tokio::io::AsyncWriteExt as _;
@@ -186,9 +191,33 @@ mod tests {
     async fn a_shim_without_containers_is_abandoned() {
         let service = failed_service();
         let (patience, end) = (Duration::from_millis(40), Duration::from_secs(10));
-        tokio::time::timeout(end, service.abandoned(patience)).await.unwrap();
+        tokio::time::timeout(end, service.abandoned(patience, end)).await.unwrap();
         let (_count, nobody) = watch::channel(0);
         tokio::time::timeout(end, service.uncalled(patience, nobody)).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_pod_that_nobody_starts_is_abandoned_later_and_one_that_is_started_never() {
+        let service = failed_service();
+        let (short, long) = (Duration::from_millis(40), Duration::from_millis(400));
+        service.told();
+        assert!(tokio::time::timeout(short * 4, service.abandoned(short, long)).await.is_err());
+        tokio::time::timeout(long * 20, service.abandoned(short, long)).await.unwrap();
+        service.hold();
+        assert!(tokio::time::timeout(long * 2, service.abandoned(short, long)).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_pod_that_containerd_knows_nothing_of_ends_with_the_task_of_its_id_and_no_other() {
+        let (_server, client, finished, service) = serve_failed().await;
+        service.hold();
+        for (id, ends) in [("c1", false), ("s", true)] {
+            let request = ShutdownRequest { id: id.into(), ..Default::default() };
+            let payload = request.write_to_bytes().unwrap();
+            assert_eq!(call(&client, TASK_V3, "Shutdown", payload).await.0, Code::OK);
+            let told = tokio::time::timeout(Duration::from_millis(100), finished.notified()).await;
+            assert_eq!(told.is_ok(), ends, "{id}");
+        }
     }
 
     #[tokio::test]
@@ -223,7 +252,7 @@ mod tests {
     }
 
     /// A server whose sandbox could not be launched, and a client of it.
-    async fn serve_failed() -> (Server, Client, Arc<Notify>) {
+    async fn serve_failed() -> (Server, Client, Arc<Notify>, Arc<TaskService>) {
         let (events, _told) = mpsc::unbounded_channel();
         let slot = Slot::launch(owner(), Some("/nowhere/config.toml".into()), events);
         let finished = Arc::new(Notify::new());
@@ -240,7 +269,7 @@ mod tests {
         let mut server = server.add_listener(listener.try_into().unwrap());
         server.start().await.unwrap();
         let client = Client::connect(&format!("unix://{}", socket.display())).await.unwrap();
-        (server, client, finished)
+        (server, client, finished, service)
     }
 
     async fn call(
@@ -264,7 +293,7 @@ mod tests {
 
     #[tokio::test]
     async fn both_versions_of_the_task_api_are_served_on_one_socket() {
-        let (_server, client, _) = serve_failed().await;
+        let (_server, client, ..) = serve_failed().await;
         for service in [TASK_V2, TASK_V3] {
             let (code, text) = call(&client, service, "Create", Vec::new()).await;
             assert_eq!(code, Code::UNKNOWN);
@@ -288,7 +317,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_not_there_is_unimplemented_by_name() {
-        let (_server, client, _) = serve_failed().await;
+        let (_server, client, ..) = serve_failed().await;
         let (code, text) = call(&client, TASK_V3, "Checkpoint", Vec::new()).await;
         assert_eq!(code, Code::UNIMPLEMENTED);
         assert!(text.contains("checkpoint"), "{text}");
@@ -296,9 +325,8 @@ mod tests {
 
     #[tokio::test]
     async fn shutdown_is_answered_before_the_server_ends() {
-        let (mut server, client, finished) = serve_failed().await;
-        let request =
-            containerd_shim_protos::api::ShutdownRequest { now: true, ..Default::default() };
+        let (mut server, client, finished, _) = serve_failed().await;
+        let request = ShutdownRequest { now: true, ..Default::default() };
         let payload = request.write_to_bytes().unwrap();
         let ends = async {
             finished.notified().await;

@@ -69,6 +69,23 @@ impl Limits {
         }
     }
 
+    /// These of a pod, whose size is the sum of its containers', once one of them has other limits than before. What has
+    /// no limit before or after says nothing.
+    pub(super) fn moved(self, before: &Self, after: &Self) -> Self {
+        let moved = |all: u64, before: u64, after: u64| {
+            let counts = all > 0 && before > 0 && after > 0;
+            // Not to 0, which would be no limit.
+            if counts { all.saturating_sub(before).saturating_add(after).max(1) } else { all }
+        };
+        let period = self.period();
+        let in_period = |limits: &Self| limits.quota.saturating_mul(period) / limits.period();
+        Self {
+            memory: moved(self.memory, before.memory, after.memory),
+            quota: moved(self.quota, in_period(before), in_period(after)),
+            ..self
+        }
+    }
+
     /// CPUs, in thousandths.
     pub(super) fn cpus(&self) -> u64 {
         self.quota.saturating_mul(1000) / self.period()
@@ -93,6 +110,23 @@ impl From<PodSize> for Limits {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pod_is_as_much_larger_or_smaller_as_one_of_its_containers() {
+        let limits = |memory, quota, period| Limits { memory, quota, period, ..Limits::default() };
+        let pod = limits(1000, 100_000, 100_000);
+        let moved = |before: Limits, after: Limits| {
+            let Limits { memory, quota, .. } = pod.clone().moved(&before, &after);
+            (memory, quota)
+        };
+        assert_eq!(moved(limits(800, 50_000, 0), limits(300, 10_000, 50_000)), (500, 70_000));
+        assert_eq!(moved(limits(300, 10_000, 50_000), limits(800, 50_000, 0)), (1500, 130_000));
+        assert_eq!(moved(limits(0, 0, 0), limits(300, 9, 9)), (1000, 100_000), "it had none");
+        assert_eq!(moved(limits(300, 9, 9), limits(0, 0, 0)), (1000, 100_000), "it has none");
+        assert_eq!(moved(limits(5000, 0, 0), limits(10, 0, 0)).0, 10, "more than the pod's");
+        let unlimited = Limits::default();
+        assert_eq!(unlimited.clone().moved(&limits(9, 9, 9), &limits(8, 8, 8)), unlimited);
+    }
 
     #[test]
     fn files_of_the_cgroup_count_as_what_they_stand_for() {

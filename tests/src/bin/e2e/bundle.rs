@@ -131,6 +131,7 @@ impl Drop for Background<'_> {
 
 /// The least that the OCI runtime-spec asks of a Linux container, and its usual mounts.
 pub fn config(args: &[&str]) -> Value {
+    let namespaces = ["pid", "mount", "uts", "ipc", "network"];
     json!({
         "ociVersion": "1.2.0",
         "process": {
@@ -142,6 +143,6 @@ pub fn config(args: &[&str]) -> Value {
         "root": {"path": "rootfs"},
         "hostname": "bundle",
         "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"}],
-        "linux": {"namespaces": [{"type": "pid"}, {"type": "mount"}, {"type": "uts"}, {"type": "ipc"}]},
+        "linux": {"namespaces": namespaces.map(|kind| json!({"type": kind}))},
     })
 }

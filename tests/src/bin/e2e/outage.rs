@@ -3,6 +3,7 @@
 use crate::command::{self, DEADLINE};
 use crate::context::Context;
 use crate::crash;
+use crate::leaks;
 use crate::lifecycle::expect_status;
 use anyhow::{Result, bail};
 use nix::sys::signal::{Signal, kill};
@@ -14,6 +15,7 @@ crate::cases!(
     crate::Scope::EachContainerd;
     a_task_outlives_containerd,
     an_exit_during_the_outage_is_reported,
+    what_containerd_gives_up_at_its_start_is_ended,
 );
 
 /// Kills containerd.
@@ -41,6 +43,31 @@ fn a_task_outlives_containerd(context: &Context) -> Result<()> {
     container.await_status("STOPPED")?;
     expect_status(&container, 137)?;
     Ok(())
+}
+
+/// Starts containerd while no server of ours answers: it waits for seconds, and forgets what they have.
+pub fn give_up(context: &Context) -> Result<()> {
+    let servers: Vec<_> = leaks::our_processes()?
+        .into_iter()
+        .filter(|(_, line)| line.contains("containerd-shim-kata-like-v2"))
+        .map(|(pid, _)| Pid::from_raw(pid.cast_signed()))
+        .collect();
+    stop_containerd(context)?;
+    servers.iter().try_for_each(|pid| kill(*pid, Signal::SIGSTOP))?;
+    let started = context.containerd.start();
+    servers.iter().try_for_each(|pid| kill(*pid, Signal::SIGCONT))?;
+    started?;
+    command::eventually("no process is left", DEADLINE, || Ok(leaks::our_processes()?.is_empty()))
+}
+
+fn what_containerd_gives_up_at_its_start_is_ended(context: &Context) -> Result<()> {
+    let container = context.sleeper()?;
+    give_up(context)?;
+    if let Some(status) = container.status()? {
+        bail!("containerd says that it is {status}");
+    }
+    drop(container);
+    crash::remove_fifos_of_ctr()
 }
 
 fn an_exit_during_the_outage_is_reported(context: &Context) -> Result<()> {

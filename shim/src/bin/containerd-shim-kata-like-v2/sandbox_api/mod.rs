@@ -102,6 +102,8 @@ impl Pod {
     async fn start(&self, id: &str) -> Result<StartSandboxResponse> {
         let sandbox = self.sandbox(id)?;
         sandbox.set_up().await?;
+        // Not when the caller has gone meanwhile: containerd does not stop what it has not seen start.
+        self.task.hold();
         milestone::mark("sandbox-started", id);
         let mut life = self.life();
         let at = *life.started.get_or_insert_with(SystemTime::now);
@@ -116,6 +118,9 @@ impl Pod {
     fn status(&self, id: &str) -> Result<SandboxStatusResponse> {
         let sandbox = self.sandbox(id)?;
         let life = self.life();
+        if life.spec.is_none() {
+            return Err(Error::NotFound(format!("sandbox {id}: a container stands for it")));
+        }
         let is_ready = life.started.is_some() && life.ended.is_none();
         Ok(SandboxStatusResponse {
             sandbox_id: id.into(),

@@ -45,7 +45,7 @@ async fn nothing_is_launched_before_it_is_told_what_it_is_to_be() {
     assert!(failed.contains("/nowhere/config.toml"), "{failed}");
     // A shim that holds nothing is given up as any other.
     let end = Duration::from_secs(10);
-    tokio::time::timeout(end, pod.task.abandoned(Duration::from_millis(40))).await.unwrap();
+    tokio::time::timeout(end, pod.task.abandoned(Duration::from_millis(40), end)).await.unwrap();
     assert_eq!(pod.create(request("s")).await.unwrap_err().code(), Code::ALREADY_EXISTS);
 }
 

@@ -4,7 +4,7 @@ use super::convert::{exec_process, rootfs, rpc_error, status, stdio, timestamp};
 use super::events::{Containers, Said};
 use super::metrics;
 use super::slot::Slot;
-use super::wanted::Wanted;
+use super::wanted::{Wanted, after_creates};
 use crate::bootstrap::config_path;
 use crate::socket::Socket;
 use async_trait::async_trait;
@@ -21,8 +21,9 @@ use containerd_shim_protos::shim_async::Task;
 use protobuf::well_known_types::any::Any;
 use protobuf::{EnumOrUnknown, Message};
 use sandbox::bundle::read_spec;
+use sandbox::event::Exit;
 use sandbox::{
-    Error, NewContainer, NewExec, Phase, Result, Sandbox, SandboxSpec, blocking, milestone,
+    Error, NewContainer, NewExec, Phase, Result, Sandbox, SandboxSpec, blocking, milestone, plan,
 };
 use std::path::Path;
 use std::sync::Arc;
@@ -43,7 +44,9 @@ pub struct TaskService {
     wanted: Wanted,
     /// There was one.
     called: AtomicBool,
-    /// The sandbox API has made the sandbox: it is there until that API ends it.
+    /// The sandbox API has told what the sandbox is.
+    told: AtomicBool,
+    /// It has started it as well: it is there until that API ends it.
     held: AtomicBool,
 }
 
@@ -57,6 +60,7 @@ impl TaskService {
             finished,
             creating: Arc::default(),
             called: AtomicBool::new(false),
+            told: AtomicBool::new(false),
             held: AtomicBool::new(false),
             wanted: Wanted::default(),
         }
@@ -70,15 +74,26 @@ impl TaskService {
         self.slot.get()
     }
 
-    /// Makes the sandbox that the sandbox API tells of; from here on only [`TaskService::end_told`] ends it.
+    /// Makes the sandbox that the sandbox API tells of.
     ///
     /// # Errors
     /// There is one already, or it can't be launched.
     pub async fn launch_told(&self, spec: &SandboxSpec) -> Result<Sandbox> {
         self.called.store(true, Ordering::Relaxed);
         let launched = self.slot.launch_told(spec).await?;
-        self.held.store(true, Ordering::Relaxed);
+        self.told();
         Ok(launched)
+    }
+
+    /// It may take long from here to the start.
+    pub fn told(&self) {
+        self.told.store(true, Ordering::Relaxed);
+    }
+
+    /// From here on only [`TaskService::end_told`] ends it, or the shutdown of a task of the sandbox's own id: containerd
+    /// calls that when it finds, at a start, a sandbox that it knows nothing of.
+    pub fn hold(&self) {
+        self.held.store(true, Ordering::Relaxed);
     }
 
     /// Ends the sandbox, and then the shim.
@@ -98,10 +113,16 @@ impl TaskService {
         self.slot.stop().await;
     }
 
-    /// Until there has been no container for so long: containerd has forgotten this shim.
-    pub async fn abandoned(&self, patience: Duration) {
+    /// Until there has been no container for so long, or, of what the sandbox API has told of, no start: containerd has
+    /// forgotten this shim.
+    pub async fn abandoned(&self, without_container: Duration, without_start: Duration) {
         let mut empty_since = Instant::now();
-        while empty_since.elapsed() < patience {
+        loop {
+            let told = self.told.load(Ordering::Relaxed);
+            let patience = if told { without_start } else { without_container };
+            if empty_since.elapsed() >= patience {
+                return;
+            }
             tokio::time::sleep(patience / 8).await;
             let creating = self.creating.try_lock().is_err();
             if creating
@@ -148,6 +169,7 @@ impl TaskService {
         let bundle = Path::new(&request.bundle).to_owned();
         let read = bundle.clone();
         let spec = blocking("read the bundle", &bundle, move || read_spec(&read)).await?;
+        plan::shared::refuse_hosts_of_engines(&spec)?;
         let new = NewContainer {
             id: request.id.clone(),
             spec,
@@ -225,17 +247,25 @@ impl TaskService {
         let sandbox = self.slot.get().map_err(|_| Error::NotFound(format!("container {id}")))?;
         let (pid, exit) = match sandbox.delete(id, exec).await {
             // It may be on its way: containerd deletes what it stopped waiting for.
-            Err(Error::NotFound(_)) if self.wanted.has(id) => {
-                self.wanted.call_off(id);
-                sandbox.call_off(id);
-                drop(self.creating.lock().await);
-                sandbox.delete(id, exec).await?
+            Err(Error::NotFound(_)) if exec.is_empty() && self.wanted.has(id) => {
+                self.undo_create(sandbox, id).await?
             }
+            // Or have come between the two looks.
+            Err(Error::NotFound(_)) if exec.is_empty() => sandbox.delete(id, exec).await?,
             outcome => outcome?,
         };
         self.containers.forget(id, exec);
         let (exit_status, exited_at) = (exit.status, Some(timestamp(exit.at)).into());
         Ok(DeleteResponse { pid, exit_status, exited_at, ..Default::default() })
+    }
+
+    /// Deletes what a create that is under way makes, whether or not the caller waits for it: containerd gives a delete a
+    /// few seconds, and nobody deletes what comes later.
+    async fn undo_create(&self, sandbox: Sandbox, id: &str) -> Result<(u32, Exit)> {
+        self.wanted.call_off(id);
+        sandbox.call_off(id);
+        let made = id.to_owned();
+        after_creates(&self.creating, async move { sandbox.delete(&made, "").await }).await
     }
 
     async fn set_paused(&self, id: &str, pause: bool) -> Result<Empty> {
@@ -375,6 +405,10 @@ impl Task for TaskService {
     }
 
     async fn shutdown(&self, _: &TtrpcContext, r: ShutdownRequest) -> ttrpc::Result<Empty> {
+        if self.held.load(Ordering::Relaxed) && r.id == self.id() {
+            self.held
+                .store(self.sandbox().is_ok_and(|sandbox| !sandbox.is_empty()), Ordering::Relaxed);
+        }
         self.end(r.now).await;
         Ok(Empty::new())
     }

@@ -1,5 +1,6 @@
 //! Creates that have been asked for, from the call on: a container of the sandbox is known only later.
 
+use sandbox::{Error, Result};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -62,9 +63,47 @@ impl Drop for CreateOf {
     }
 }
 
+/// Does `work` once no create is under way any more, and to its end, whether or not the caller waits for it. Until then
+/// none begins, and a shutdown does not take what is being undone for a container that lives.
+pub async fn after_creates<T: Send + 'static>(
+    creating: &Arc<tokio::sync::Mutex<()>>,
+    work: impl Future<Output = Result<T>> + Send + 'static,
+) -> Result<T> {
+    let creating = creating.clone();
+    let done = tokio::spawn(async move {
+        let _creating = creating.lock().await;
+        work.await
+    });
+    done.await
+        .unwrap_or_else(|e| Err(Error::Machine(format!("what undoes a create ended early: {e}"))))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
+    use tokio::sync::oneshot;
+
+    #[tokio::test]
+    async fn what_a_create_makes_is_undone_after_it_also_when_the_caller_has_gone() {
+        let creating = Arc::new(tokio::sync::Mutex::new(()));
+        let under_way = creating.clone().lock_owned().await;
+        let (undone, mut seen) = oneshot::channel();
+        let undo = after_creates(&creating, async move { Ok(undone.send(())) });
+        tokio::time::timeout(Duration::from_millis(10), undo).await.unwrap_err();
+        assert!(seen.try_recv().is_err());
+        drop(under_way);
+        tokio::time::timeout(Duration::from_secs(10), seen).await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn no_shutdown_looks_while_a_create_is_being_undone() {
+        let creating = Arc::<tokio::sync::Mutex<()>>::default();
+        let looked = creating.clone();
+        let undone = after_creates(&creating, async move { Ok(looked.try_lock().is_err()) });
+        assert!(undone.await.unwrap());
+        assert!(creating.try_lock().is_ok());
+    }
 
     #[test]
     fn a_create_is_called_off_before_its_container_is_known_and_the_next_is_not() {

@@ -1,6 +1,6 @@
 //! Pods whose sandbox containerd makes by the sandbox API (`sandboxer = "shim"`): they have no pause container.
 
-use super::pod::{Member, Pod};
+use super::pod::{Member, Pod, crictl};
 use crate::command::{self, DEADLINE};
 use crate::context::Context;
 use crate::{leaks, outage, task_api};
@@ -22,10 +22,12 @@ crate::cases!(
     the_end_of_any_of_our_processes_is_every_containers,
     its_processes_are_in_the_pods_cgroup,
     a_pod_outlives_containerd,
+    what_containerd_gives_up_at_its_start_is_ended,
     kernel_parameters_and_names_are_the_pods,
     a_port_is_forwarded_and_one_where_nobody_listens_is_reset,
     many_at_once_leave_nothing,
     the_machine_follows_the_pods_size,
+    the_machine_follows_what_is_updated_of_a_container,
 );
 
 /// The handler's name in containerd's configuration.
@@ -135,6 +137,13 @@ fn a_pod_outlives_containerd(context: &Context) -> Result<()> {
     pod.remove()
 }
 
+fn what_containerd_gives_up_at_its_start_is_ended(context: &Context) -> Result<()> {
+    let pod = Pod::run(context, OURS, &Value::Null)?;
+    let _container = pod.sleeper()?;
+    outage::give_up(context)?;
+    pod.remove()
+}
+
 fn kernel_parameters_and_names_are_the_pods(context: &Context) -> Result<()> {
     let more = json!({"linux": {"sysctls": {"net.core.somaxconn": "77", "kernel.shmmni": "99"}},
         "dns_config": {"servers": ["10.0.0.10"], "searches": ["a.local", "local"], "options": ["ndots:5"]}});
@@ -196,6 +205,28 @@ fn the_machine_follows_the_pods_size(context: &Context) -> Result<()> {
         resize(&pod, &change)?;
         let seen = machine(&container)?;
         ensure!(seen == expected, "after {change} the guest has {seen:?}, at first {at_first:?}");
+    }
+    pod.remove()
+}
+
+/// As kubelet resizes a pod in place: containerd tells the runtime of the container alone.
+fn the_machine_follows_what_is_updated_of_a_container(context: &Context) -> Result<()> {
+    let limits = |mib: u64| {
+        json!({"linux": {"resources":
+        {"memory_limit_in_bytes": mib << 20, "cpu_quota": 200_000, "cpu_period": 100_000}}})
+    };
+    let pod = Pod::run(context, OURS, &limits(456))?;
+    let container = pod.start(&["sleep", "1000000"], &limits(400))?;
+    let (cpus, large) = machine(&container)?;
+    ensure!(cpus == 2 && large >= 456, "at first the guest has {large} MiB");
+    for (change, expected) in [
+        (["--memory", "150994944"], (2, large - 256)),
+        (["--cpu-quota", "100000"], (1, large - 256)),
+        (["--memory", "419430400"], (1, large)),
+    ] {
+        crictl(context, &["update", change[0], change[1], &container.id])?.expect_code(0)?;
+        let seen = machine(&container)?;
+        ensure!(seen == expected, "after {change:?} the guest has {seen:?}, at first {large} MiB");
     }
     pod.remove()
 }
