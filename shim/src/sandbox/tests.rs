@@ -363,6 +363,11 @@ impl Drop for Scratch {
 }
 
 /// A sandbox whose guest has reported in.
+/// Stands for the VMM: a process that is there, whose network is the pod's.
+fn vmm_pid() -> u32 {
+    std::process::id()
+}
+
 async fn fixture() -> Fixture {
     fixture_of(None).await
 }
@@ -403,9 +408,9 @@ async fn fixture_of(told: Option<PodSpec>) -> Fixture {
         paths,
         (
             vm,
-            [ProcessId { pid: 77, start: 1 }; 2],
+            [ProcessId { pid: vmm_pid().cast_signed(), start: 1 }; 2],
             capacity::Capacity::new(&settings, PodSize::default(), None),
-            StandIns::new(stand_in, 77),
+            StandIns::new(stand_in, vmm_pid()),
         ),
         (told, TO_SNAPSHOT, Undo::new()),
         sender,
@@ -507,10 +512,10 @@ async fn limits_of_a_container_are_not_noted_after_its_end_and_not_lost_by_its_s
 async fn the_life_of_a_container_with_an_exec() {
     let mut f = fixture().await;
     let pid = f.sandbox.create(f.container("c", "sh")).await.unwrap();
-    assert_eq!(pid, 77);
+    assert_eq!(pid, vmm_pid());
     f.sandbox.start("c").await.unwrap();
     f.sandbox.add_exec("c", "e", new_exec(&process("sh"))).unwrap();
-    assert_eq!(f.sandbox.start_exec("c", "e").await.unwrap(), 77);
+    assert_eq!(f.sandbox.start_exec("c", "e").await.unwrap(), vmm_pid());
     f.sandbox.kill("c", "e", 9, false).await.unwrap();
     assert_eq!(f.sandbox.wait("c", "e").await.unwrap().status, 137);
     f.sandbox.delete("c", "e").await.unwrap();
@@ -525,15 +530,15 @@ async fn the_life_of_a_container_with_an_exec() {
     assert_eq!(again.code(), ttrpc::Code::NOT_FOUND);
     f.sandbox.stop().await;
     let all = [
-        "created c 77",
-        "started c 77",
+        "created c VMM",
+        "started c VMM",
         "added c/e",
-        "started c/e 77",
+        "started c/e VMM",
         "exited c/e 137",
         "exited c/ 143",
         "deleted c 143",
     ];
-    assert_eq!(f.told(7).await, all);
+    assert_eq!(f.told(7).await, all.map(|line| line.replace("VMM", &vmm_pid().to_string())));
     assert!(f.events.recv().await.is_none(), "nothing is told after the end");
 }
 
@@ -616,7 +621,7 @@ async fn processes_are_asked_for_in_parts() {
 async fn a_guest_that_tells_of_kills_without_end_is_not_heard_each_time() {
     let mut f = fixture().await;
     f.sandbox.create(f.container("flood", "sh")).await.unwrap();
-    assert_eq!(f.told(2).await, ["created flood 77", "oom flood"]);
+    assert_eq!(f.told(2).await, [format!("created flood {}", vmm_pid()), "oom flood".into()]);
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert!(f.events.is_empty(), "{} events at once", f.events.len());
     assert_eq!(f.told(1).await, ["oom flood"]);
@@ -683,7 +688,8 @@ async fn a_dead_machine_is_told_once_with_its_reason() {
     let reason = ExitReason::GuestPanic;
     control::send(&f.vmm, &VmEvent::Exited { reason }, &[]).unwrap();
     assert_eq!(f.sandbox.wait("c", "").await.unwrap().status, 137);
-    assert_eq!(f.told(3).await, ["created c 77", "started c 77", "exited c/ 137"]);
+    let told = ["created c VMM", "started c VMM", "exited c/ 137"];
+    assert_eq!(f.told(3).await, told.map(|line| line.replace("VMM", &vmm_pid().to_string())));
     let refused = f.sandbox.create(f.container("d", "sh")).await.unwrap_err();
     assert!(refused.to_string().contains("the guest kernel panicked"), "{refused}");
     let late = f.sandbox.update("c", b"{}").await.unwrap_err();

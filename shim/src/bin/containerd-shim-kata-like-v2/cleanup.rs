@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 /// How long a server that is on its way out, and then each of its helpers, may take.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// How long a server that lives may take to let go of what containerd gives up, before that is left to another process.
+/// How long a server that lives may take to hear what containerd gives up, before that is left to another process.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(1);
 
 /// The action by which `delete` leaves to another process what it has no time for: containerd waits for seconds only,
@@ -54,16 +54,16 @@ pub fn run(flags: &Flags) -> anyhow::Result<()> {
 }
 
 /// Removes what is left of the sandbox, unless its owner lives: then it is that one's, as when only one container of a pod
-/// was deleted, and what is asked of it is to let go of a task that it still has. Gives the pid that stood for its containers.
+/// was deleted, and is told in case that it still has the task. Gives the pid that stood for its containers.
 fn clean_up(flags: &Flags, bundle: &Path) -> anyhow::Result<u32> {
     let states = slot::state_directory(bundle).unwrap_or_else(state_dir);
     let paths = SandboxPaths::new(&states, &flags.namespace, &flags.id)?;
     let state = SandboxState::read(&paths)?;
     let pid = state.as_ref().and_then(|s| s.helpers.first()).map_or(0, |vmm| vmm.pid as u32);
     match state {
-        Some(state) if !state.owner.wait(PATIENCE) => end_what_lives(flags, bundle, &states)?,
+        Some(state) if !state.owner.wait(PATIENCE) => tell_who_lives(flags, bundle, &states)?,
         // Of a pod's containers there is no state.
-        _ if !paths.root().exists() => end_what_lives(flags, bundle, &states)?,
+        _ if !paths.root().exists() => tell_who_lives(flags, bundle, &states)?,
         _ => {
             remove_socket(bundle);
             if let Err(error) = persist::clean_up(&paths, PATIENCE) {
@@ -78,16 +78,16 @@ fn clean_up(flags: &Flags, bundle: &Path) -> anyhow::Result<u32> {
 }
 
 /// See [`given_up`]; in the background, if the server does not answer at once.
-fn end_what_lives(flags: &Flags, bundle: &Path, states: &Path) -> anyhow::Result<()> {
+fn tell_who_lives(flags: &Flags, bundle: &Path, states: &Path) -> anyhow::Result<()> {
     let Some(socket) = socket_of(bundle) else { return Ok(()) };
-    if let Err(error) = given_up::end(&socket, &flags.id, ANSWER_PATIENCE) {
+    if let Err(error) = given_up::tell(&socket, &flags.id, ANSWER_PATIENCE) {
         go_on(flags, states, Some(&socket))?;
-        eprintln!("{} is still there, and is ended in the background: {error:#}", flags.id);
+        eprintln!("{} may still be there, and is seen to in the background: {error:#}", flags.id);
     }
     Ok(())
 }
 
-/// Starts a process that goes on with the clean-up, of what the server at this socket may still have.
+/// Starts a process that goes on with the clean-up, once it has told the server at this socket.
 fn go_on(flags: &Flags, states: &Path, socket: Option<&Path>) -> anyhow::Result<()> {
     let mut program = Command::new(std::env::current_exe()?);
     program.args(["-namespace", &flags.namespace, "-id", &flags.id, "-states"]).arg(states);
@@ -104,12 +104,8 @@ pub fn run_later(flags: &Flags) -> anyhow::Result<()> {
     let paths = SandboxPaths::new(Path::new(&flags.states), &flags.namespace, &flags.id)?;
     let end = Instant::now() + LAST_PATIENCE;
     if !flags.socket.is_empty() {
-        while let Err(error) = given_up::end(Path::new(&flags.socket), &flags.id, LAST_PATIENCE) {
-            if Instant::now() > end {
-                return Err(error);
-            }
-            std::thread::sleep(PAUSE);
-        }
+        // If it hangs for ever, so may what is left of it.
+        let _ = given_up::tell(Path::new(&flags.socket), &flags.id, LAST_PATIENCE);
     }
     loop {
         match SandboxState::read(&paths)? {

@@ -2,6 +2,7 @@
 
 use crate::connections;
 use crate::flags::Flags;
+use crate::given_up;
 use crate::publisher::Publisher;
 use crate::sandbox_api;
 use crate::socket::Socket;
@@ -109,12 +110,13 @@ async fn serve(flags: &Flags, socket: &Socket) -> anyhow::Result<()> {
     let finished = Arc::new(Notify::new());
     let service = Arc::new(TaskService::new(slot, containers, socket.clone(), finished.clone()));
 
-    let server = Server::new().register_service(services(&service));
-    let server = server.register_service(sandbox_api::service(service.clone()));
     // SAFETY: `start` left the listening socket at this number for this process alone.
     let listener = unsafe { UnixListener::from_raw_fd(LISTENER_FD) };
     listener.set_nonblocking(true)?;
     let (listener, mut connected) = connections::counted(listener.try_into()?);
+    let server = Server::new().register_service(services(&service));
+    let server = server.register_service(sandbox_api::service(service.clone()));
+    let server = server.register_service(given_up::service(service.clone(), connected.clone()));
     let mut server = server.add_listener(listener);
     server.start().await?;
     milestone::mark("shim-serving", &flags.id);

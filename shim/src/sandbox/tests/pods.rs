@@ -7,7 +7,8 @@ use nix::unistd::Pid;
 impl Fixture {
     /// One of the pod, which shares its PID namespace with the pause container or not.
     pub(super) fn member(&self, id: &str, command: &str, shares: bool) -> NewContainer {
-        let shared = serde_json::json!({"type": "pid", "path": "/proc/77/ns/pid"});
+        let shared =
+            serde_json::json!({"type": "pid", "path": format!("/proc/{}/ns/pid", vmm_pid())});
         let own = serde_json::json!({"type": "pid"});
         self.with_pids(id, command, if shares { &shared } else { &own })
     }
@@ -42,7 +43,7 @@ async fn each_container_of_a_pod_has_a_process_that_ends_with_it() {
     let f = fixture().await;
     let [a, b] = [f.member("a", "sh", false), f.member("b", "sh", false)];
     let (a, b) = (f.sandbox.create(a).await.unwrap(), f.sandbox.create(b).await.unwrap());
-    assert!(a != b && ![a, b].contains(&77), "{a} {b}");
+    assert!(a != b && ![a, b].contains(&vmm_pid()), "{a} {b}");
     let lives = |pid: u32| Path::new(&format!("/proc/{pid}")).exists();
     assert_eq!(f.sandbox.start("a").await.unwrap(), a);
     assert_eq!(f.sandbox.state("a", "").unwrap().pid, a);
@@ -80,9 +81,9 @@ async fn another_containers_pids_are_joined_by_the_living_process_that_stands_fo
         assert!(matches!(error, Error::InvalidArgument(_)), "{text}");
         assert!(text.contains(&format!("/proc/{pid}/ns/pid")) && text.contains(id), "{text}");
     };
-    // That of the host's first, of this test, and of one that has ended.
+    // That of the host's first, of who runs this test, and of one that has ended.
     refuse("c", 1).await;
-    refuse("d", std::process::id()).await;
+    refuse("d", std::os::unix::process::parent_id()).await;
     f.sandbox.kill("a", "", 9, false).await.unwrap();
     f.sandbox.wait("a", "").await.unwrap();
     refuse("e", a).await;

@@ -118,9 +118,6 @@ impl Pod {
     fn status(&self, id: &str) -> Result<SandboxStatusResponse> {
         let sandbox = self.sandbox(id)?;
         let life = self.life();
-        if life.spec.is_none() {
-            return Err(Error::NotFound(format!("sandbox {id}: a container stands for it")));
-        }
         let is_ready = life.started.is_some() && life.ended.is_none();
         Ok(SandboxStatusResponse {
             sandbox_id: id.into(),

@@ -32,6 +32,9 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Mutex, Notify, watch};
 use ttrpc::asynchronous::TtrpcContext;
 
+/// Between two tries to delete what is given up.
+const BETWEEN_DELETES: Duration = Duration::from_millis(100);
+
 /// Serves one sandbox.
 pub struct TaskService {
     slot: Arc<Slot>,
@@ -266,6 +269,32 @@ impl TaskService {
         sandbox.call_off(id);
         let made = id.to_owned();
         after_creates(&self.creating, async move { sandbox.delete(&made, "").await }).await
+    }
+
+    /// Ends what containerd has forgotten: the task of this id, or with the sandbox API's sandbox all of it. Nothing, if it
+    /// is not there.
+    pub async fn give_up(&self, id: &str) {
+        if self.told.load(Ordering::Relaxed) && id == self.id() {
+            tracing::warn!("containerd has given up sandbox {id}: ending it");
+            return self.end_told().await;
+        }
+        loop {
+            match self.delete_task(id, "").await {
+                Ok(_) => break,
+                Err(Error::NotFound(_)) => return,
+                Err(Error::FailedPrecondition(_)) => {}
+                Err(error) => {
+                    return tracing::error!("containerd has given up {id}: {}", error.chain());
+                }
+            }
+            tracing::warn!("containerd has given up {id}: ending it");
+            let Ok(sandbox) = self.sandbox() else { return };
+            // It may have ended by now.
+            let _ = sandbox.kill(id, "", libc::SIGKILL as u32, true).await;
+            let _ = sandbox.wait(id, "").await;
+            tokio::time::sleep(BETWEEN_DELETES).await;
+        }
+        self.end(false).await;
     }
 
     async fn set_paused(&self, id: &str, pause: bool) -> Result<Empty> {
