@@ -1,21 +1,24 @@
 //! What containerd gives up while its server lives and still has it.
 //!
-//! At a start of its own, for one, containerd waits for each server for seconds only, then forgets the task and calls
-//! `delete`. Nobody else would end that, and a container that is started in its place must not meet it. So `delete` tells
-//! the server, which ends what it still has of that id. Not at once, and not if containerd is connected: a `delete` also
-//! follows each task that has ended, and may come when its id is another task's already, which must live.
+//! At a start of its own, for one, containerd waits for each server for seconds only, calls `delete`, and forgets the task
+//! with its bundle. Nobody else would end that, and a container that is started in its place must not meet it. So `delete`
+//! tells the server, which ends what it still has of that id once the bundle has gone. Not before: a `delete` also follows
+//! each task that has ended, and may come when its id is another task's already, which must live. containerd's connection
+//! says nothing: it stays, and nobody uses it.
 
 use crate::task::service::TaskService;
 use anyhow::{Context as _, Result, bail};
 use async_trait::async_trait;
 use containerd_shim_protos::api::DeleteRequest;
 use protobuf::Message as _;
+use sandbox::blocking;
 use std::collections::HashMap;
-use std::path::Path;
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
-use tokio::sync::watch;
-use tokio::time::{Instant, timeout, timeout_at};
+use std::time::{Duration, Instant};
+use tokio::time::timeout;
 use ttrpc::asynchronous::{Client, MethodHandler, Service, TtrpcContext};
 use ttrpc::{Code, Request, Response, get_status};
 
@@ -23,9 +26,11 @@ use ttrpc::{Code, Request, Response, get_status};
 const SERVICE: &str = "kata_like.GivenUp";
 const METHOD: &str = "Tell";
 
-/// For how long containerd has to be away then, and in which time after it was told.
-const AWAY: Duration = Duration::from_secs(10);
-const WITHIN: Duration = Duration::from_secs(30);
+/// How long containerd may take from there to the end of the bundle: it asks its other servers first.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// How often that is looked at.
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// Tells the server at this socket, if there is one, that containerd has given up what has this id.
 ///
@@ -53,19 +58,16 @@ async fn tell_now(socket: &Path, id: &str) -> Result<()> {
     }
 }
 
-/// The service, by its name; `connected` says how many are.
-pub fn service(
-    task: Arc<TaskService>,
-    connected: watch::Receiver<usize>,
-) -> HashMap<String, Service> {
-    let handler: Box<dyn MethodHandler + Send + Sync> = Box::new(Tell { task, connected });
+/// The service, by its name; `bundle` is that of the server's sandbox.
+pub fn service(task: Arc<TaskService>, bundle: PathBuf) -> HashMap<String, Service> {
+    let handler: Box<dyn MethodHandler + Send + Sync> = Box::new(Tell { task, bundle });
     let methods = [(METHOD.to_owned(), handler)].into();
     [(SERVICE.to_owned(), Service { methods, streams: HashMap::new() })].into()
 }
 
 struct Tell {
     task: Arc<TaskService>,
-    connected: watch::Receiver<usize>,
+    bundle: PathBuf,
 }
 
 #[async_trait]
@@ -74,9 +76,10 @@ impl MethodHandler for Tell {
         let mut response = Response::new();
         let status = match DeleteRequest::parse_from_bytes(&request.payload) {
             Ok(DeleteRequest { id, .. }) => {
-                let (task, connected) = (self.task.clone(), self.connected.clone());
+                let task = self.task.clone();
+                let bundle = task.bundle(&id).unwrap_or_else(|| self.bundle.clone());
                 tokio::spawn(async move {
-                    if is_away(connected, AWAY, WITHIN).await {
+                    if goes(&bundle, PATIENCE, PAUSE).await {
                         task.give_up(&id).await;
                     }
                 });
@@ -89,46 +92,49 @@ impl MethodHandler for Tell {
     }
 }
 
-/// Whether nobody is connected for so long without a break, which begins within that time.
-async fn is_away(mut connected: watch::Receiver<usize>, away: Duration, within: Duration) -> bool {
-    let end = Instant::now() + within;
+/// Whether containerd has removed a bundle, or does so in that time.
+async fn goes(bundle: &Path, patience: Duration, pause: Duration) -> bool {
+    let end = Instant::now() + patience;
     loop {
-        if !matches!(timeout_at(end, connected.wait_for(|count| *count == 0)).await, Ok(Ok(_))) {
-            return false;
-        }
-        match timeout(away, connected.wait_for(|count| *count > 0)).await {
-            Err(_) => return true,
-            // The server is ending.
-            Ok(Err(_)) => return false,
-            Ok(Ok(_)) => {}
+        let looked_at = bundle.to_owned();
+        match blocking("look at", bundle, move || Ok(has_gone(&looked_at))).await {
+            Ok(true) => return true,
+            _ if Instant::now() > end => return false,
+            _ => tokio::time::sleep(pause).await,
         }
     }
+}
+
+/// containerd 1.7 leaves the bundle, and removes the directory that `work` in it leads to.
+fn has_gone(bundle: &Path) -> bool {
+    let is_there = |found: std::io::Result<_>| !matches!(found, Err(error) if error.kind() == ErrorKind::NotFound);
+    let work = bundle.join("work");
+    let leads_nowhere = fs::symlink_metadata(&work).is_ok() && !is_there(fs::metadata(&work));
+    leads_nowhere || !is_there(fs::symlink_metadata(bundle))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const SHORT: Duration = Duration::from_millis(100);
-
     #[tokio::test]
-    async fn who_is_connected_or_comes_back_has_given_nothing_up() {
-        let away = |count: &watch::Sender<usize>| is_away(count.subscribe(), SHORT, SHORT * 4);
-        let (count, _) = watch::channel(1);
-        assert!(!away(&count).await, "connected all the time");
-        count.send_replace(0);
-        assert!(away(&count).await);
-        // Gone for a moment, and then for good.
-        let (back, _) = tokio::join!(away(&count), async {
-            tokio::time::sleep(SHORT / 2).await;
-            count.send_replace(1);
-        });
-        assert!(!back);
-        let (gone, _) = tokio::join!(away(&count), async {
-            tokio::time::sleep(SHORT / 2).await;
-            count.send_replace(0);
+    async fn a_task_is_given_up_when_its_bundle_goes_and_not_while_it_is_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let (bundle, work) = (dir.path().join("bundle"), dir.path().join("work"));
+        let short = Duration::from_millis(20);
+        fs::create_dir(&bundle).unwrap();
+        assert!(!goes(&bundle, short, short).await, "CRI-O's have no more");
+        fs::create_dir(&work).unwrap();
+        std::os::unix::fs::symlink(&work, bundle.join("work")).unwrap();
+        assert!(!goes(&bundle, short, short).await);
+        let waiting = goes(&bundle, short * 500, short);
+        let (gone, ()) = tokio::join!(waiting, async {
+            tokio::time::sleep(short * 2).await;
+            fs::remove_dir(&work).unwrap();
         });
         assert!(gone);
+        fs::remove_dir_all(&bundle).unwrap();
+        assert!(goes(&bundle, short, short).await);
     }
 
     #[tokio::test]

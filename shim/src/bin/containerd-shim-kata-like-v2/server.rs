@@ -116,7 +116,9 @@ async fn serve(flags: &Flags, socket: &Socket) -> anyhow::Result<()> {
     let (listener, mut connected) = connections::counted(listener.try_into()?);
     let server = Server::new().register_service(services(&service));
     let server = server.register_service(sandbox_api::service(service.clone()));
-    let server = server.register_service(given_up::service(service.clone(), connected.clone()));
+    // Where `start` was called: the bundle of what has the sandbox's id.
+    let bundle = std::env::current_dir().context("find the bundle")?;
+    let server = server.register_service(given_up::service(service.clone(), bundle));
     let mut server = server.add_listener(listener);
     server.start().await?;
     milestone::mark("shim-serving", &flags.id);

@@ -131,7 +131,7 @@ impl Drop for Background<'_> {
 
 /// The least that the OCI runtime-spec asks of a Linux container, and its usual mounts.
 pub fn config(args: &[&str]) -> Value {
-    let namespaces = ["pid", "mount", "uts", "ipc", "network"];
+    let namespaces = ["pid", "mount", "uts", "ipc"];
     json!({
         "ociVersion": "1.2.0",
         "process": {

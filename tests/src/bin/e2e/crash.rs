@@ -160,7 +160,8 @@ fn poststop_hooks_run_when_the_shim_was_killed(context: &Context) -> Result<()> 
 /// # Errors
 /// When something else lies there: who opens a FIFO that is gone must not make a file of it.
 pub fn remove_fifos_of_ctr() -> Result<()> {
-    for directory in fs::read_dir("/run/containerd/fifo")? {
+    // Not there before the first.
+    for directory in fs::read_dir("/run/containerd/fifo").into_iter().flatten() {
         let directory = directory?.path();
         for entry in fs::read_dir(&directory)? {
             let path = entry?.path();

@@ -30,6 +30,7 @@ crate::cases!(
     it_lasts_while_the_machine_grows,
     a_killed_shim_leaves_the_namespace_as_it_was,
     namespaces_that_can_not_be_a_guests_are_named,
+    the_hosts_own_is_refused_where_an_engine_asks_for_it,
     packet_filters_of_a_namespace_are_warned_of,
     the_engines_resolver_answers_at_its_own_address,
     devices_of_the_hosts_move_to_the_guest,
@@ -351,6 +352,11 @@ fn a_killed_shim_leaves_the_namespace_as_it_was(context: &Context) -> Result<()>
     let said = context.container().flag(net.flag()).output(&["ping", "-c", "1", &net.host(0)])?;
     said.expect_code(0)?;
     net.is_clean()
+}
+
+fn the_hosts_own_is_refused_where_an_engine_asks_for_it(context: &Context) -> Result<()> {
+    let run = context.container().flag("--net-host");
+    run.output(&["true"])?.expect_error(&["host's network namespace"]).map(drop)
 }
 
 fn namespaces_that_can_not_be_a_guests_are_named(context: &Context) -> Result<()> {

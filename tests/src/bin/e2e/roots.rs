@@ -20,6 +20,7 @@ crate::cases!(
     a_shared_root_is_looked_at_again_after_a_second,
     the_host_has_what_is_written_when_it_looks,
     what_the_guest_opens_by_itself_is_as_it_was_left,
+    a_full_disk_of_the_hosts_is_told_when_a_file_is_synced_or_closed,
 );
 
 /// A configuration file; gone when dropped.
@@ -246,5 +247,51 @@ fn what_the_guest_opens_by_itself_is_as_it_was_left(context: &Context) -> Result
     ensure!(expected.ends_with("read") && expected.lines().count() > 9, "runc: {expected:?}");
     let said = context.container().output(&["sh", "-c", OPENED])?.expect_code(0)?.text();
     ensure!(said == expected, "{said:?}, and on runc {expected:?}");
+    Ok(())
+}
+
+/// A file system of the host's in memory; unmounted when dropped.
+struct Memory(String);
+
+impl Memory {
+    fn mount(context: &Context, mib: u32) -> Result<Self> {
+        let memory = Self(format!("/tmp/{}", context.fresh_id()));
+        fs::create_dir(&memory.0)?;
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", &format!("size={mib}m"), "tmpfs", &memory.0]);
+        command::output(&mut mount)?.expect_code(0)?;
+        Ok(memory)
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        let _ = command::output(Command::new("umount").arg(&self.0));
+        let _ = fs::remove_dir(&self.0);
+    }
+}
+
+/// Each says so once; what is removed makes room.
+fn a_full_disk_of_the_hosts_is_told_when_a_file_is_synced_or_closed(
+    context: &Context,
+) -> Result<()> {
+    const SCRIPT: &str = "for how in conv=fsync conv=notrunc; do
+            dd if=/dev/zero of=/large bs=1M count=40 $how 2>&1 | grep -c 'No space left'; rm /large
+        done; echo fits > /fits && cat /fits";
+    let bundle = Bundle::new(context, &[])?;
+    let mut said = Vec::new();
+    for runtime in ["runc", "/usr/bin/kata-like"] {
+        let memory = Memory::mount(context, 24)?;
+        let mut copy = Command::new("cp");
+        copy.arg("-a").arg(bundle.0.join("rootfs/.")).arg(&memory.0);
+        command::output(&mut copy)?.expect_code(0)?;
+        let mut spec = config(&["sh", "-c", SCRIPT]);
+        spec["root"]["path"] = memory.0.clone().into();
+        bundle.write_config(&spec)?;
+        said.push(bundle.run_on_the_host(runtime)?.expect_code(0)?.text());
+        let kept = fs::read_to_string(format!("{}/fits", memory.0))?;
+        ensure!(kept == "fits\n", "{runtime} left {kept:?}");
+    }
+    ensure!(said == ["1\n1\nfits"; 2], "{said:?}");
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use crate::bundle::{Bundle, config};
 use crate::context::Context;
-use crate::task_api::shim;
+use crate::task_api::{name_network, shim};
 use anyhow::{Context as _, Result, bail};
 use containerd_shim_protos::TaskClient;
 use containerd_shim_protos::api::{
@@ -62,6 +62,7 @@ fn count(
     let dev = serde_json::json!({"destination": "/dev", "type": "tmpfs", "source": "tmpfs"});
     spec["mounts"].as_array_mut().context("mounts")?.push(dev);
     bundle.write_config(&spec)?;
+    name_network(&bundle)?;
     let [stdin, stdout] = ["stdin", "stdout"].map(|name| bundle.0.join(name));
     for fifo in [&stdin, &stdout] {
         mkfifo(fifo, Mode::S_IRWXU)?;

@@ -7,6 +7,8 @@ use containerd_shim_protos::api::{
     CreateTaskRequest, DeleteRequest, Mount, PauseRequest, StartRequest, WaitRequest,
 };
 use containerd_shim_protos::{Client, TaskClient};
+use serde_json::{Value, json};
+use std::fs;
 use std::path::{Path, PathBuf};
 
 /// A connection to the shim of a container, by the socket that its bundle names.
@@ -57,6 +59,7 @@ pub fn run_beside(shim: &TaskClient, id: &str, bundle: &Bundle, root: Mount) -> 
 /// The same on a root file system of several mounts.
 pub fn run_on(shim: &TaskClient, id: &str, bundle: &Bundle, rootfs: Vec<Mount>) -> Result<u32> {
     let limit = || ttrpc::context::with_timeout(30_000_000_000);
+    name_network(bundle)?;
     let create = CreateTaskRequest {
         id: id.into(),
         bundle: bundle.0.display().to_string(),
@@ -73,4 +76,15 @@ pub fn run_on(shim: &TaskClient, id: &str, bundle: &Bundle, rootfs: Vec<Mount>) 
     let ended = shim.wait(limit(), &WaitRequest { id: id.into(), ..Default::default() })?;
     shim.delete(limit(), &DeleteRequest { id: id.into(), ..Default::default() })?;
     Ok(ended.exit_status)
+}
+
+/// A network namespace, as engines write it: without one it is the host's network that they ask for.
+pub fn name_network(bundle: &Bundle) -> Result<()> {
+    let file = bundle.0.join("config.json");
+    let mut config: Value = serde_json::from_slice(&fs::read(&file)?)?;
+    let namespaces = config["linux"]["namespaces"].as_array_mut().context("namespaces")?;
+    if !namespaces.iter().any(|namespace| namespace["type"] == "network") {
+        namespaces.push(json!({"type": "network"}));
+    }
+    Ok(fs::write(&file, config.to_string())?)
 }

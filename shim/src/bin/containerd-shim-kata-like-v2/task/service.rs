@@ -25,7 +25,7 @@ use sandbox::event::Exit;
 use sandbox::{
     Error, NewContainer, NewExec, Phase, Result, Sandbox, SandboxSpec, blocking, milestone, plan,
 };
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -269,6 +269,12 @@ impl TaskService {
         sandbox.call_off(id);
         let made = id.to_owned();
         after_creates(&self.creating, async move { sandbox.delete(&made, "").await }).await
+    }
+
+    /// The bundle that a task was created with.
+    pub fn bundle(&self, id: &str) -> Option<PathBuf> {
+        let Said { bundle, .. } = self.containers.get(id, "");
+        (!bundle.is_empty()).then(|| bundle.into())
     }
 
     /// Ends what containerd has forgotten: the task of this id, or with the sandbox API's sandbox all of it. Nothing, if it

@@ -11,7 +11,7 @@ pub mod vhost_net;
 
 use crate::command::DEADLINE;
 use crate::context::Context;
-use crate::{cgroup, command, confinement, inside, leaks};
+use crate::{cgroup, command, confinement, inside, leaks, outage};
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::{Signal, kill};
@@ -31,6 +31,7 @@ crate::cases!(
     limits_change_beside_those_that_are_left_out,
     users_of_a_pods_own_own_its_files,
     another_containers_processes_are_seen_by_who_asks_for_them,
+    a_pod_outlives_containerd,
     what_is_written_to_a_root_is_on_a_disk_and_counted;
     crate::Scope::Once;
     each_has_pids_of_its_own_where_the_pod_says_so,
@@ -262,6 +263,28 @@ fn target(context: &Context, handler: &str) -> Result<()> {
     for pid in pids {
         ensure!(!Path::new(&format!("/proc/{pid}")).exists(), "{pid} is still there");
     }
+    pod.remove()
+}
+
+fn a_pod_outlives_containerd(context: &Context) -> Result<()> {
+    outlive_containerd(context, OURS)
+}
+
+fn outlive_containerd(context: &Context, handler: &str) -> Result<()> {
+    let run = || Pod::run(context, handler, &Value::Null);
+    let (empty, pod) = (run()?, run()?);
+    let container = pod.sleeper()?;
+    container.sh("echo still here > /dev/shm/file")?;
+    outage::stop_containerd(context)?;
+    context.containerd.start()?;
+    ensure!(pod.state()? == "SANDBOX_READY" && empty.state()? == "SANDBOX_READY");
+    ensure!(container.sh("cat /dev/shm/file")? == "still here");
+    let said = empty.sleeper()?.sh("hostname")?;
+    ensure!(said == "in-a-pod", "{said:?}");
+    // What joins is in the same machine.
+    ensure!(pod.sleeper()?.sh("cat /dev/shm/file")? == "still here");
+    container.remove()?;
+    empty.remove()?;
     pod.remove()
 }
 

@@ -1,18 +1,21 @@
 //! A pod's network as a plugin makes it: both families, and frames that are smaller than usual.
 
-use super::pod::{OURS, Pod, crictl};
+use super::pod::{OURS, Pod, RUNC, crictl};
 use crate::command::{self, DEADLINE};
 use crate::context::Context;
 use anyhow::{Context as _, Result, bail, ensure};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::fs;
 use std::io::{Read as _, Write as _};
-use std::net::{IpAddr, Shutdown, TcpListener, TcpStream};
+use std::net::{IpAddr, Shutdown, TcpListener, TcpStream, UdpSocket};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 crate::cases!(
     crate::Scope::Once;
     much_goes_each_way_by_both_families_in_small_frames,
+    names_are_resolved_by_the_pods_server,
     a_pod_without_ipv4_has_its_network;
     crate::Scope::Long;
     a_gibibyte_goes_each_way_by_both_families,
@@ -81,6 +84,55 @@ fn addresses(pod: &Pod) -> Result<[IpAddr; 2]> {
 
 fn much_goes_each_way_by_both_families_in_small_frames(context: &Context) -> Result<()> {
     go_each_way(context, 1)
+}
+
+/// A server of names where the pods of [`NETWORK`] find their host, which knows every name at one address of IPv4.
+const NAMES: &str = "10.89.0.1";
+
+/// Answers what is asked until that is over.
+fn answer(server: &UdpSocket, over: &AtomicBool) -> Result<()> {
+    const A: [u8; 2] = [0, 1];
+    server.set_read_timeout(Some(Duration::from_millis(100)))?;
+    let mut query = [0; 512];
+    while !over.load(Ordering::Relaxed) {
+        let Ok((len, from)) = server.recv_from(&mut query) else { continue };
+        let query = &query[..len];
+        // After the header the name, which ends with an empty label, then type and class (RFC 1035 §4.1).
+        let name = query.iter().skip(12).position(|byte| *byte == 0).context("a name")?;
+        let question = query.get(12..12 + name + 5).context("a question")?;
+        let found = question[name + 1..name + 3] == A;
+        let mut reply =
+            [&query[..2], &[0x81, 0x80, 0, 1, 0, found.into(), 0, 0, 0, 0], question].concat();
+        if found {
+            reply.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 10, 1, 2, 3]);
+        }
+        server.send_to(&reply, from)?;
+    }
+    Ok(())
+}
+
+fn names_are_resolved_by_the_pods_server(context: &Context) -> Result<()> {
+    let _small = Small::configure(context, NETWORK)?;
+    let more = json!({"dns_config": {"servers": [NAMES], "searches": ["of.a.test"]}});
+    let mut said = Vec::new();
+    for handler in [RUNC, OURS] {
+        let pod = Pod::run(context, handler, &more)?;
+        let container = pod.sleeper()?;
+        // The address is there with the first pod's bridge.
+        let (server, over) = (UdpSocket::bind((NAMES, 53))?, AtomicBool::new(false));
+        let (asked, answered) = std::thread::scope(|scope| {
+            let answering = scope.spawn(|| answer(&server, &over));
+            let asked = container.sh("cat /etc/resolv.conf; nslookup name.of.a.test 2>&1");
+            over.store(true, Ordering::Relaxed);
+            (asked, answering.join())
+        });
+        answered.map_err(|_| anyhow::anyhow!("the server of names panicked"))??;
+        said.push(asked.with_context(|| handler.to_owned())?);
+        pod.remove()?;
+    }
+    ensure!(said[0] == said[1], "runc says {:?}, ours {:?}", said[0], said[1]);
+    ensure!(said[1].contains("10.1.2.3"), "{:?}", said[1]);
+    Ok(())
 }
 
 fn a_gibibyte_goes_each_way_by_both_families(context: &Context) -> Result<()> {

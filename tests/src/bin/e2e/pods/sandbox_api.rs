@@ -123,18 +123,7 @@ fn a_port_is_forwarded_and_one_where_nobody_listens_is_reset(context: &Context) 
 }
 
 fn a_pod_outlives_containerd(context: &Context) -> Result<()> {
-    let (empty, pod) =
-        (Pod::run(context, OURS, &Value::Null)?, Pod::run(context, OURS, &Value::Null)?);
-    let container = pod.sleeper()?;
-    outage::stop_containerd(context)?;
-    context.containerd.start()?;
-    ensure!(pod.state()? == "SANDBOX_READY" && empty.state()? == "SANDBOX_READY");
-    ensure!(container.sh("echo still here")? == "still here");
-    let said = empty.sleeper()?.sh("hostname")?;
-    ensure!(said == "in-a-pod", "{said:?}");
-    ensure!(pod.sleeper()?.sh("ps | grep -c '[s]leep 1000000'")? == "2");
-    empty.remove()?;
-    pod.remove()
+    super::outlive_containerd(context, OURS)
 }
 
 fn what_containerd_gives_up_at_its_start_is_ended(context: &Context) -> Result<()> {
