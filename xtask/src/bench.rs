@@ -29,7 +29,8 @@ pub struct Arguments {
     /// How often, after a first run that is thrown away
     #[arg(long, default_value_t = 10)]
     runs: u32,
-    /// Of what programs do, only what has this in its name, one copy; tells the figures and writes nothing
+    /// Of what programs do, only what has this in its name, one copy; of lives `pods`, their network and memory; tells the
+    /// figures and writes nothing
     #[arg(long)]
     only: Option<String>,
     /// Take target/install as it is
@@ -65,6 +66,12 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     }
     let ground = lab::ground()?;
     match arguments.part {
+        Part::Lives if arguments.only.is_some() => {
+            for row in in_a_lab(arguments, ground, 1)?.rows {
+                println!("{row:?}");
+            }
+            Ok(())
+        }
         Part::Lives => write(&in_a_lab(arguments, ground, 1)?, ground),
         // Each figure is told when it is there.
         Part::Inside if arguments.only.is_some() => in_a_lab(arguments, ground, 1).map(drop),
@@ -96,8 +103,9 @@ fn in_a_lab(arguments: &Arguments, ground: Ground, cpus: u32) -> Result<Report> 
 
 /// What runs in the containers.
 fn prepare(part: Part, lab: &Lab, client: &::lab::client::Client) -> Result<()> {
+    // Of pods: what measures their network.
+    lab.attach(&::lab::programs::prepare()?)?;
     if part == Part::Inside {
-        lab.attach(&::lab::programs::prepare()?)?;
         let small = build::lab_program("inside")?;
         client.put(&[(&small, Path::new("/run/lab/inside"))])?;
     }

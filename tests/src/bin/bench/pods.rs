@@ -3,20 +3,18 @@
 use crate::CONTAINERD;
 use crate::memory;
 use crate::timing::{Runtime, milliseconds, timed};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use lab::bench::Row;
 use lab::containerd::IMAGE;
 use lab::pods::CRICTL;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::fs;
-use std::io::{Read, Write};
-use std::net::{Shutdown, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-/// Bytes sent each way.
-const SENT: usize = 16 << 20;
+/// MiB sent each way.
+const SENT: &str = "64M";
 
 /// How many pods there are when the memory of one is told.
 const MANY: [usize; 3] = [1, 10, 30];
@@ -24,8 +22,16 @@ const MANY: [usize; 3] = [1, 10, 30];
 /// The lab's address in the pods' network.
 const GATEWAY: &str = "10.88.0.1";
 
-/// Counts what it is sent, on one port; sends on the other.
-const SERVE: &str = "nc -ll -p 9000 -e wc -c & nc -ll -p 9001 -e head -c 16777216 /dev/zero & wait";
+/// Where the disk of programs is mounted, here and in the containers.
+const PROGRAMS: &str = "/run/bench-programs";
+
+/// iperf3 by the loader and the libraries of its Debian, as neither the lab nor the image has them.
+const IPERF: [&str; 4] = [
+    "/run/bench-programs/usr/lib64/ld-linux-x86-64.so.2",
+    "--library-path",
+    "/run/bench-programs/usr/lib/x86_64-linux-gnu",
+    "/run/bench-programs/usr/bin/iperf3",
+];
 
 const BOTH: [Runtime; 2] = [Runtime::Runc, Runtime::KataLike];
 
@@ -35,6 +41,9 @@ const CONFIG: &str = "/etc/kata-like/config.toml";
 /// All rows.
 pub fn rows(runs: usize) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
+    fs::create_dir_all(PROGRAMS)?;
+    let disk = format!("LABEL={}", lab::programs::LABEL);
+    timed(Command::new("mount").args(["-o", "ro", &disk, PROGRAMS]))?;
     let mut samples = [Samples::default(), Samples::default(), Samples::default()];
     for run in 0..=runs {
         let [runc, ours, by_host] = &mut samples;
@@ -52,6 +61,7 @@ pub fn rows(runs: usize) -> Result<Vec<Row>> {
         rows.extend(samples.rows(runtime.name()));
     }
     rows.extend(network);
+    timed(Command::new("umount").arg(PROGRAMS))?;
     for runtime in BOTH {
         rows.extend(memory_of_many(runtime)?);
     }
@@ -90,14 +100,14 @@ struct Samples {
 impl Samples {
     fn add(&mut self, runtime: Runtime, counts: bool) -> Result<()> {
         let (pod, began) = Pod::run(runtime)?;
-        let (container, ended) = pod.start(&["sh", "-c", SERVE])?;
+        let (container, ended) = pod.start(&[&IPERF[..], &["--server"]].concat())?;
         if counts {
             self.pod.push(milliseconds(began));
             self.running.push(milliseconds((began.0, ended)));
             self.round_trip.push(ping(&container)?);
             let ip = pod.ip()?;
-            self.sent_in.push(mib_a_second(|| send(&ip))?);
-            self.sent_out.push(mib_a_second(|| receive(&ip))?);
+            self.sent_in.push(mib_a_second(&ip, &[])?);
+            self.sent_out.push(mib_a_second(&ip, &["--reverse"])?);
         }
         pod.remove()
     }
@@ -134,31 +144,21 @@ fn memory_of_many(runtime: Runtime) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-fn send(ip: &str) -> Result<()> {
-    let mut stream = TcpStream::connect((ip, 9000))?;
-    let block = vec![0; 1 << 20];
-    for _ in 0..SENT / block.len() {
-        stream.write_all(&block)?;
+/// By iperf3's own count of what has arrived.
+fn mib_a_second(ip: &str, way: &[&str]) -> Result<f64> {
+    let mut iperf = Command::new(IPERF[0]);
+    iperf.args(&IPERF[1..]).args(["--client", ip, "--json", "--bytes", SENT]).args(way);
+    // Its server may not listen yet.
+    let end = Instant::now() + Duration::from_secs(60);
+    loop {
+        let output = iperf.output().context("iperf3")?;
+        let said: Value = serde_json::from_slice(&output.stdout).context("iperf3's report")?;
+        match said["end"]["sum_received"]["bits_per_second"].as_f64() {
+            Some(bits) if output.status.success() => return Ok(bits / 8.0 / f64::from(1 << 20)),
+            _ if Instant::now() < end => std::thread::sleep(Duration::from_millis(100)),
+            _ => bail!("iperf3: {}", said["error"]),
+        }
     }
-    stream.shutdown(Shutdown::Write)?;
-    let mut counted = String::new();
-    stream.read_to_string(&mut counted)?;
-    ensure!(counted.trim() == SENT.to_string(), "the pod has counted {counted:?} bytes");
-    Ok(())
-}
-
-fn receive(ip: &str) -> Result<()> {
-    let mut stream = TcpStream::connect((ip, 9001))?;
-    let read = std::io::copy(&mut stream, &mut std::io::sink())?;
-    ensure!(read == SENT as u64, "the pod has sent {read} bytes");
-    Ok(())
-}
-
-fn mib_a_second(work: impl FnOnce() -> Result<()>) -> Result<f64> {
-    let start = crate::timing::now()?;
-    work()?;
-    let took = Duration::from_nanos(crate::timing::now()? - start);
-    Ok((SENT >> 20) as f64 / took.as_secs_f64())
 }
 
 /// The mean of ten from a container to the lab, ms.
@@ -206,8 +206,11 @@ impl Pod {
     /// Gives the container's id, and when it had been started.
     fn start(&self, args: &[&str]) -> Result<(String, u64)> {
         let config = self.directory.join("container.json");
+        let mounted = Path::new(IPERF[0]).exists();
+        let programs = json!({"host_path": PROGRAMS, "container_path": PROGRAMS, "readonly": true});
+        let mounts = if mounted { vec![programs] } else { Vec::new() };
         let container = json!({"metadata": {"name": "c"}, "image": {"image": IMAGE},
-            "command": args, "linux": {}});
+            "command": args, "mounts": mounts, "linux": {}});
         fs::write(&config, container.to_string())?;
         let pod = self.directory.join("pod.json").display().to_string();
         let id = said(&["create", &self.id, &config.display().to_string(), &pod])?;
