@@ -5,8 +5,8 @@ use fuzz::scratch;
 use libfuzzer_sys::fuzz_target;
 use sandbox::number_list::NumberList;
 use sandbox::plan::Created;
-use sandbox::plan::disks::{DirectoryId, Host, Kind, MountOf, Numbers, Writes};
-use sandbox::plan::shared::{Directory, Memory};
+use sandbox::plan::disks::Writes;
+use sandbox::plan::host::{Directory, DirectoryId, Host, Kind, Memory, MountOf, Numbers};
 use sandbox::{bundle, plan};
 use std::path::{Path, PathBuf};
 
