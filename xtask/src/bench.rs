@@ -29,7 +29,7 @@ pub struct Arguments {
     /// How often, after a first run that is thrown away
     #[arg(long, default_value_t = 10)]
     runs: u32,
-    /// Of what programs do, only what has this in its name, one copy; of lives `pods`, their network and memory; tells the
+    /// Of what programs do, only what has this in its name, one copy; of lives `pods`, their starts and network; tells the
     /// figures and writes nothing
     #[arg(long)]
     only: Option<String>,

@@ -74,6 +74,7 @@ fn lives(runs: usize, only: &str) -> Result<Report> {
     drop(containers);
     rows.extend(lifecycle::rows(runs.div_ceil(2))?);
     rows.extend(pods::rows(runs.div_ceil(2))?);
+    rows.extend(pods::memory()?);
     compare_to_runc(&mut rows);
     Ok(Report { machine: machine()?, runs, rows, exits, phases, failures })
 }

@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-/// MiB sent each way.
-const SENT: &str = "64M";
+/// How long iperf3 sends each way, s: a number of bytes it would count to the next full second.
+const SENDING: &str = "3";
 
 /// How many pods there are when the memory of one is told.
 const MANY: [usize; 3] = [1, 10, 30];
@@ -38,7 +38,7 @@ const BOTH: [Runtime; 2] = [Runtime::Runc, Runtime::KataLike];
 /// Our configuration where none is named.
 const CONFIG: &str = "/etc/kata-like/config.toml";
 
-/// All rows.
+/// How soon they run, and their network.
 pub fn rows(runs: usize) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     fs::create_dir_all(PROGRAMS)?;
@@ -62,9 +62,6 @@ pub fn rows(runs: usize) -> Result<Vec<Row>> {
     }
     rows.extend(network);
     timed(Command::new("umount").arg(PROGRAMS))?;
-    for runtime in BOTH {
-        rows.extend(memory_of_many(runtime)?);
-    }
     Ok(rows)
 }
 
@@ -125,6 +122,12 @@ impl Samples {
     }
 }
 
+/// Their memory.
+pub fn memory() -> Result<Vec<Row>> {
+    let rows = BOTH.map(memory_of_many).into_iter().collect::<Result<Vec<_>>>()?;
+    Ok(rows.concat())
+}
+
 fn memory_of_many(runtime: Runtime) -> Result<Vec<Row>> {
     let mut pods = Vec::new();
     let mut rows = Vec::new();
@@ -147,7 +150,7 @@ fn memory_of_many(runtime: Runtime) -> Result<Vec<Row>> {
 /// By iperf3's own count of what has arrived.
 fn mib_a_second(ip: &str, way: &[&str]) -> Result<f64> {
     let mut iperf = Command::new(IPERF[0]);
-    iperf.args(&IPERF[1..]).args(["--client", ip, "--json", "--bytes", SENT]).args(way);
+    iperf.args(&IPERF[1..]).args(["--client", ip, "--json", "--time", SENDING]).args(way);
     // Its server may not listen yet.
     let end = Instant::now() + Duration::from_secs(60);
     loop {
