@@ -6,8 +6,9 @@
 //! each task that has ended, and may come when its id is another task's already, which must live. containerd's connection
 //! says nothing: it stays, and nobody uses it.
 
+use crate::socket::is_served;
 use crate::task::service::TaskService;
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use async_trait::async_trait;
 use containerd_shim_protos::api::DeleteRequest;
 use protobuf::Message as _;
@@ -37,25 +38,21 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// # Errors
 /// It does not answer in time.
 pub fn tell(socket: &Path, id: &str, patience: Duration) -> Result<()> {
+    // As after each task that has ended in the ordinary way.
+    if !is_served(socket) {
+        return Ok(());
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let told = async { timeout(patience, tell_now(socket, id)).await };
     runtime.block_on(told).context("the server does not answer")?
 }
 
 async fn tell_now(socket: &Path, id: &str) -> Result<()> {
-    let Ok(client) = Client::connect(&format!("unix://{}", socket.display())).await else {
-        // It has ended.
-        return Ok(());
-    };
+    let client = Client::connect(&format!("unix://{}", socket.display())).await?;
     let payload = DeleteRequest { id: id.to_owned(), ..Default::default() }.write_to_bytes()?;
     let request =
         Request { service: SERVICE.into(), method: METHOD.into(), payload, ..Default::default() };
-    match client.request(request).await {
-        // One of an older version has no such service.
-        Ok(_) => Ok(()),
-        Err(ttrpc::Error::RpcStatus(status)) if status.code() == Code::UNIMPLEMENTED => Ok(()),
-        Err(error) => bail!("tell the server: {error}"),
-    }
+    client.request(request).await.map(drop).context("tell the server")
 }
 
 /// The service, by its name; `bundle` is that of the server's sandbox.
@@ -137,8 +134,12 @@ mod tests {
         assert!(goes(&bundle, short, short).await);
     }
 
-    #[tokio::test]
-    async fn nobody_is_told_where_no_server_is() {
-        tell_now(Path::new("/nowhere/s"), "c1").await.unwrap();
+    #[test]
+    fn nobody_is_told_where_no_server_is_and_one_that_is_silent_is_no_such() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("s");
+        tell(&socket, "c1", Duration::ZERO).unwrap();
+        let _silent = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        tell(&socket, "c1", Duration::from_millis(50)).unwrap_err();
     }
 }

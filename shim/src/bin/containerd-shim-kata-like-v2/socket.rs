@@ -24,7 +24,7 @@ fn lock(socket: &Path) -> anyhow::Result<Flock<File>> {
 }
 
 /// Whether somebody listens there. Never waits: all sandboxes' starts and ends wait for who holds the lock.
-fn is_served(path: &Path) -> bool {
+pub fn is_served(path: &Path) -> bool {
     let (family, kind) = (AddressFamily::Unix, SockType::Stream);
     let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
     let connected = UnixAddr::new(path).and_then(|address| {
