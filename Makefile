@@ -1,5 +1,6 @@
 # make run     set everything up and run a container in its own virtual machine
-# make test    all tests; FILTER=word for those whose names contain it
+# make test    what a change is tested by; FILTER=word for the tests whose names contain it
+# make test-all   and every other test there is: those that take minutes, both containerds where one does for a change
 # make fuzz    fuzz for longer: SECONDS=600 each, TARGET=blk
 # make lint    formatting and lints
 # make bench   measure against runc, write docs/benchmarks.*; PART=inside for what programs do in a container;
@@ -10,13 +11,16 @@
 XTASK := cargo xtask
 CACHE := $(or $(KATA_LIKE_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/kata-like)
 
-.PHONY: run test fuzz lint bench conformance setup setup-tests clean-lab
+.PHONY: run test test-all fuzz lint bench conformance setup setup-tests clean-lab
 
 run: setup
 	@$(XTASK) demo
 
 test: setup-tests
 	@$(XTASK) test $(FILTER)
+
+test-all: setup-tests
+	@$(XTASK) test --all $(FILTER)
 
 fuzz: setup
 	@$(XTASK) fuzz $(if $(SECONDS),--seconds $(SECONDS)) $(TARGET)

@@ -45,7 +45,7 @@ room "$([ "${1-}" = tests ] && echo 25 || echo 10)"
 
 # own_commands: compiles `cargo xtask` where that takes a while, so that cargo shows how far it is.
 own_commands() {
-  [ ! -e target/debug/xtask ] || return 0
+  [ ! -e target/x86_64-unknown-linux-gnu/debug/xtask ] || return 0
   say "compiling the project's own commands (about a minute)"
   cargo build --package xtask
 }

@@ -18,7 +18,9 @@ const ROUNDS: usize = 64;
 
 /// A running device, served by the calling thread, and its driver.
 pub struct Guest {
+    /// What its rings and buffers are in.
     pub memory: GuestMemoryMmap,
+    /// Told of used buffers.
     pub interrupt: Arc<TestInterrupt>,
     io: IoLoop,
     _worker: WorkerId,

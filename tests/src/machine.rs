@@ -27,22 +27,25 @@ use std::time::{Duration, Instant};
 pub enum Purpose {
     /// To show a container: with what Debian has, as it is.
     Show,
-    /// Tests and measurements: a QEMU that bears load, and the newest containerd beside Debian's.
-    Tests,
+    /// To test a change: and the newest containerd beside Debian's. Debian's QEMU has one CPU for the lab, and two
+    /// labs have two between them; building another would take longer than it saves.
+    Change,
+    /// To test a release, and to measure: a QEMU of several CPUs that bears load.
+    Release,
 }
 
 impl Purpose {
     fn emulator(self) -> Emulator {
         match self {
-            Self::Show => Emulator::Debians,
-            Self::Tests => Emulator::Changed,
+            Self::Show | Self::Change => Emulator::Debians,
+            Self::Release => Emulator::Changed,
         }
     }
 
     /// Programs that the lab has besides Debian's, where each goes, and its key.
     fn programs(self) -> impl Iterator<Item = (&'static Programs, &'static str, String)> {
         let all = [(&NEWEST_CONTAINERD, Version::V2_4.bin_dir()), (&FOR_PODS, pods::BIN_DIR)];
-        let all = all.into_iter().filter(move |_| self == Self::Tests);
+        let all = all.into_iter().filter(move |_| self != Self::Show);
         all.filter_map(|(programs, to)| Some((programs, to, programs.key()?)))
     }
 }
@@ -179,7 +182,7 @@ impl Lab {
     /// When it doesn't come up.
     pub fn up_counting(&self, agent: &Path, cpus: u32) -> Result<Client> {
         self.down()?;
-        let frozen = Frozen::prepare(agent, Purpose::Tests)?;
+        let frozen = Frozen::prepare(agent, Purpose::Release)?;
         let step = Step::begin("lab: boot, counting instructions", "30 s");
         let client = spawn(&frozen.files(&self.run), Start::Counting { cpus })?;
         client.wait_alive(Duration::from_secs(300)).with_context(|| self.said())?;

@@ -20,8 +20,11 @@ pub fn make(purpose: Purpose) -> Result<PathBuf> {
     std::thread::scope(|scope| {
         let kernel = scope.spawn(|| build::guest_kernel().inspect_err(told));
         let root = scope.spawn(|| Root::prepare().inspect_err(told));
-        let programs = build::programs().and_then(|()| build::lab_program("lab-agent"));
-        let programs = programs.inspect_err(told);
+        let agent = || match purpose {
+            Purpose::Show => build::lab_agent_alone(),
+            Purpose::Change | Purpose::Release => build::lab_program("lab-agent"),
+        };
+        let programs = build::programs().and_then(|()| agent()).inspect_err(told);
         build::joined(root)?;
         let agent = programs?;
         // The kernel takes longest: the lab boots beside it.

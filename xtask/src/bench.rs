@@ -91,7 +91,7 @@ fn in_a_lab(arguments: &Arguments, ground: Ground, cpus: u32) -> Result<Report> 
     let client = match ground {
         // Its clock counts instructions: other load on this machine doesn't show.
         Ground::Emulated => lab.up_counting(&agent, cpus)?,
-        Ground::Host => lab.up(&agent, ground, Purpose::Tests)?,
+        Ground::Host => lab.up(&agent, ground, Purpose::Release)?,
     };
     let report = lab::install(&client)
         .and_then(|()| client.put(&[(&program, Path::new(PROGRAM))]).map(drop))

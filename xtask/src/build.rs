@@ -138,10 +138,21 @@ fn check_system_calls(kernel: &Path) -> Result<()> {
 /// # Errors
 /// When it doesn't build.
 pub fn lab_program(name: &str) -> Result<PathBuf> {
-    // What only the tests need is left out of the agent, which is built first.
-    let features: &[&str] = if name == "lab-agent" { &["--no-default-features"] } else { &[] };
+    // As one of the whole workspace it shares what the unit tests are built of.
+    of_the_lab(name, &["--workspace"])
+}
+
+/// Builds the lab's agent without what only tests need, where nothing is tested; answers its path.
+///
+/// # Errors
+/// When it doesn't build.
+pub fn lab_agent_alone() -> Result<PathBuf> {
+    of_the_lab("lab-agent", &["-p", "kata-like-tests", "--no-default-features"])
+}
+
+fn of_the_lab(name: &str, packages: &[&str]) -> Result<PathBuf> {
     let step = Step::begin_quick("the lab's programs");
-    cargo_static(&[&["build", "-p", "kata-like-tests", "--bin", name], features].concat(), &step)?;
+    cargo_static(&[&["build", "--bin", name], packages].concat(), &step)?;
     step.end();
     Ok(target_dir().join(TARGET).join("debug").join(name))
 }
@@ -153,13 +164,12 @@ pub fn cargo() -> Command {
     cargo
 }
 
-/// Runs cargo so that what it builds needs no library where it runs; the step tells how far it is.
+/// Runs cargo, which `.cargo/config.toml` has build what needs no library where it runs; the step tells how far it is.
 fn cargo_static(arguments: &[&str], step: &Step) -> Result<()> {
     let mut child = cargo()
         .args(arguments)
         .args(["--target", TARGET, "--target-dir"])
         .arg(target_dir())
-        .env("RUSTFLAGS", "-C target-feature=+crt-static")
         .stderr(Stdio::piped())
         .spawn()
         .context("cargo")?;

@@ -9,7 +9,7 @@ use ::lab::client::Client;
 use ::lab::conformance::report::{self, Outcome, Report};
 use ::lab::conformance::{self, differences};
 use ::lab::containerd::Version;
-use ::lab::machine::Lab;
+use ::lab::machine::{Lab, Purpose};
 use ::lab::wire::Exec;
 use anyhow::{Context, Result, ensure};
 use std::collections::VecDeque;
@@ -172,7 +172,7 @@ struct Round<'a> {
 impl Round<'_> {
     /// Makes runs in a lab until none is left.
     fn lab(&self, lab: &Lab) -> Result<()> {
-        let client = lab::up(lab)?;
+        let client = lab::up(lab, Purpose::Release)?;
         lab::install(&client)?;
         client.put(&[(&self.prepared, Path::new(conformance::DIR))])?;
         restart(&client)?;

@@ -43,9 +43,9 @@ pub struct Arguments {
     /// How many labs share the tests [default: 2 where memory allows and it is worth it]
     #[arg(long)]
     labs: Option<usize>,
-    /// Also tests that take minutes; `make test` leaves them out
+    /// Also what `make test` leaves out: what takes minutes, and each test against each containerd that matters to it
     #[arg(long)]
-    long: bool,
+    all: bool,
     /// Take target/install as it is
     #[arg(long)]
     no_build: bool,
@@ -55,15 +55,15 @@ pub struct Arguments {
 }
 
 impl Arguments {
-    /// Everything, or what `filter` names, against both containerds.
-    pub fn all(filter: Option<&str>) -> Self {
+    /// What a change is tested by, or every test there is; or what `filter` names of it.
+    pub fn of_a_suite(filter: Option<&str>, all: bool) -> Self {
         Self {
             filters: filter.map(str::to_owned).into_iter().collect(),
             containerd: "both".to_owned(),
             runtime: None,
             many: 8,
             labs: None,
-            long: false,
+            all,
             no_build: false,
             list: false,
         }
@@ -74,7 +74,7 @@ impl Arguments {
         let mut argv = vec!["--containerd".to_owned(), self.containerd.clone()];
         argv.extend(["--many".to_owned(), self.many.to_string()]);
         argv.extend(self.runtime.iter().flat_map(|name| ["--runtime".to_owned(), name.clone()]));
-        argv.extend(self.long.then(|| "--long".to_owned()));
+        argv.extend(self.all.then(|| "--all".to_owned()));
         argv.extend(self.filters.iter().cloned());
         argv
     }
@@ -94,6 +94,7 @@ pub fn run(arguments: &Arguments) -> Result<Count> {
         return Ok(Count { passed: 1, failed: 0 });
     }
     if tests.is_empty() {
+        println!("[end to end] no test has such a name, or it is of `make test-all` (--all)");
         return Ok(Count::default());
     }
     if !arguments.no_build {
@@ -106,7 +107,7 @@ pub fn run(arguments: &Arguments) -> Result<Count> {
     let (with_programs, with_conformance) = (has(PROGRAMS), has(CONFORMANCE));
     let with_nri = has(NRI);
     let queue = Queue::new(tests);
-    let patience = Patience { many: arguments.many, long: arguments.long };
+    let patience = Patience { many: arguments.many, all: arguments.all };
     let mut round = Round::new(&program, arguments.of_program(), patience, &queue);
     if with_programs {
         round.attach(::lab::programs::prepare()?);

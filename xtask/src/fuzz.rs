@@ -1,7 +1,7 @@
 //! Fuzzing: builds the targets of fuzz/ with the compiler that builds everything else, and runs them.
 //!
 //! What cargo-fuzz does with a nightly compiler, but for its address sanitizer: the coverage that libFuzzer goes
-//! by takes stable flags only. `cargo fuzz run TARGET` works as well.
+//! by takes stable flags only. One program has all targets: linking one each took longer than running them.
 
 use crate::build;
 use crate::count::Count;
@@ -12,6 +12,9 @@ use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 const TRIPLE: &str = "x86_64-unknown-linux-gnu";
+const PROFILE: &str = "fuzz";
+/// By this the program is told its target.
+const CHOICE: &str = "FUZZ_TARGET";
 
 /// Coverage of edges and compared values, as cargo-fuzz asks for it.
 const FLAGS: [&str; 7] = [
@@ -38,7 +41,7 @@ pub struct Arguments {
 }
 
 impl Arguments {
-    /// Each target for a few seconds, or those that `filter` names: a test.
+    /// Each target for a few seconds, or those that `filter` names: a test of a release.
     pub fn short(filter: Option<&str>) -> Self {
         Self { target: filter.map(str::to_owned), seconds: 3 }
     }
@@ -55,8 +58,8 @@ pub fn run(arguments: &Arguments) -> Result<Count> {
         return Ok(Count::default());
     }
     let seconds = arguments.seconds;
-    println!("[fuzzing] building {} targets … (usually 10 s, from nothing 4 minutes)", names.len());
-    build(&names)?;
+    println!("[fuzzing] building … (usually 10 s, from nothing 4 minutes)");
+    build()?;
     println!("[fuzzing] {seconds} s each");
     let count = side_by_side(&names, seconds)?;
     println!("[fuzzing] {} passed, {} failed", count.passed, count.failed);
@@ -91,20 +94,21 @@ fn target_dir() -> PathBuf {
 /// The names of all targets, sorted.
 fn targets() -> Result<Vec<String>> {
     let mut names = Vec::new();
-    for entry in fs::read_dir(folder().join("fuzz_targets")).context("fuzz/fuzz_targets")? {
+    for entry in fs::read_dir(folder().join("src/targets")).context("fuzz/src/targets")? {
         let path = entry?.path();
         names.extend(path.file_stem().map(|name| name.to_string_lossy().into_owned()));
     }
+    names.retain(|name| name != "mod");
     names.sort();
     Ok(names)
 }
 
-fn build(names: &[String]) -> Result<()> {
+fn build() -> Result<()> {
     let status = build::cargo()
-        .current_dir(folder())
-        .args(["build", "--quiet", "--locked", "--release", "--target", TRIPLE, "--target-dir"])
+        .args(["build", "--quiet", "--locked", "--profile", PROFILE, "--target", TRIPLE])
+        .args(["-p", "kata-like-fuzz", "--features", "libfuzzer", "--bin", "fuzz"])
+        .arg("--target-dir")
         .arg(target_dir())
-        .args(names.iter().flat_map(|name| ["--bin", name]))
         // Build scripts and macros run on their own and get no flags, for a target is named.
         .env("RUSTFLAGS", FLAGS.join(" "))
         .status()
@@ -121,8 +125,9 @@ fn fuzz(name: &str, seconds: u32) -> Result<Count> {
         fs::create_dir_all(directory).with_context(|| directory.display().to_string())?;
     }
     let log = target_dir().join(format!("{name}.log"));
-    let program = target_dir().join(TRIPLE).join("release").join(name);
+    let program = target_dir().join(TRIPLE).join(PROFILE).join("fuzz");
     let status = Command::new(&program)
+        .env(CHOICE, name)
         .arg(format!("-max_total_time={seconds}"))
         .arg(format!("-artifact_prefix={}/", crashes.display()))
         .args(LIMITS)
@@ -135,7 +140,10 @@ fn fuzz(name: &str, seconds: u32) -> Result<Count> {
     if status.success() {
         println!("[fuzzing] {name} ok{}", figures(&said));
     } else {
-        println!("[fuzzing] {name} FAILED ({status})\n{}", report(&said, &program, &log));
+        println!(
+            "[fuzzing] {name} FAILED ({status})\n{}",
+            report(&said, &format!("{CHOICE}={name} {}", program.display()), &log)
+        );
     }
     Ok(Count::of(status.success()))
 }
@@ -153,7 +161,7 @@ fn figures(said: &str) -> String {
 }
 
 /// What was found, and how to see it again.
-fn report(said: &str, program: &Path, log: &Path) -> String {
+fn report(said: &str, program: &str, log: &Path) -> String {
     let telling =
         |line: &&str| ["panicked at", "SUMMARY", "ERROR:"].iter().any(|word| line.contains(word));
     let lines: Vec<&str> = said.lines().collect();
@@ -171,7 +179,7 @@ fn report(said: &str, program: &Path, log: &Path) -> String {
         said.lines().rev().find_map(|line| line.split_once("Test unit written to "))
     {
         text.push_str(&format!("  input: {}\n", input.1));
-        text.push_str(&format!("  again: {} {}\n", program.display(), input.1));
+        text.push_str(&format!("  again: {program} {}\n", input.1));
     }
     text + &format!("  log: {}", log.display())
 }
@@ -184,10 +192,14 @@ mod tests {
     fn a_crash_is_told_with_its_input_and_how_to_see_it_again() {
         let said = "#9 NEW cov: 7 ft: 8\nthread 'x' panicked at a.rs:1:2:\nwhy\nstack\n\
             SUMMARY: libFuzzer: deadly signal\nartifact_prefix='/a/'; Test unit written to /a/crash-1\n";
-        let told = report(said, Path::new("/t/blk"), Path::new("/t/blk.log"));
-        for line in
-            ["a.rs:1:2", "  why\n", "SUMMARY", "again: /t/blk /a/crash-1", "log: /t/blk.log"]
-        {
+        let told = report(said, "FUZZ_TARGET=blk /t/fuzz", Path::new("/t/blk.log"));
+        for line in [
+            "a.rs:1:2",
+            "  why\n",
+            "SUMMARY",
+            "again: FUZZ_TARGET=blk /t/fuzz /a/crash-1",
+            "log: /t/blk.log",
+        ] {
             assert!(told.contains(line), "{told}");
         }
         let said = "#1 cov: 7 ft: 8\n#2 DONE cov: 12 ft: 9\nstat::number_of_executed_units: 2\n";

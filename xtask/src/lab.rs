@@ -64,7 +64,7 @@ pub enum Command {
 pub fn run(command: Command) -> Result<i32> {
     let lab = Lab::named_by_environment()?;
     match command {
-        Command::Up { counting: None } => install(&up(&lab)?)?,
+        Command::Up { counting: None } => install(&up(&lab, Purpose::Change)?)?,
         Command::Up { counting: Some(cpus) } => {
             install(&lab.up_counting(&build::lab_program("lab-agent")?, cpus)?)?;
         }
@@ -79,18 +79,18 @@ pub fn run(command: Command) -> Result<i32> {
         Command::Logs { lines } => return logs(&lab.client()?, lines),
         Command::Down => lab.down()?,
         Command::Freeze => {
-            ::lab::machine::freeze_ahead(&build::lab_program("lab-agent")?, Purpose::Tests)?;
+            ::lab::machine::freeze_ahead(&build::lab_program("lab-agent")?, Purpose::Change)?;
         }
     }
     Ok(0)
 }
 
-/// Brings the lab up.
+/// Brings the lab up, as what it is for wants it where it isn't up yet.
 ///
 /// # Errors
 /// When a step fails.
-pub fn up(lab: &Lab) -> Result<Client> {
-    lab.up(&build::lab_program("lab-agent")?, ground()?, Purpose::Tests)
+pub fn up(lab: &Lab, purpose: Purpose) -> Result<Client> {
+    lab.up(&build::lab_program("lab-agent")?, ground()?, purpose)
 }
 
 /// On what the lab stands, as the VMM that was built last says.

@@ -35,6 +35,9 @@ enum Command {
     Test {
         /// Only tests whose name contains this
         filter: Option<String>,
+        /// Also the end-to-end tests that take minutes, and against each containerd what differs between them
+        #[arg(long)]
+        all: bool,
     },
     /// Fuzz what reads bytes of guests and images
     Fuzz(fuzz::Arguments),
@@ -53,7 +56,9 @@ fn main() -> ExitCode {
         Command::Build => build::product().map(|()| 0),
         Command::Lab(command) => lab::run(command),
         Command::E2e(arguments) => e2e::run(&arguments).map(count::Count::status),
-        Command::Test { filter } => suites::test(filter.as_deref()).map(count::Count::status),
+        Command::Test { filter, all } => {
+            suites::test(filter.as_deref(), all).map(count::Count::status)
+        }
         Command::Fuzz(arguments) => fuzz::run(&arguments).map(count::Count::status),
         Command::Lint => suites::lint().map(count::Count::status),
         Command::Conformance(arguments) => conformance::run(&arguments).map(count::Count::status),

@@ -46,7 +46,7 @@ impl Frozen {
     /// When a step fails.
     pub fn prepare(agent: &Path, purpose: Purpose) -> Result<Self> {
         let root = Root::prepare()?;
-        let tests = Self::of(&root, Purpose::Tests);
+        let tests = Self::of(&root, Purpose::Change);
         // One that is made for tests already shows a container as well.
         if purpose == Purpose::Show && tests.dir.exists() {
             return Ok(tests);

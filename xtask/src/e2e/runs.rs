@@ -3,7 +3,7 @@
 use super::queue::Queue;
 use crate::{build, lab};
 use ::lab::client::Client;
-use ::lab::machine::Lab;
+use ::lab::machine::{Lab, Purpose};
 use ::lab::wire::Exec;
 use anyhow::{Context, Result, bail};
 use std::io::{Read, Write};
@@ -18,7 +18,7 @@ const TRIES: u32 = 3;
 /// Longer than any test may take: a lab that says nothing for so long is gone.
 const SILENCE: Duration = Duration::from_secs(720);
 
-/// How many times as long, where long tests are among them; as their own deadline has it.
+/// How many times as long, where all tests run; as the deadline of the longest has it.
 const LONGER: u32 = 4;
 
 /// What decides how long the program may be silent.
@@ -26,8 +26,8 @@ const LONGER: u32 = 4;
 pub struct Patience {
     /// How many containers a test of many makes.
     pub many: u32,
-    /// Whether long tests may run.
-    pub long: bool,
+    /// Whether all tests run, and so those that take long.
+    pub all: bool,
 }
 
 /// One run over the tests of a queue.
@@ -35,6 +35,7 @@ pub struct Round<'a> {
     program: &'a Path,
     argv: Vec<String>,
     silence: Duration,
+    purpose: Purpose,
     queue: &'a Queue,
     disk: Option<PathBuf>,
     folders: Vec<(PathBuf, &'static str)>,
@@ -45,10 +46,11 @@ impl<'a> Round<'a> {
     pub fn new(program: &'a Path, argv: Vec<String>, patience: Patience, queue: &'a Queue) -> Self {
         let asks = [PROGRAM, "--ask", "--artifacts", ARTIFACTS].map(str::to_owned);
         let argv = asks.into_iter().chain(argv).collect();
-        let times = if patience.long { LONGER } else { 1 };
+        let purpose = if patience.all { Purpose::Release } else { Purpose::Change };
+        let times = if patience.all { LONGER } else { 1 };
         // A test of many says nothing until it ends: 6 s for each, as its own deadline has it.
         let silence = SILENCE * times + Duration::from_secs(6) * patience.many;
-        Self { program, argv, silence, queue, disk: None, folders: Vec::new() }
+        Self { program, argv, silence, purpose, queue, disk: None, folders: Vec::new() }
     }
 
     /// Gives each lab this disk.
@@ -94,7 +96,7 @@ impl<'a> Round<'a> {
 
     /// Brings the lab up, with the product and the tests in it.
     fn prepare(&self, lab: &Lab) -> Result<Client> {
-        let client = lab::up(lab)?;
+        let client = lab::up(lab, self.purpose)?;
         lab::install(&client)?;
         self.disk.iter().try_for_each(|disk| lab.attach(disk))?;
         client.put(&[(self.program, Path::new(PROGRAM))])?;

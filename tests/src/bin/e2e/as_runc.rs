@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 
 crate::cases!(
     crate::Scope::Once;
-    an_exec_behaves_as_runcs,
+    an_exec_behaves_as_runcs;
+    crate::Scope::AllOnce;
     hooks_run_when_they_should,
     poststop_hooks_run_when_a_create_fails,
     binds_follow_the_hosts_later_mounts_where_they_say_so,

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::time::Duration;
 
 crate::cases!(
-    crate::Scope::Once;
+    crate::Scope::AllOnce;
     guest_after_guest,
     guests_six_at_a_time,
 );

@@ -13,13 +13,14 @@ crate::cases!(
     crate::Scope::Once;
     a_bundle_runs,
     an_image_archive_runs,
-    an_interactive_run_has_a_terminal,
     this_host_is_found_fit,
     broken_json_is_refused,
+    a_bundle_without_its_rootfs_is_refused,
+    a_bundle_without_config_is_refused;
+    crate::Scope::AllOnce;
+    an_interactive_run_has_a_terminal,
     an_unknown_field_is_no_error,
     a_bundle_without_process_is_refused,
-    a_bundle_without_its_rootfs_is_refused,
-    a_bundle_without_config_is_refused,
 );
 
 fn a_bundle_runs(context: &Context) -> Result<()> {

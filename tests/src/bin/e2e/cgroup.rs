@@ -17,11 +17,12 @@ use std::process::{Command, Stdio};
 crate::cases!(
     crate::Scope::Once;
     a_shims_processes_are_in_its_containers_cgroup,
-    a_killed_shim_leaves_no_cgroup,
     the_command_line_does_as_runc,
-    what_is_kept_of_a_run_keeps_its_cgroup,
-    a_cgroup_that_others_use_is_refused,
+    a_cgroup_that_others_use_is_refused;
+    crate::Scope::AllOnce;
     limits_by_the_hosts_numbers_are_the_hosts,
+    a_killed_shim_leaves_no_cgroup,
+    what_is_kept_of_a_run_keeps_its_cgroup,
     weights_of_disks_are_the_hosts,
 );
 

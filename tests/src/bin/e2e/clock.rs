@@ -10,7 +10,7 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-crate::cases!(crate::Scope::Once; a_clock_that_has_gone_wrong_comes_right);
+crate::cases!(crate::Scope::AllOnce; a_clock_that_has_gone_wrong_comes_right);
 
 /// The guest is told, or looks, once a minute.
 const PATIENCE: Duration = Duration::from_secs(150);

@@ -13,7 +13,8 @@ crate::cases!(
     one_vmm_cannot_touch_anothers,
     the_file_server_holds_only_file_capabilities,
     a_read_only_root_is_so_for_the_guests_kernel_too,
-    a_forbidden_system_call_kills_the_vmm,
+    a_forbidden_system_call_kills_the_vmm;
+    crate::Scope::AllOnce;
     a_forbidden_system_call_kills_the_file_server,
 );
 

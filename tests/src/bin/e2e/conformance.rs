@@ -11,7 +11,7 @@ use std::process::Command;
 use std::time::Duration;
 
 crate::cases!(
-    crate::Scope::Once;
+    crate::Scope::AllOnce;
     passes_cases_of_every_kind,
 );
 

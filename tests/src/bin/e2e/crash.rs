@@ -13,7 +13,7 @@ use std::process::{Child, Stdio};
 use std::sync::{Arc, Mutex};
 
 crate::cases!(
-    crate::Scope::EachContainerd;
+    crate::Scope::OneOrEach;
     the_vmm_is_killed,
     the_shim_is_killed,
     poststop_hooks_run_when_the_shim_was_killed;

@@ -9,15 +9,16 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 crate::cases!(
-    crate::Scope::EachContainerd;
+    crate::Scope::OneOrEach;
     a_node_gets_the_handler_and_is_as_before_without_it;
-    crate::Scope::Newest;
-    where_it_can_be_another_handler_is_on_erofs;
     crate::Scope::Once;
+    what_it_can_not_do_is_named;
+    crate::Scope::AllOnce;
     what_another_user_has_built_becomes_roots,
     a_sandbox_keeps_it_wherever_its_state_is,
-    nothing_is_left_but_settings,
-    what_it_can_not_do_is_named,
+    nothing_is_left_but_settings;
+    crate::Scope::AllNewest;
+    where_it_can_be_another_handler_is_on_erofs,
 );
 
 const SCRIPT: &str = include_str!("../../../../deploy/install.sh");

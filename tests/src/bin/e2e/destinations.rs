@@ -12,7 +12,8 @@ use std::path::Path;
 crate::cases!(
     crate::Scope::Once;
     a_destination_that_leads_upwards_stays_in_the_root,
-    a_destination_that_leads_through_proc_leads_nowhere,
+    a_destination_that_leads_through_proc_leads_nowhere;
+    crate::Scope::AllOnce;
     a_root_without_directories_to_mount_on_gets_them,
 );
 

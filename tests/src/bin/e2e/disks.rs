@@ -15,19 +15,20 @@ use std::path::PathBuf;
 use std::process::Command;
 
 crate::cases!(
-    crate::Scope::EachContainerd;
+    crate::Scope::OneOrEach;
     a_block_rootfs_is_mounted_in_the_guest,
     a_block_rootfs_is_committed;
     crate::Scope::Once;
     an_image_is_mounted_in_the_guest_and_clean_afterwards,
     an_image_in_use_is_refused_by_name,
-    an_erofs_image_is_read_only,
     a_block_device_is_the_containers_and_no_other,
-    a_bound_device_is_a_disk_too,
+    by_command_line_they_are_as_on_runc;
+    crate::Scope::AllOnce;
+    an_erofs_image_is_read_only,
     what_can_not_be_a_disk_is_named,
+    a_bound_device_is_a_disk_too,
     all_slots_are_used_and_used_again,
     its_rates_are_limited,
-    by_command_line_they_are_as_on_runc,
     roots_come_and_go_while_the_machine_lives,
 );
 

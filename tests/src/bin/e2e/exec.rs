@@ -6,12 +6,13 @@ use anyhow::{Result, bail};
 use std::time::Duration;
 
 crate::cases!(
-    crate::Scope::EachContainerd;
+    crate::Scope::OneOrEach;
     exit_codes_come_through,
     an_exec_is_listed_and_killed;
     crate::Scope::Once;
+    a_heredoc_is_counted_right;
+    crate::Scope::AllOnce;
     runs_in_the_containers_namespaces,
-    a_heredoc_is_counted_right,
     the_last_words_arrive_whole,
     twenty_at_a_time,
 );

@@ -12,13 +12,14 @@ use std::time::{Duration, Instant};
 
 crate::cases!(
     crate::Scope::Once;
-    virtual_machines_in_a_guest_are_offered_where_that_is_configured,
     six_vcpus_are_one_package_of_six_cores,
-    memory_goes_on_above_the_hole_below_4_gib,
     a_guest_that_ends_while_its_machine_changes_is_told_as_such,
-    requests_are_exits_that_say_by_themselves_what_they_are,
-    interrupts_of_devices_are_messages_and_follow_their_processor,
+    interrupts_of_devices_are_messages_and_follow_their_processor;
+    crate::Scope::AllOnce;
+    memory_goes_on_above_the_hole_below_4_gib,
     an_idle_guest_is_not_woken_to_see_whether_it_is_busy,
+    virtual_machines_in_a_guest_are_offered_where_that_is_configured,
+    requests_are_exits_that_say_by_themselves_what_they_are,
 );
 
 /// What `script` says in a container whose machine has this configuration.

@@ -11,7 +11,8 @@ use std::process::Command;
 
 crate::cases!(
     crate::Scope::Once;
-    a_program_of_32_bits_runs,
+    a_program_of_32_bits_runs;
+    crate::Scope::AllOnce;
     a_profile_holds_for_programs_of_32_bits,
     it_runs_in_an_image_under_the_profile_that_this_gets,
 );

@@ -8,7 +8,7 @@ use serde_json::json;
 use std::fs;
 
 crate::cases!(
-    crate::Scope::Once;
+    crate::Scope::AllOnce;
     more_layers_than_a_page_can_name,
 );
 

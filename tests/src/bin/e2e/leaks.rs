@@ -13,7 +13,7 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-crate::cases!(crate::Scope::Once; catches_a_planted_leak, catches_growing_descriptors);
+crate::cases!(crate::Scope::Once; catches_a_planted_leak; crate::Scope::AllOnce; catches_growing_descriptors);
 
 /// Directories whose entries come and go with sandboxes: path, and how deep the entries lie.
 const WATCHED: [(&str, usize); 20] = [

@@ -10,20 +10,22 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 crate::cases!(
-    crate::Scope::EachContainerd;
+    crate::Scope::OneOrEach;
     sigterm_reaches_the_process,
     kill_all_ends_every_process,
     delete_of_a_running_task_is_refused,
     a_second_delete_is_not_found,
-    a_caller_that_goes_away_leaves_nothing,
-    many_eight_at_a_time_leave_containerd_as_it_was;
+    a_caller_that_goes_away_leaves_nothing;
     crate::Scope::Once;
-    sigkill_ends_it_with_137,
     signals_to_ctr_run_are_passed_on,
-    a_detached_container_runs_on,
-    two_at_once_are_apart,
-    twenty_one_after_another,
+    two_at_once_are_apart;
+    crate::Scope::AllOnce;
+    sigkill_ends_it_with_137,
     a_living_shim_keeps_no_descriptors,
+    a_detached_container_runs_on,
+    twenty_one_after_another;
+    crate::Scope::AllEach;
+    many_eight_at_a_time_leave_containerd_as_it_was,
 );
 
 /// Says when its trap is set: by a file, and on its standard output.

@@ -8,7 +8,7 @@ use serde_json::json;
 use std::time::Duration;
 
 crate::cases!(
-    crate::Scope::Once;
+    crate::Scope::AllOnce;
     a_container_that_makes_all_the_processes_it_can_leaves_the_sandbox_answering,
     one_per_cent_of_a_processor_is_enough_to_be_made,
 );

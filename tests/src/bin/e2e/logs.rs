@@ -6,10 +6,11 @@ use anyhow::{Result, bail};
 use std::os::unix::fs::PermissionsExt;
 
 crate::cases!(
-    crate::Scope::EachContainerd;
-    output_goes_to_a_file,
+    crate::Scope::OneOrEach;
     output_goes_to_a_logging_program,
-    a_logging_program_that_is_not_there_is_named,
+    a_logging_program_that_is_not_there_is_named;
+    crate::Scope::AllEach;
+    output_goes_to_a_file,
 );
 
 const SCRIPT: &str = "echo to out; echo to err >&2";

@@ -1,6 +1,7 @@
 //! The end-to-end tests: run inside the machine whose KVM is real (the lab, or a host that has one).
 //!
-//! `e2e [--containerd 1.7|2.4|both] [--artifacts DIR] [--list] [FILTER…]`; the last line is `N passed, N failed`.
+//! `e2e [--all] [--containerd 1.7|2.4|both] [--artifacts DIR] [--list] [FILTER…]`; the last line is
+//! `N passed, N failed`.
 //! `e2e --ask` runs those whose lines of `--list` come on its standard input, one after another.
 //! Each file beside this one is a topic; each test leaves nothing behind, and [`leaks`] asserts it.
 
@@ -66,7 +67,7 @@ use std::time::{Duration, Instant};
 /// How long a test may take: several times what the longest needs on a machine that is idle.
 const LIMIT: Duration = Duration::from_secs(600);
 
-/// How many times as long a [`Scope::Long`] may take.
+/// How many times as long a test of `--all` may take.
 const LONGER: u32 = 4;
 
 /// What a test of many has besides, for each of its containers.
@@ -80,30 +81,54 @@ struct Case {
     run: fn(&Context) -> Result<()>,
 }
 
-/// How often a test runs.
+/// How often a test runs, and whether it has to be asked for.
+///
+/// What runs only with `--all` takes minutes, or goes further into what a test of each time has seen: a change is
+/// tested in half an hour, on a slow machine too, and a release in hours.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Scope {
     /// Against each containerd: what they call the shim for, and how, is not the same.
     EachContainerd,
+    /// Against one, and with `--all` against each.
+    OneOrEach,
     /// Against one: it matters little which, or none takes part.
     Once,
     /// Against the newest: the others lack what it is about.
     Newest,
-    /// As [`Scope::Once`], and only where it is asked for: it takes minutes.
-    Long,
+    /// Only with `--all`, against each.
+    AllEach,
+    /// Only with `--all`, as [`Scope::Once`].
+    AllOnce,
+    /// Only with `--all`, as [`Scope::Newest`].
+    AllNewest,
+}
+
+impl Scope {
+    /// Whether it has to be asked for.
+    fn is_only_of_all(self) -> bool {
+        matches!(self, Self::AllEach | Self::AllOnce | Self::AllNewest)
+    }
+
+    fn is_of_newest(self) -> bool {
+        matches!(self, Self::Newest | Self::AllNewest)
+    }
+
+    fn is_of_each(self, all: bool) -> bool {
+        matches!(self, Self::EachContainerd | Self::AllEach) || (self == Self::OneOrEach && all)
+    }
 }
 
 impl Case {
-    /// The containerds that it runs against when all may.
-    fn versions(&self) -> Vec<Version> {
-        match self.scope {
-            Scope::EachContainerd => Version::ALL.to_vec(),
-            Scope::Newest => vec![Version::V2_4],
+    /// The containerds that it runs against when any may.
+    fn versions(&self, all: bool) -> Vec<Version> {
+        if self.scope.is_of_each(all) {
+            Version::ALL.to_vec()
+        } else if self.scope.is_of_newest() {
+            vec![Version::V2_4]
+        } else {
             // Some with each, and the same with the same each time.
-            Scope::Once | Scope::Long => {
-                let sum: usize = self.name.bytes().map(usize::from).sum();
-                vec![Version::ALL[sum % Version::ALL.len()]]
-            }
+            let sum: usize = self.name.bytes().map(usize::from).sum();
+            vec![Version::ALL[sum % Version::ALL.len()]]
         }
     }
 }
@@ -141,9 +166,9 @@ struct Arguments {
     /// Runs the tests whose lines come on standard input, and leaves counting to who sends them.
     #[arg(long)]
     ask: bool,
-    /// Also those that take minutes.
+    /// Also those that are left out otherwise, and against each containerd what differs between them.
     #[arg(long)]
-    long: bool,
+    all: bool,
     /// How many containers a test of many makes.
     #[arg(long, default_value_t = 8)]
     many: u32,
@@ -217,7 +242,7 @@ impl Runner {
         })?;
         let started = Instant::now();
         let mark = std::fs::metadata(version.log()).map_or(0, |log| log.len() as usize);
-        let times = if case.scope == Scope::Long { LONGER } else { 1 };
+        let times = if case.scope.is_only_of_all() { LONGER } else { 1 };
         let limit = LIMIT * times + EACH * self.arguments.many;
         let test = |context: &Context| deadline::within(limit, || (case.run)(context));
         let outcome = self.guard.run(context, test);
@@ -297,7 +322,7 @@ fn choose(arguments: &Arguments) -> Result<Vec<(Version, Case)>> {
         (word, None) => bail!("--containerd wants 1.7, 2.4 or both, not {word}"),
     };
     let wanted = |case: &Case| {
-        if case.scope == Scope::Long && !arguments.long {
+        if case.scope.is_only_of_all() && !arguments.all {
             return false;
         }
         let names = |filter: &String| case.name.contains(filter.as_str());
@@ -305,8 +330,8 @@ fn choose(arguments: &Arguments) -> Result<Vec<(Version, Case)>> {
     };
     let mut chosen = Vec::new();
     for case in topics.iter().flat_map(|topic| topic()).filter(wanted) {
-        let versions = only.map_or_else(|| case.versions(), |version| vec![version]);
-        let may = |version: &Version| case.scope != Scope::Newest || *version == Version::V2_4;
+        let versions = only.map_or_else(|| case.versions(arguments.all), |version| vec![version]);
+        let may = |version: &Version| !case.scope.is_of_newest() || *version == Version::V2_4;
         chosen.extend(versions.into_iter().filter(may).map(|version| (version, case.clone())));
     }
     Ok(chosen)

@@ -18,21 +18,22 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 crate::cases!(
-    crate::Scope::EachContainerd;
+    crate::Scope::OneOrEach;
     a_container_has_the_interface_of_its_namespace,
     a_new_namespace_is_filled_by_who_made_the_container;
     crate::Scope::Once;
-    a_lot_goes_each_way_whole,
+    interfaces_that_come_after_the_create_are_there_at_the_start,
+    the_hosts_own_is_refused_where_an_engine_asks_for_it,
+    the_engines_resolver_answers_at_its_own_address;
+    crate::Scope::AllOnce;
     ipv6_goes_as_well,
+    a_killed_shim_leaves_the_namespace_as_it_was,
+    a_lot_goes_each_way_whole,
     two_interfaces_with_a_small_mtu,
     a_gateway_that_is_no_neighbour_by_address,
-    interfaces_that_come_after_the_create_are_there_at_the_start,
     it_lasts_while_the_machine_grows,
-    a_killed_shim_leaves_the_namespace_as_it_was,
     namespaces_that_can_not_be_a_guests_are_named,
-    the_hosts_own_is_refused_where_an_engine_asks_for_it,
     packet_filters_of_a_namespace_are_warned_of,
-    the_engines_resolver_answers_at_its_own_address,
     devices_of_the_hosts_move_to_the_guest,
 );
 

@@ -30,18 +30,19 @@ crate::cases!(
     a_life_by_command_line,
     its_pid_can_be_waited_for_and_signalled,
     an_exec_takes_its_input_file_and_signals,
-    an_exec_in_the_background_has_a_process_of_its_own,
     a_terminal_goes_to_the_console_socket,
     everyday_commands_tell_the_truth,
+    a_killed_monitor_leaves_a_stopped_container,
+    errors_have_runcs_shape;
+    crate::Scope::AllOnce;
+    of_many_creates_at_once_one_wins,
+    a_killed_create_leaves_nothing_that_delete_cannot_remove,
+    completions_and_manual_pages_are_made,
+    an_exec_in_the_background_has_a_process_of_its_own,
     what_a_profile_logs_is_in_the_logs,
     an_exec_joins_an_init_that_made_a_tree_of_its_cgroup,
     a_container_has_the_users_of_another_that_it_names,
-    of_many_creates_at_once_one_wins,
-    a_killed_monitor_leaves_a_stopped_container,
-    a_killed_create_leaves_nothing_that_delete_cannot_remove,
     a_run_in_the_foreground_can_be_entered_and_removed,
-    errors_have_runcs_shape,
-    completions_and_manual_pages_are_made,
 );
 
 fn a_life_by_command_line(context: &Context) -> Result<()> {

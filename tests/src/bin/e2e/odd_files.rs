@@ -15,8 +15,9 @@ use std::time::Duration;
 
 crate::cases!(
     crate::Scope::Once;
+    acls_decide_as_on_runc;
+    crate::Scope::AllOnce;
     thirty_thousand_odd_files_look_as_on_runc,
-    acls_decide_as_on_runc,
 );
 
 /// Several times what the lab needs when it is idle.

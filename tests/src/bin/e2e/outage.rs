@@ -12,9 +12,10 @@ use std::fs;
 use std::path::Path;
 
 crate::cases!(
-    crate::Scope::EachContainerd;
+    crate::Scope::OneOrEach;
     a_task_outlives_containerd,
-    an_exit_during_the_outage_is_reported,
+    an_exit_during_the_outage_is_reported;
+    crate::Scope::AllEach;
     what_containerd_gives_up_at_its_start_is_ended,
 );
 

@@ -18,7 +18,8 @@ use std::time::Duration;
 
 crate::cases!(
     crate::Scope::Once;
-    an_image_reaches_what_the_host_does_by_name,
+    an_image_reaches_what_the_host_does_by_name;
+    crate::Scope::AllOnce;
     published_ports_reach_the_container,
     no_network_and_what_can_not_be,
     a_bundle_has_it_when_told_and_nothing_outlives_a_kill,

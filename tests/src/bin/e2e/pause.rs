@@ -13,14 +13,14 @@ use protobuf::Message as _;
 use std::time::Duration;
 
 crate::cases!(
-    crate::Scope::EachContainerd;
+    crate::Scope::OneOrEach;
     a_paused_container_stands_still_and_goes_on,
     pause_and_resume_are_told_once_and_in_order,
     memory_that_runs_out_is_told,
-    metrics_are_the_guests,
-    the_sandbox_is_counted_apart;
-    crate::Scope::Once;
+    metrics_are_the_guests;
+    crate::Scope::AllOnce;
     a_paused_container_is_killed,
+    the_sandbox_is_counted_apart,
 );
 
 /// How far the container has counted.

@@ -13,7 +13,7 @@ use serde_json::json;
 use std::collections::BTreeSet;
 use std::fs;
 
-crate::cases!(crate::Scope::Once; three_hundred_execs_leave_no_file_in_the_guest);
+crate::cases!(crate::Scope::AllOnce; three_hundred_execs_leave_no_file_in_the_guest);
 
 const EXECS: u32 = 300;
 /// How often what is more than before is looked at again.

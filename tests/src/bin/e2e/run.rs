@@ -8,16 +8,19 @@ use std::path::Path;
 
 crate::cases!(
     crate::Scope::EachContainerd;
-    echoes,
+    echoes;
+    crate::Scope::OneOrEach;
     exit_codes_come_through,
-    stdout_and_stderr_are_apart,
     a_missing_command_is_named,
     a_missing_rootfs_is_named;
     crate::Scope::Once;
     the_kernel_is_the_guests,
     stdin_reaches_the_container,
-    a_written_file_is_in_the_snapshot_and_nowhere_else,
-    a_file_without_x_bit_is_named,
+    a_written_file_is_in_the_snapshot_and_nowhere_else;
+    crate::Scope::AllOnce;
+    a_file_without_x_bit_is_named;
+    crate::Scope::AllEach;
+    stdout_and_stderr_are_apart,
 );
 
 fn echoes(context: &Context) -> Result<()> {

@@ -15,7 +15,7 @@ use std::io::Write as _;
 use std::thread;
 
 crate::cases!(
-    crate::Scope::EachContainerd;
+    crate::Scope::OneOrEach;
     what_comes_before_the_start_is_read_and_so_is_its_end,
 );
 

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 crate::cases!(
-    crate::Scope::EachContainerd;
+    crate::Scope::OneOrEach;
     run_has_a_terminal,
     a_resize_is_seen_by_stty;
     crate::Scope::Once;

@@ -8,7 +8,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 crate::cases!(
-    crate::Scope::Once;
+    crate::Scope::AllOnce;
     what_goes_in_comes_out_the_same,
     a_slow_reader_loses_nothing,
 );

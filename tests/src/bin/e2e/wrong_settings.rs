@@ -7,18 +7,19 @@ use std::fs;
 use std::path::Path;
 
 crate::cases!(
-    crate::Scope::EachContainerd;
+    crate::Scope::OneOrEach;
     a_kernel_that_is_missing;
     crate::Scope::Once;
     no_vcpus,
-    too_many_vcpus,
     too_little_memory,
     a_kernel_that_is_truncated,
-    a_kernel_that_is_none,
     an_unknown_setting,
     a_full_disk_under_the_state_directory,
+    and_the_next_run_works;
+    crate::Scope::AllOnce;
+    too_many_vcpus,
+    a_kernel_that_is_none,
     the_sample_that_is_installed_is_right,
-    and_the_next_run_works,
 );
 
 const KERNEL: &str = "/usr/share/kata-like/vmlinux";

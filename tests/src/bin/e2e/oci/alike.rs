@@ -14,9 +14,10 @@ use std::process::{Command, Stdio};
 crate::cases!(
     crate::Scope::Once;
     a_life_reads_as_runcs,
+    what_cannot_be_done_is_told_as_runc_tells_it;
+    crate::Scope::AllOnce;
     lists_and_states_are_laid_out_as_runcs,
     events_have_runcs_members_in_their_order,
-    what_cannot_be_done_is_told_as_runc_tells_it,
     an_exec_has_the_limits_of_its_caller_where_none_are_named,
 );
 

@@ -17,15 +17,16 @@ use std::time::Duration;
 crate::cases!(
     crate::Scope::Once;
     an_exec_joins_a_container_that_waits_for_its_start,
+    an_exec_goes_where_it_is_asked_to,
+    a_pidfd_is_of_the_process_that_stands_for_it;
+    crate::Scope::AllOnce;
+    a_run_that_is_kept_stays_until_it_is_deleted,
     an_exec_in_a_paused_container_waits_if_it_may,
     what_is_paused_before_its_start_can_be_ended,
-    an_exec_goes_where_it_is_asked_to,
     an_exec_keeps_the_groups_of_the_container,
     a_terminal_in_the_foreground_has_plain_newlines,
     an_execs_terminal_has_the_size_that_its_file_asks_for,
     a_process_comes_by_a_descriptor_also_in_the_background,
-    a_run_that_is_kept_stays_until_it_is_deleted,
-    a_pidfd_is_of_the_process_that_stands_for_it,
 );
 
 fn what_is_paused_before_its_start_can_be_ended(context: &Context) -> Result<()> {

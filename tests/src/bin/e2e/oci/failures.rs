@@ -14,9 +14,10 @@ use std::process::{Command, Stdio};
 crate::cases!(
     crate::Scope::Once;
     what_cannot_be_made_leaves_nothing,
+    a_bundle_that_is_none_is_named;
+    crate::Scope::AllOnce;
     a_full_disk_of_the_state_leaves_nothing,
     an_exec_whose_pid_file_cannot_be_written_is_ended,
-    a_bundle_that_is_none_is_named,
 );
 
 const STATE: &str = "/run/kata-like-cli";

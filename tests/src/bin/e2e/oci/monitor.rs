@@ -17,7 +17,8 @@ use std::process::Command;
 
 crate::cases!(
     crate::Scope::Once;
-    descriptors_of_the_caller_stay_the_callers,
+    descriptors_of_the_caller_stay_the_callers;
+    crate::Scope::AllOnce;
     a_stopped_monitor_holds_nobody_up,
     a_stopped_run_in_the_foreground_can_be_deleted,
     poststop_hooks_run_at_the_delete_when_the_monitor_was_killed,

@@ -10,9 +10,10 @@ use std::fs;
 
 crate::cases!(
     crate::Scope::Once;
-    all_of_a_pod_stays_below_its_limit_and_one_container_comes_near_its_own,
-    so_does_a_pod_whose_limit_is_small,
+    all_of_a_pod_stays_below_its_limit_and_one_container_comes_near_its_own;
+    crate::Scope::AllOnce;
     the_container_that_matters_most_says_how_late_a_pod_is_ended,
+    so_does_a_pod_whose_limit_is_small,
 );
 
 const MIB: u64 = 1 << 20;

@@ -26,24 +26,26 @@ use std::sync::{Barrier, Mutex};
 
 crate::cases!(
     crate::Scope::EachContainerd;
+    a_container_comes_and_goes_while_the_pod_lives;
+    crate::Scope::OneOrEach;
     containers_share_what_a_pod_shares,
-    a_container_comes_and_goes_while_the_pod_lives,
     limits_change_beside_those_that_are_left_out,
     users_of_a_pods_own_own_its_files,
-    another_containers_processes_are_seen_by_who_asks_for_them,
-    a_pod_outlives_containerd,
     what_is_written_to_a_root_is_on_a_disk_and_counted;
     crate::Scope::Once;
-    each_has_pids_of_its_own_where_the_pod_says_so,
     what_is_only_the_hosts_is_refused,
     the_end_of_any_of_our_processes_is_every_containers,
     its_processes_are_in_the_pods_cgroup,
-    volumes_are_seen_as_kubelet_changes_them_and_memory_is_shared,
+    volumes_are_seen_as_kubelet_changes_them_and_memory_is_shared;
+    crate::Scope::AllOnce;
+    many_at_once_leave_nothing,
+    each_has_pids_of_its_own_where_the_pod_says_so,
     a_part_of_a_volume_in_memory_is_what_others_have_there,
     a_mount_of_the_hosts_is_followed_where_that_is_asked_for,
-    many_at_once_leave_nothing;
-    crate::Scope::Long;
-    thirty_at_once_leave_nothing,
+    thirty_at_once_leave_nothing;
+    crate::Scope::AllEach;
+    another_containers_processes_are_seen_by_who_asks_for_them,
+    a_pod_outlives_containerd,
 );
 
 /// PID namespaces of their own.

@@ -14,10 +14,10 @@ use std::time::Duration;
 
 crate::cases!(
     crate::Scope::Once;
+    names_are_resolved_by_the_pods_server;
+    crate::Scope::AllOnce;
     much_goes_each_way_by_both_families_in_small_frames,
-    names_are_resolved_by_the_pods_server,
-    a_pod_without_ipv4_has_its_network;
-    crate::Scope::Long;
+    a_pod_without_ipv4_has_its_network,
     a_gibibyte_goes_each_way_by_both_families,
 );
 

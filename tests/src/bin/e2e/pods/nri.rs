@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 crate::cases!(
-    crate::Scope::Newest;
+    crate::Scope::AllNewest;
     what_a_plugin_changes_of_a_container_it_has,
 );
 

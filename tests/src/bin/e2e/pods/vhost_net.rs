@@ -14,8 +14,9 @@ use std::process::Command;
 
 crate::cases!(
     crate::Scope::Once;
+    a_host_that_can_not_serve_it_is_told_how_it_could;
+    crate::Scope::AllOnce;
     frames_pass_the_vmm_by_while_its_machine_grows_and_shrinks,
-    a_host_that_can_not_serve_it_is_told_how_it_could,
 );
 
 /// Ours where nothing names another.

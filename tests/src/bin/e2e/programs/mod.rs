@@ -15,16 +15,15 @@ use std::time::{Duration, Instant};
 use systemd::systemd_is_the_first_process;
 
 crate::cases!(
-    crate::Scope::Once;
+    crate::Scope::AllOnce;
     sqlite_writes_ahead,
-    redis_answers_on_a_socket,
     gcc_makes_a_program_that_runs,
     sudo_gives_and_takes_rights,
+    runc_runs_in_a_privileged_container,
+    redis_answers_on_a_socket,
     ping_reaches_localhost,
     a_program_that_is_written_to_loses_its_owners_rights,
-    runc_runs_in_a_privileged_container,
-    sandboxes_are_scopes_where_systemd_is_the_first_process;
-    crate::Scope::Long;
+    sandboxes_are_scopes_where_systemd_is_the_first_process,
     git_commits_and_finds_nothing_wrong,
     postgresql_recovers_from_being_killed,
     systemd_is_the_first_process,

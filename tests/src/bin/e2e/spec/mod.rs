@@ -16,13 +16,14 @@ use std::process::Command;
 crate::cases!(
     crate::Scope::Once;
     what_runc_knows_is_seen_as_runc_gives_it,
-    what_crun_knows_is_seen_as_crun_gives_it,
-    generated_specs_mean_what_they_mean_to_runc,
-    an_exec_sees_what_it_sees_on_runc,
     hooks_run_on_the_host_and_one_in_the_guest,
+    what_cannot_be_had_is_refused_by_name;
+    crate::Scope::AllOnce;
+    generated_specs_mean_what_they_mean_to_runc,
+    what_crun_knows_is_seen_as_crun_gives_it,
+    an_exec_sees_what_it_sees_on_runc,
     flags_of_a_hosts_mount_are_those_that_a_bind_has_on_runc,
     a_memory_policy_holds_for_the_init_and_for_execs,
-    what_cannot_be_had_is_refused_by_name,
 );
 
 /// A spec with the usual mounts, whose process tells what it sees.

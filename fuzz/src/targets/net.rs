@@ -1,11 +1,8 @@
 //! virtio-net's chains and headers, with a pair of sockets for the tap. Reaches frames both ways, those that lie in
 //! several buffers, and whatever a driver may say of segments and checksums.
-#![no_main]
 
-use fuzz::choices::Choices;
-use fuzz::guest::{Guest, io_loop};
-use fuzz::scratch;
-use libfuzzer_sys::fuzz_target;
+use crate::choices::Choices;
+use crate::guest::{Guest, io_loop};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use std::fs::File;
 use std::io::{Read, Write};
@@ -16,15 +13,18 @@ const TX: usize = 1;
 /// Longest Ethernet frame of an IP packet.
 const MAX_FRAME: usize = 18 + 65_535;
 
-fuzz_target!(init: scratch::limit_process(), |data: &[u8]| {
+/// Takes one input.
+pub fn take(data: &[u8]) {
     let mut input = Choices::new(data);
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let (host, tap) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).expect("sockets");
+    let (host, tap) =
+        socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).expect("sockets");
     let mut host = File::from(host);
     let mut device = Net::new(File::from(tap), [2; 6], 1500).expect("an interface");
     let (io, _events) = io_loop();
     let (form, features) = (input.byte(), FEATURES & !u64::from(input.u32()));
-    let mut guest = Guest::with_features(&mut device, io, form & 1 != 0, features & ((1 << 24) - 1));
+    let mut guest =
+        Guest::with_features(&mut device, io, form & 1 != 0, features & ((1 << 24) - 1));
     let mut frame = vec![0; HEADER + MAX_FRAME + 1];
     while !input.is_empty() {
         match input.below(6) {
@@ -52,8 +52,11 @@ fuzz_target!(init: scratch::limit_process(), |data: &[u8]| {
         while let Ok(len @ 1..) = host.read(&mut frame) {
             assert!(len <= HEADER + MAX_FRAME, "a frame of {len} bytes");
             let (flags, segments) = (frame[0], frame[1]);
-            assert!(flags <= 1 && [0, 1, 4].contains(&segments), "the host is told {flags} and {segments}");
+            assert!(
+                flags <= 1 && [0, 1, 4].contains(&segments),
+                "the host is told {flags} and {segments}"
+            );
         }
     }
     guest.run_device();
-});
+}

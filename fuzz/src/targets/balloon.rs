@@ -1,15 +1,14 @@
 //! virtio-balloon's chains of reported pages. Reaches: pages given back, reports of several turns, refused chains.
-#![no_main]
 
-use fuzz::choices::Choices;
-use fuzz::guest::{Guest, io_loop};
-use libfuzzer_sys::fuzz_target;
+use crate::choices::Choices;
+use crate::guest::{Guest, io_loop};
 use vmm::devices::balloon::Balloon;
 
 /// The queue of reports.
 const REPORTING: usize = 2;
 
-fuzz_target!(|data: &[u8]| {
+/// Takes one input.
+pub fn take(data: &[u8]) {
     let mut input = Choices::new(data);
     let (io, _events) = io_loop();
     let mut guest = Guest::new(&mut Balloon, io, input.byte() & 1 != 0);
@@ -17,4 +16,4 @@ fuzz_target!(|data: &[u8]| {
         guest.act(REPORTING, &mut input);
     }
     guest.run_device();
-});
+}

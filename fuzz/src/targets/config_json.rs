@@ -1,8 +1,6 @@
 //! A bundle's config.json, from the file to what is sent to the guest, and the limits of an update.
-#![no_main]
 
-use fuzz::scratch;
-use libfuzzer_sys::fuzz_target;
+use crate::scratch;
 use sandbox::number_list::NumberList;
 use sandbox::plan::Created;
 use sandbox::plan::disks::Writes;
@@ -44,7 +42,8 @@ impl Host for Disks {
     }
 }
 
-fuzz_target!(|data: &[u8]| {
+/// Takes one input.
+pub fn take(data: &[u8]) {
     let path = scratch::file("config.json");
     std::fs::write(&path, data).expect("a file");
     if let Some(directory) = path.parent()
@@ -59,4 +58,4 @@ fuzz_target!(|data: &[u8]| {
     }
     let _ = plan::update(data, &Created::default());
     let _ = plan::exec(data);
-});
+}

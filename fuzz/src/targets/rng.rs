@@ -1,12 +1,11 @@
 //! virtio-rng's chains. Reaches: filled requests, refused chains, the ends of both rings.
-#![no_main]
 
-use fuzz::choices::Choices;
-use fuzz::guest::{Guest, io_loop};
-use libfuzzer_sys::fuzz_target;
+use crate::choices::Choices;
+use crate::guest::{Guest, io_loop};
 use vmm::devices::rng::Rng;
 
-fuzz_target!(|data: &[u8]| {
+/// Takes one input.
+pub fn take(data: &[u8]) {
     let mut input = Choices::new(data);
     let (io, _events) = io_loop();
     let mut guest = Guest::new(&mut Rng, io, input.byte() & 1 != 0);
@@ -14,4 +13,4 @@ fuzz_target!(|data: &[u8]| {
         guest.act(0, &mut input);
     }
     guest.run_device();
-});
+}

@@ -1,8 +1,6 @@
 //! Kernel files. Reaches both formats down to the copy into guest memory and the zero page.
-#![no_main]
 
-use fuzz::scratch;
-use libfuzzer_sys::fuzz_target;
+use crate::scratch;
 use std::sync::LazyLock;
 use vmm::arch::x86_64::boot;
 use vmm::loader::KernelImage;
@@ -12,7 +10,8 @@ const MEMORY: u64 = 8 << 20;
 /// Its mapping stays until the process ends, so there is one.
 static RAM: LazyLock<GuestRam> = LazyLock::new(|| GuestRam::new(MEMORY).expect("memory"));
 
-fuzz_target!(|data: &[u8]| {
+/// Takes one input.
+pub fn take(data: &[u8]) {
     let path = scratch::file("vmlinux");
     std::fs::write(&path, data).expect("a file");
     match KernelImage::open(&path) {
@@ -25,4 +24,4 @@ fuzz_target!(|data: &[u8]| {
         }
         Err(error) => assert!(!error.remedy().is_empty()),
     }
-});
+}

@@ -1,11 +1,8 @@
 //! The front of virtio-fs: what the file server answers, for queues and features that a guest chose. Reaches
 //! the whole handshake, the return of the rings, and a second start after a reset.
-#![no_main]
 
-use fuzz::choices::Choices;
-use fuzz::guest::io_loop;
-use fuzz::scratch;
-use libfuzzer_sys::fuzz_target;
+use crate::choices::Choices;
+use crate::guest::io_loop;
 use std::io::Write;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
@@ -22,14 +19,16 @@ static RAM: LazyLock<GuestRam> = LazyLock::new(|| GuestRam::new(4 << 20).expect(
 /// Longer than any worker here takes to let go.
 const PATIENCE: std::time::Duration = std::time::Duration::from_secs(5);
 
-fuzz_target!(init: scratch::limit_process(), |data: &[u8]| {
+/// Takes one input.
+pub fn take(data: &[u8]) {
     let mut input = Choices::new(data);
     let (ours, mut theirs) = UnixStream::pair().expect("a socket pair");
     let device = SharedDir::new("shared", ours.into()).expect("a good tag");
     let (io, _events) = io_loop();
     let handle = io.handle();
     let thread = io.spawn(Box::new(|| Ok(()))).expect("a thread");
-    let transport = MmioTransport::new(registers(), Box::new(device), RAM.memory().clone(), handle.clone());
+    let transport =
+        MmioTransport::new(registers(), Box::new(device), RAM.memory().clone(), handle.clone());
     let transport = transport.expect("eventfds");
     let write = |offset, value: u32| transport.write(offset, &value.to_le_bytes());
     let choice = input.u32();
@@ -61,4 +60,4 @@ fuzz_target!(init: scratch::limit_process(), |data: &[u8]| {
     transport.pause(PATIENCE).expect("the worker lets go");
     handle.exit();
     thread.join().expect("the thread does not panic").expect("epoll");
-});
+}

@@ -1,15 +1,14 @@
 //! vsock's packets and the state of one connection, without sockets. Checks that whatever a guest sends, it
 //! gets no more room than its window, and the host sends no more than the guest's credit.
-#![no_main]
 
-use fuzz::choices::Choices;
-use libfuzzer_sys::fuzz_target;
+use crate::choices::Choices;
 use vmm::devices::vsock::connection::{Connection, Ports, Verdict};
 use vmm::devices::vsock::packet::{HEADER, Header};
 
 const WINDOW: u32 = 0x1_0000;
 
-fuzz_target!(|data: &[u8]| {
+/// Takes one input.
+pub fn take(data: &[u8]) {
     let mut input = Choices::new(data);
     let mut connection = if input.byte() & 1 == 0 {
         Connection::to_guest(3, Ports { host: 1 << 30, guest: 1024 }, WINDOW)
@@ -47,7 +46,7 @@ fuzz_target!(|data: &[u8]| {
             }
         }
     }
-});
+}
 
 /// Any header; its operation is a known one more often than by chance.
 fn header(input: &mut Choices<'_>) -> Header {

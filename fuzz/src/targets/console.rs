@@ -1,10 +1,8 @@
 //! The serial console: any access to its registers, and the log of what is printed. Checks that the log stays
 //! bounded and printable.
-#![no_main]
 
-use fuzz::choices::Choices;
-use fuzz::scratch;
-use libfuzzer_sys::fuzz_target;
+use crate::choices::Choices;
+use crate::scratch;
 use std::sync::Arc;
 use vmm::bus::BusDevice;
 use vmm::devices::console;
@@ -13,7 +11,8 @@ use vmm::exit::ExitNotice;
 
 const LONGEST_LOG: usize = 1 << 20;
 
-fuzz_target!(|data: &[u8]| {
+/// Takes one input.
+pub fn take(data: &[u8]) {
     let mut input = Choices::new(data);
     let path = scratch::file("console");
     let exit = Arc::new(ExitNotice::new().expect("an eventfd"));
@@ -49,4 +48,4 @@ fuzz_target!(|data: &[u8]| {
     assert!(text.len() <= LONGEST_LOG, "a log of {} bytes", text.len());
     let printable = |b: &u8| matches!(b, b'\n' | b'\t' | b' '..=b'~');
     assert!(text.iter().all(printable), "the log has control characters");
-});
+}

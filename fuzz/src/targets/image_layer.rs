@@ -3,17 +3,11 @@
 //! changes, and that no more is written than may be.
 //!
 //! Needs root, as unpacking does: without it every entry ends at its owner.
-#![no_main]
 
-#[path = "../../shim/src/bin/kata-like/image/mod.rs"]
-#[allow(dead_code, unused_imports)]
-mod image;
-
+use crate::choices::Choices;
+use crate::{image, scratch};
 use flate2::Compression;
 use flate2::write::GzEncoder;
-use fuzz::choices::Choices;
-use fuzz::scratch;
-use libfuzzer_sys::fuzz_target;
 use ruzstd::encoding::{CompressionLevel, compress_to_vec};
 use serde_json::json;
 use sha2::{Digest, Sha256};
@@ -30,9 +24,8 @@ const MOST_LAYERS: usize = 4;
 /// How much may be unpacked, bytes.
 const MOST: u64 = 256 << 10;
 
-fuzz_target!(|data: &[u8]| {
-    // libFuzzer has taken the signal of a file that grows too large for itself.
-    scratch::limit_process();
+/// Takes one input.
+pub fn take(data: &[u8]) {
     let mut input = Choices::new(data);
     let scratch = scratch::directory();
     let path = |name: &str| scratch.path().join(name);
@@ -59,18 +52,16 @@ fuzz_target!(|data: &[u8]| {
     let (mode, links) = (precious.permissions().mode() & 0o7777, precious.nlink());
     assert_eq!((outside, mode, links, precious.len()), (1, 0o644, 1, 8), "outside has changed");
     assert_eq!(fs::read_dir(scratch.path()).expect("a directory").count(), 4);
-});
+}
 
 /// How many files and directories there are in one, and what they take of the disk, bytes.
 fn taken(directory: &Path) -> (u64, u64) {
     let entries = fs::read_dir(directory).expect("a directory").map(|entry| {
         let path = entry.expect("an entry").path();
         let metadata = path.symlink_metadata().expect("it is there");
-        match metadata.is_dir() {
-            true => taken(&path),
-            // Of several names of a file the content is paid for once.
-            false => (1, metadata.blocks() * 512 / metadata.nlink()),
-        }
+        // Of several names of a file the content is paid for once.
+        let own = || (1, metadata.blocks() * 512 / metadata.nlink());
+        if metadata.is_dir() { taken(&path) } else { own() }
     });
     entries.fold((1, 0), |(count, bytes), (more, taken)| (count + more, bytes + taken))
 }

@@ -1,14 +1,8 @@
 //! What the agent answers, as the shim's client reads it: broken frames, frames of other calls, answers of any
 //! content. Reaches the result of every call, and the figures that containerd gets.
-#![no_main]
 
-#[path = "../../shim/src/bin/containerd-shim-kata-like-v2/task/metrics.rs"]
-#[allow(dead_code)]
-mod metrics;
-
-use fuzz::choices::Choices;
-use fuzz::scratch;
-use libfuzzer_sys::fuzz_target;
+use crate::choices::Choices;
+use crate::metrics;
 use sandbox::agent::{Agent, InGuest, StreamNumbers};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -22,10 +16,11 @@ const CALLS: u32 = 32;
 const HEADER: usize = 10;
 const RESPONSE: u8 = 2;
 
-fuzz_target!(init: scratch::limit_process(), |data: &[u8]| {
+/// Takes one input.
+pub fn take(data: &[u8]) {
     let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(talk(Choices::new(data)));
-});
+}
 
 async fn talk(mut input: Choices<'_>) {
     let (ours, mut guest) = UnixStream::pair().expect("a socket pair");

@@ -1,11 +1,9 @@
 //! The guest's FUSE requests to the file server, good and bad, in chains of good and bad descriptors. Reaches
 //! virtiofsd's parser and its operations on files, in a small tree that is the root of the thread that serves.
-#![no_main]
 
+use crate::choices::Choices;
+use crate::scratch;
 use file_server::{Files, Memory, Progress, Regions, RequestQueue};
-use fuzz::choices::Choices;
-use fuzz::scratch;
-use libfuzzer_sys::fuzz_target;
 use rustix::process::{chdir, chroot};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 use std::fs;
@@ -36,9 +34,8 @@ const HEADER: usize = 40;
 const NAMES: [&str; 9] =
     ["container", "rootfs", "mounts", "0", "file", "link", "new", "..", "container/rootfs"];
 
-fuzz_target!(|data: &[u8]| {
-    // libFuzzer has taken the signal of a file that grows too large for itself.
-    scratch::limit_process();
+/// Takes one input.
+pub fn take(data: &[u8]) {
     let tree = scratch::directory();
     for directory in ["container/rootfs", "container/mounts/0"] {
         fs::create_dir_all(tree.path().join(directory)).expect("a directory");
@@ -46,7 +43,7 @@ fuzz_target!(|data: &[u8]| {
     }
     symlink("/container/rootfs/file", tree.path().join("container/rootfs/link")).expect("a link");
     std::thread::scope(|scope| scope.spawn(|| serve(tree.path(), data)).join().expect("no panic"));
-});
+}
 
 /// On a thread of its own, whose root the tree becomes.
 fn serve(tree: &Path, data: &[u8]) {

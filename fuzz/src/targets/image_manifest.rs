@@ -3,24 +3,19 @@
 //!
 //! The input is a list of files with a zero byte between: `index.json`, `manifest.json`, then blobs. `@3` stands
 //! for the digest of blob 3, which may itself have the digests of later ones.
-#![no_main]
 
-#[path = "../../shim/src/bin/kata-like/image/mod.rs"]
-#[allow(dead_code, unused_imports)]
-mod image;
-
-use fuzz::scratch;
-use libfuzzer_sys::fuzz_target;
+use crate::{image, scratch};
 use sha2::{Digest, Sha256};
 use std::path::Path;
 
 const MOST_FILES: usize = 10;
 
-fuzz_target!(init: scratch::limit_process(), |data: &[u8]| {
+/// Takes one input.
+pub fn take(data: &[u8]) {
     let Some((form, data)) = data.split_first() else { return };
     let directory = scratch::directory();
     let tag = (form & 4 != 0).then_some("tag");
-    let path = if form & 3 == 0 {
+    let path = if form.is_multiple_of(4) {
         let path = directory.path().join("raw");
         std::fs::write(&path, data).expect("a file");
         path
@@ -36,7 +31,7 @@ fuzz_target!(init: scratch::limit_process(), |data: &[u8]| {
         let allowance = image::Allowance::new(1 << 20);
         let _ = image.unpack(&root, &mut image::Trash::new(trash.into()), &allowance);
     }
-});
+}
 
 /// Stores the files of an input as an image; answers the path.
 fn store(data: &[u8], directory: &Path, packed: bool) -> std::path::PathBuf {

@@ -1,11 +1,8 @@
 //! The vsock device: packets in chains of a guest, streams with real sockets on the host's side. Reaches
 //! connections from both sides, data both ways, credit, both half-closes and resets.
-#![no_main]
 
-use fuzz::choices::Choices;
-use fuzz::guest::{Guest, io_loop};
-use fuzz::scratch;
-use libfuzzer_sys::fuzz_target;
+use crate::choices::Choices;
+use crate::guest::{Guest, io_loop};
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use vmm::devices::vsock::Vsock;
@@ -20,7 +17,8 @@ const MOST_STREAMS: usize = 8;
 const LOG: u32 = 1026;
 const FIRST_PORT: u32 = 1 << 30;
 
-fuzz_target!(init: scratch::limit_process(), |data: &[u8]| {
+/// Takes one input.
+pub fn take(data: &[u8]) {
     let mut input = Choices::new(data);
     let (sender, events) = channel().expect("an eventfd");
     let (mut device, connector) = Vsock::new(GUEST, vec![LOG], sender).expect("an eventfd");
@@ -62,7 +60,7 @@ fuzz_target!(init: scratch::limit_process(), |data: &[u8]| {
         }
     }
     guest.run_device();
-});
+}
 
 fn keep(stream: UnixStream, streams: &mut Vec<UnixStream>) {
     stream.set_nonblocking(true).expect("a socket");

@@ -1,11 +1,9 @@
 //! What a broken VMM says to the file server: vhost-user requests, good and bad, with descriptors of any kind, and
 //! memory that it changes meanwhile. Reaches the library that reads the messages, our device, the mapping of memory and
 //! the queues; a map that reaches beyond its file ends the process.
-#![no_main]
 
-use fuzz::choices::Choices;
-use fuzz::scratch;
-use libfuzzer_sys::fuzz_target;
+use crate::choices::Choices;
+use crate::scratch;
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use rustix::process::{chdir, chroot};
@@ -39,8 +37,8 @@ const SET_VRING_CALL: u32 = 13;
 const SET_PROTOCOL_FEATURES: u32 = 16;
 const SET_VRING_ENABLE: u32 = 18;
 
-fuzz_target!(|data: &[u8]| {
-    scratch::limit_process();
+/// Takes one input.
+pub fn take(data: &[u8]) {
     let tree = scratch::directory();
     fs::write(tree.path().join("file"), "content").expect("a file");
     let (ours, theirs) = UnixStream::pair().expect("a socket pair");
@@ -49,7 +47,7 @@ fuzz_target!(|data: &[u8]| {
         Vmm::new(ours).act(data);
         server.join().expect("no panic");
     });
-});
+}
 
 /// On a thread of its own, whose root the tree becomes.
 fn serve(tree: &Path, socket: UnixStream) {
@@ -103,31 +101,31 @@ impl Vmm {
             let event = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC);
             event.expect("an eventfd")
         };
-        self.send(SET_FEATURES, &(1u64 << 30 | 1 << 32).to_le_bytes(), vec![]);
-        self.send(SET_PROTOCOL_FEATURES, &8u64.to_le_bytes(), vec![]);
+        self.send(SET_FEATURES, &(1u64 << 30 | 1 << 32).to_le_bytes(), &[]);
+        self.send(SET_PROTOCOL_FEATURES, &8u64.to_le_bytes(), &[]);
         let region = [1, 0, MEMORY, VMM, 0].map(u64::to_le_bytes).concat();
         let memory = self.memory.try_clone().expect("a descriptor").into();
-        self.send(SET_MEM_TABLE, &region, vec![memory]);
-        self.send(SET_VRING_NUM, &numbers(&[queue, 16]), vec![]);
+        self.send(SET_MEM_TABLE, &region, &[memory]);
+        self.send(SET_VRING_NUM, &numbers(&[queue, 16]), &[]);
         let at = |offset: u64| (VMM + offset).to_le_bytes();
         let rings = [at(0), at(0x2000), at(0x1000), [0; 8]].concat();
-        self.send(SET_VRING_ADDR, &[numbers(&[queue, 0]), rings].concat(), vec![]);
-        self.send(SET_VRING_BASE, &numbers(&[queue, 0]), vec![]);
+        self.send(SET_VRING_ADDR, &[numbers(&[queue, 0]), rings].concat(), &[]);
+        self.send(SET_VRING_BASE, &numbers(&[queue, 0]), &[]);
         let (kick, call) = (event(), event());
         self.descriptors.push(kick.try_clone().expect("a descriptor"));
-        self.send(SET_VRING_CALL, &u64::from(queue).to_le_bytes(), vec![call]);
-        self.send(SET_VRING_KICK, &u64::from(queue).to_le_bytes(), vec![kick]);
-        self.send(SET_VRING_ENABLE, &numbers(&[queue, 1]), vec![]);
+        self.send(SET_VRING_CALL, &u64::from(queue).to_le_bytes(), &[call]);
+        self.send(SET_VRING_KICK, &u64::from(queue).to_le_bytes(), &[kick]);
+        self.send(SET_VRING_ENABLE, &numbers(&[queue, 1]), &[]);
     }
 
     /// Any request with any payload.
     fn any(&mut self, input: &mut Choices<'_>) {
         let request = input.below(REQUESTS) as u32;
         let count = input.below(4);
-        let descriptors = (0..count).map(|_| self.descriptor(input)).collect();
+        let descriptors: Vec<_> = (0..count).map(|_| self.descriptor(input)).collect();
         let len = input.byte().into();
         let payload = input.bytes(len);
-        self.send(request, payload, descriptors);
+        self.send(request, payload, &descriptors);
     }
 
     /// A request about a queue, or about features.
@@ -135,8 +133,8 @@ impl Vmm {
         let request = input.below(REQUESTS) as u32;
         let (queue, number) = (input.below(4) as u32, input.u32());
         let count = input.below(3);
-        let descriptors = (0..count).map(|_| self.descriptor(input)).collect();
-        self.send(request, &numbers(&[queue, number]), descriptors);
+        let descriptors: Vec<_> = (0..count).map(|_| self.descriptor(input)).collect();
+        self.send(request, &numbers(&[queue, number]), &descriptors);
     }
 
     /// A description of memory.
@@ -157,7 +155,7 @@ impl Vmm {
             }
             descriptors.push(self.descriptor(input));
         }
-        self.send(SET_MEM_TABLE, &payload, descriptors);
+        self.send(SET_MEM_TABLE, &payload, &descriptors);
     }
 
     /// Where a queue's rings are.
@@ -167,7 +165,7 @@ impl Vmm {
             let at = if input.below(4) == 0 { input.u64() } else { VMM + u64::from(input.u32()) };
             payload.extend(at.to_le_bytes());
         }
-        self.send(SET_VRING_ADDR, &payload, vec![]);
+        self.send(SET_VRING_ADDR, &payload, &[]);
     }
 
     /// Changes the guest's memory.
@@ -218,9 +216,9 @@ impl Vmm {
         }
     }
 
-    fn send(&mut self, request: u32, payload: &[u8], descriptors: Vec<OwnedFd>) {
+    fn send(&mut self, request: u32, payload: &[u8], descriptors: &[OwnedFd]) {
         let header = numbers(&[request, VERSION | NEED_REPLY, payload.len() as u32]);
-        let _ = self.send_bytes(&[&header[..], payload].concat(), &descriptors);
+        let _ = self.send_bytes(&[&header[..], payload].concat(), descriptors);
     }
 
     fn send_bytes(&self, bytes: &[u8], descriptors: &[OwnedFd]) -> rustix::io::Result<usize> {

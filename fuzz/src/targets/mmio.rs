@@ -1,11 +1,9 @@
 //! The registers of virtio-mmio before the entropy device, vsock, or a slot, a disk in it or a network interface. Reaches the whole
 //! initialisation, resets, pauses and another device in its place.
-#![no_main]
 
-use fuzz::choices::Choices;
-use fuzz::guest::io_loop;
-use fuzz::scratch;
-use libfuzzer_sys::fuzz_target;
+use crate::choices::Choices;
+use crate::guest::io_loop;
+use crate::scratch;
 use vm_memory::{Bytes, GuestAddress};
 use vmm::bus::BusDevice;
 use vmm::devices::blk::Disk;
@@ -29,14 +27,17 @@ const ADDRESSES: [u64; 3] =
 /// Longer than any worker here takes to let go.
 const PATIENCE: std::time::Duration = std::time::Duration::from_secs(5);
 
-fuzz_target!(init: scratch::limit_process(), |data: &[u8]| {
+/// Takes one input.
+pub fn take(data: &[u8]) {
     let mut input = Choices::new(data);
     let memory = testing::memory();
     let kind = input.byte();
     let (io, _events) = io_loop();
     let handle = io.handle();
     let thread = io.spawn(Box::new(|| Ok(()))).expect("a thread");
-    let transport = MmioTransport::new(registers(), device(kind, 0), memory.clone(), handle.clone()).expect("eventfds");
+    let transport =
+        MmioTransport::new(registers(), device(kind, 0), memory.clone(), handle.clone())
+            .expect("eventfds");
     let write = |offset, value: u32| transport.write(offset, &value.to_le_bytes());
     while !input.is_empty() {
         match input.below(8) {
@@ -76,7 +77,7 @@ fuzz_target!(init: scratch::limit_process(), |data: &[u8]| {
     transport.pause(PATIENCE).expect("the worker lets go");
     handle.exit();
     thread.join().expect("the thread does not panic").expect("epoll");
-});
+}
 
 /// One of a kind, among which are those that can be in a slot.
 fn device(kind: u8, which: u8) -> Box<dyn VirtioDevice> {
