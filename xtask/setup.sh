@@ -5,7 +5,7 @@ set -euo pipefail
 
 # What a command or file comes from, in Debian.
 needed=(
-  cc:gcc c++:g++ ld:binutils make:make flex:flex bison:bison bc:bc lz4:lz4 xz:xz-utils perl:perl patch:patch # guest kernel
+  cc:gcc c++:g++ ld:binutils make:make flex:flex bison:bison bc:bc xz:xz-utils perl:perl patch:patch # guest kernel
   /usr/include/gelf.h:libelf-dev
   /usr/lib/x86_64-linux-gnu/libcap-ng.a:libcap-ng-dev                                     # file server
   /usr/lib/x86_64-linux-gnu/libseccomp.a:libseccomp-dev

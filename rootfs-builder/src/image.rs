@@ -32,7 +32,7 @@ pub enum BuildError {
     /// The file is nothing that a guest could start with.
     #[error(
         "{path} cannot be the guest's first process: build the agent statically \
-         (RUSTFLAGS=\"-C target-feature=+crt-static\" cargo build --target x86_64-unknown-linux-gnu)"
+         (cargo xtask build)"
     )]
     UnfitAgent {
         /// The file.

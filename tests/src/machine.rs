@@ -103,7 +103,7 @@ impl Lab {
             Ok(port) => Client::Emulated(port.parse().ok()?),
             Err(_) => Client::Host(host::agent_socket(&self.run)),
         };
-        (self.pid().is_some() && client.is_alive(Duration::from_secs(10))).then_some(client)
+        (self.pid().is_some() && client.is_alive(Duration::from_secs(30))).then_some(client)
     }
 
     /// The process that the lab is, if it is alive and really ours.
@@ -128,7 +128,9 @@ impl Lab {
             }
             Ground::Host => {
                 let root = Root::prepare()?;
-                self.reuse_or(&root.dir, || self.start_on_host(&root, agent, purpose))
+                // One for a container alone lacks what tests want.
+                let origin = root.dir.join(format!("{purpose:?}"));
+                self.reuse_or(&origin, || self.start_on_host(&root, agent, purpose))
             }
         }
     }
@@ -152,7 +154,7 @@ impl Lab {
         let step = Step::begin("lab: on this host's kernel", "3 s");
         host::spawn(root, &self.run, agent)?;
         let client = Client::Host(host::agent_socket(&self.run));
-        client.wait_alive(Duration::from_secs(10)).with_context(|| self.said())?;
+        client.wait_alive(Duration::from_secs(60)).with_context(|| self.said())?;
         put_programs(&client, purpose)?;
         start_services(&client)?;
         step.end();
@@ -170,7 +172,7 @@ impl Lab {
         // `cont` before the state is in would be lost.
         qmp.wait_status("query-status", "paused", Duration::from_secs(60))?;
         qmp.call("cont", &json!({}))?;
-        client.wait_alive(Duration::from_secs(20)).with_context(|| self.said())?;
+        client.wait_alive(Duration::from_secs(60)).with_context(|| self.said())?;
         client.set_clock()?; // it stood still
         eprintln!("[lab] resumed in {:.1} s", start.elapsed().as_secs_f32());
         Ok(client)

@@ -22,7 +22,7 @@ pub fn make(purpose: Purpose) -> Result<PathBuf> {
         let root = scope.spawn(|| Root::prepare().inspect_err(told));
         let agent = || match purpose {
             Purpose::Show => build::lab_agent_alone(),
-            Purpose::Change | Purpose::Release => build::lab_program("lab-agent"),
+            Purpose::Change | Purpose::Release => build::lab_agent_and_tests(),
         };
         let programs = build::programs().and_then(|()| agent()).inspect_err(told);
         build::joined(root)?;

@@ -6,8 +6,15 @@ use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
+
+/// Held by who has cargo build or test: see [`turn`].
+static TURN: Mutex<()> = Mutex::new(());
+
+/// As `.cargo/config.toml` has it.
+const STATIC: &str = "-C target-feature=+crt-static";
 
 /// Packages of the product, their binaries, and the folder each is installed in.
 const PRODUCT: [(&str, &str, &str); 6] = [
@@ -67,6 +74,7 @@ fn built(program: &str) -> PathBuf {
 /// # Errors
 /// When one doesn't build.
 pub fn programs() -> Result<()> {
+    let _turn = turn();
     let step = Step::begin("product", "5 s when little changed, from nothing 4 minutes");
     let mut arguments = vec!["build", "--release"];
     for package in ["kata-like-vmm", "kata-like-fs", "kata-like-shim", "kata-like-agent"] {
@@ -139,7 +147,17 @@ fn check_system_calls(kernel: &Path) -> Result<()> {
 /// When it doesn't build.
 pub fn lab_program(name: &str) -> Result<PathBuf> {
     // As one of the whole workspace it shares what the unit tests are built of.
-    of_the_lab(name, &["--workspace"])
+    of_the_lab(&[name], &["--workspace"])?;
+    Ok(of_the_lab_at(name))
+}
+
+/// Builds the lab's agent, and the end-to-end tests beside it; answers the agent's path.
+///
+/// # Errors
+/// When one doesn't build.
+pub fn lab_agent_and_tests() -> Result<PathBuf> {
+    of_the_lab(&["lab-agent", "e2e"], &["--workspace"])?;
+    Ok(of_the_lab_at("lab-agent"))
 }
 
 /// Builds the lab's agent without what only tests need, where nothing is tested; answers its path.
@@ -147,20 +165,39 @@ pub fn lab_program(name: &str) -> Result<PathBuf> {
 /// # Errors
 /// When it doesn't build.
 pub fn lab_agent_alone() -> Result<PathBuf> {
-    of_the_lab("lab-agent", &["-p", "kata-like-tests", "--no-default-features"])
+    of_the_lab(&["lab-agent"], &["-p", "kata-like-tests", "--no-default-features"])?;
+    Ok(of_the_lab_at("lab-agent"))
 }
 
-fn of_the_lab(name: &str, packages: &[&str]) -> Result<PathBuf> {
+fn of_the_lab(names: &[&str], packages: &[&str]) -> Result<()> {
+    let _turn = turn();
     let step = Step::begin_quick("the lab's programs");
-    cargo_static(&[&["build", "--bin", name], packages].concat(), &step)?;
+    let bins = names.iter().flat_map(|name| ["--bin", name]);
+    let arguments: Vec<&str> = ["build"].into_iter().chain(bins).collect();
+    cargo_static(&[&arguments[..], packages].concat(), &step)?;
     step.end();
-    Ok(target_dir().join(TARGET).join("debug").join(name))
+    Ok(())
+}
+
+fn of_the_lab_at(name: &str) -> PathBuf {
+    target_dir().join(TARGET).join("debug").join(name)
+}
+
+/// The right to run one cargo that has work for every core. Two at once, measured on two cores, take half as much
+/// processor time again; what they leave idle the kernel gets, which is compiled at a lower priority.
+pub fn turn() -> MutexGuard<'static, ()> {
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Cargo for the checkout, whatever target folder or flags the caller's environment names.
 pub fn cargo() -> Command {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(workspace()).env_remove("CARGO_TARGET_DIR").env_remove("RUSTFLAGS");
+    cargo.current_dir(workspace());
+    for own in ["CARGO_BUILD_TARGET", "CARGO_BUILD_TARGET_DIR", "CARGO_TARGET_DIR"] {
+        cargo.env_remove(own);
+    }
+    // In place of any that a configuration of the caller's names.
+    cargo.env_remove("CARGO_ENCODED_RUSTFLAGS").env("RUSTFLAGS", STATIC);
     cargo
 }
 

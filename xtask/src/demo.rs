@@ -28,7 +28,7 @@ pub fn run() -> Result<()> {
     println!();
     println!("That was, in the lab:  {command}");
     println!("Look around in there:  cargo xtask lab shell");
-    println!("Run all tests:         make test");
+    println!("Test a change:         make test");
     Ok(())
 }
 

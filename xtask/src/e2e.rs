@@ -37,9 +37,9 @@ pub struct Arguments {
     /// Another runtime, to test the tests: io.containerd.runc.v2
     #[arg(long)]
     runtime: Option<String>,
-    /// How many containers a test of many makes
-    #[arg(long, default_value_t = 8)]
-    many: u32,
+    /// How many containers a test of many makes [default: 3, with --all 8]
+    #[arg(long)]
+    many: Option<u32>,
     /// How many labs share the tests [default: 2 where memory allows and it is worth it]
     #[arg(long)]
     labs: Option<usize>,
@@ -61,7 +61,7 @@ impl Arguments {
             filters: filter.map(str::to_owned).into_iter().collect(),
             containerd: "both".to_owned(),
             runtime: None,
-            many: 8,
+            many: None,
             labs: None,
             all,
             no_build: false,
@@ -69,10 +69,14 @@ impl Arguments {
         }
     }
 
+    fn many(&self) -> u32 {
+        self.many.unwrap_or(if self.all { 8 } else { 3 })
+    }
+
     /// The arguments of the tests' own program.
     fn of_program(&self) -> Vec<String> {
         let mut argv = vec!["--containerd".to_owned(), self.containerd.clone()];
-        argv.extend(["--many".to_owned(), self.many.to_string()]);
+        argv.extend(["--many".to_owned(), self.many().to_string()]);
         argv.extend(self.runtime.iter().flat_map(|name| ["--runtime".to_owned(), name.clone()]));
         argv.extend(self.all.then(|| "--all".to_owned()));
         argv.extend(self.filters.iter().cloned());
@@ -107,7 +111,7 @@ pub fn run(arguments: &Arguments) -> Result<Count> {
     let (with_programs, with_conformance) = (has(PROGRAMS), has(CONFORMANCE));
     let with_nri = has(NRI);
     let queue = Queue::new(tests);
-    let patience = Patience { many: arguments.many, all: arguments.all };
+    let patience = Patience { many: arguments.many(), all: arguments.all };
     let mut round = Round::new(&program, arguments.of_program(), patience, &queue);
     if with_programs {
         round.attach(::lab::programs::prepare()?);

@@ -1,4 +1,4 @@
-//! Fuzzing: builds the targets of fuzz/ with the compiler that builds everything else, and runs them.
+//! Fuzzing: builds the targets of fuzz/ with the compiler that builds everything else, and runs them side by side.
 //!
 //! What cargo-fuzz does with a nightly compiler, but for its address sanitizer: the coverage that libFuzzer goes
 //! by takes stable flags only. One program has all targets: linking one each took longer than running them.
@@ -47,7 +47,7 @@ impl Arguments {
     }
 }
 
-/// Builds the targets and runs one after another; each is a test.
+/// Builds the targets and runs them, as many at a time as there are CPUs; each is a test.
 ///
 /// # Errors
 /// When they don't build or don't start; a target that finds something is counted.
@@ -104,6 +104,7 @@ fn targets() -> Result<Vec<String>> {
 }
 
 fn build() -> Result<()> {
+    let _turn = build::turn();
     let status = build::cargo()
         .args(["build", "--quiet", "--locked", "--profile", PROFILE, "--target", TRIPLE])
         .args(["-p", "kata-like-fuzz", "--features", "libfuzzer", "--bin", "fuzz"])

@@ -85,7 +85,7 @@ pub fn run(command: Command) -> Result<i32> {
     Ok(0)
 }
 
-/// Brings the lab up, as what it is for wants it where it isn't up yet.
+/// Brings the lab up for a purpose; one that is up for another is taken down.
 ///
 /// # Errors
 /// When a step fails.

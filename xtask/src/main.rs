@@ -31,11 +31,11 @@ enum Command {
     Lab(lab::Command),
     /// Run end-to-end tests in the lab
     E2e(e2e::Arguments),
-    /// Run every test: formatting, lints, unit tests, fuzz targets, end-to-end tests
+    /// Test a change: formatting, lints, unit tests, corpora of fuzz targets, end-to-end tests
     Test {
         /// Only tests whose name contains this
         filter: Option<String>,
-        /// Also the end-to-end tests that take minutes, and against each containerd what differs between them
+        /// Test a release: also the end-to-end tests that take minutes, each containerd where they differ, and fuzzing
         #[arg(long)]
         all: bool,
     },

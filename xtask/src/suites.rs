@@ -48,6 +48,7 @@ pub fn lint() -> Result<Count> {
         ("lints", &["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"]),
     ];
     let check = |(name, arguments): (&str, &[&str])| -> Result<Count> {
+        let _turn = build::turn();
         println!("[{name}] … (usually 10 s, from nothing 2 minutes)");
         let status = build::cargo().args(arguments).status().context("cargo")?;
         println!("[{name}] {}", if status.success() { "ok" } else { "FAILED" });
@@ -58,7 +59,8 @@ pub fn lint() -> Result<Count> {
 
 /// Runs the workspace's unit tests.
 fn unit(filter: Option<&str>) -> Result<Count> {
-    println!("[unit tests] … (usually 1 minute, from nothing 4)");
+    let _turn = build::turn();
+    println!("[unit tests] … (usually 1 minute, from nothing 5)");
     let mut cargo = build::cargo();
     cargo.args(["test", "--workspace", "--no-fail-fast"]).args(filter).stdout(Stdio::piped());
     let mut child = cargo.spawn().context("cargo")?;

@@ -16,7 +16,7 @@ const ARTIFACTS: &str = "/tmp/e2e-artifacts";
 /// How often one lab may go away, or the program in it, before that is no test's fault.
 const TRIES: u32 = 3;
 /// Longer than any test may take: a lab that says nothing for so long is gone.
-const SILENCE: Duration = Duration::from_secs(720);
+const SILENCE: Duration = Duration::from_secs(1200);
 
 /// How many times as long, where all tests run; as the deadline of the longest has it.
 const LONGER: u32 = 4;

@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::net::UnixStream;
 
 /// Far beyond what an answer takes.
-const DEADLINE: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_secs(150);
 
 /// A call that containerd has answered with an error.
 #[derive(Debug, thiserror::Error)]

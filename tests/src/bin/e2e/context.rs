@@ -22,7 +22,7 @@ pub struct Context {
     pub runtime: String,
     /// Where logs of failed tests are kept.
     pub artifacts: PathBuf,
-    /// How many containers a test of many makes, and how often one that waits for a race tries: 8 in `make test`; 30 is
+    /// How many containers a test of many makes, and how often one that waits for a race tries: 3 in `make test`; 30 is
     /// a night's work.
     pub many: u32,
     next: AtomicU32,

@@ -15,12 +15,13 @@ use std::sync::{Arc, Mutex};
 crate::cases!(
     crate::Scope::OneOrEach;
     the_vmm_is_killed,
-    the_shim_is_killed,
-    poststop_hooks_run_when_the_shim_was_killed;
+    the_shim_is_killed;
     crate::Scope::Once;
     the_file_server_is_killed,
     the_guest_kernel_panics,
-    the_agent_is_killed,
+    the_agent_is_killed;
+    crate::Scope::AllEach;
+    poststop_hooks_run_when_the_shim_was_killed,
 );
 
 /// `ctr events`, collected while a test runs.

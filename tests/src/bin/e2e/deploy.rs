@@ -12,9 +12,9 @@ crate::cases!(
     crate::Scope::OneOrEach;
     a_node_gets_the_handler_and_is_as_before_without_it;
     crate::Scope::Once;
-    what_it_can_not_do_is_named;
+    what_it_can_not_do_is_named,
+    what_another_user_has_built_becomes_roots;
     crate::Scope::AllOnce;
-    what_another_user_has_built_becomes_roots,
     a_sandbox_keeps_it_wherever_its_state_is,
     nothing_is_left_but_settings;
     crate::Scope::AllNewest;

@@ -18,9 +18,9 @@ use std::time::Duration;
 
 crate::cases!(
     crate::Scope::Newest;
-    layers_look_as_on_runc,
     what_is_written_stays_and_is_committed;
     crate::Scope::AllNewest;
+    layers_look_as_on_runc,
     what_can_not_be_a_root_is_named,
     what_is_written_goes_with_its_disk_where_that_is_asked_for,
     a_pod_is_on_layers,

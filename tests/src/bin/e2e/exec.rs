@@ -3,7 +3,6 @@
 use crate::command;
 use crate::context::Context;
 use anyhow::{Result, bail};
-use std::time::Duration;
 
 crate::cases!(
     crate::Scope::OneOrEach;
@@ -68,11 +67,11 @@ fn an_exec_is_listed_and_killed(context: &Context) -> Result<()> {
     let container = context.sleeper()?;
     let mut ctr = context.ctr_command(&["task", "exec", "--exec-id", "napper", &container.id]);
     let napping = command::Running::start(ctr.args(["sleep", "5000"]), Vec::new())?;
-    command::eventually("the exec is listed", Duration::from_secs(20), || {
+    command::eventually("the exec is listed", command::DEADLINE, || {
         Ok(container.task(&["ps"], &[])?.expect_code(0)?.text().contains("napper"))
     })?;
     container.task(&["kill", "-s", "KILL", "--exec-id", "napper"], &[])?.expect_code(0)?;
-    napping.finish(Duration::from_secs(20))?.expect_code(137)?;
+    napping.finish(command::DEADLINE)?.expect_code(137)?;
     container.remove()
 }
 

@@ -142,7 +142,7 @@ fn an_idle_guest_is_not_woken_to_see_whether_it_is_busy(context: &Context) -> Re
 /// Without a first process the kernel panics and resets the machine, which all the while is given memory and
 /// processors and loses them again.
 fn a_guest_that_ends_while_its_machine_changes_is_told_as_such(context: &Context) -> Result<()> {
-    for _ in 0..10 {
+    for _ in 0..context.many {
         let console = format!("/tmp/{}-console.log", context.fresh_id());
         let mut config = machine::config(1, &console);
         config.cmdline = "rdinit=/none init=/none".into();

@@ -11,9 +11,9 @@ use std::process::Command;
 
 crate::cases!(
     crate::Scope::Once;
-    a_program_of_32_bits_runs;
+    a_profile_holds_for_programs_of_32_bits;
     crate::Scope::AllOnce;
-    a_profile_holds_for_programs_of_32_bits,
+    a_program_of_32_bits_runs,
     it_runs_in_an_image_under_the_profile_that_this_gets,
 );
 

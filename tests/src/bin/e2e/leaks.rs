@@ -263,7 +263,7 @@ fn catches_growing_descriptors(context: &Context) -> Result<()> {
     let before = seen.clone();
     let shim = task_api::connect(context, &container)?;
     let mut counts = |what: &str, is: fn(usize, usize) -> bool| {
-        command::eventually(what, Duration::from_secs(5), || {
+        command::eventually(what, Duration::from_secs(20), || {
             seen = descriptors_of_ours()?;
             let sum = |all: &[(String, usize)]| all.iter().map(|(_, count)| count).sum::<usize>();
             Ok(is(sum(&seen), sum(&before)))

@@ -15,17 +15,16 @@ crate::cases!(
     kill_all_ends_every_process,
     delete_of_a_running_task_is_refused,
     a_second_delete_is_not_found,
-    a_caller_that_goes_away_leaves_nothing;
+    a_caller_that_goes_away_leaves_nothing,
+    many_eight_at_a_time_leave_containerd_as_it_was;
     crate::Scope::Once;
     signals_to_ctr_run_are_passed_on,
-    two_at_once_are_apart;
+    two_at_once_are_apart,
+    a_living_shim_keeps_no_descriptors;
     crate::Scope::AllOnce;
     sigkill_ends_it_with_137,
-    a_living_shim_keeps_no_descriptors,
     a_detached_container_runs_on,
-    twenty_one_after_another;
-    crate::Scope::AllEach;
-    many_eight_at_a_time_leave_containerd_as_it_was,
+    twenty_one_after_another,
 );
 
 /// Says when its trap is set: by a file, and on its standard output.
@@ -178,7 +177,7 @@ fn a_living_shim_keeps_no_descriptors(context: &Context) -> Result<()> {
         container.exec_with_stdin("x", &["cat"])?.expect_code(0)?;
     }
     let mut after = Vec::new();
-    command::eventually("descriptors are as before", std::time::Duration::from_secs(5), || {
+    command::eventually("descriptors are as before", std::time::Duration::from_secs(20), || {
         after = leaks::descriptors_of_ours()?;
         Ok(after == before)
     })

@@ -77,7 +77,7 @@ impl Machine {
     /// KVM's and the devices' counters, for the report of a guest that hangs.
     pub fn counters(&mut self) -> Result<Vec<(String, u64)>> {
         control::send(&self.control, &Command::Counters, &[])?;
-        let end = Instant::now() + Duration::from_secs(5);
+        let end = Instant::now() + Duration::from_secs(30);
         loop {
             if let Event::Counters(counters) = self.next_event(end)? {
                 return Ok(counters);
@@ -88,7 +88,7 @@ impl Machine {
     /// Stops the machine; the VMM must say so and exit 0.
     pub fn stop(mut self) -> Result<()> {
         control::send(&self.control, &Command::Stop, &[])?;
-        let end = Instant::now() + Duration::from_secs(10);
+        let end = Instant::now() + Duration::from_secs(30);
         loop {
             if let Event::Exited { reason } = self.next_event(end)? {
                 if reason != ExitReason::Stopped {

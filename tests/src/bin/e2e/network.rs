@@ -24,10 +24,10 @@ crate::cases!(
     crate::Scope::Once;
     interfaces_that_come_after_the_create_are_there_at_the_start,
     the_hosts_own_is_refused_where_an_engine_asks_for_it,
-    the_engines_resolver_answers_at_its_own_address;
+    the_engines_resolver_answers_at_its_own_address,
+    a_killed_shim_leaves_the_namespace_as_it_was;
     crate::Scope::AllOnce;
     ipv6_goes_as_well,
-    a_killed_shim_leaves_the_namespace_as_it_was,
     a_lot_goes_each_way_whole,
     two_interfaces_with_a_small_mtu,
     a_gateway_that_is_no_neighbour_by_address,
@@ -132,7 +132,7 @@ impl Net {
             let qdiscs = command::output(tc.args(["-n", name, "qdisc"]))?.expect_code(0)?.text();
             Ok(!links.contains("kata-like") && !qdiscs.contains("ingress"))
         };
-        command::eventually("taps and redirections are gone", Duration::from_secs(10), clean)
+        command::eventually("taps and redirections are gone", Duration::from_secs(30), clean)
     }
 }
 

@@ -15,9 +15,10 @@ use std::time::Duration;
 crate::cases!(
     crate::Scope::OneOrEach;
     a_paused_container_stands_still_and_goes_on,
-    pause_and_resume_are_told_once_and_in_order,
     memory_that_runs_out_is_told,
     metrics_are_the_guests;
+    crate::Scope::AllEach;
+    pause_and_resume_are_told_once_and_in_order;
     crate::Scope::AllOnce;
     a_paused_container_is_killed,
     the_sandbox_is_counted_apart,

@@ -15,10 +15,10 @@ crate::cases!(
     what_is_written_goes_to_a_disk_of_the_guests;
     crate::Scope::Once;
     a_shared_root_is_looked_at_again_after_a_second,
-    a_full_disk_of_the_hosts_is_told_when_a_file_is_synced_or_closed;
+    a_full_disk_of_the_hosts_is_told_when_a_file_is_synced_or_closed,
+    the_host_has_what_is_written_when_it_looks;
     crate::Scope::AllOnce;
     a_disk_that_can_not_be_made_is_an_error,
-    the_host_has_what_is_written_when_it_looks,
     a_directory_is_as_it_was_after_writes_to_a_disk,
     what_is_deleted_on_a_disk_goes_back_to_the_host,
     what_the_guest_opens_by_itself_is_as_it_was_left,

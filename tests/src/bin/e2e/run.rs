@@ -10,17 +10,17 @@ crate::cases!(
     crate::Scope::EachContainerd;
     echoes;
     crate::Scope::OneOrEach;
-    exit_codes_come_through,
     a_missing_command_is_named,
     a_missing_rootfs_is_named;
     crate::Scope::Once;
     the_kernel_is_the_guests,
     stdin_reaches_the_container,
     a_written_file_is_in_the_snapshot_and_nowhere_else;
-    crate::Scope::AllOnce;
-    a_file_without_x_bit_is_named;
     crate::Scope::AllEach;
-    stdout_and_stderr_are_apart,
+    exit_codes_come_through,
+    stdout_and_stderr_are_apart;
+    crate::Scope::AllOnce;
+    a_file_without_x_bit_is_named,
 );
 
 fn echoes(context: &Context) -> Result<()> {

@@ -21,11 +21,11 @@ crate::cases!(
     unsupported_methods_are_unimplemented_by_name,
     it_describes_itself;
     crate::Scope::Once;
-    an_id_is_used_again_at_once;
+    an_id_is_used_again_at_once,
+    a_start_that_is_killed_leaves_no_server;
     crate::Scope::AllOnce;
     it_says_its_version,
     asked_to_end_it_leaves_nothing,
-    a_start_that_is_killed_leaves_no_server,
     when_memory_is_short_containerd_is_the_last_to_go,
 );
 

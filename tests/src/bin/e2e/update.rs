@@ -10,9 +10,8 @@ use protobuf::well_known_types::any::Any;
 crate::cases!(
     crate::Scope::OneOrEach;
     limits_change_while_it_runs;
-    crate::Scope::Once;
-    beyond_what_the_machine_has_it_grows_and_gives_back;
     crate::Scope::AllOnce;
+    beyond_what_the_machine_has_it_grows_and_gives_back,
     what_the_guest_cannot_be_given_is_named,
     a_container_with_larger_limits_gets_a_larger_machine,
     a_container_without_a_limit_gets_the_processors_that_it_uses,

@@ -14,11 +14,11 @@ use std::time::Duration;
 crate::cases!(
     crate::Scope::Once;
     what_the_host_does_is_seen_by_the_next_look_of_the_guest,
-    what_the_guest_does_is_seen_by_the_next_look_of_the_host;
+    what_the_guest_does_is_seen_by_the_next_look_of_the_host,
+    a_program_that_another_user_writes_loses_its_rights;
     crate::Scope::AllOnce;
     what_waits_for_the_hosts_disk_holds_up_nobody_else,
     a_file_that_is_mapped_into_memory_is_written_to_the_host,
-    a_program_that_another_user_writes_loses_its_rights,
 );
 
 const ROUNDS: usize = 20;

@@ -28,24 +28,24 @@ crate::cases!(
     crate::Scope::EachContainerd;
     a_container_comes_and_goes_while_the_pod_lives;
     crate::Scope::OneOrEach;
-    containers_share_what_a_pod_shares,
     limits_change_beside_those_that_are_left_out,
-    users_of_a_pods_own_own_its_files,
-    what_is_written_to_a_root_is_on_a_disk_and_counted;
+    users_of_a_pods_own_own_its_files;
     crate::Scope::Once;
     what_is_only_the_hosts_is_refused,
     the_end_of_any_of_our_processes_is_every_containers,
     its_processes_are_in_the_pods_cgroup,
     volumes_are_seen_as_kubelet_changes_them_and_memory_is_shared;
+    crate::Scope::AllEach;
+    containers_share_what_a_pod_shares,
+    what_is_written_to_a_root_is_on_a_disk_and_counted,
+    another_containers_processes_are_seen_by_who_asks_for_them,
+    a_pod_outlives_containerd;
     crate::Scope::AllOnce;
     many_at_once_leave_nothing,
     each_has_pids_of_its_own_where_the_pod_says_so,
     a_part_of_a_volume_in_memory_is_what_others_have_there,
     a_mount_of_the_hosts_is_followed_where_that_is_asked_for,
-    thirty_at_once_leave_nothing;
-    crate::Scope::AllEach;
-    another_containers_processes_are_seen_by_who_asks_for_them,
-    a_pod_outlives_containerd,
+    thirty_at_once_leave_nothing,
 );
 
 /// PID namespaces of their own.

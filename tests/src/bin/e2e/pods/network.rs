@@ -13,9 +13,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 crate::cases!(
-    crate::Scope::Once;
-    names_are_resolved_by_the_pods_server;
     crate::Scope::AllOnce;
+    names_are_resolved_by_the_pods_server,
     much_goes_each_way_by_both_families_in_small_frames,
     a_pod_without_ipv4_has_its_network,
     a_gibibyte_goes_each_way_by_both_families,

@@ -15,13 +15,13 @@ crate::cases!(
     crate::Scope::Newest;
     containers_share_what_a_pod_shares,
     it_lives_without_containers_until_it_is_stopped,
-    the_end_of_any_of_our_processes_is_every_containers,
-    kernel_parameters_and_names_are_the_pods;
+    kernel_parameters_and_names_are_the_pods,
+    what_is_only_the_hosts_is_refused;
     crate::Scope::AllNewest;
+    the_end_of_any_of_our_processes_is_every_containers,
     the_machine_follows_the_pods_size,
     each_has_pids_of_its_own_where_the_pod_says_so,
     another_containers_processes_are_seen_by_who_asks_for_them,
-    what_is_only_the_hosts_is_refused,
     users_of_a_pods_own_are_those_of_its_processes,
     its_processes_are_in_the_pods_cgroup,
     a_pod_outlives_containerd,
