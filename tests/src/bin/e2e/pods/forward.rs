@@ -37,18 +37,17 @@ fn forwarded<T>(pod: &Pod, port: u16, mut talk: impl FnMut(TcpStream) -> Result<
     said
 }
 
-/// There and back, through the port on which somebody gives back what he is sent.
+/// There and back, through the port on which somebody gives back what he is sent. The connection's end is told after
+/// that: containerd gives what comes back a second from then on, and resets the connection.
 fn echoed(mut connection: TcpStream) -> Result<()> {
     let sent: Vec<u8> = (0..SENT).map(|at| (at % 251) as u8).collect();
     let (mut there, bytes) = (connection.try_clone()?, sent.clone());
-    let writing = std::thread::spawn(move || {
-        there.write_all(&bytes)?;
-        there.shutdown(Shutdown::Write)
-    });
+    let writing = std::thread::spawn(move || there.write_all(&bytes));
     let mut back = vec![0; SENT];
     connection.read_exact(&mut back)?;
     ensure!(back == sent, "what came back is not what was sent");
-    Ok(writing.join().unwrap_or(Ok(()))?)
+    writing.join().unwrap_or(Ok(()))?;
+    Ok(connection.shutdown(Shutdown::Write)?)
 }
 
 fn a_port_is_forwarded_and_one_where_nobody_listens_is_reset(context: &Context) -> Result<()> {
