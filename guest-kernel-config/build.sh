@@ -96,7 +96,7 @@ inputs() {
 # compile TREE BUILD: vmlinux in BUILD, the same bytes wherever and whenever.
 compile() {
   local tree=$1 build=$2
-  # What is built beside it waits for nobody, and more at once than there are cores takes longer in all.
+  # It takes longest, and what else waits for is built beside it.
   nice -n 15 make -C "$tree" O="$build" -j "$(nproc)" KBUILD_BUILD_TIMESTAMP=@0 KBUILD_BUILD_VERSION=1 \
     KBUILD_BUILD_USER=kata-like KBUILD_BUILD_HOST=kata-like vmlinux 2>&1 |
     count_steps "$USUAL_STEPS" "$USUAL_TIME" "$build/make.log" ||

@@ -183,8 +183,8 @@ fn of_the_lab_at(name: &str) -> PathBuf {
     target_dir().join(TARGET).join("debug").join(name)
 }
 
-/// The right to run one cargo that has work for every core. Two at once, measured on two cores, take half as much
-/// processor time again; what they leave idle the kernel gets, which is compiled at a lower priority.
+/// The right to run one cargo that has work for every core: each step is then told when it begins to work and not
+/// before, and what it leaves idle the kernel gets, which is compiled at a lower priority.
 pub fn turn() -> MutexGuard<'static, ()> {
     TURN.lock().unwrap_or_else(PoisonError::into_inner)
 }
