@@ -109,7 +109,7 @@ impl Queue {
 
     fn active(&self, event_idx: bool) -> ActiveQueue {
         let queue = self.ring.setup().to_queue(self.size, event_idx).expect("a good queue");
-        ActiveQueue { queue, ..self.ring.active() }
+        ActiveQueue::new(queue, self.ring.active().notify)
     }
 
     /// A good chain of up to three readable and three writable pieces.

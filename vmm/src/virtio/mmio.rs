@@ -399,7 +399,7 @@ impl Front {
         }
         let notify =
             self.notify[index].try_clone().map_err(|e| ActivateError::Backend(e.into()))?;
-        Ok(Some(ActiveQueue { queue, notify }))
+        Ok(Some(ActiveQueue::new(queue, notify)))
     }
 
     fn stop_worker(&mut self, patience: Duration) -> Result<(), LoopStuck> {

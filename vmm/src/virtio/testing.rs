@@ -127,7 +127,7 @@ impl TestQueue {
     /// The device's view of it.
     pub fn active(&self) -> ActiveQueue {
         let queue = self.setup().to_queue(self.size, self.event_idx).unwrap();
-        ActiveQueue { queue, notify: self.notify.try_clone().unwrap() }
+        ActiveQueue::new(queue, self.notify.try_clone().unwrap())
     }
 
     /// Writes one descriptor.

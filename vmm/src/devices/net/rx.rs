@@ -4,16 +4,13 @@ use super::NetError;
 use super::feature;
 use super::header::{ETHERNET_VLAN, HEADER, MAX_FRAME, NUM_BUFFERS};
 use crate::virtio::ActiveQueue;
-use crate::virtio::chain::{Chain, ChainError};
+use crate::virtio::chain::Chain;
 use crate::virtio::iovec::IoVecs;
 use std::collections::VecDeque;
 use std::fs::File;
-use std::num::Wrapping;
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::atomic::{Ordering, fence};
-use virtio_queue::QueueT;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, VolatileSlice};
+use vm_memory::{GuestMemoryMmap, VolatileSlice};
 
 /// Most frames taken before the loop looks at other devices.
 const MAX_FRAMES: usize = 64;
@@ -38,8 +35,6 @@ pub(super) struct Receiver {
     spill: Vec<u8>,
     /// The driver notifies: the ring ran empty.
     listening: bool,
-    /// Buffers given back since the driver was last asked whether it wants to hear of it.
-    given: Wrapping<u16>,
 }
 
 impl Receiver {
@@ -65,7 +60,6 @@ impl Receiver {
             // One that fills it is longer than any.
             spill: vec![0; HEADER + MAX_FRAME + 1],
             listening: true,
-            given: Wrapping(0),
         }
     }
 
@@ -78,7 +72,7 @@ impl Receiver {
         if left == 0 {
             self.queue.notify_again();
         }
-        self.wants_interrupt()
+        Ok(self.queue.wants_interrupt(&self.memory)?)
     }
 
     /// Puts back what is not filled.
@@ -151,15 +145,11 @@ impl Receiver {
     /// the others when it sees the first (§5.1.6.4).
     fn give(&mut self, len: usize) -> Result<(), NetError> {
         let (mut left, mut count) = (len, 0u16);
-        let next = Wrapping(self.queue.queue.next_used());
-        let size = self.queue.queue.size();
-        while let Some(chain) = self.waiting.get(usize::from(count)).filter(|_| left > 0) {
-            let filled = left.min(chain.writable_len());
-            let at = (next + Wrapping(count)).0 % size;
-            let element = u64::from(filled as u32) << 32 | u64::from(chain.head());
-            let at = self.queue.queue.used_ring() + 4 + 8 * u64::from(at);
-            self.memory.write_obj(element.to_le(), GuestAddress(at)).map_err(ChainError::from)?;
-            left -= filled;
+        for chain in &self.waiting {
+            if left == 0 {
+                break;
+            }
+            left -= left.min(chain.writable_len());
             count += 1;
         }
         let Some(first) = self.waiting.front() else { return Ok(()) };
@@ -171,27 +161,13 @@ impl Receiver {
             writer.skip(NUM_BUFFERS)?;
         }
         writer.write(&count.to_le_bytes())?;
-        for chain in self.waiting.drain(..usize::from(count)) {
+        let mut left = len;
+        let filled = self.waiting.drain(..usize::from(count)).map(|chain| {
+            let filled = left.min(chain.writable_len());
+            left -= filled;
             self.room -= chain.writable_len();
-        }
-        let next = next + Wrapping(count);
-        self.queue.queue.set_next_used(next.0);
-        let index = GuestAddress(self.queue.queue.used_ring() + 2);
-        self.memory.store(next.0.to_le(), index, Ordering::Release).map_err(ChainError::from)?;
-        self.given += count;
-        Ok(())
-    }
-
-    /// See [`ActiveQueue::wants_interrupt`], which doesn't know of what is given at once (§2.7.10).
-    fn wants_interrupt(&mut self) -> Result<bool, NetError> {
-        let given = std::mem::take(&mut self.given);
-        let queue = &self.queue.queue;
-        if given.0 == 0 || !queue.event_idx_enabled() {
-            return Ok(given.0 != 0);
-        }
-        fence(Ordering::SeqCst);
-        let at = GuestAddress(queue.avail_ring() + 4 + 2 * u64::from(queue.size()));
-        let event: u16 = self.memory.load(at, Ordering::Relaxed).map_err(ChainError::from)?;
-        Ok(Wrapping(queue.next_used()) - Wrapping(u16::from_le(event)) - Wrapping(1) < given)
+            (chain.head(), filled as u32)
+        });
+        Ok(self.queue.complete_together(&self.memory, filled)?)
     }
 }
