@@ -1,6 +1,6 @@
 //! One virtqueue as a worker sees it (virtio 1.3 §2.7).
 
-use super::chain::{Chain, ChainError};
+use super::chain::{self, Chain, ChainError};
 use std::num::Wrapping;
 use std::sync::atomic::{Ordering, fence};
 use virtio_queue::{Error, Queue, QueueT};
@@ -80,7 +80,7 @@ impl ActiveQueue {
         for (head, written) in chains {
             let entry = self.queue.used_ring() + 4 + 8 * u64::from(next.0 % self.queue.size());
             let element = u64::from(written) << 32 | u64::from(head);
-            memory.write_obj(element.to_le(), GuestAddress(entry))?;
+            chain::write(memory, GuestAddress(entry), &element.to_le_bytes())?;
             next += 1;
         }
         self.given += next - Wrapping(self.queue.next_used());

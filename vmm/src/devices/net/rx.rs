@@ -133,6 +133,9 @@ impl Receiver {
         }
         let mut spilled = &self.spill[..len.saturating_sub(straight)];
         for chain in self.waiting.iter().skip(filled) {
+            if spilled.is_empty() {
+                break;
+            }
             let (piece, rest) = spilled.split_at(spilled.len().min(chain.writable_len()));
             chain.writer(&self.memory).write(piece)?;
             spilled = rest;
