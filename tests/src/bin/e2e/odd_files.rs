@@ -10,18 +10,21 @@ use anyhow::{Context as _, Result, bail};
 use content::Layers;
 use serde_json::json;
 use std::fs::{self, Permissions};
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::time::Duration;
 
 crate::cases!(
     crate::Scope::Once;
-    acls_decide_as_on_runc;
+    acls_decide_as_on_runc,
+    what_is_set_again_is_as_on_runc;
     crate::Scope::AllOnce;
     thirty_thousand_odd_files_look_as_on_runc,
 );
 
 /// Several times what the lab needs when it is idle.
 const PATIENCE: Duration = Duration::from_secs(240);
+
+const CAPABILITY: &str = "security.capability";
 
 /// Differences that are told of.
 const TOLD: usize = 20;
@@ -101,6 +104,45 @@ fn acls_decide_as_on_runc(context: &Context) -> Result<()> {
         if ours.text() != theirs.text() || ours.text() != expected {
             bail!("user {uid}:{gid}: on runc {theirs:?}\nours: {ours:?}");
         }
+    }
+    Ok(())
+}
+
+/// The guest asks nobody where an owner or a mode is set that a file has; but what goes with it, goes.
+fn what_is_set_again_is_as_on_runc(context: &Context) -> Result<()> {
+    let script = "cd /made; umask 022; for name in plain real uid gid; do echo $name > $name; done
+        chown 0:0 plain; chmod 644 plain; before=$(stat -c %Z plain); sleep 1.1
+        chmod 644 plain; test $(stat -c %Z plain) -gt $before && echo later
+        chown 7:8 real; chown 7:8 real; chmod 600 real; chmod 600 real; echo more >> real; chmod 640 real
+        chmod 4755 uid; chown 0:0 uid; chmod 2755 gid; chown 0:0 gid; chown 0:0 old capable
+        stat -c '%n %a %u %g' *; cat real; sync";
+    let rights = ["CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID"];
+    let mut spec = config(&["sh", "-c", script]);
+    spec["process"]["capabilities"] =
+        json!({"bounding": rights, "effective": rights, "permitted": rights});
+    let run = |ours: bool| -> Result<String> {
+        let bundle = Bundle::new(context, &[])?;
+        let made = bundle.0.join("rootfs/made");
+        fs::create_dir(&made)?;
+        for name in ["old", "capable"] {
+            fs::write(made.join(name), name)?;
+        }
+        fs::set_permissions(made.join("old"), Permissions::from_mode(0o6755))?;
+        content::set_attribute(&made.join("capable"), CAPABILITY, &content::NET_RAW)?;
+        bundle.write_config(&spec)?;
+        let output = if ours { bundle.run()? } else { bundle.run_on_the_host("runc")? };
+        let mut said = output.expect_code(0)?.text();
+        for name in ["plain", "real", "uid", "gid", "old", "capable"] {
+            let of = fs::metadata(made.join(name))?;
+            let capable = content::has_attribute(&made.join(name), CAPABILITY)?;
+            said += &format!("\n{name} {:o} {} {} {capable}", of.mode(), of.uid(), of.gid());
+        }
+        Ok(said)
+    };
+    let (expected, seen) = (run(false).context("runc")?, run(true)?);
+    same(&expected, &seen)?;
+    if !(expected.starts_with("later\n") && expected.contains("uid 755 0 0\n")) {
+        bail!("{expected}");
     }
     Ok(())
 }

@@ -46,7 +46,7 @@ pub struct Program {
 }
 
 /// CAP_NET_RAW, effective and permitted (`struct vfs_cap_data`, version 2).
-const NET_RAW: [u8; 20] = [1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+pub const NET_RAW: [u8; 20] = [1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
 
 /// What there is of them.
 pub const PROGRAMS: [Program; 4] = [
@@ -334,4 +334,16 @@ pub fn set_attribute(path: &Path, name: &str, value: &[u8]) -> Result<()> {
         libc::lsetxattr(to.as_ptr(), named.as_ptr(), value.as_ptr().cast(), value.len(), 0)
     };
     Errno::result(set).map(drop).with_context(|| format!("{name} of {}", path.display()))
+}
+
+/// Whether it has this attribute.
+pub fn has_attribute(path: &Path, name: &str) -> Result<bool> {
+    let (of, named) = (CString::new(path.as_os_str().as_bytes())?, CString::new(name)?);
+    // SAFETY: both strings end with a zero, and nothing is written where there is no room.
+    let size = unsafe { libc::lgetxattr(of.as_ptr(), named.as_ptr(), std::ptr::null_mut(), 0) };
+    match Errno::result(size) {
+        Ok(_) => Ok(true),
+        Err(Errno::ENODATA) => Ok(false),
+        Err(error) => Err(error).with_context(|| format!("{name} of {}", path.display())),
+    }
 }
