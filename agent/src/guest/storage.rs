@@ -8,9 +8,9 @@ use crate::guest::disks::Disks;
 use crate::guest::trim::Trimmed;
 use crate::guest::{erofs, overlay};
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat, openat2};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sys::stat::{Mode, mkdirat};
+use nix::sys::stat::{Mode, SFlag, fstat, mkdirat};
 use protocol::agent::{Disk, Storage};
 use protocol::ports::{LAYERS_DIR, SHARED_DIR};
 use std::fs::{self, Permissions, set_permissions};
@@ -103,7 +103,9 @@ impl Storages {
             if let Err(error) = umount2(&path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
                 tracing::warn!(%error, path = %path.display(), "unmounting");
             }
-            let _ = std::fs::remove_dir(&path);
+            if fs::remove_dir(&path).is_err() {
+                let _ = fs::remove_file(&path);
+            }
         }
         self.disks.detach();
     }
@@ -147,7 +149,16 @@ pub fn is_mounted(path: &str) -> bool {
 /// See [`Storages::make`].
 pub fn mount_one(storage: &Storage) -> Result<PathBuf, AgentError> {
     let path = PathBuf::from(&storage.mount_point);
-    let (point, _) = directory(&path)?;
+    let (flags, mut data) = options(&storage.options);
+    // In memory that containers share: one may have put a link in its place.
+    let is_bind = flags.contains(MsFlags::MS_BIND) && Path::new(&storage.source).starts_with(BASE);
+    let bound = is_bind
+        .then(|| source_of_bind(Path::new(&storage.source), &std::mem::take(&mut data)))
+        .transpose()?;
+    let point = match &bound {
+        Some(bound) if is_file(bound) => file(&path)?,
+        _ => directory(&path)?.0,
+    };
     let failed = |error| {
         let what =
             format!("mounting {:?} ({}) on {}", storage.source, storage.fstype, path.display());
@@ -160,14 +171,8 @@ pub fn mount_one(storage: &Storage) -> Result<PathBuf, AgentError> {
         "erofs" => erofs::check(Path::new(&storage.source)).map_err(failed)?,
         _ => {}
     }
-    let (flags, mut data) = options(&storage.options);
-    let (mut source, target) = (storage.source.clone(), of_descriptor(&point));
-    let bound;
-    if flags.contains(MsFlags::MS_BIND) && Path::new(&source).starts_with(BASE) {
-        // In memory that containers share: one may have put a link in its place.
-        bound = source_of_bind(Path::new(&source), &std::mem::take(&mut data))?;
-        source = of_descriptor(&bound);
-    }
+    let source = bound.as_ref().map_or_else(|| storage.source.clone(), of_descriptor);
+    let target = of_descriptor(&point);
     let fstype = Some(storage.fstype.as_str());
     mount(Some(source.as_str()), target.as_str(), fstype, flags, Some(data.as_str()))
         .map_err(|error| failed(error.into()))?;
@@ -201,8 +206,15 @@ fn of_descriptor(open: &OwnedFd) -> String {
     format!("/proc/self/fd/{}", open.as_raw_fd())
 }
 
-/// Opens a directory to be bound; where it is made it gets the permissions and the owner that the options tell.
+/// Opens what is to be bound: a file that is there, or a directory; where that is made it gets the permissions and the
+/// owner that the options tell.
 fn source_of_bind(path: &Path, options: &str) -> Result<OwnedFd, AgentError> {
+    if let (Some(above), Some(name)) = (path.parent(), path.file_name()) {
+        let found = open(&directory(above)?.0, name, OFlag::O_NOFOLLOW);
+        if let Some(file) = found.ok().filter(is_file) {
+            return Ok(file);
+        }
+    }
     let (source, is_new) = directory(path)?;
     let number = |name: &str, radix| {
         let value = options.split(',').find_map(|option| option.strip_prefix(name));
@@ -251,9 +263,30 @@ fn directory(path: &Path) -> Result<(OwnedFd, bool), AgentError> {
     Ok((here, is_new))
 }
 
+/// Creates a file for something to be mounted on, if it is missing, and opens it.
+fn file(path: &Path) -> Result<OwnedFd, AgentError> {
+    let io = |error: Errno| AgentError::io(format!("creating the file {}", path.display()), error);
+    let above = directory(path.parent().unwrap_or(path))?.0;
+    let name = path.file_name().unwrap_or_default();
+    let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_CLOEXEC;
+    match openat(&above, name, flags, Mode::from_bits_retain(0o644)) {
+        Ok(_) | Err(Errno::EEXIST) => {}
+        Err(error) => return Err(io(error)),
+    }
+    open(&above, name, OFlag::O_NOFOLLOW).map_err(io)
+}
+
+fn is_file(open: &OwnedFd) -> bool {
+    fstat(open).is_ok_and(|stat| stat.st_mode & SFlag::S_IFMT.bits() == SFlag::S_IFREG.bits())
+}
+
 fn open_directory(at: impl AsFd, name: impl AsRef<Path>) -> Result<OwnedFd, Errno> {
+    open(at, name, OFlag::O_DIRECTORY)
+}
+
+fn open(at: impl AsFd, name: impl AsRef<Path>, flags: OFlag) -> Result<OwnedFd, Errno> {
     let how = OpenHow::new()
-        .flags(OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC)
+        .flags(OFlag::O_PATH | OFlag::O_CLOEXEC | flags)
         .resolve(ResolveFlag::RESOLVE_NO_SYMLINKS);
     openat2(at, name.as_ref(), how)
 }

@@ -331,8 +331,8 @@ impl Cgroup {
         write(&file, &microseconds.to_string()).map_err(Error::path("write", file))
     }
 
-    /// The most memory that those above it leave it, bytes; none: nobody limits them.
-    pub fn ceiling(&self) -> Option<u64> {
+    /// The most that those above it leave it.
+    pub fn ceiling(&self) -> Ceiling {
         ceiling(Path::new(DEFAULT_CGROUP_ROOT), &self.directory)
     }
 
@@ -400,13 +400,28 @@ fn move_to(directory: &Path) -> io::Result<()> {
     write(&directory.join("cgroup.procs"), &std::process::id().to_string())
 }
 
-/// The least `memory.max` of the ancestors of a cgroup.
-fn ceiling(root: &Path, directory: &Path) -> Option<u64> {
-    let above = directory.ancestors().skip(1).take_while(|above| above.starts_with(root));
+/// The most that the cgroups above one leave it; what is none: nobody limits it.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Ceiling {
+    /// Bytes.
+    pub memory: Option<u64>,
+    /// Processors, rounded up.
+    pub cpus: Option<u32>,
+}
+
+/// The least `memory.max` and `cpu.max` of the ancestors of a cgroup.
+fn ceiling(root: &Path, directory: &Path) -> Ceiling {
+    let above = || directory.ancestors().skip(1).take_while(|above| above.starts_with(root));
+    let said = |above: &Path, file: &str| fs::read_to_string(above.join(file)).ok();
     // "max", or none at the root.
-    let limit =
-        |above: &Path| fs::read_to_string(above.join("memory.max")).ok()?.trim().parse().ok();
-    above.filter_map(limit).min()
+    let memory = |above: &Path| said(above, "memory.max")?.trim().parse().ok();
+    let cpus = |above: &Path| {
+        let text = said(above, "cpu.max")?;
+        let mut numbers = text.split_whitespace().map(str::parse::<u32>);
+        let (quota, period) = (numbers.next()?.ok()?, numbers.next()?.ok()?);
+        (period > 0).then(|| quota.div_ceil(period))
+    };
+    Ceiling { memory: above().filter_map(memory).min(), cpus: above().filter_map(cpus).min() }
 }
 
 /// Makes a cgroup whose processes can open no device.

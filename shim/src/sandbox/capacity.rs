@@ -14,7 +14,7 @@ mod testing;
 use super::{PodResize, PodSize, Sandbox};
 use crate::error::{Error, Result};
 use crate::guest::agent::Agent;
-use crate::host::cgroup::Cgroup;
+use crate::host::cgroup::{Ceiling, Cgroup};
 use crate::host::processors;
 use crate::oci::pod::Part;
 use crate::sandbox::table::Number;
@@ -55,8 +55,8 @@ pub(super) struct Capacity {
     by_use: bool,
     /// Of the host's, for our processes.
     cgroup: Option<Arc<Cgroup>>,
-    /// The most memory that those above it leave it, bytes; none: as much as there is.
-    ceiling: Option<u64>,
+    /// The most that those above it leave it.
+    ceiling: Ceiling,
 }
 
 impl Capacity {
@@ -75,7 +75,7 @@ impl Capacity {
             used_vcpus: 0,
             by_use: settings.vcpus_by_use,
             cgroup,
-            ceiling: None,
+            ceiling: Ceiling::default(),
         }
     }
 

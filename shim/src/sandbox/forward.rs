@@ -4,10 +4,13 @@ use super::Sandbox;
 use super::network::Network;
 use crate::host::blocking::blocking;
 use crate::host::network::{self, Localhost};
-use crate::host::peer::has_hung_up;
+use crate::host::peer::{has_hung_up, is_lost};
 use protocol::ports::{self, ForwardPreamble};
-use rustix::net::sockopt::set_socket_linger;
+use rustix::net::sockopt::{
+    set_socket_keepalive, set_socket_linger, set_tcp_keepidle, set_tcp_keepintvl,
+};
 use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -20,7 +23,7 @@ use tokio::io::{
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::sync::Semaphore;
 
-/// Most connections of a sandbox at a time; further ones wait.
+/// Most connections of a sandbox at a time; further ones are reset.
 const MOST: usize = 128;
 
 /// Bytes moved at once.
@@ -28,6 +31,12 @@ const CHUNK: usize = 64 << 10;
 
 /// How long the guest may take to connect.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long a connection may say nothing before whoever made it is asked whether it is there, and how often after that.
+const SILENCE: Duration = Duration::from_secs(30);
+
+/// How often it is seen whether it is.
+const LOOK: Duration = Duration::from_secs(5);
 
 /// How long to wait when there are no more descriptors.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -71,10 +80,21 @@ impl Sandbox {
         let Localhost { listener, link } = localhost;
         let listener = TcpListener::from_std(listener)?;
         let _link = link;
+        let mut is_told = false;
         loop {
-            let permit = free.clone().acquire_owned().await.map_err(io::Error::other)?;
             match listener.accept().await {
                 Ok((connection, _)) => {
+                    let Ok(permit) = free.clone().try_acquire_owned() else {
+                        if !std::mem::replace(&mut is_told, true) {
+                            let id = self.id();
+                            tracing::warn!(
+                                "sandbox {id}: {MOST} connections are forwarded: no more"
+                            );
+                        }
+                        reset(&connection);
+                        continue;
+                    };
+                    is_told = false;
                     let sandbox = self.clone();
                     tokio::spawn(async move {
                         sandbox.forward(connection).await;
@@ -93,7 +113,10 @@ impl Sandbox {
         let forwarded = async {
             let guest = tokio::time::timeout(PATIENCE, self.dial(&connection)).await??;
             let mut guest = Guest { stream: guest, is_told_the_end: false };
+            keep_asking(&connection)?;
+            let watched = connection.as_fd().try_clone_to_owned()?;
             tokio::select! {
+                () = gone(watched, LOOK) => Err(io::ErrorKind::ConnectionReset.into()),
                 ended = self.0.vm.ended() => Err(io::Error::other(ended.reason)),
                 carried = copy_bidirectional_with_sizes(&mut connection, &mut guest, CHUNK, CHUNK) => {
                     carried.map(drop)
@@ -102,8 +125,7 @@ impl Sandbox {
         };
         if let Err(error) = forwarded.await {
             tracing::debug!("a forwarded connection: {error}");
-            // Whoever connected sees a reset, as where nobody listens, and not an end.
-            let _ = set_socket_linger(&connection, Some(Duration::ZERO));
+            reset(&connection);
         }
     }
 
@@ -118,6 +140,27 @@ impl Sandbox {
             ports::FORWARDED => Ok(guest),
             other => Err(io::Error::other(format!("the guest answered {other}"))),
         }
+    }
+}
+
+/// Whoever connected sees a reset, as where nobody listens, and not an end.
+fn reset(connection: &TcpStream) {
+    let _ = set_socket_linger(connection, Some(Duration::ZERO));
+}
+
+/// Has the kernel ask whether the other side is there: one that has ended its own direction says nothing when it goes.
+fn keep_asking(connection: &TcpStream) -> io::Result<()> {
+    set_socket_keepalive(connection, true)?;
+    set_tcp_keepidle(connection, SILENCE)?;
+    set_tcp_keepintvl(connection, SILENCE)?;
+    Ok(())
+}
+
+/// Waits until the other side is known to be gone. That it has ended both directions is the copying's to see: there may be
+/// something to be carried yet.
+async fn gone(connection: OwnedFd, look: Duration) {
+    while !is_lost(&connection) {
+        tokio::time::sleep(look).await;
     }
 }
 
@@ -182,6 +225,20 @@ mod tests {
         assert_eq!(&said, b"words");
         let mut rest = String::new();
         guest.read_to_string(&mut rest).await.map(|_| rest)
+    }
+
+    #[tokio::test]
+    async fn one_that_has_ended_its_direction_and_goes_is_gone() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let theirs = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (ours, _) = listener.accept().unwrap();
+        theirs.shutdown(Shutdown::Write).unwrap();
+        let mut gone = std::pin::pin!(gone(ours.into(), Duration::from_millis(10)));
+        let early = tokio::time::timeout(Duration::from_millis(100), &mut gone).await;
+        assert!(early.is_err(), "it may still listen");
+        set_socket_linger(&theirs, Some(Duration::ZERO)).unwrap();
+        drop(theirs);
+        tokio::time::timeout(Duration::from_secs(60), gone).await.unwrap();
     }
 
     #[tokio::test]

@@ -77,8 +77,8 @@ impl Sandbox {
 
     /// Whether the sandbox has reasons to go on when the container ends.
     fn runs_beside_others(&self, id: &str) -> bool {
-        // The first container of a pod with a pause container is that, and a lone one.
-        id != self.id() && self.table().has_others_alive(id)
+        // The first container of a pod with a pause container is that; it keeps nothing going.
+        id != self.id() && self.table().has_alive_but([id, self.id()])
     }
 
     async fn see_it_end(self, id: String) {

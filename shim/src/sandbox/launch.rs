@@ -83,7 +83,7 @@ impl Sandbox {
         let cgroup = spec.cgroup.as_ref().filter(|_| settings.cgroups);
         let cgroup = cgroup.map(|to| Cgroup::make(to, &id));
         let cgroup = cgroup.transpose()?.flatten().map(Arc::new);
-        let ceiling = cgroup.as_ref().and_then(|cgroup| cgroup.ceiling());
+        let ceiling = cgroup.as_ref().and_then(|cgroup| cgroup.ceiling().memory);
         let settings = capacity::fitted(settings, spec.size, ceiling);
         let made = cgroup.as_ref().map(|cgroup| cgroup.made().clone());
         if let Some(cgroup) = cgroup.clone() {

@@ -16,7 +16,7 @@ use std::io::{self, Read as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, copy_bidirectional};
 use tokio::net::{TcpSocket, UdpSocket, UnixStream};
@@ -41,14 +41,14 @@ pub(super) struct Resolver {
     /// Of each container that has yet to start: what it has as its resolv.conf, on the host.
     files: Mutex<BTreeMap<String, PathBuf>>,
     /// Where it is, once a container is to have it.
-    at: OnceLock<Arc<Namespace>>,
+    at: Mutex<Option<Arc<Namespace>>>,
     free: Arc<Semaphore>,
 }
 
 impl Default for Resolver {
     fn default() -> Self {
         let free = Arc::new(Semaphore::new(MOST));
-        Self { files: Mutex::default(), at: OnceLock::new(), free }
+        Self { files: Mutex::default(), at: Mutex::default(), free }
     }
 }
 
@@ -63,6 +63,23 @@ impl Resolver {
     /// Forgets a container's file, and gives it.
     pub fn take(&self, id: &str) -> Option<PathBuf> {
         self.files().remove(id)
+    }
+
+    /// Notes where it is; whether that was not known.
+    fn found(&self, at: &Arc<Namespace>) -> bool {
+        let mut known = self.at();
+        let is_new = known.is_none();
+        known.get_or_insert_with(|| at.clone());
+        is_new
+    }
+
+    /// Forgets where it is.
+    pub fn forget(&self) {
+        *self.at() = None;
+    }
+
+    fn at(&self) -> MutexGuard<'_, Option<Arc<Namespace>>> {
+        self.at.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn files(&self) -> MutexGuard<'_, BTreeMap<String, PathBuf>> {
@@ -103,7 +120,7 @@ impl Sandbox {
             Ok(true) => {
                 let at = namespace.clone();
                 // It may ask before it answers.
-                if self.0.resolver.at.set(at.clone()).is_ok() {
+                if self.0.resolver.found(&at) {
                     let allow = move || Ok(resolver::let_ask_others(&at, &interfaces)?);
                     if let Err(error) = blocking("prepare", namespace.path(), allow).await {
                         tracing::warn!("{id}: the resolver can't ask others: {}", error.chain());
@@ -120,7 +137,7 @@ impl Sandbox {
 
     /// Asks the resolver what the guest asks by this stream, if a container has it.
     pub(super) fn ask_resolver(&self, stream: OwnedFd) {
-        let Some(namespace) = self.0.resolver.at.get().cloned() else { return };
+        let Some(namespace) = self.0.resolver.at().clone() else { return };
         let Ok(permit) = self.0.resolver.free.clone().try_acquire_owned() else { return };
         let sandbox = self.clone();
         tokio::spawn(async move {

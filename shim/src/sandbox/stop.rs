@@ -1,5 +1,6 @@
 //! Ending a sandbox.
 
+use super::network::Network;
 use super::{Readiness, Sandbox};
 use crate::error::Error;
 use crate::host::cgroup::Made;
@@ -82,6 +83,9 @@ impl Sandbox {
         for (what, error) in undo.unwrap_or_default().run_aside().await {
             tracing::warn!("stop: {what}: {error}");
         }
+        // A stopped pod may be kept for long, and its network namespace is not to be.
+        *self.0.network.lock().await = Network::Loopback;
+        self.0.resolver.forget();
         self.table().close();
         milestone::mark("sandbox-stopped", self.id());
     }

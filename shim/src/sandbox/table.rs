@@ -154,10 +154,11 @@ impl Table {
         self.containers.keys().all(|other| other == id)
     }
 
-    /// Whether any container but `id` has not ended.
-    pub fn has_others_alive(&self, id: &str) -> bool {
+    /// Whether any container but these has not ended.
+    pub fn has_alive_but(&self, ids: [&str; 2]) -> bool {
         let ended = |c: &Container| matches!(c.init.phase, Phase::Stopped(_));
-        self.containers.iter().any(|(other, container)| other != id && !ended(container))
+        let mut others = self.containers.iter().filter(|(id, _)| !ids.contains(&id.as_str()));
+        others.any(|(_, container)| !ended(container))
     }
 
     /// Nothing is told after this.

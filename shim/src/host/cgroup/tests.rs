@@ -148,12 +148,20 @@ fn the_least_that_is_above_is_the_ceiling() {
     let dir = tempfile::tempdir().unwrap();
     let [pods, pod, own] = ["pods", "pods/pod", "pods/pod/own"].map(|name| dir.path().join(name));
     fs::create_dir_all(&own).unwrap();
-    assert_eq!(ceiling(dir.path(), &own), None);
+    let memory = |of: &Path| ceiling(dir.path(), of).memory;
+    assert_eq!(ceiling(dir.path(), &own), Ceiling::default());
     for (directory, limit) in [(&pods, "1000\n"), (&pod, "max\n"), (&own, "10\n")] {
         fs::write(directory.join("memory.max"), limit).unwrap();
     }
-    assert_eq!(ceiling(dir.path(), &own), Some(1000));
+    assert_eq!(memory(&own), Some(1000));
     fs::write(pod.join("memory.max"), "500\n").unwrap();
-    assert_eq!(ceiling(dir.path(), &own), Some(500));
-    assert_eq!(ceiling(dir.path(), &pods), None, "its own is no matter");
+    assert_eq!(memory(&own), Some(500));
+    assert_eq!(memory(&pods), None, "its own is no matter");
+    for (directory, limit) in [(&pods, "250000 100000\n"), (&pod, "max 100000\n")] {
+        fs::write(directory.join("cpu.max"), limit).unwrap();
+    }
+    let cpus = || ceiling(dir.path(), &own).cpus;
+    assert_eq!(cpus(), Some(3), "a part of one is one");
+    fs::write(pod.join("cpu.max"), "100000 100000\n").unwrap();
+    assert_eq!(cpus(), Some(1));
 }

@@ -85,6 +85,23 @@ pub struct Owners {
     pub recursive: bool,
 }
 
+impl Owners {
+    /// Whom the container has as user and group of what these own on the host.
+    fn shown(&self, (user, group): (u32, u32)) -> (u32, u32) {
+        let shown = |id: u32, mappings: &[LinuxIdMapping]| {
+            let of = |mapping: &LinuxIdMapping| {
+                let nth = id.checked_sub(mapping.container_id())?;
+                (nth < mapping.size()).then(|| mapping.host_id().checked_add(nth))?
+            };
+            mappings.iter().find_map(of).unwrap_or(NOBODY)
+        };
+        (shown(user, &self.users), shown(group, &self.groups))
+    }
+}
+
+/// Whom the kernel shows where a mapping has none.
+const NOBODY: u32 = 65534;
+
 /// The bind mounts of a container, as they are planned.
 #[derive(Debug)]
 pub(super) struct Binds {
@@ -158,15 +175,20 @@ impl Binds {
         let options = mount.options_mut().get_or_insert_default();
         let of_times = times_to_show(options, &of_host, mapped.is_some());
         inherit(options, &of_host.options, mapped.is_some());
+        // All containers of a pod have the same users, so that what the first makes is the others' as well.
+        let shown = |owner| owners.as_ref().map_or(owner, |owners| owners.shown(owner));
         let volume = shared::volume(self.part, mount, &source, host);
-        if let Some(volume) = volume.filter(|_| owners.is_none()) {
+        if let Some(mut volume) = volume {
+            volume.memory.owner = shown(volume.memory.owner);
             mount.set_source(Some(volume.path.clone()));
             self.volumes.push(volume);
             return Ok(());
         }
         let number = (&*self.id, self.sub_paths.len());
         let sub_path = shared::sub_path(self.part, &source, number, host);
-        if let Some((volume, sub_path)) = sub_path.filter(|_| owners.is_none()) {
+        if let Some((mut volume, mut sub_path)) = sub_path {
+            volume.memory.owner = shown(volume.memory.owner);
+            sub_path.owner = shown(sub_path.owner);
             mount.set_source(Some(sub_path.at.clone()));
             self.volumes.push(volume);
             self.sub_paths.push(sub_path);

@@ -908,6 +908,24 @@ fn memory_of_a_pods_is_the_guests_and_shared_by_its_containers() {
 }
 
 #[test]
+fn memory_of_a_pods_with_users_of_its_own_is_theirs() {
+    let plan = |source: &str| {
+        let mapping = json!([{"containerID": 0, "hostID": 70000, "size": 65536}]);
+        let mount = json!({"destination": "/cache", "type": "bind", "source": source,
+            "options": ["rbind"], "uidMappings": mapping, "gidMappings": mapping});
+        of_pod("container", |v| v["mounts"] = json!([mount])).unwrap()
+    };
+    let whole = plan("/tmpfs/volumes/kubernetes.io~empty-dir/cache");
+    assert!(whole.binds.is_empty());
+    assert_eq!(whole.volumes[0].memory.owner, (70007, 70008));
+    let mount = &whole.spec.mounts().as_ref().unwrap()[0];
+    assert_eq!((mount.uid_mappings(), mount.gid_mappings()), (&None, &None));
+    let part = plan("/parts/a/b");
+    assert_eq!(part.volumes, whole.volumes);
+    assert_eq!(part.sub_paths[0].owner, (70001, 70002));
+}
+
+#[test]
 fn an_empty_dir_on_the_hosts_disk_is_one_for_all_containers_of_a_pod() {
     let plan = |kind: &str, source: &str, options: &[&str]| {
         let mount =

@@ -18,13 +18,13 @@ impl Capacity {
     /// The most blocks that those above the sandbox's cgroup leave the guest: if its page cache took more, the VMM would
     /// be killed.
     pub(super) fn below_ceiling(&self) -> u64 {
-        let Some(ceiling) = self.ceiling else { return u64::MAX };
+        let Some(ceiling) = self.ceiling.memory else { return u64::MAX };
         guests_part(ceiling).saturating_sub(self.initial_mib) / self.block_mib()
     }
 
     /// What a machine of this size may take, and what those above leave it, MiB, where that is less.
     pub(super) fn beyond_ceiling(&self, size: Size) -> Option<(u64, u64)> {
-        let left = self.ceiling? >> 20;
+        let left = self.ceiling.memory? >> 20;
         let taken = self.initial_mib + size.added_mib + COST_MIB;
         (taken > left).then_some((taken, left))
     }
@@ -34,11 +34,13 @@ impl Capacity {
 mod tests {
     use super::super::testing::capacity;
     use super::*;
+    use crate::host::cgroup::Ceiling;
 
     #[test]
     fn a_machine_that_is_more_than_is_left_to_it_is_told() {
         let of = |ceiling_mib: Option<u64>| {
-            let ceiling = ceiling_mib.map(|mib| mib << 20);
+            let memory = ceiling_mib.map(|mib| mib << 20);
+            let ceiling = Ceiling { memory, cpus: None };
             Capacity { ceiling, ..capacity(&[]) }.beyond_ceiling(Size { vcpus: 1, added_mib: 128 })
         };
         assert_eq!((of(None), of(Some(280))), (None, None));

@@ -17,7 +17,15 @@ impl Capacity {
             0 => 0,
             mib => (mib + GUEST_MIB).saturating_sub(self.initial_mib).div_ceil(block),
         };
-        let all = lacking(sum(|l| l.memory).max(self.promised.memory));
+        // What a machine starts with is for those without a limit: not for what others are promised.
+        let without = if self.members().any(|l| l.memory == 0) {
+            self.initial_mib.saturating_sub(GUEST_MIB) << 20
+        } else {
+            0
+        };
+        let limited = sum(|l| l.memory);
+        let beside = if limited == 0 { 0 } else { limited.saturating_add(without) };
+        let all = lacking(beside.max(self.promised.memory));
         let one = self.limits.values().map(|l| l.memory).max().unwrap_or_default() >> 20;
         // Room for one of them, and for what the pod was promised, there is in any case, but for a part of a block.
         let promised = match self.promised.memory.div_ceil(1 << 20) {
@@ -31,16 +39,23 @@ impl Capacity {
         Size { vcpus: vcpus.max(self.initial_vcpus).max(used), added_mib: blocks * block }
     }
 
-    /// Whether a container may use all the time of the processors that there are, or of some of them.
+    /// The containers that do something: not a pause container.
+    fn members(&self) -> impl Iterator<Item = &Limits> {
+        self.limits.values().filter(|limits| limits.bounds.is_some())
+    }
+
+    /// Whether a container may use all the time of the processors that there are, or of some of them. What its pod was
+    /// promised is the sum of the limits that there are, and none of those that have none.
     pub(super) fn is_unlimited(&self) -> bool {
-        self.promised.quota == 0 && self.limits.values().any(Limits::is_unlimited)
+        self.members().any(Limits::is_unlimited)
     }
 
     /// How many of the host's processors there are for the containers that may use all of their time.
     fn most_used(&self) -> u32 {
-        let unlimited = self.limits.values().filter(|limits| limits.is_unlimited());
+        let unlimited = self.members().filter(|limits| limits.is_unlimited());
         let bounds: Vec<_> = unlimited.filter_map(|limits| limits.bounds.as_ref()).collect();
-        Bounds::of_all(&bounds).cpus().unwrap_or(u32::MAX)
+        let of_all = Bounds::of_all(&bounds).cpus().unwrap_or(u32::MAX);
+        self.ceiling.cpus.map_or(of_all, |cpus| of_all.min(cpus.max(1)))
     }
 
     /// How many vCPUs to give when those that there are do not suffice for so many tasks; none: no more are to be had.
@@ -73,6 +88,7 @@ pub(super) fn larger(a: Size, b: Size) -> Size {
 mod tests {
     use super::super::testing::{capacity, needed};
     use super::*;
+    use crate::host::cgroup::Ceiling;
     use crate::sandbox::PodSize;
 
     #[test]
@@ -81,6 +97,16 @@ mod tests {
         assert_eq!(needed(&["{}", r#"{"memory": {"limit": -1}, "cpu": {"quota": -1}}"#]), (1, 0));
         assert_eq!(needed(&[r#"{"memory": {"limit": 67108864}}"#]), (1, 0));
         assert_eq!(needed(&[r#"{"memory": {"limit": 67108865}}"#]), (1, 128));
+    }
+
+    #[test]
+    fn who_has_no_limit_has_what_a_machine_starts_with_beside_those_that_have() {
+        let limited = r#"{"memory": {"limit": 67108864}}"#;
+        assert_eq!(needed(&["{}", limited]), (1, 128));
+        assert_eq!(needed(&["{}", "{}", limited, limited]), (1, 128));
+        let mut paused = capacity(&["{}", limited]);
+        paused.limits.values_mut().next().unwrap().bounds = None;
+        assert_eq!(paused.needed().added_mib, 0, "a pause container does nothing");
     }
 
     #[test]
@@ -101,7 +127,13 @@ mod tests {
         assert_eq!(tried(&["{}"], none(), 0, u32::MAX), (1, Some(3)), "whatever the guest says");
         assert_eq!(tried(&["{}"], none(), 1, 0), (1, Some(2)), "they were waiting a moment ago");
         let pod = PodSize { cpu_quota: 50_000, cpu_period: 100_000, ..none() };
-        assert_eq!(after(&["{}"], pod, 2), (1, None), "its pause container has no limit either");
+        assert_eq!(after(&["{}", limited], pod, 2), (2, Some(3)), "what its neighbour has limits");
+        let mut paused = Capacity { promised: pod.into(), ..capacity(&["{}", limited]) };
+        paused.limits.values_mut().next().unwrap().bounds = None;
+        assert_eq!(paused.more_vcpus(3, 2), None, "a pause container does nothing");
+        let ceiling = Ceiling { cpus: Some(2), memory: None };
+        let below = Capacity { ceiling, now: Size { vcpus: 1, added_mib: 0 }, ..capacity(&["{}"]) };
+        assert_eq!(below.more_vcpus(3, 9), Some(2), "all that those above leave it");
         let bound = |cpus: &str| format!(r#"{{"cpu": {{"cpus": "{cpus}"}}}}"#);
         assert_eq!(after(&[&bound("0")], none(), 2), (1, None), "one of the host's");
         assert_eq!(tried(&[&bound("1,4")], none(), 0, 9), (1, Some(2)), "two of the host's");
@@ -138,7 +170,7 @@ mod tests {
         let one = r#"{"memory": {"limit": 268435456}}"#;
         let needed = |ceiling_mib: u64, promised_mib: u64, limits: &[&str]| {
             let promised = PodSize { memory: promised_mib << 20, ..PodSize::default() };
-            let ceiling = Some(ceiling_mib << 20);
+            let ceiling = Ceiling { memory: Some(ceiling_mib << 20), cpus: None };
             let of = Capacity { ceiling, promised: promised.into(), ..capacity(limits) };
             of.needed().added_mib
         };

@@ -146,6 +146,33 @@ async fn what_connects_to_a_pods_localhost_reaches_the_guests_until_it_ends() {
 }
 
 #[tokio::test]
+async fn connections_beyond_the_most_are_reset_and_one_that_ends_makes_room() {
+    let space = with_interface("eth0");
+    space.loopback_up();
+    let network = Some(space.path());
+    let f = fixture_of(Some(PodSpec { network, ..PodSpec::default() })).await;
+    f.sandbox.set_up().await.unwrap();
+    let talk = move || {
+        let echoes = || -> std::io::Result<TcpStream> {
+            let mut connection = space.within(|_| TcpStream::connect("127.0.0.1:80")).unwrap();
+            connection.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+            connection.write_all(b"x")?;
+            connection.read_exact(&mut [0])?;
+            Ok(connection)
+        };
+        let mut open: Vec<_> = (0..128).map(|_| echoes().unwrap()).collect();
+        assert!(echoes().is_err(), "one too many");
+        open.pop();
+        let late = Instant::now() + Duration::from_secs(20);
+        while echoes().is_err() {
+            assert!(Instant::now() < late, "it makes no room");
+        }
+    };
+    tokio::task::spawn_blocking(talk).await.unwrap();
+    f.sandbox.stop().await;
+}
+
+#[tokio::test]
 async fn a_port_forwarding_that_fails_once_is_there_when_it_is_asked_for_again() {
     let space = with_interface("eth0");
     space.loopback_up();

@@ -180,12 +180,7 @@ fn forbidden(context: &Context, program: &str, called: &str) -> Result<()> {
     let mark = fs::metadata(context.containerd.log())?.len();
     ptrace::make_system_call(pid, nix::libc::SYS_socket)?;
     container.await_status("STOPPED")?;
-    let log = fs::read(context.containerd.log())?;
-    let since = String::from_utf8_lossy(&log[usize::try_from(mark)?..]).into_owned();
-    let words = [called, "forbidden system call"];
-    if !since.lines().any(|line| words.iter().all(|word| line.contains(word))) {
-        bail!("no line of the log has all of {words:?}");
-    }
+    crate::crash::await_logged(context, mark, &[called, "forbidden system call"])?;
     let code = container.exit_status()?;
     if code == 0 {
         bail!("the container's exit code is 0");

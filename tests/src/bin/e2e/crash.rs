@@ -77,6 +77,15 @@ fn kill_program(name: &str) -> Result<()> {
     Ok(kill(Pid::from_raw(pid_of(name)?.cast_signed()), Signal::SIGKILL)?)
 }
 
+/// Waits for a line of containerd's log with all these words, after so many bytes of it.
+pub fn await_logged(context: &Context, mark: u64, words: &[&str]) -> Result<()> {
+    command::eventually(&format!("a line of the log has all of {words:?}"), DEADLINE, || {
+        let log = fs::read(context.containerd.log())?;
+        let since = String::from_utf8_lossy(&log[usize::try_from(mark)?..]).into_owned();
+        Ok(since.lines().any(|line| words.iter().all(|word| line.contains(word))))
+    })
+}
+
 /// The container's death is one event with a non-zero status and a reason in the log; then life goes on.
 fn dies(
     context: &Context,
@@ -89,11 +98,7 @@ fn dies(
     cause()?;
     container.await_status("STOPPED")?;
     if !reason.is_empty() {
-        let log = fs::read(context.containerd.log())?;
-        let log = String::from_utf8_lossy(&log[usize::try_from(mark)?..]).into_owned();
-        if !log.lines().any(|line| reason.iter().all(|word| line.contains(word))) {
-            bail!("no line of the log has all of {reason:?}");
-        }
+        await_logged(context, mark, reason)?;
     }
     let code = container.exit_status()?;
     if code == 0 {
@@ -205,7 +210,7 @@ pub fn with_the_agent_in_view(
 }
 
 /// Hands a container of busybox that sleeps, with a changed spec, to a test.
-fn with_spec(
+pub fn with_spec(
     context: &Context,
     change: impl FnOnce(&mut serde_json::Value),
     test: impl FnOnce(&Container) -> Result<()>,

@@ -15,7 +15,6 @@ use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream, UdpSocket};
 use std::process::Command;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::time::Duration;
 
 crate::cases!(
     crate::Scope::OneOrEach;
@@ -27,6 +26,7 @@ crate::cases!(
     the_engines_resolver_answers_at_its_own_address,
     a_killed_shim_leaves_the_namespace_as_it_was;
     crate::Scope::AllOnce;
+    a_hook_brings_an_interface_and_a_sysctl_is_its,
     ipv6_goes_as_well,
     a_lot_goes_each_way_whole,
     two_interfaces_with_a_small_mtu,
@@ -132,7 +132,7 @@ impl Net {
             let qdiscs = command::output(tc.args(["-n", name, "qdisc"]))?.expect_code(0)?.text();
             Ok(!links.contains("kata-like") && !qdiscs.contains("ingress"))
         };
-        command::eventually("taps and redirections are gone", Duration::from_secs(30), clean)
+        command::eventually("taps and redirections are gone", DEADLINE, clean)
     }
 }
 
@@ -357,7 +357,41 @@ fn a_killed_shim_leaves_the_namespace_as_it_was(context: &Context) -> Result<()>
 
 fn the_hosts_own_is_refused_where_an_engine_asks_for_it(context: &Context) -> Result<()> {
     let run = context.container().flag("--net-host");
-    run.output(&["true"])?.expect_error(&["host's network namespace"]).map(drop)
+    run.output(&["true"])?.expect_error(&["host's network namespace"])?;
+    // As Docker's `--ipc host`, which names no namespace.
+    let asked = |spec: &mut Value| {
+        if let Some(namespaces) = spec["linux"]["namespaces"].as_array_mut() {
+            namespaces.retain(|one| one["type"] != "ipc");
+        }
+    };
+    match crash::with_spec(context, asked, |_| Ok(())) {
+        Ok(()) => bail!("a container in the host's IPC namespace was made"),
+        Err(error) => contains(&format!("{error:#}"), &["host's IPC namespace"]),
+    }
+}
+
+/// What a hook puts in the new namespace the guest has, with the sysctls that the configuration has for it.
+fn a_hook_brings_an_interface_and_a_sysctl_is_its(context: &Context) -> Result<()> {
+    let look = "cat /proc/sys/net/ipv4/conf/hooked/forwarding; ip -o -4 addr show hooked; \
+        ping -q -c 1 10.88.200.1";
+    let bundle = Bundle::new(context, &["sh", "-c", look])?;
+    let mut config = config(&["sh", "-c", look]);
+    let namespaces = config["linux"]["namespaces"].as_array_mut().context("namespaces")?;
+    namespaces.push(json!({"type": "network"}));
+    config["linux"]["sysctl"] = json!({"net.ipv4.conf.hooked.forwarding": "1"});
+    let script = "pid=$(sed 's/.*\"pid\": *\\([0-9]*\\).*/\\1/'); \
+        ip link add e2ehook type veth peer name hooked netns $pid && \
+        ip addr add 10.88.200.1/24 dev e2ehook && ip link set e2ehook up && \
+        nsenter -t $pid -n sh -c 'ip addr add 10.88.200.2/24 dev hooked; ip link set hooked up'";
+    let path = "PATH=/usr/sbin:/usr/bin:/sbin:/bin";
+    config["hooks"] = json!({"createRuntime": [{"path": "/bin/sh", "args": ["sh", "-c", script],
+        "env": [path]}]});
+    bundle.write_config(&config)?;
+    let said = bundle.run()?.expect_code(0)?.text();
+    contains(&said, &["1\n", "inet 10.88.200.2/24", "1 packets received"])?;
+    command::eventually("the interface is gone with the namespace", DEADLINE, || {
+        Ok(!ip("-o link")?.contains("e2ehook"))
+    })
 }
 
 fn namespaces_that_can_not_be_a_guests_are_named(context: &Context) -> Result<()> {

@@ -86,6 +86,7 @@ fn share_what_a_pod_shares(context: &Context, ours: &str, more: &str) -> Result<
         let second = pod.sleeper()?;
         // Of the memory that they share, of the network, of processes, and the pod's name.
         second.await_line("cat /dev/shm/file", "on localhost")?;
+        second.await_line("netstat -ltn | grep -c :80", "1")?;
         let mut said = vec![second.sh("nc 127.0.0.1 80 < /dev/null")?];
         ensure!(first.ended()? == 0);
         for line in [
@@ -463,6 +464,18 @@ fn a_part_of_a_volume_in_memory_is_what_others_have_there(context: &Context) -> 
     ensure!(direct.sh("cat /volume/file")? == "kept");
     ensure!(whole.sh("cat '/volume/a part/file'; df /volume | grep -c ' 1024 '")? == "kept\n1");
     ensure!(fs::read_dir(&part)?.count() == 0, "it is in the host's memory");
+    // A file that is there: kubelet, which sees none, makes a directory of that name.
+    whole.sh("echo words > /volume/settings")?;
+    let (made, bound_file) = (cache.join("settings"), bound.with_file_name("1"));
+    for directory in [&made, &bound_file] {
+        fs::create_dir(directory)?;
+    }
+    mount(Some(&made), &bound_file, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
+    let mounted_file = Mounted(bound_file.clone());
+    let reader = start(&bound_file)?;
+    let said = reader.sh("cat /volume; stat -c %F /volume; echo more >> /volume")?;
+    ensure!(said == "words\nregular file", "{said:?}");
+    ensure!(whole.sh("cat /volume/settings")? == "words\nmore");
     // What a container puts in its place leads nowhere.
     whole.sh("mv '/volume/a part' /volume/was; ln -s / '/volume/a part'")?;
     match start(&bound) {
@@ -474,6 +487,30 @@ fn a_part_of_a_volume_in_memory_is_what_others_have_there(context: &Context) -> 
             );
         }
     }
+    pod.remove()?;
+    drop((mounted_file, mounted));
+    Ok(fs::remove_dir_all(&directory)?)
+}
+
+/// As kubelet mounts it for a pod with users of its own, whose files in it are theirs and in the guest's memory.
+fn share_memory_as_users_of_their_own(context: &Context, handler: &str) -> Result<()> {
+    let directory = Path::new("/tmp").join(context.fresh_id());
+    let cache = directory.join("volumes/kubernetes.io~empty-dir/cache");
+    fs::create_dir_all(&cache)?;
+    mount(Some("tmpfs"), &cache, Some("tmpfs"), MsFlags::empty(), Some("size=1m,mode=0755"))?;
+    let mounted = Mounted(cache.clone());
+    let ids = json!([{"container_id": 0, "host_id": 100_000, "length": 65536}]);
+    let options = json!({"userns_options": {"mode": 0, "uids": ids, "gids": ids}});
+    let linux = json!({"security_context": {"namespace_options": options}});
+    let pod = Pod::run(context, handler, &json!({"linux": linux}))?;
+    let mount = json!({"container_path": "/cache", "host_path": cache, "uidMappings": ids, "gidMappings": ids});
+    let with = json!({"linux": linux, "mounts": [mount]});
+    let [first, second] = [(); 2].map(|()| pod.start(&["sleep", "1000000"], &with));
+    let (first, second) = (first?, second?);
+    let said = first.sh("echo ours > /cache/file; stat -c '%u %g %a' /cache /cache/file")?;
+    ensure!(said == "0 0 755\n0 0 644", "{said:?}");
+    ensure!(second.sh("cat /cache/file; stat -f -c %T /cache")? == "ours\ntmpfs");
+    ensure!(fs::read_dir(&cache)?.count() == 0, "it is in the host's memory");
     pod.remove()?;
     drop(mounted);
     Ok(fs::remove_dir_all(&directory)?)

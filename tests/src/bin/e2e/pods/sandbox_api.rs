@@ -29,6 +29,7 @@ crate::cases!(
     a_port_is_forwarded_and_one_where_nobody_listens_is_reset,
     many_at_once_leave_nothing,
     the_machine_follows_what_is_updated_of_a_container,
+    a_container_without_a_limit_is_not_held_by_its_neighbours,
 );
 
 /// The handler's name in containerd's configuration.
@@ -36,6 +37,18 @@ const OURS: &str = "kata-like-sandbox";
 
 fn containers_share_what_a_pod_shares(context: &Context) -> Result<()> {
     super::share_what_a_pod_shares(context, OURS, "readlink /proc/self/ns/ipc | wc -l").map(drop)
+}
+
+/// What kubelet says of a pod is the sum of those limits that there are.
+fn a_container_without_a_limit_is_not_held_by_its_neighbours(context: &Context) -> Result<()> {
+    let half = json!({"linux": {"resources": {"cpu_quota": 50_000, "cpu_period": 100_000}}});
+    let pod = Pod::run(context, OURS, &half)?;
+    let limited = pod.start(&["sleep", "1000000"], &half)?;
+    let busy = "while :; do :; done & while :; do :; done";
+    let container = pod.start(&["sh", "-c", busy], &Value::Null)?;
+    container.await_line("test $(grep -c ^processor /proc/cpuinfo) -gt 1 && echo more", "more")?;
+    limited.remove()?;
+    pod.remove()
 }
 
 fn it_lives_without_containers_until_it_is_stopped(context: &Context) -> Result<()> {
@@ -74,6 +87,7 @@ fn what_is_only_the_hosts_is_refused(context: &Context) -> Result<()> {
 
 fn users_of_a_pods_own_are_those_of_its_processes(context: &Context) -> Result<()> {
     super::own_users(context, OURS)?;
+    super::share_memory_as_users_of_their_own(context, OURS)?;
     let users = |mappings: &[Value]| {
         let options = json!({"userns_options": {"mode": 0, "uids": mappings, "gids": mappings}});
         json!({"linux": {"security_context": {"namespace_options": options}}})
