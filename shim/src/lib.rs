@@ -19,6 +19,8 @@ pub mod milestone;
 mod oci;
 mod sandbox;
 pub mod settings;
+#[cfg(test)]
+mod testing;
 pub mod vm;
 
 pub use error::{Error, Result};

@@ -279,7 +279,9 @@ mod tests {
         streams.forget(1);
         assert!(wanted.await.is_err());
         let host = connect(2);
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        while !streams.lock().contains_key(&2) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
         streams.forget(2);
         assert!(read_all(host).await.is_empty());
     }

@@ -238,7 +238,7 @@ impl Agent {
 
     /// Workers end a moment after they have answered, and closed streams linger.
     pub async fn assert_nothing_left(&self) {
-        for _ in 0..100 {
+        for _ in 0..1200 {
             if self.leftovers().is_empty() {
                 return;
             }

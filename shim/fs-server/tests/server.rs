@@ -25,6 +25,9 @@ struct Scratch {
     secret: PathBuf,
 }
 
+/// How long an answer is waited for that must not come.
+const NO_ANSWER: Duration = Duration::from_secs(2);
+
 const SECRET: &str = "not for the guest";
 
 fn scratch() -> Scratch {
@@ -217,8 +220,10 @@ fn a_name_with_a_zero_byte_is_refused_and_does_no_harm() {
     fs::write(scratch.shared.join("a"), "").unwrap();
     let mut machine = Machine::start(&scratch.shared);
     machine.init();
+    let patience = std::mem::replace(&mut machine.patience, NO_ANSWER);
     let answer = machine.call(fuse::LOOKUP, ROOT, &Body::new().bytes(b"a\0b\0"));
     assert!(answer.is_err());
+    machine.patience = patience;
     // The request queue is stopped; the server and its other queue are not.
     let attributes = Body::new().u32(0).u32(0).u64(0);
     machine.call_on(HIGH_PRIORITY, GUEST_ROOT, fuse::GETATTR, ROOT, &attributes).unwrap();
@@ -284,6 +289,7 @@ fn a_ring_that_claims_too_much_stops_its_queue() {
     machine.init();
     machine.overrun(REQUESTS);
     machine.settle();
+    machine.patience = NO_ANSWER;
     let getattr = Body::new().u32(0).u32(0).u64(0);
     let error = machine.call(fuse::GETATTR, ROOT, &getattr).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::TimedOut);
@@ -305,7 +311,7 @@ fn a_queue_handed_back_with_requests_in_it_is_served_when_it_returns() {
     let server = Pid::from_child(&machine.server);
     let base = std::thread::scope(|scope| {
         scope.spawn(move || {
-            std::thread::sleep(Duration::from_millis(200));
+            std::thread::sleep(Duration::from_secs(1));
             kill_process(server, Signal::CONT).unwrap();
         });
         machine.take_back(REQUESTS)

@@ -256,6 +256,12 @@ mod tests {
         assert!(earlier.kill(Duration::ZERO), "gone means gone");
     }
 
+    /// A process that lives until its standard input is closed.
+    fn living() -> std::process::Child {
+        let mut cat = std::process::Command::new("cat");
+        cat.stdin(std::process::Stdio::piped()).spawn().unwrap()
+    }
+
     #[test]
     fn an_id_is_free_when_its_last_owner_has_ended() {
         let dir = tempfile::tempdir().unwrap();
@@ -263,7 +269,7 @@ mod tests {
         claim(&paths, Duration::ZERO).unwrap();
         let taken = || matches!(claim(&paths, Duration::ZERO), Err(Error::AlreadyExists(_)));
         assert!(taken(), "somebody is at it, who has not said yet");
-        let mut owner = std::process::Command::new("sleep").arg("1").spawn().unwrap();
+        let mut owner = living();
         let state = SandboxState {
             owner: ProcessId::of(owner.id() as i32).unwrap(),
             helpers: Vec::new(),
@@ -273,6 +279,7 @@ mod tests {
         };
         state.write(&paths).unwrap();
         assert!(taken(), "its owner lives");
+        drop(owner.stdin.take());
         claim(&paths, Duration::from_secs(20)).unwrap();
         assert!(!paths.state_file().exists(), "what the last owner left is gone");
         owner.wait().unwrap();
@@ -319,15 +326,17 @@ mod tests {
         let (cgroup, uid, network) = (None, None, None);
         SandboxState { owner, helpers: vec![vmm], cgroup, uid, network }.write(&paths).unwrap();
         let (ended, end) = std::sync::mpsc::channel();
+        let (begun, beginning) = std::sync::mpsc::channel();
         std::thread::scope(|scope| {
             let paths = &paths;
             let first = scope.spawn(move || {
                 clean_up_by(paths, |_| {
+                    begun.send(()).unwrap();
                     end.recv().unwrap();
                     true
                 })
             });
-            std::thread::sleep(Duration::from_millis(100));
+            beginning.recv().unwrap();
             let second = scope.spawn(move || clean_up_by(paths, |_| panic!("it is the first's")));
             std::thread::sleep(Duration::from_millis(100));
             assert!(!second.is_finished(), "it waits");

@@ -156,7 +156,6 @@ fn decode(text: &str) -> Option<String> {
 mod tests {
     use super::*;
     use crate::io::{GuestStreams, OpenIo};
-    use std::os::unix::fs::PermissionsExt;
     use tokio::io::AsyncWriteExt;
     use tokio::net::UnixStream;
 
@@ -173,9 +172,7 @@ mod tests {
     }
 
     fn program(dir: &std::path::Path, script: &str) -> String {
-        let path = dir.join("logger");
-        std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let path = crate::testing::script(dir.join("logger"), script);
         format!("binary://{}?log={}/log", path.display(), dir.display())
     }
 

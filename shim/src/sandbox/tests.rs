@@ -395,10 +395,8 @@ async fn fixture_of(told: Option<PodSpec>) -> Fixture {
     std::fs::create_dir(paths.layout()).unwrap();
     std::os::unix::fs::symlink(paths.layout(), paths.shared()).unwrap();
     // A program that stands for one that stands for a container.
-    let stand_in = dir.path().join("stand-in");
-    std::fs::write(&stand_in, "#!/bin/sh\nexec 2>&-\nexec sleep 1000\n").unwrap();
-    let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-    std::fs::set_permissions(&stand_in, executable).unwrap();
+    let text = "exec 2>&-\nexec sleep 1000";
+    let stand_in = crate::testing::script(dir.path().join("stand-in"), text);
     let (sender, events) = mpsc::unbounded_channel();
     let settings = crate::settings::Settings::resolve(crate::config::Config::default()).unwrap();
     // Whatever the host has.
@@ -767,7 +765,8 @@ async fn the_last_owner_of_an_id_is_waited_for_while_this_thread_goes_on() {
     let paths = SandboxPaths::new(dir.path(), "ns", "a").unwrap();
     Sandbox::vacate(&paths).await.unwrap();
     paths.create().unwrap();
-    let mut owner = std::process::Command::new("sleep").arg("1").spawn().unwrap();
+    let mut owner = std::process::Command::new("cat");
+    let mut owner = owner.stdin(std::process::Stdio::piped()).spawn().unwrap();
     let last = ProcessId::of(owner.id().cast_signed()).unwrap();
     let (helpers, cgroup, uid, network) = (Vec::new(), None, None, None);
     SandboxState { owner: last, helpers, cgroup, uid, network }.write(&paths).unwrap();
@@ -782,6 +781,7 @@ async fn the_last_owner_of_an_id_is_waited_for_while_this_thread_goes_on() {
         made = &mut vacated => panic!("{made:?} while its owner lives"),
         () = turns => {}
     }
+    drop(owner.stdin.take());
     vacated.await.unwrap();
     assert!(!paths.root().exists());
     owner.wait().unwrap();

@@ -294,18 +294,8 @@ fn refused(what: &'static str) -> impl FnOnce(String) -> Error {
 mod tests {
     use super::*;
     use crate::config::Config;
-    use std::os::unix::fs::OpenOptionsExt as _;
+    use crate::testing::script;
     use tokio::io::AsyncReadExt as _;
-
-    /// A program that stands for a helper.
-    fn script(dir: &std::path::Path, name: &str, text: &str) -> std::path::PathBuf {
-        use std::io::Write as _;
-        let path = dir.join(name);
-        let mut file =
-            std::fs::File::options().create_new(true).write(true).mode(0o755).open(&path).unwrap();
-        write!(file, "#!/bin/sh\n{text}\n").unwrap();
-        path
-    }
 
     #[tokio::test]
     async fn a_flood_of_the_vmms_is_not_kept() {
@@ -353,8 +343,8 @@ mod tests {
         let image = dir.path().join("image");
         std::fs::write(&image, [0; 512]).unwrap();
         let mut settings = Settings::resolve(Config::default()).unwrap();
-        settings.vmm = script(dir.path(), "vmm", "/bin/dd bs=1M count=1 <&3 >&2");
-        settings.file_server = script(dir.path(), "fs", "exec /bin/sleep 100");
+        settings.vmm = script(dir.path().join("vmm"), "/bin/dd bs=1M count=1 <&3 >&2");
+        settings.file_server = script(dir.path().join("fs"), "exec /bin/sleep 100");
         let paths = SandboxPaths::new(dir.path(), "ns", "s").unwrap();
         let (vm, mut messages, _) = Vm::launch(&settings, &paths, 65534, None).unwrap();
         let disk = OpenDisk { parts: vec![(std::fs::File::open(image).unwrap(), 512)] };

@@ -266,18 +266,9 @@ fn give_up_protection(child: &Child) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Write as _;
-    use std::os::unix::fs::OpenOptionsExt as _;
+    use crate::testing::script;
     use std::os::unix::net::UnixStream;
     use std::os::unix::process::ExitStatusExt as _;
-
-    fn script(dir: &tempfile::TempDir, text: &str) -> std::path::PathBuf {
-        let path = dir.path().join("program");
-        let mut file =
-            File::options().create_new(true).write(true).mode(0o755).open(&path).unwrap();
-        write!(file, "#!/bin/sh\n{text}\n").unwrap();
-        path
-    }
 
     #[tokio::test]
     async fn a_helper_begins_with_what_it_is_given_and_nothing_else() {
@@ -285,7 +276,7 @@ mod tests {
         let text = "echo \"$1\" >&3; pwd >&3; readlink /proc/$$/fd/0 >&3; \
             grep -E 'SigBlk|SigIgn' /proc/self/status >&3; ps -o pgid= $$ >&3; echo $$ >&3; \
             env >&3; cat >&3; echo out; echo wrong >&2; kill -9 $$";
-        let program = script(&dir, text);
+        let program = script(dir.path().join("program"), text);
         let (mut ours, theirs) = UnixStream::pair().unwrap();
         let arguments: [&OsStr; 1] = ["a word".as_ref()];
         let (mut child, mut stderr) =
@@ -339,11 +330,17 @@ mod tests {
     async fn a_stand_in_that_is_not_ready_in_time_is_killed() {
         let dir = tempfile::tempdir().unwrap();
         let pid = dir.path().join("pid");
-        let program = script(&dir, "echo $$ > \"$1\"; exec sleep 1000");
-        let late = Duration::from_millis(500);
-        let error = stand_in_within(late, &program, &[pid.as_ref()], None).await.unwrap_err();
-        assert!(error.chain().contains("not ready within 500ms"), "{}", error.chain());
-        let pid = std::fs::read_to_string(&pid).unwrap();
+        let program = script(dir.path().join("program"), "echo $$ > \"$1\"; exec sleep 1000");
+        let mut late = Duration::from_millis(500);
+        // Until it was late enough for it to say who it is.
+        let pid = loop {
+            let error = stand_in_within(late, &program, &[pid.as_ref()], None).await.unwrap_err();
+            assert!(error.chain().contains(&format!("not ready within {late:?}")), "{error:?}");
+            match std::fs::read_to_string(&pid) {
+                Ok(said) if said.ends_with('\n') => break said,
+                _ => late *= 2,
+            }
+        };
         assert!(!Path::new("/proc").join(pid.trim()).exists());
     }
 
@@ -363,7 +360,7 @@ mod tests {
     #[tokio::test]
     async fn one_that_nobody_wants_any_more_is_gone() {
         let dir = tempfile::tempdir().unwrap();
-        let program = script(&dir, "exec sleep 1000");
+        let program = script(dir.path().join("program"), "exec sleep 1000");
         let (_ours, theirs) = UnixStream::pair().unwrap();
         let (child, _stderr) = helper(&program, &[], vec![theirs.into()], None).unwrap();
         let pid = child.pid();

@@ -176,7 +176,7 @@ impl Drop for Rig {
 }
 
 fn next(asked: &Receiver<Asked>) -> Asked {
-    asked.recv_timeout(Duration::from_secs(10)).expect("a request")
+    asked.recv_timeout(Duration::from_secs(60)).expect("a request")
 }
 
 fn expect(asked: &Receiver<Asked>, requests: &[u32]) -> Vec<Asked> {

@@ -300,7 +300,7 @@ mod tests {
     }
 
     /// Blocks in `handle` or in `quiesce`, as a read of a slow disk or a busy file server does, until it is let
-    /// go; says when it heard and when it handles.
+    /// go; says when it is started, when it handles and when it begins to stop.
     struct Slow {
         input: EventFd,
         blocks_at_once: bool,
@@ -324,6 +324,7 @@ mod tests {
         }
         fn quiesce(&mut self) {
             if !self.blocks_at_once {
+                let _ = self.told.send(());
                 self.let_go.recv().unwrap();
             }
         }
@@ -347,7 +348,14 @@ mod tests {
             heard.recv().unwrap();
             input.write(1).unwrap();
             heard.recv().unwrap();
-            assert!(handle.remove(&id, Duration::from_millis(50)).is_err());
+            if blocks_at_once {
+                assert!(handle.remove(&id, Duration::from_millis(50)).is_err());
+            } else {
+                // Until the thread has come to it in time.
+                while heard.try_recv().is_err() {
+                    assert!(handle.remove(&id, Duration::from_millis(50)).is_err());
+                }
+            }
             release.send(()).unwrap();
             if !blocks_at_once {
                 // It had begun to stop, and has to begin anew.
@@ -358,6 +366,7 @@ mod tests {
             heard.recv().unwrap();
             release.send(()).unwrap();
             assert_eq!(handle.remove(&id, PATIENCE).unwrap().len(), 1);
+            assert_eq!(heard.try_recv().is_ok(), !blocks_at_once, "it has begun to stop");
             assert!(heard.try_recv().is_err(), "it was started once more");
             handle.exit();
             thread.join().unwrap().unwrap();

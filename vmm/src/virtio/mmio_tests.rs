@@ -3,7 +3,9 @@ use crate::devices::rng::Rng;
 use crate::events::{self, EventReceiver};
 use crate::virtio::io_loop::IoLoop;
 use crate::virtio::testing::registers;
-use crate::virtio::testing::{Dice, TestQueue, event_idx, in_both_modes, memory, wait_for};
+use crate::virtio::testing::{
+    Dice, TestInterrupt, TestQueue, event_idx, in_both_modes, memory, wait_for,
+};
 use crate::virtio::{Watcher, Worker};
 use std::thread::JoinHandle;
 
@@ -71,6 +73,13 @@ impl Rig {
         self.write(register::STATUS, 15);
     }
 
+    /// Waits until the worker's thread has done what it was asked.
+    fn settle(&self) {
+        let idle = Stubborn(std::sync::mpsc::channel().1);
+        let id = self.io.add(Box::new(idle), Arc::new(TestInterrupt::default()));
+        self.io.remove(&id, Duration::from_secs(60)).unwrap();
+    }
+
     fn needs_reset(&self) -> bool {
         self.read(register::STATUS) & status::NEEDS_RESET != 0
     }
@@ -114,6 +123,7 @@ fn a_port_takes_notifications_as_the_register_does() {
         let mut queue = TestQueue::new(&rig.memory, 0x10_0000, 16);
         rig.start(&queue.setup());
         assert_eq!(rig.read(register::NOTIFY_PORT), 0xc002, "also after a reset");
+        rig.settle();
         queue.send(&[], &[32]);
         for (offset, junk) in [(0, &[0_u8][..]), (0, &[0; 4]), (1, &[0; 2]), (0, &[9, 9])] {
             port.write(offset, junk);

@@ -307,9 +307,9 @@ pub fn hostile_chains(size: u16, mut check: impl FnMut(&str, &GuestMemoryMmap, T
     }
 }
 
-/// Polls until there is something; fails the test after ten seconds.
+/// Polls until there is something; fails the test after a minute.
 pub fn wait_for<T>(mut poll: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(60);
     loop {
         if let Some(value) = poll() {
             return value;

@@ -61,6 +61,9 @@ enum Served {
     Layers,
 }
 
+/// How long what a server does is waited for.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// A running file server and the machine that it serves.
 pub struct Machine {
     pub server: Child,
@@ -71,6 +74,8 @@ pub struct Machine {
     queues: Vec<Queue>,
     /// From exec to the answer to the first message.
     pub start_time: Duration,
+    /// How long an answer may take: a whole file system is synced, on machines that do much else.
+    pub patience: Duration,
 }
 
 impl Machine {
@@ -110,7 +115,15 @@ impl Machine {
         let region = VhostUserMemoryRegionInfo::from_guest_region(region).unwrap();
         frontend.set_mem_table(&[region]).unwrap();
         let queues = (0..2).map(|index| set_up_queue(&mut frontend, index, &memory)).collect();
-        Self { server, frontend: Some(frontend), _other: other, memory, queues, start_time }
+        Self {
+            server,
+            frontend: Some(frontend),
+            _other: other,
+            memory,
+            queues,
+            start_time,
+            patience: PATIENCE,
+        }
     }
 
     /// Puts a chain in the queue and waits for the server to give it back: the length of the answer.
@@ -126,7 +139,7 @@ impl Machine {
         // SAFETY: the descriptor is open as long as `state` is borrowed.
         let call = unsafe { BorrowedFd::borrow_raw(state.call.as_raw_fd()) };
         let mut polled = [PollFd::from_borrowed_fd(call, PollFlags::IN)];
-        let patience = Timespec { tv_sec: 2, tv_nsec: 0 };
+        let patience = Timespec { tv_sec: self.patience.as_secs().cast_signed(), tv_nsec: 0 };
         if poll(&mut polled, Some(&patience))? == 0 {
             return Err(io::ErrorKind::TimedOut.into());
         }
@@ -211,7 +224,8 @@ impl Machine {
     /// Closes the VMM's end of the socket; how the server ended, unless it does not.
     pub fn disconnect(&mut self) -> Option<ExitStatus> {
         self.frontend = None;
-        for _ in 0..200 {
+        let end = Instant::now() + PATIENCE;
+        while Instant::now() < end {
             if let Some(status) = self.server.try_wait().unwrap() {
                 return Some(status);
             }

@@ -321,7 +321,13 @@ mod tests {
             let home = home.clone();
             move || home.lock(MAKING).map(drop)
         });
-        std::thread::sleep(Duration::from_millis(50));
+        // Until it has the directory open, as the first has.
+        let opened = |fd: std::io::Result<fs::DirEntry>| {
+            fs::read_link(fd.unwrap().path()).is_ok_and(|to| to == home.path())
+        };
+        while fs::read_dir("/proc/self/fd").unwrap().map(opened).filter(|is| *is).count() < 2 {
+            std::thread::yield_now();
+        }
         drop(first);
         let next = home.clone().reserve();
         let error = waiting.join().unwrap().unwrap_err();

@@ -104,12 +104,14 @@ mod tests {
         reserved.record(&spec(), "/b".into(), false).unwrap();
         reserved.leave();
         let mut record = home.load().unwrap();
-        let mut child = std::process::Command::new("sleep").arg("2").spawn().unwrap();
+        let mut child = std::process::Command::new("cat");
+        let mut child = child.stdin(std::process::Stdio::piped()).spawn().unwrap();
         record.monitor = ProcessId::of(child.id() as i32).unwrap();
         call::tests::always_answering(&home, Answer::Status(Status::Stopped));
         let short = Duration::from_millis(100);
         assert!(!home.wait_for_monitor(&record, true, short));
         assert!(record.monitor.lives());
+        drop(child.stdin.take());
         assert!(home.wait_for_monitor(&record, false, short));
         assert!(child.wait().unwrap().success(), "it ended by itself");
     }

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, bail};
 use protocol::control::{Command, Event, ExitReason};
 use protocol::machine::{MEMORY_BLOCK_MIB, Size};
 use std::fs;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 crate::cases!(
     crate::Scope::Once;
@@ -148,7 +148,7 @@ fn a_guest_that_ends_while_its_machine_changes_is_told_as_such(context: &Context
         config.cmdline = "rdinit=/none init=/none".into();
         config.max = Size { vcpus: 2, added_mib: 4 * MEMORY_BLOCK_MIB };
         let mut machine = Machine::start(config)?;
-        let end = Instant::now() + Duration::from_secs(60);
+        let end = Instant::now() + command::DEADLINE;
         let mut changes = 0u64;
         let reason = loop {
             match machine.next_event(end)? {

@@ -39,8 +39,8 @@ const WATCHED: [(&str, usize); 20] = [
     ("/sys/class/net", 1),
 ];
 
-/// How long what is going away may take.
-const SETTLE: Duration = Duration::from_secs(10);
+/// How long what is going away may take: each of our processes has seconds to end by itself.
+const SETTLE: Duration = Duration::from_secs(60);
 
 /// What the tests before have left in place: what the next one may find.
 #[derive(Default)]

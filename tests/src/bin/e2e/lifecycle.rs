@@ -177,7 +177,7 @@ fn a_living_shim_keeps_no_descriptors(context: &Context) -> Result<()> {
         container.exec_with_stdin("x", &["cat"])?.expect_code(0)?;
     }
     let mut after = Vec::new();
-    command::eventually("descriptors are as before", std::time::Duration::from_secs(20), || {
+    command::eventually("descriptors are as before", command::DEADLINE, || {
         after = leaks::descriptors_of_ours()?;
         Ok(after == before)
     })

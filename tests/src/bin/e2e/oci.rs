@@ -143,8 +143,9 @@ fn an_exec_in_the_background_has_a_process_of_its_own(context: &Context) -> Resu
 }
 
 fn a_terminal_goes_to_the_console_socket(context: &Context) -> Result<()> {
-    let mut config =
-        config(&["sh", "-c", "stty size; read line; echo got $line; stty size; exit 3"]);
+    let script = "stty size; read line; echo got $line; \
+        until stty size | grep -x '40 100'; do sleep 0.1; done; exit 3";
+    let mut config = config(&["sh", "-c", script]);
     config["mounts"] = json!([
         {"destination": "/dev", "type": "tmpfs", "source": "tmpfs"},
         {"destination": "/dev/pts", "type": "devpts", "source": "devpts"},
@@ -172,7 +173,6 @@ fn a_terminal_goes_to_the_console_socket(context: &Context) -> Result<()> {
     nix::errno::Errno::result(unsafe {
         libc::ioctl(master.as_raw_fd(), libc::TIOCSWINSZ, &raw const size)
     })?;
-    std::thread::sleep(Duration::from_secs(1));
     master.write_all(b"words\n")?;
     read_until(&mut master, &mut seen, "got words")?;
     read_until(&mut master, &mut seen, "40 100")?;

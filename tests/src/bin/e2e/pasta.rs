@@ -45,7 +45,7 @@ fn pastas() -> Result<String> {
 }
 
 fn no_pasta_stays() -> Result<()> {
-    command::eventually("pasta is gone", Duration::from_secs(30), || Ok(pastas()?.is_empty()))
+    command::eventually("pasta is gone", DEADLINE, || Ok(pastas()?.is_empty()))
 }
 
 /// The address above, while it lives.

@@ -77,7 +77,7 @@ fn told(context: &Context, life: impl FnOnce() -> Result<String>) -> Result<Vec<
     let events = Running::start(&mut context.ctr_command(&["events"]), Vec::new())?;
     std::thread::sleep(Duration::from_secs(1)); // until it listens
     let id = life()?;
-    std::thread::sleep(Duration::from_millis(500));
+    std::thread::sleep(Duration::from_secs(5)); // until the last has come
     events.signal(Signal::SIGTERM)?;
     let told = events.finish(DEADLINE)?.text();
     let topic = |line: &str| {

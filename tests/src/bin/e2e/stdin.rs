@@ -67,7 +67,7 @@ fn count(
     for fifo in [&stdin, &stdout] {
         mkfifo(fifo, Mode::S_IRWXU)?;
     }
-    let limit = || ttrpc::context::with_timeout(30_000_000_000);
+    let limit = || ttrpc::context::with_timeout(150_000_000_000);
     let close_stdin = || {
         let request = CloseIORequest { id: id.into(), stdin: true, ..Default::default() };
         shim.close_io(limit(), &request)

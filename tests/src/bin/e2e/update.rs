@@ -31,7 +31,7 @@ pub fn update(context: &Context, container: &Container, resources: &str) -> Resu
         resources: Some(resources).into(),
         ..Default::default()
     };
-    let limit = ttrpc::context::with_timeout(20_000_000_000);
+    let limit = ttrpc::context::with_timeout(150_000_000_000);
     shim(context, container)?.update(limit, &request)?;
     Ok(())
 }

@@ -14,7 +14,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap};
 
 const PAGE: u64 = 4096;
 const QUEUE: u16 = 256;
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Pages of guest memory that are not there: the kernel waits for them where it copies from them (userfaultfd(2)).
 struct Pages {

@@ -43,7 +43,7 @@ pub fn crictl(context: &Context, args: &[&str]) -> Result<Output> {
 pub fn crictl_command(context: &Context, args: &[&str]) -> Command {
     let socket = format!("unix://{}", context.containerd.address());
     let mut crictl = Command::new(CRICTL);
-    crictl.args(["--runtime-endpoint", &socket, "--image-endpoint", &socket, "--timeout", "50s"]);
+    crictl.args(["--runtime-endpoint", &socket, "--image-endpoint", &socket, "--timeout", "140s"]);
     // Elsewhere it looks for a configuration, and warns that it has none.
     crictl.args(["--config", "/dev/null"]).args(args);
     crictl

@@ -137,7 +137,7 @@ impl Rig {
     }
 
     fn stop(&mut self) -> Vec<Option<crate::virtio::ActiveQueue>> {
-        self.io.remove(&self.worker.take().unwrap(), Duration::from_secs(10)).unwrap()
+        self.io.remove(&self.worker.take().unwrap(), Duration::from_secs(60)).unwrap()
     }
 
     fn streams(&mut self) -> usize {
@@ -192,7 +192,7 @@ fn read_exactly(stream: &mut UnixStream, len: usize) -> Vec<u8> {
 }
 
 fn at_end(stream: &mut UnixStream) -> bool {
-    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
     match stream.read(&mut [0; 1]) {
         Ok(0) => true,
         Err(e) if e.kind() == ErrorKind::ConnectionReset => true,
