@@ -122,10 +122,12 @@ fn run_all(runs: &[(Version, String)], arguments: &Arguments) -> Result<()> {
     if !arguments.no_build {
         build::product()?;
     }
+    // It may be another by the time that the last run ends.
+    let tree = tree()?;
     let worth = e2e::worth(lab::ground()?, usize::MAX);
     let labs = Lab::side_by_side(arguments.labs.unwrap_or(worth).min(runs.len()))?;
     let queue = Mutex::new(runs.iter().cloned().collect::<VecDeque<_>>());
-    let round = Round { prepared, focus: arguments.focus.as_deref(), queue };
+    let round = Round { prepared, focus: arguments.focus.as_deref(), tree, queue };
     std::thread::scope(|scope| {
         let running: Vec<_> = labs.iter().map(|lab| scope.spawn(|| round.lab(lab))).collect();
         running.into_iter().map(build::joined).fold(Ok(()), Result::and)
@@ -166,6 +168,8 @@ fn restart(client: &Client) -> Result<()> {
 struct Round<'a> {
     prepared: PathBuf,
     focus: Option<&'a str>,
+    /// The commit that they are made with.
+    tree: String,
     queue: Mutex<VecDeque<(Version, String)>>,
 }
 
@@ -203,7 +207,7 @@ impl Round<'_> {
         client.get(Path::new(REPORT), &told)?;
         let [of_report, of_tree] = ["json", "tree"].map(|kind| kept(containerd, handler, kind));
         let mut report = Report::new();
-        let mut tree = tree()?;
+        let mut tree = self.tree.clone();
         if self.focus.is_some() && of_report.exists() {
             report = report::load(&of_report)?;
             let before = std::fs::read_to_string(&of_tree)?;

@@ -279,9 +279,12 @@ mod tests {
         streams.forget(1);
         assert!(wanted.await.is_err());
         let host = connect(2);
-        while !streams.lock().contains_key(&2) {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        let noted = async {
+            while !streams.lock().contains_key(&2) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), noted).await.unwrap();
         streams.forget(2);
         assert!(read_all(host).await.is_empty());
     }

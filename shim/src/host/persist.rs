@@ -279,8 +279,13 @@ mod tests {
         };
         state.write(&paths).unwrap();
         assert!(taken(), "its owner lives");
-        drop(owner.stdin.take());
+        let stdin = owner.stdin.take();
+        let ending = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(500));
+            drop(stdin);
+        });
         claim(&paths, Duration::from_secs(20)).unwrap();
+        ending.join().unwrap();
         assert!(!paths.state_file().exists(), "what the last owner left is gone");
         owner.wait().unwrap();
     }

@@ -226,7 +226,7 @@ impl FsWorker {
     fn take_back(&mut self) -> Result<(), FsError> {
         for (index, active) in self.queues.iter_mut().enumerate() {
             let base = self.backend.server.get_vring_base(index).map_err(server("stop a ring"))?;
-            active.queue.set_next_avail(base as u16);
+            active.go_on_at(base as u16);
             if let Ok(used) = active.queue.used_idx(&self.memory, Ordering::Acquire) {
                 active.queue.set_next_used(used.0);
             }

@@ -240,7 +240,7 @@ mod tests {
     use crate::events;
     use crate::virtio::ActiveQueue;
     use crate::virtio::testing::TestInterrupt;
-    use std::sync::mpsc::{SyncSender, sync_channel};
+    use std::sync::mpsc::{SyncSender, TryRecvError, sync_channel};
 
     const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -352,7 +352,7 @@ mod tests {
                 assert!(handle.remove(&id, Duration::from_millis(50)).is_err());
             } else {
                 // Until the thread has come to it in time.
-                while heard.try_recv().is_err() {
+                while heard.try_recv() == Err(TryRecvError::Empty) {
                     assert!(handle.remove(&id, Duration::from_millis(50)).is_err());
                 }
             }

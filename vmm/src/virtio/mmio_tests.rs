@@ -128,6 +128,7 @@ fn a_port_takes_notifications_as_the_register_does() {
         for (offset, junk) in [(0, &[0_u8][..]), (0, &[0; 4]), (1, &[0; 2]), (0, &[9, 9])] {
             port.write(offset, junk);
         }
+        rig.settle();
         assert_eq!(queue.used(), None);
         port.write(0, &[0, 0]);
         assert_eq!(wait_for(|| queue.used()), (0, 32));

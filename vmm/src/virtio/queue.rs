@@ -35,11 +35,12 @@ impl ActiveQueue {
         let (next, size) = (Wrapping(self.queue.next_avail()), self.queue.size());
         if next == self.available {
             let index = self.queue.avail_idx(memory, Ordering::Acquire);
-            self.available = index.map_err(ChainError::Ring)?;
-            if (self.available - next).0 > size {
+            let available = index.map_err(ChainError::Ring)?;
+            if (available - next).0 > size {
                 return Err(ChainError::Ring(Error::InvalidAvailRingIndex));
             }
-            if next == self.available {
+            self.available = available;
+            if next == available {
                 return Ok(None);
             }
         }
@@ -47,6 +48,12 @@ impl ActiveQueue {
         let head: u16 = memory.load(GuestAddress(entry), Ordering::Relaxed)?;
         self.queue.set_next_avail((next + Wrapping(1)).0);
         Chain::walk(memory, self.queue.desc_table(), size, u16::from_le(head)).map(Some)
+    }
+
+    /// Goes on at this entry of the available ring: others have served it, and know.
+    pub fn go_on_at(&mut self, next: u16) {
+        self.queue.set_next_avail(next);
+        self.available = Wrapping(next);
     }
 
     /// Puts the chain popped last back, to be popped again.
@@ -182,11 +189,26 @@ mod tests {
     }
 
     #[test]
+    fn what_others_have_served_is_not_served_again() {
+        let memory = memory();
+        let mut driver = TestQueue::new(&memory, 0x10_0000, 4);
+        let mut queue = driver.active();
+        (0..3).for_each(|_| drop(driver.send(&[], &[1])));
+        assert!(queue.pop(&memory).unwrap().is_some());
+        queue.go_on_at(3);
+        assert_eq!(queue.pop(&memory).unwrap(), None);
+        driver.send(&[], &[1]);
+        assert_eq!(queue.pop(&memory).unwrap().unwrap().head(), 3);
+    }
+
+    #[test]
     fn more_chains_than_the_ring_holds_are_refused() {
         let memory = memory();
         let driver = TestQueue::new(&memory, 0x10_0000, 4);
         let mut queue = driver.active();
         driver.set_available_index(5);
-        assert!(matches!(queue.pop(&memory), Err(ChainError::Ring(_))));
+        for _ in 0..2 {
+            assert!(matches!(queue.pop(&memory), Err(ChainError::Ring(_))));
+        }
     }
 }

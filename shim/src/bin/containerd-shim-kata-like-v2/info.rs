@@ -59,6 +59,8 @@ mod tests {
             told(&features["mountOptions"], "rro")
                 && told(&features["linux"]["namespaces"], "user")
         );
+        // By this containerd knows that the handler takes pods with users of their own.
+        assert_eq!(features["linux"]["mountExtensions"]["idmap"]["enabled"], true);
         let seccomp = &features["linux"]["seccomp"];
         let flag = "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV";
         assert!(told(&seccomp["knownFlags"], flag) && !told(&seccomp["supportedFlags"], flag));

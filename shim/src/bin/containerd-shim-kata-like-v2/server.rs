@@ -208,7 +208,7 @@ mod tests {
         assert!(tokio::time::timeout(short * 4, service.abandoned(short, long)).await.is_err());
         tokio::time::timeout(long * 5, service.abandoned(short, long)).await.unwrap();
         service.hold();
-        assert!(tokio::time::timeout(short * 4, service.abandoned(short, long)).await.is_err());
+        assert!(tokio::time::timeout(short * 8, service.abandoned(short, short)).await.is_err());
     }
 
     #[tokio::test]

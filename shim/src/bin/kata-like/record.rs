@@ -322,10 +322,12 @@ mod tests {
             move || home.lock(MAKING).map(drop)
         });
         // Until it has the directory open, as the first has.
+        let directory = home.path().canonicalize().unwrap();
         let opened = |fd: std::io::Result<fs::DirEntry>| {
-            fs::read_link(fd.unwrap().path()).is_ok_and(|to| to == home.path())
+            fs::read_link(fd.unwrap().path()).is_ok_and(|to| to == directory)
         };
         while fs::read_dir("/proc/self/fd").unwrap().map(opened).filter(|is| *is).count() < 2 {
+            assert!(!waiting.is_finished(), "it does not wait");
             std::thread::yield_now();
         }
         drop(first);

@@ -111,8 +111,13 @@ mod tests {
         let short = Duration::from_millis(100);
         assert!(!home.wait_for_monitor(&record, true, short));
         assert!(record.monitor.lives());
-        drop(child.stdin.take());
+        let stdin = child.stdin.take();
+        let ending = std::thread::spawn(move || {
+            std::thread::sleep(5 * short);
+            drop(stdin);
+        });
         assert!(home.wait_for_monitor(&record, false, short));
+        ending.join().unwrap();
         assert!(child.wait().unwrap().success(), "it ended by itself");
     }
 

@@ -69,6 +69,13 @@ fn frames_go_both_ways_between_an_interface_and_its_tap_and_all_is_undone() {
     assert_eq!((interface.name.as_str(), &interface.mac[..]), ("eth0", &mac[..]));
     assert!(interface.addresses.iter().any(|address| address.local == [10, 1, 2, 3]));
     assert!(interface.up);
+    let of_tap = |line: &&str| {
+        let name = line.split_whitespace().next_back().unwrap_or_default();
+        !["lo", "eth0", "kata-likepeer"].contains(&name)
+    };
+    let text = || std::fs::read_to_string("/proc/thread-self/net/if_inet6").unwrap();
+    let addresses = space.within(|_| text());
+    assert_eq!(addresses.lines().find(of_tap), None, "the tap speaks IPv6");
     { tap }.write_all(&[&[0; 12][..], &frame(1)].concat()).unwrap();
     assert!(hears(&wire, 0, &frame(1)), "what the guest sends does not leave");
     (&wire).write_all(&frame(2)).unwrap();

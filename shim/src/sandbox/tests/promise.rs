@@ -45,3 +45,28 @@ async fn what_can_not_be_promised_leaves_what_was() {
     assert_eq!(f.promised(cpus(200_000)).await.unwrap(), (2, 256));
     f.sandbox.stop().await;
 }
+
+#[tokio::test]
+async fn what_a_container_had_goes_when_it_leaves() {
+    let f = fixture().await;
+    let size = || {
+        let (vcpus, bytes) = *f.guest.size.lock().unwrap();
+        (vcpus, bytes / MIB)
+    };
+    for id in ["c", "d"] {
+        f.sandbox.create(f.container(id, "sh")).await.unwrap();
+        let limits = br#"{"memory": {"limit": 134217728}, "cpu": {"quota": 100000}}"#;
+        f.sandbox.update(id, limits).await.unwrap();
+    }
+    assert_eq!(size(), (2, 256));
+    f.sandbox.delete("d", "").await.unwrap();
+    // Nobody waits for that.
+    for _ in 0..200 {
+        if size() == (1, 128) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(size(), (1, 128));
+    f.sandbox.stop().await;
+}

@@ -144,7 +144,7 @@ fn an_exec_in_the_background_has_a_process_of_its_own(context: &Context) -> Resu
 
 fn a_terminal_goes_to_the_console_socket(context: &Context) -> Result<()> {
     let script = "stty size; read line; echo got $line; \
-        until stty size | grep -x '40 100'; do sleep 0.1; done; exit 3";
+        for i in $(seq 600); do stty size | grep -x '40 100' && exit 3; sleep 0.1; done";
     let mut config = config(&["sh", "-c", script]);
     config["mounts"] = json!([
         {"destination": "/dev", "type": "tmpfs", "source": "tmpfs"},

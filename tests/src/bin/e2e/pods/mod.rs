@@ -454,7 +454,13 @@ fn a_part_of_a_volume_in_memory_is_what_others_have_there(context: &Context) -> 
     chown(&part, None, Some(4321))?;
     fs::set_permissions(&part, Permissions::from_mode(0o2770))?;
     mount(Some(&part), &bound, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
-    let mounted = [Mounted(bound.clone()), mounted];
+    // A file that a container will make: kubelet, which does not see it, makes a directory of that name.
+    let (made, bound_file) = (cache.join("settings"), bound.with_file_name("1"));
+    for directory in [&made, &bound_file] {
+        fs::create_dir(directory)?;
+    }
+    mount(Some(&made), &bound_file, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
+    let mounted = [Mounted(bound_file.clone()), Mounted(bound.clone()), mounted];
     let pod = Pod::run(context, OURS, &Value::Null)?;
     let on = |path: &Path| json!({"mounts": [{"container_path": "/volume", "host_path": path}]});
     let start = |path: &Path| pod.start(&["sleep", "1000000"], &on(path));
@@ -464,14 +470,7 @@ fn a_part_of_a_volume_in_memory_is_what_others_have_there(context: &Context) -> 
     ensure!(direct.sh("cat /volume/file")? == "kept");
     ensure!(whole.sh("cat '/volume/a part/file'; df /volume | grep -c ' 1024 '")? == "kept\n1");
     ensure!(fs::read_dir(&part)?.count() == 0, "it is in the host's memory");
-    // A file that is there: kubelet, which sees none, makes a directory of that name.
     whole.sh("echo words > /volume/settings")?;
-    let (made, bound_file) = (cache.join("settings"), bound.with_file_name("1"));
-    for directory in [&made, &bound_file] {
-        fs::create_dir(directory)?;
-    }
-    mount(Some(&made), &bound_file, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
-    let mounted_file = Mounted(bound_file.clone());
     let reader = start(&bound_file)?;
     let said = reader.sh("cat /volume; stat -c %F /volume; echo more >> /volume")?;
     ensure!(said == "words\nregular file", "{said:?}");
@@ -488,7 +487,7 @@ fn a_part_of_a_volume_in_memory_is_what_others_have_there(context: &Context) -> 
         }
     }
     pod.remove()?;
-    drop((mounted_file, mounted));
+    drop(mounted);
     Ok(fs::remove_dir_all(&directory)?)
 }
 

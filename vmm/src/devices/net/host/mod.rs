@@ -177,7 +177,7 @@ impl HostWorker {
         }
         for (index, active) in rings.zip(&mut self.queues) {
             match host.take_back(index) {
-                Ok(next) => active.queue.set_next_avail(next),
+                Ok(next) => active.go_on_at(next),
                 Err(error) => outcome = outcome.and(Err(call("give a ring back")(error))),
             }
             if let Ok(used) = active.queue.used_idx(&self.activation.memory, Ordering::Acquire) {
