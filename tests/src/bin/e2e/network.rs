@@ -378,6 +378,9 @@ fn a_hook_brings_an_interface_and_a_sysctl_is_its(context: &Context) -> Result<(
     let mut config = config(&["sh", "-c", look]);
     let namespaces = config["linux"]["namespaces"].as_array_mut().context("namespaces")?;
     namespaces.push(json!({"type": "network"}));
+    let rights = ["CAP_NET_RAW"];
+    config["process"]["capabilities"] =
+        json!({"bounding": rights, "effective": rights, "permitted": rights});
     config["linux"]["sysctl"] = json!({"net.ipv4.conf.hooked.forwarding": "1"});
     let script = "pid=$(sed 's/.*\"pid\": *\\([0-9]*\\).*/\\1/'); \
         ip link add e2ehook type veth peer name hooked netns $pid && \
