@@ -54,9 +54,12 @@ async fn what_a_container_had_goes_when_it_leaves() {
         (vcpus, bytes / MIB)
     };
     for id in ["c", "d"] {
-        f.sandbox.create(f.container(id, "sh")).await.unwrap();
-        let limits = br#"{"memory": {"limit": 134217728}, "cpu": {"quota": 100000}}"#;
-        f.sandbox.update(id, limits).await.unwrap();
+        let mut new = f.container(id, "sh");
+        let mut spec = serde_json::to_value(&new.spec).unwrap();
+        spec["linux"]["resources"] =
+            serde_json::json!({"memory": {"limit": 128 * MIB}, "cpu": {"quota": 100_000}});
+        new.spec = serde_json::from_value(spec).unwrap();
+        f.sandbox.create(new).await.unwrap();
     }
     assert_eq!(size(), (2, 256));
     f.sandbox.delete("d", "").await.unwrap();
