@@ -2,7 +2,7 @@
 
 use std::io::Write as _;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 /// A script of the shell's that can be executed. Another process writes it: a descriptor for that, inherited by a process
 /// that a test beside this one is about to start, would keep it from being executed.
@@ -13,4 +13,9 @@ pub fn script(path: PathBuf, text: &str) -> PathBuf {
     write!(shell.stdin.take().unwrap(), "#!/bin/sh\n{text}\n").unwrap();
     assert!(shell.wait().unwrap().success());
     path
+}
+
+/// A process that lives until its standard input is closed.
+pub fn living() -> Child {
+    Command::new("cat").stdin(Stdio::piped()).spawn().unwrap()
 }

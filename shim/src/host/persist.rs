@@ -256,12 +256,6 @@ mod tests {
         assert!(earlier.kill(Duration::ZERO), "gone means gone");
     }
 
-    /// A process that lives until its standard input is closed.
-    fn living() -> std::process::Child {
-        let mut cat = std::process::Command::new("cat");
-        cat.stdin(std::process::Stdio::piped()).spawn().unwrap()
-    }
-
     #[test]
     fn an_id_is_free_when_its_last_owner_has_ended() {
         let dir = tempfile::tempdir().unwrap();
@@ -269,7 +263,7 @@ mod tests {
         claim(&paths, Duration::ZERO).unwrap();
         let taken = || matches!(claim(&paths, Duration::ZERO), Err(Error::AlreadyExists(_)));
         assert!(taken(), "somebody is at it, who has not said yet");
-        let mut owner = living();
+        let mut owner = crate::testing::living();
         let state = SandboxState {
             owner: ProcessId::of(owner.id() as i32).unwrap(),
             helpers: Vec::new(),

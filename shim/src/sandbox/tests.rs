@@ -765,8 +765,7 @@ async fn the_last_owner_of_an_id_is_waited_for_while_this_thread_goes_on() {
     let paths = SandboxPaths::new(dir.path(), "ns", "a").unwrap();
     Sandbox::vacate(&paths).await.unwrap();
     paths.create().unwrap();
-    let mut owner = std::process::Command::new("cat");
-    let mut owner = owner.stdin(std::process::Stdio::piped()).spawn().unwrap();
+    let mut owner = crate::testing::living();
     let last = ProcessId::of(owner.id().cast_signed()).unwrap();
     let (helpers, cgroup, uid, network) = (Vec::new(), None, None, None);
     SandboxState { owner: last, helpers, cgroup, uid, network }.write(&paths).unwrap();

@@ -13,7 +13,6 @@ use crate::virtio::{
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
@@ -226,10 +225,7 @@ impl FsWorker {
     fn take_back(&mut self) -> Result<(), FsError> {
         for (index, active) in self.queues.iter_mut().enumerate() {
             let base = self.backend.server.get_vring_base(index).map_err(server("stop a ring"))?;
-            active.go_on_at(base as u16);
-            if let Ok(used) = active.queue.used_idx(&self.memory, Ordering::Acquire) {
-                active.queue.set_next_used(used.0);
-            }
+            active.go_on_at(&self.memory, base as u16);
         }
         Ok(())
     }

@@ -50,10 +50,14 @@ impl ActiveQueue {
         Chain::walk(memory, self.queue.desc_table(), size, u16::from_le(head)).map(Some)
     }
 
-    /// Goes on at this entry of the available ring: others have served it, and know.
-    pub fn go_on_at(&mut self, next: u16) {
+    /// Goes on where others have got to who served it: at this entry of the available ring, and where the used ring, as it
+    /// lies in memory, ends.
+    pub fn go_on_at(&mut self, memory: &GuestMemoryMmap, next: u16) {
         self.queue.set_next_avail(next);
         self.available = Wrapping(next);
+        if let Ok(used) = self.queue.used_idx(memory, Ordering::Acquire) {
+            self.queue.set_next_used(used.0);
+        }
     }
 
     /// Puts the chain popped last back, to be popped again.
@@ -192,13 +196,20 @@ mod tests {
     fn what_others_have_served_is_not_served_again() {
         let memory = memory();
         let mut driver = TestQueue::new(&memory, 0x10_0000, 4);
-        let mut queue = driver.active();
+        let [mut queue, mut others] = [driver.active(), driver.active()];
         (0..3).for_each(|_| drop(driver.send(&[], &[1])));
         assert!(queue.pop(&memory).unwrap().is_some());
-        queue.go_on_at(3);
+        for _ in 0..3 {
+            let head = others.pop(&memory).unwrap().unwrap().head();
+            others.complete(&memory, head, 1).unwrap();
+        }
+        queue.go_on_at(&memory, 3);
         assert_eq!(queue.pop(&memory).unwrap(), None);
         driver.send(&[], &[1]);
-        assert_eq!(queue.pop(&memory).unwrap().unwrap().head(), 3);
+        let head = queue.pop(&memory).unwrap().unwrap().head();
+        queue.complete(&memory, head, 1).unwrap();
+        let used: Vec<_> = std::iter::from_fn(|| driver.used()).map(|(head, _)| head).collect();
+        assert_eq!(used, [0, 1, 2, 3]);
     }
 
     #[test]

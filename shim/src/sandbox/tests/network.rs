@@ -28,6 +28,14 @@ fn with_interface(name: &str) -> Space {
     space
 }
 
+/// A pod, and its network namespace, which has an interface and a loopback.
+async fn pod() -> (Fixture, Space) {
+    let space = with_interface("eth0");
+    space.loopback_up();
+    let network = Some(space.path());
+    (fixture_of(Some(PodSpec { network, ..PodSpec::default() })).await, space)
+}
+
 #[tokio::test]
 async fn the_first_container_decides_for_all_and_the_end_undoes_it() {
     let f = fixture().await;
@@ -106,10 +114,7 @@ async fn what_can_not_be_a_guests_is_refused_by_name() {
 
 #[tokio::test]
 async fn what_connects_to_a_pods_localhost_reaches_the_guests_until_it_ends() {
-    let space = with_interface("eth0");
-    space.loopback_up();
-    let network = Some(space.path());
-    let f = fixture_of(Some(PodSpec { network, ..PodSpec::default() })).await;
+    let (f, space) = pod().await;
     // Asked for again, it is as before.
     for _ in 0..2 {
         f.sandbox.set_up().await.unwrap();
@@ -147,10 +152,7 @@ async fn what_connects_to_a_pods_localhost_reaches_the_guests_until_it_ends() {
 
 #[tokio::test]
 async fn connections_beyond_the_most_are_reset_and_one_that_ends_makes_room() {
-    let space = with_interface("eth0");
-    space.loopback_up();
-    let network = Some(space.path());
-    let f = fixture_of(Some(PodSpec { network, ..PodSpec::default() })).await;
+    let (f, space) = pod().await;
     f.sandbox.set_up().await.unwrap();
     let talk = move || {
         let echoes = || -> std::io::Result<TcpStream> {
@@ -174,10 +176,7 @@ async fn connections_beyond_the_most_are_reset_and_one_that_ends_makes_room() {
 
 #[tokio::test]
 async fn a_port_forwarding_that_fails_once_is_there_when_it_is_asked_for_again() {
-    let space = with_interface("eth0");
-    space.loopback_up();
-    let network = Some(space.path());
-    let f = fixture_of(Some(PodSpec { network, ..PodSpec::default() })).await;
+    let (f, space) = pod().await;
     // The only port that may be taken is taken.
     let of_space = |range: &str| {
         space.within(|_| std::fs::write("/proc/sys/net/ipv4/ip_local_port_range", range)).unwrap();

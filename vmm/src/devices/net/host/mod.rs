@@ -19,7 +19,6 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use virtio_queue::QueueT;
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::epoll::EventSet;
@@ -177,11 +176,8 @@ impl HostWorker {
         }
         for (index, active) in rings.zip(&mut self.queues) {
             match host.take_back(index) {
-                Ok(next) => active.go_on_at(next),
+                Ok(next) => active.go_on_at(&self.activation.memory, next),
                 Err(error) => outcome = outcome.and(Err(call("give a ring back")(error))),
-            }
-            if let Ok(used) = active.queue.used_idx(&self.activation.memory, Ordering::Acquire) {
-                active.queue.set_next_used(used.0);
             }
         }
         outcome
